@@ -1,0 +1,1 @@
+"""Pass one: prompts in, mixture out."""

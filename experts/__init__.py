@@ -1,0 +1,10 @@
+"""Experts: what is mixed, and how it is made. Importing this package registers SVF with PEFT."""
+
+import os
+
+# TRL and the hub client report usage unless told otherwise; a library should not decide that for its users.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from experts.svf import SVFConfig  # noqa: E402
+
+__all__ = ["SVFConfig"]

@@ -1,0 +1,105 @@
+"""W = U diag(s) Vᵀ, once per matrix and machine.
+
+A decomposition is kept in the cache folder, one safetensors file a matrix, under the hash of the matrix's own
+bytes: it can never be stale, is shared by every expert, subset of layers and rank, and is written once even if
+several processes ask for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experts.files import atomic_file, cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+class Factors(NamedTuple):
+    """W ≈ U diag(s) Vᵀ, exact for r = min(m, n); s is float32 and falls, U and Vᵀ have W's dtype and device."""
+
+    u: Tensor  # [m, r]
+    s: Tensor  # [r]
+    vt: Tensor  # [r, n]
+
+
+def decompose(weight: Tensor, rank: int | None = None) -> Factors:
+    """The `rank` largest singular triplets of `weight` [m, n], from the cache or computed on the weight's device.
+
+    Raises:
+        ValueError: if the weight has no values to decompose (meta device) or is not finite.
+    """
+    if weight.is_meta:
+        raise ValueError("the weights of this model are not loaded (meta device): load it without offloading first")
+    weight = weight.detach().contiguous()
+    path = cache_folder() / "svd" / f"{_key(weight)}.safetensors"
+    factors = _read(path)
+    if factors is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            factors = _read(path)  # another process may have written it while this one waited
+            if factors is None:
+                factors = _svd(weight)
+                _write(path, factors)
+    precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    u, s, vt = factors
+    rank = min(rank or len(s), len(s))
+    return Factors(
+        u[:, :rank].to(weight.device, weight.dtype, copy=True, memory_format=torch.contiguous_format),
+        s[:rank].to(weight.device, precise, copy=True),
+        vt[:rank].to(weight.device, weight.dtype, copy=True),
+    )
+
+
+def _svd(weight: Tensor) -> Factors:
+    precise = weight if weight.dtype == torch.float64 else weight.float()
+    if not torch.isfinite(precise).all():
+        raise ValueError("a weight matrix holds NaN or infinity and has no singular values; check the checkpoint")
+    return Factors(*torch.linalg.svd(precise, full_matrices=False))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _key(weight: Tensor) -> str:
+    """Changes with any bit of the matrix, its shape or its dtype."""
+    digest = hashlib.sha256(f"{weight.dtype} {list(weight.shape)}".encode())
+    digest.update(_bytes(weight))
+    return digest.hexdigest()
+
+
+def _checksum(factors: Factors) -> str:
+    digest = hashlib.sha256()
+    for tensor in factors:
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _write(path: Path, factors: Factors) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in factors._asdict().items()}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"sha256": _checksum(factors)})
+
+
+def _read(path: Path) -> Factors | None:
+    """The cached factors, or None where there are none or the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            factors = Factors(*(file.get_tensor(name) for name in Factors._fields))
+            if _checksum(factors) == (file.metadata() or {}).get("sha256"):
+                return factors
+    except (SafetensorError, OSError):
+        pass
+    logger.warning("%s is damaged; decomposing that matrix again", path)
+    return None

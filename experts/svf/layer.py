@@ -1,0 +1,252 @@
+"""One linear layer whose singular values experts rescale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers.pytorch_utils import Conv1D
+
+from experts.svf.config import SVFConfig
+from experts.svf.decomposition import decompose
+
+# Fused optimisers change parameters without bumping their version counters, so a merged weight also
+# remembers how many optimiser steps this process had made when it was built.
+_optimizer_steps = 0
+
+
+def _count_optimizer_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_optimizer_step)
+
+
+class MergedLinear(torch.autograd.Function):
+    """y = x W'ᵀ + b for a merged W' = W + U diag(s·δ) Vᵀ, differentiable in δ = z − 1 without a dense gradient.
+
+    With g = ∂L/∂y and the projections a = g U and p = x V (both [tokens, r]):
+
+        ∂L/∂δ = s · Σ_tokens a·p
+        ∂L/∂x = g W' = (a·s·(1 + δ)) Vᵀ
+
+    The second form of ∂L/∂x reuses a. It costs tokens × r × n instead of tokens × m × n, so it is taken where it
+    is cheaper: for matrices that are taller than wide (r < m), whose factors carry all of W'.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,  # [..., n]
+        delta: Tensor,  # [r], float32
+        bias: Tensor | None,
+        merged: Tensor,  # [m, n], built from delta: a constant for autograd
+        u: Tensor,  # [m, r]
+        s: Tensor,  # [r]
+        vt: Tensor,  # [r, n]
+    ) -> Tensor:
+        ctx.save_for_backward(x, delta, merged, u, s, vt)
+        return F.linear(x, merged, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, delta, merged, u, s, vt = ctx.saved_tensors
+        m, n = merged.shape
+        g = grad.reshape(-1, m)  # [T, m]
+        a = g @ u  # [T, r]
+        p = x.reshape(-1, n) @ vt.T  # [T, r]
+        grad_delta = s * (a * p).sum(0)  # [r]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (a * (s * (1 + delta))) @ vt if m > n else g @ merged
+            grad_x = grad_x.view_as(x)
+        grad_bias = g.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_delta, grad_bias, None, None, None, None
+
+
+class SVFLinear(nn.Module, BaseTunerLayer):
+    """A linear layer W [m, n] with experts z [r]: W' = U diag(s·z) Vᵀ (arXiv 2501.06252, equation 1).
+
+    Everything is computed as a difference, W' = W + U diag(s·δ) Vᵀ with δ = Σ_k (z_k − 1) over the active adapters,
+    so that z = 1 is the base bit for bit in every dtype. How a forward runs follows from what it needs:
+
+    - nothing active: the base layer;
+    - training in full precision and full rank: a merged weight, with `MergedLinear`'s backward;
+    - training otherwise: y = W x + U (s·δ·(Vᵀ x)). A merged bfloat16 weight would swallow small changes of z, and a
+      few singular values cost no more than a LoRA;
+    - no gradient wanted: a merged weight.
+
+    A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, or any
+    in-place operation that PyTorch counts. After writing through `z.data`, call `invalidate()`.
+
+    U [m, r], s [r] and Vᵀ [r, n] are buffers shared by all experts of the layer, of the largest rank among them, and
+    are never saved. z is float32 whatever the dtype of the base.
+    """
+
+    adapter_layer_names = ("svf_z",)
+    svf_u: Tensor | None
+    svf_s: Tensor | None
+    svf_vt: Tensor | None
+
+    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: SVFConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.transposed = isinstance(base_layer, Conv1D)  # its weight is [n, m]
+        weight = base_layer.weight
+        self.out_features, self.in_features = reversed(weight.shape) if self.transposed else weight.shape
+        self.svf_z = nn.ParameterDict()
+        for name in ("svf_u", "svf_s", "svf_vt"):
+            self.register_buffer(name, None, persistent=False)
+        self.merged_adapters = []
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self._pristine: Tensor | None = None  # the base weight while adapters are merged into the layer
+        self._merged_weight: Tensor | None = None
+        self._merged_key: tuple[Any, ...] | None = None
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
+        """Adds the expert z = 1 under a name."""
+        rank = min(self.out_features, self.in_features, config.rank or self.in_features)
+        z = torch.ones(rank, dtype=self._z_dtype, device=self.base_layer.weight.device)
+        self.svf_z[adapter_name] = nn.Parameter(z)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def decompose(self) -> None:
+        """Loads or computes the factors, as many as the experts of the layer need. Cheap when they are there."""
+        rank = max((z.numel() for z in self.svf_z.values()), default=0)
+        if self.svf_s is None or len(self.svf_s) < rank:
+            self.svf_u, self.svf_s, self.svf_vt = decompose(self.pristine_weight, rank)
+
+    @property
+    def pristine_weight(self) -> Tensor:
+        """The base's W [m, n], also while adapters are merged into the layer."""
+        weight = self.base_layer.weight.detach() if self._pristine is None else self._pristine
+        return weight.T if self.transposed else weight
+
+    @property
+    def _z_dtype(self) -> torch.dtype:
+        # float64 only serves to check the arithmetic.
+        return torch.float64 if self.base_layer.weight.dtype == torch.float64 else torch.float32
+
+    def delta(self, adapter_names: list[str]) -> Tensor:
+        """δ = Σ_k (z_k − 1) [r], zero where an expert of a smaller rank has nothing."""
+        assert self.svf_s is not None
+        delta = torch.zeros_like(self.svf_s)
+        for name in adapter_names:
+            z = self.svf_z[name]
+            delta = delta + F.pad(z - 1, (0, len(delta) - len(z)))
+        return delta
+
+    @torch.no_grad()
+    def merge_delta(self, delta: Tensor) -> Tensor:
+        """W + U diag(s·δ) Vᵀ [m, n], in float32 and rounded once to the base's dtype."""
+        assert self.svf_u is not None and self.svf_s is not None and self.svf_vt is not None
+        difference = (self.svf_u.to(delta.dtype) * (self.svf_s * delta)) @ self.svf_vt.to(delta.dtype)
+        return difference.add_(self.pristine_weight).to(self.pristine_weight.dtype)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """U diag(s·(z − 1)) Vᵀ, in the shape and dtype of the base layer's weight (PEFT's LoRA conversion asks)."""
+        assert self.svf_u is not None and self.svf_s is not None and self.svf_vt is not None
+        delta = self.delta([adapter_name])
+        difference = (self.svf_u.to(delta.dtype) * (self.svf_s * delta)) @ self.svf_vt.to(delta.dtype)
+        return (difference.T if self.transposed else difference).to(self.base_layer.weight.dtype)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Puts W' in the place of the base layer's weight and keeps the base's for `unmerge`.
+
+        Raises:
+            ValueError: with `safe_merge`, if W' is not finite; nothing is changed then.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
+        if not names:
+            return
+        merged = self.merge_delta(self.delta([*self.merged_adapters, *names]))
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"merging {', '.join(names)} gives a weight that is not finite; the expert is broken")
+        if self._pristine is None:
+            self._pristine = self.base_layer.weight.data
+        self.base_layer.weight.data = merged.T.contiguous() if self.transposed else merged
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Puts the base's own weight back, bit for bit."""
+        if self._pristine is not None:
+            self.base_layer.weight.data = self._pristine
+            self._pristine = None
+        self.merged_adapters.clear()
+
+    def invalidate(self) -> None:
+        """Forgets the merged weight. Needed only after z was written through `.data`."""
+        self._merged_weight = self._merged_key = None
+
+    def _merged(self, active: list[str], delta: Tensor) -> Tensor:
+        experts = [self.svf_z[name] for name in active]
+        trained = any(z.requires_grad for z in experts)
+        key = (_optimizer_steps if trained else None, *((id(z), z._version) for z in experts))
+        if self._merged_weight is None or self._merged_key != key:
+            # Made outside inference mode: a later training step saves this tensor for its backward.
+            with torch.inference_mode(False):
+                self._merged_weight = self.merge_delta(delta)
+            self._merged_key = key
+        return self._merged_weight
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        active = [name for name in self.active_adapters if name in self.svf_z]
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        if self.merged or not active:
+            return self.base_layer(x, *args, **kwargs)
+
+        assert self.svf_u is not None and self.svf_s is not None and self.svf_vt is not None
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        delta = self.delta(active)
+        trained = any(self.svf_z[name].requires_grad for name in active)
+        full_rank = len(delta) == min(self.out_features, self.in_features)
+        # Autocast rounds a merged weight to half precision, as a half-precision base does.
+        full_precision = weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(x.device.type)
+        wants_gradient = trained and torch.is_grad_enabled()
+
+        if wants_gradient and full_precision and full_rank:
+            merged = self._merged(active, delta)
+            return MergedLinear.apply(x, delta, bias, merged, self.svf_u, self.svf_s, self.svf_vt)
+        if wants_gradient or (trained and not full_precision):
+            hidden = F.linear(x, self.svf_vt)  # [..., r]
+            hidden = (hidden * (self.svf_s * delta)).to(hidden.dtype)
+            return self.base_layer(x, *args, **kwargs) + F.linear(hidden, self.svf_u)
+        return F.linear(x, self._merged(active, delta), bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
+        # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.
+        kept = {name: z.data for name, z in self.svf_z.items()}
+        s = self.svf_s
+        super()._apply(fn, recurse)
+        for name, data in kept.items():
+            z = self.svf_z[name]
+            if z.dtype != data.dtype and not z.is_meta:
+                z.data = data.to(z.device, self._z_dtype)
+        if s is not None and self.svf_s is not None:
+            self.svf_s = s.to(self.svf_s.device, self._z_dtype)
+        if self._pristine is not None:
+            self._pristine = fn(self._pristine)
+        self.invalidate()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.invalidate()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return "svf." + super().__repr__()

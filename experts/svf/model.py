@@ -1,0 +1,75 @@
+"""The PEFT tuner that puts `SVFLinear` in the place of linear layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from torch import nn
+from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
+
+from experts.errors import UserError
+from experts.svf.config import SVFConfig
+from experts.svf.layer import SVFLinear
+
+
+class SVFModel(BaseTuner):
+    """A model whose chosen linear layers carry SVF experts. Made by `get_peft_model(base, SVFConfig(...))`."""
+
+    prefix = "svf_"
+    tuner_layer_cls = SVFLinear
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the base class's name and type)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+        for layer in tqdm(layers, desc="decomposing", unit="matrix", leave=False, disable=None):
+            layer.decompose()
+
+    def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict[str, Any]) -> SVFConfig:
+        if peft_config.target_modules == "all-linear" and peft_config.layers_to_transform is not None:
+            # PEFT's own expansion gives full names, which layers_to_transform does not filter.
+            _maybe_include_all_linear_layers(peft_config, self.model)
+            names = {name.rpartition(".")[2] for name in peft_config.target_modules}
+            peft_config.target_modules = names  # type: ignore[assignment]
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _create_and_replace(
+        self,
+        peft_config: SVFConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, SVFLinear):
+            target.update_layer(adapter_name, peft_config)
+            return
+        self._refuse_unsuitable(target, current_key)
+        layer = SVFLinear(target, adapter_name, peft_config)  # type: ignore[arg-type]
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional expert is not trainable until it is made active
+        self._replace_module(parent, target_name, layer, target)
+
+    def _refuse_unsuitable(self, target: nn.Module, name: str) -> None:
+        kind = type(target).__name__
+        if not isinstance(target, nn.Linear | Conv1D):
+            raise UserError(f"{name} is a {kind}; SVF adapts nn.Linear and transformers' Conv1D")
+        weight = target.weight
+        # Quantised layers keep packed integers, 8-bit floats, or a tensor class of their own.
+        dense = type(weight.data) is torch.Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
+        if not dense:
+            raise UserError(
+                f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): its singular values need "
+                "the dense weight; load the base without quantisation"
+            )
+        embeddings = getattr(self.model, "get_input_embeddings", lambda: None)()
+        if embeddings is not None and weight is embeddings.weight:
+            raise UserError(
+                f"{name} shares its weight with the input embeddings, which an expert must not change; "
+                "leave it out of target_modules"
+            )
