@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils import PeftType
@@ -21,6 +22,9 @@ class SVFConfig(PeftConfig):
         rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them.
         layers_to_transform: indices of the layers to adapt; None adapts all of them.
         layers_pattern: the name of the `nn.ModuleList` that the indices count, where it is unusual.
+        base_fingerprint: of the base that the expert was trained on; libraries refuse another.
+        domain: the name of what the expert was trained for.
+        description: the domain in one sentence, which dispatchers read.
 
     Raises:
         ValueError: if the rank is below 1, or layers are chosen beside a regular expression.
@@ -31,6 +35,9 @@ class SVFConfig(PeftConfig):
     rank: int | None = field(default=None)
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
+    base_fingerprint: str | None = field(default=None)
+    domain: str | None = field(default=None)
+    description: str | None = field(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,3 +57,7 @@ class SVFConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform")
+
+    def to_dict(self) -> dict[str, Any]:
+        # Sets have no order of their own; a saved configuration should.
+        return {key: sorted(v) if isinstance(v, set) else v for key, v in super().to_dict().items()}

@@ -91,9 +91,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("svf_z",)
-    svf_u: Tensor | None
-    svf_s: Tensor | None
-    svf_vt: Tensor | None
+    svf_u: Tensor  # [m, r]
+    svf_s: Tensor  # [r]
+    svf_vt: Tensor  # [r, n]
 
     def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: SVFConfig) -> None:
         super().__init__()
@@ -117,6 +117,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         rank = min(self.out_features, self.in_features, config.rank or self.in_features)
         z = torch.ones(rank, dtype=self._z_dtype, device=self.base_layer.weight.device)
         self.svf_z[adapter_name] = nn.Parameter(z)
+        self.invalidate()
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def decompose(self) -> None:
@@ -138,25 +139,24 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def delta(self, adapter_names: list[str]) -> Tensor:
         """δ = Σ_k (z_k − 1) [r], zero where an expert of a smaller rank has nothing."""
-        assert self.svf_s is not None
         delta = torch.zeros_like(self.svf_s)
         for name in adapter_names:
             z = self.svf_z[name]
             delta = delta + F.pad(z - 1, (0, len(delta) - len(z)))
         return delta
 
-    @torch.no_grad()
+    def difference(self, delta: Tensor) -> Tensor:
+        """U diag(s·δ) Vᵀ [m, n], in the precision of δ [r]."""
+        return (self.svf_u.to(delta.dtype) * (self.svf_s * delta)) @ self.svf_vt.to(delta.dtype)
+
     def merge_delta(self, delta: Tensor) -> Tensor:
-        """W + U diag(s·δ) Vᵀ [m, n], in float32 and rounded once to the base's dtype."""
-        assert self.svf_u is not None and self.svf_s is not None and self.svf_vt is not None
-        difference = (self.svf_u.to(delta.dtype) * (self.svf_s * delta)) @ self.svf_vt.to(delta.dtype)
-        return difference.add_(self.pristine_weight).to(self.pristine_weight.dtype)
+        """W + U diag(s·δ) Vᵀ [m, n], rounded once to the base's dtype, laid out in memory like the base's weight."""
+        merged = self.difference(delta).add_(self.pristine_weight).to(self.pristine_weight.dtype)
+        return merged.T.contiguous().T if self.transposed else merged
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """U diag(s·(z − 1)) Vᵀ, in the shape and dtype of the base layer's weight (PEFT's LoRA conversion asks)."""
-        assert self.svf_u is not None and self.svf_s is not None and self.svf_vt is not None
-        delta = self.delta([adapter_name])
-        difference = (self.svf_u.to(delta.dtype) * (self.svf_s * delta)) @ self.svf_vt.to(delta.dtype)
+        difference = self.difference(self.delta([adapter_name]).detach())
         return (difference.T if self.transposed else difference).to(self.base_layer.weight.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -171,12 +171,12 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
         if not names:
             return
-        merged = self.merge_delta(self.delta([*self.merged_adapters, *names]))
+        merged = self.merge_delta(self.delta([*self.merged_adapters, *names]).detach())
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"merging {', '.join(names)} gives a weight that is not finite; the expert is broken")
         if self._pristine is None:
             self._pristine = self.base_layer.weight.data
-        self.base_layer.weight.data = merged.T.contiguous() if self.transposed else merged
+        self.base_layer.weight.data = merged.T if self.transposed else merged
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
@@ -190,43 +190,42 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """Forgets the merged weight. Needed only after z was written through `.data`."""
         self._merged_weight = self._merged_key = None
 
-    def _merged(self, active: list[str], delta: Tensor) -> Tensor:
+    def _merged(self, active: list[str]) -> Tensor:
+        """W' [m, n] under the active experts, built anew only if one of them has changed."""
         experts = [self.svf_z[name] for name in active]
         trained = any(z.requires_grad for z in experts)
         key = (_optimizer_steps if trained else None, *((id(z), z._version) for z in experts))
         if self._merged_weight is None or self._merged_key != key:
             # Made outside inference mode: a later training step saves this tensor for its backward.
-            with torch.inference_mode(False):
-                self._merged_weight = self.merge_delta(delta)
+            with torch.inference_mode(False), torch.no_grad():
+                self._merged_weight = self.merge_delta(self.delta(active))
             self._merged_key = key
         return self._merged_weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        active = [name for name in self.active_adapters if name in self.svf_z]
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in self.svf_z]
         if self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
 
-        assert self.svf_u is not None and self.svf_s is not None and self.svf_vt is not None
         weight, bias = self.base_layer.weight, self.base_layer.bias
-        delta = self.delta(active)
         trained = any(self.svf_z[name].requires_grad for name in active)
-        full_rank = len(delta) == min(self.out_features, self.in_features)
+        wants_gradient = trained and torch.is_grad_enabled()
+        full_rank = len(self.svf_s) == min(self.out_features, self.in_features)
         # Autocast rounds a merged weight to half precision, as a half-precision base does.
         full_precision = weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(x.device.type)
-        wants_gradient = trained and torch.is_grad_enabled()
 
         if wants_gradient and full_precision and full_rank:
-            merged = self._merged(active, delta)
-            return MergedLinear.apply(x, delta, bias, merged, self.svf_u, self.svf_s, self.svf_vt)
+            factors = (self.svf_u, self.svf_s, self.svf_vt)
+            return MergedLinear.apply(x, self.delta(active), bias, self._merged(active), *factors)
         if wants_gradient or (trained and not full_precision):
             hidden = F.linear(x, self.svf_vt)  # [..., r]
-            hidden = (hidden * (self.svf_s * delta)).to(hidden.dtype)
+            hidden = (hidden * (self.svf_s * self.delta(active))).to(hidden.dtype)
             return self.base_layer(x, *args, **kwargs) + F.linear(hidden, self.svf_u)
-        return F.linear(x, self._merged(active, delta), bias)
+        return F.linear(x, self._merged(active), bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
         # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.

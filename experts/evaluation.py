@@ -1,0 +1,74 @@
+"""How good an expert is on problems it has not seen, and how sure we are of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from scipy.stats import binomtest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experts.domains.base import Domain
+from experts.engine import generate
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`right` of `n` problems, with a 95 % Wilson score interval."""
+
+    right: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        interval = binomtest(self.right, self.n).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n})"
+
+
+def accuracy(scores: Sequence[float]) -> Accuracy:
+    """A problem is solved when its score is 1; partial credit trains, but does not count."""
+    return Accuracy(sum(score >= 1 for score in scores), len(scores))
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
+    """The exact two-sided McNemar p-value that two sets of scores on the same problems differ only by chance."""
+    gained = sum(b < 1 <= a for b, a in zip(before, after, strict=True))
+    lost = sum(a < 1 <= b for b, a in zip(before, after, strict=True))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def held_out_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    domain: Domain,
+    rows: Dataset,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] = lambda answered: None,
+) -> list[float]:
+    """The domain's score in [0, 1] of the model's greedy answer to each row, in order; shared out over processes."""
+    with PartialState().split_between_processes(list(range(len(rows)))) as share:
+        mine = rows.select(share)
+        answers = generate(
+            model,
+            tokenizer,
+            mine["prompt"],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+        columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
+        scores = domain.reward(answers, **columns)
+    return gather_object(scores)

@@ -1,0 +1,228 @@
+"""Experts on disk: one is a PEFT adapter folder, a library is a folder of named experts for one base."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experts.errors import UserError, unknown
+from experts.files import atomic_folder, write_json
+from experts.fingerprint import fingerprint
+from experts.model_card import Card
+from experts.svf import SVFConfig
+
+# `--dispatch NAME` takes a dispatcher's name or an expert's, so an expert cannot have one of these.
+RESERVED_NAMES = frozenset({"none", "base", "other", "prompt", "classifier", "embedding", "few-shot", "t2l", "auto"})
+
+
+def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
+    """Writes the active adapter of `model` and its card into an existing folder."""
+    config: Any = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = card.base
+    if isinstance(config, SVFConfig):
+        config.base_fingerprint = card.fingerprint
+        config.domain = card.domain
+        config.description = card.description
+    model.save_pretrained(folder)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def read_config(folder: Path) -> SVFConfig:
+    """The configuration of the expert in `folder`.
+
+    Raises:
+        UserError: if it is not an SVF adapter folder.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not an expert: it has no adapter_config.json")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("peft_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: it is not a JSON object") from error
+    if kind != "SVF":
+        raise UserError(f"{folder} is a {kind} adapter, not an SVF expert")
+    return SVFConfig.from_pretrained(str(folder))
+
+
+def read_z(folder: Path) -> dict[str, Tensor]:
+    """Matrix name → z [r], float32.
+
+    Raises:
+        UserError: if the file is missing, truncated, or holds anything but finite z vectors.
+    """
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} is not an expert: it has no adapter_model.safetensors")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged and was not loaded: {error}") from error
+    vectors = {}
+    for key, z in tensors.items():
+        name, _, kind = key.removeprefix("base_model.model.").rpartition(".")
+        if kind != "svf_z" or z.ndim != 1 or not z.is_floating_point():
+            raise UserError(f"{path} is damaged and was not loaded: {key} is not a z vector")
+        if not torch.isfinite(z).all():
+            raise UserError(f"{path} is damaged and was not loaded: {key} is not finite")
+        vectors[name] = z.float()
+    if not vectors:
+        raise UserError(f"{path} is damaged and was not loaded: it holds no z vectors")
+    return vectors
+
+
+def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """`base` with the expert of `folder` active and frozen.
+
+    Raises:
+        UserError: if the expert is damaged or was trained on another base.
+    """
+    config, vectors = read_config(folder), read_z(folder)
+    if config.base_fingerprint is not None:
+        _refuse_other_base(f"the expert in {folder}", config.base_fingerprint, base)
+    modules = dict(base.named_modules())
+    for name, z in vectors.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is None:
+            raise UserError(f"the expert in {folder} adapts {name}, which the base does not have")
+        rank = min(*weight.shape, config.rank or len(z))
+        if len(z) != rank:
+            raise UserError(f"the expert in {folder} has {len(z)} values for {name}, which needs {rank}")
+    return PeftModel.from_pretrained(base, str(folder))
+
+
+def _refuse_other_base(what: str, wanted: str, base: PreTrainedModel) -> None:
+    found = fingerprint(base)
+    if found != wanted:
+        raise UserError(f"{what} belongs to a base with fingerprint {wanted}, this one has {found}; load that base")
+
+
+@dataclass
+class ExpertLibrary:
+    """Named experts for one base: a folder with `library.json` and one adapter folder an expert.
+
+    An empty library is the base.
+    """
+
+    folder: Path
+    base: str
+    fingerprint: str
+    names: list[str]
+
+    @classmethod
+    def create(cls, folder: str | Path, base: str, base_fingerprint: str) -> ExpertLibrary:
+        """An empty library in a new or empty folder.
+
+        Raises:
+            UserError: if the folder holds something already.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty; a new library needs a folder of its own")
+        library = cls(folder, base, base_fingerprint, [])
+        library._write()
+        return library
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ExpertLibrary:
+        """Reads `library.json`; the experts themselves are read when they are asked for.
+
+        Raises:
+            UserError: if there is no library, or a listed expert is missing.
+        """
+        folder = Path(folder)
+        path = folder / "library.json"
+        if not path.is_file():
+            raise UserError(f"{folder} is not a library: it has no library.json")
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            library = cls(folder, document["base"], document["fingerprint"], list(document["experts"]))
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: it must hold base, fingerprint and a list of experts") from error
+        for name in library.names:
+            if not (folder / name / "adapter_config.json").is_file():
+                raise UserError(f"{path} names the expert {name!r}, but {folder / name} holds none; remove it there")
+        return library
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, name: str) -> Path:
+        """The folder of an expert.
+
+        Raises:
+            UserError: with the nearest names, if there is none of that name.
+        """
+        if name not in self.names:
+            raise unknown("expert", name, self.names)
+        return self.folder / name
+
+    def config(self, name: str) -> SVFConfig:
+        return read_config(self.path(name))
+
+    def z(self, name: str) -> dict[str, Tensor]:
+        """Matrix name → z [r] of an expert, float32."""
+        return read_z(self.path(name))
+
+    def check_base(self, base: PreTrainedModel) -> None:
+        """Raises UserError, naming both fingerprints, if the library was made for another base."""
+        _refuse_other_base(f"the library {self.folder}", self.fingerprint, base)
+
+    def add(self, expert: str | Path, name: str | None = None) -> str:
+        """Copies an expert's folder into the library and returns its name there.
+
+        Raises:
+            UserError: if the name is taken or a dispatcher's, or the expert is damaged or of another base.
+        """
+        expert = Path(expert)
+        name = name or expert.resolve().name
+        if name in RESERVED_NAMES:
+            raise UserError(
+                f"{name!r} cannot name an expert: --dispatch {name} means something else; choose another name"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise UserError(f"{name!r} cannot name an expert: use letters, digits, '-', '_' and '.'")
+        if name in self.names:
+            raise UserError(f"the library has an expert {name!r} already; remove it first, or choose another name")
+        config = read_config(expert)
+        read_z(expert)
+        if config.base_fingerprint != self.fingerprint:
+            raise UserError(
+                f"the expert in {expert} belongs to a base with fingerprint {config.base_fingerprint}, "
+                f"the library {self.folder} to one with {self.fingerprint}"
+            )
+        with atomic_folder(self.folder / name) as temporary:
+            shutil.copytree(expert, temporary, dirs_exist_ok=True)
+        self.names.append(name)
+        self._write()
+        return name
+
+    def remove(self, name: str) -> None:
+        """Deletes an expert from the library."""
+        path = self.path(name)
+        self.names.remove(name)
+        self._write()  # first the list: a library never names an expert that is gone
+        shutil.rmtree(path)
+
+    def _write(self) -> None:
+        write_json(
+            self.folder / "library.json",
+            {"base": self.base, "fingerprint": self.fingerprint, "experts": self.names},
+        )
+
+
+def shipped_library(base_name: str) -> Path | None:
+    """The folder of the experts that come with the package for a base, or None."""
+    folder = Path(__file__).parent / "shipped" / base_name
+    return folder if (folder / "library.json").is_file() else None

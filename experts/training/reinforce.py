@@ -1,0 +1,219 @@
+"""REINFORCE for one expert, on TRL's RLOO trainer (arXiv 2501.06252, section 3.2, equation 2).
+
+    J(z) = E[ log π_z(y | x) · A(x, y) ],   A = r(y) − λ·KL(y) − baseline
+
+One step: sample completions for a batch of prompts, score them with the domain's reward, make one optimiser step on
+the sum of the tokens' log-likelihoods (the end of the answer among them) weighted by the advantage. Where we differ
+from the paper's code: completions are sampled and not greedy, several to a prompt (TRL's minimum is two); KL is
+KL(π_z ‖ base) as in the paper's formula, estimated on the samples; the token ids that were sampled are the ones that
+are trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from peft import PeftConfig
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import RLOOConfig, RLOOTrainer
+
+from experts.domains.base import Domain
+from experts.errors import UserError
+from experts.svf.layer import SVFLinear
+from experts.training.parametrization import SigmoidAdamW
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """How an expert is trained. Learning rate and steps have no default: they depend on the domain."""
+
+    learning_rate: float
+    steps: int
+    """Optimiser steps."""
+    prompts_per_step: int = 16
+    samples_per_prompt: int = 4
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    reward: Literal["signed", "raw"] = "signed"
+    """signed: +1 for a right answer and `wrong_reward` for any other. raw: the domain's score in [0, 1]."""
+    wrong_reward: float = -1.0
+    baseline: Literal["leave-one-out", "batch-mean", "none"] = "leave-one-out"
+    kl: float = 0.0
+    """λ, the coefficient of KL(π_z ‖ base)."""
+    parametrization: Literal["raw", "sigmoid"] = "raw"
+    """raw trains z itself; sigmoid is the original code's z = σ(p) with the nuclear norm kept."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: float = 1.0
+    validate_every: int = 5
+    """Steps between greedy evaluations on the validation split; a checkpoint is written with each."""
+    validation_size: int = 128
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best; None never stops early."""
+    micro_batch_size: int = 16
+    """Sequences of one forward and backward pass on one process; changes memory and speed, not the result."""
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    report_to: str = "none"
+    """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
+
+    def __post_init__(self) -> None:
+        if self.samples_per_prompt < 2:
+            raise UserError("samples_per_prompt must be at least 2 (the paper's single sample has no variance to use)")
+        if min(self.steps, self.prompts_per_step, self.validate_every, self.validation_size) < 1:
+            raise UserError("steps, prompts_per_step, validate_every and validation_size must be at least 1")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise UserError(f"learning_rate must be a positive number, not {self.learning_rate}")
+
+
+class Diverged(Exception):
+    """The loss or an expert's z stopped being a finite number."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} is no longer a finite number at step {step}; try a smaller learning rate")
+        self.step = step
+
+
+class ReinforceTrainer(RLOOTrainer):
+    """RLOO with the choice of baseline and parametrisation, and a stop at the first NaN."""
+
+    def __init__(self, *args: Any, options: Reinforce, **kwargs: Any) -> None:
+        self.options = options
+        self._sampled_logps: list[Tensor] = []
+        self._rewards = torch.empty(0)
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.options.parametrization == "sigmoid":
+            layers = [module for module in self.model.modules() if isinstance(module, SVFLinear)]
+            matrices = [(layer.svf_z[name], layer.svf_s) for layer in layers for name in layer.active_adapters]
+            self.optimizer = SigmoidAdamW(matrices, self.options.learning_rate, self.options.max_grad_norm)
+        return super().create_optimizer(model)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._sampled_logps.append(result[0])  # [B, T]: under the expert, then (if λ > 0) under the base
+        return result
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)  # [B on all processes, 1]
+        self._rewards = rewards.sum(1)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self._sampled_logps.clear()
+        batch = super()._generate_and_score_completions(inputs)
+        if self.options.baseline == "leave-one-out":
+            return batch
+        rewards = self._rewards
+        if self.options.kl:
+            expert_logps, base_logps = self._sampled_logps
+            kl = ((expert_logps - base_logps) * batch["completion_mask"]).sum(1)
+            rewards = rewards - self.options.kl * self.accelerator.gather(kl)
+        if self.options.baseline == "batch-mean":
+            rewards = rewards - rewards.mean()
+        here = len(batch["completion_ids"])
+        batch["advantages"] = rewards[self.accelerator.process_index * here :][:here]
+        return batch
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        step = self.state.global_step + 1
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except RuntimeError as error:  # sampling from a distribution that is not one
+            if "probability tensor" in str(error):
+                raise Diverged(step, "the model's distribution") from error
+            raise
+        if not torch.isfinite(loss):
+            raise Diverged(step, "the loss")
+        return loss
+
+
+class StopAtNaN(TrainerCallback):
+    """Looks at z after every optimiser step, before anything is validated or saved."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+            raise Diverged(state.global_step, "the expert")
+
+
+def reward_function(domain: Domain, options: Reinforce) -> Any:
+    """The domain's scores as TRL rewards, with the share of right answers logged as `accuracy`."""
+
+    def reward(completions: list[Any], log_metric: Any, **columns: Any) -> list[float]:
+        scores = domain.reward(completions, **columns)
+        log_metric("accuracy", sum(score >= 1 for score in scores) / len(scores))
+        if options.reward == "raw":
+            return scores
+        return [1.0 if score >= 1 else options.wrong_reward for score in scores]
+
+    return reward
+
+
+def make_trainer(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    domain: Domain,
+    adapter: PeftConfig,
+    options: Reinforce,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> ReinforceTrainer:
+    """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
+
+    Raises:
+        UserError: if the batch does not divide over the processes and micro-batches.
+    """
+    processes = PartialState().num_processes
+    sequences = options.prompts_per_step * options.samples_per_prompt
+    micro_batch = min(options.micro_batch_size, sequences // processes)
+    accumulation, rest = divmod(sequences, micro_batch * processes)
+    if rest:
+        raise UserError(
+            f"{sequences} sequences a step do not divide into {processes} × {micro_batch}: "
+            "choose prompts_per_step × samples_per_prompt as a multiple of processes × micro_batch_size"
+        )
+    args = RLOOConfig(
+        output_dir=str(folder),
+        max_steps=options.steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        num_generations=options.samples_per_prompt,
+        max_completion_length=options.max_new_tokens,
+        temperature=options.temperature,
+        beta=options.kl,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule,
+        # The sigmoid parametrisation clips the gradient of p, inside its optimiser.
+        max_grad_norm=0.0 if options.parametrization == "sigmoid" else options.max_grad_norm,
+        gradient_checkpointing=options.gradient_checkpointing,
+        seed=options.seed,
+        report_to=options.report_to,
+        logging_steps=1,
+        save_steps=options.validate_every,
+        save_total_limit=2,
+        disable_tqdm=True,
+        bf16=False,  # no autocast: the base computes in its own dtype
+        use_cpu=base.device.type == "cpu",
+        ddp_broadcast_buffers=False,  # the factors are constants, and large
+        ddp_find_unused_parameters=False,
+    )
+    trainer = ReinforceTrainer(
+        model=base,
+        reward_funcs=reward_function(domain, options),
+        args=args,
+        train_dataset=domain.load("train"),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=[StopAtNaN(), *callbacks],
+        options=options,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
