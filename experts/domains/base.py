@@ -1,0 +1,6 @@
+from typing import Protocol, Any
+class Domain(Protocol):
+    name: str
+    description: str
+    def load(self, split): ...
+    def reward(self, completions: list[Any], **columns: Any) -> list[float]: ...

