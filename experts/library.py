@@ -34,7 +34,8 @@ def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
         config.base_fingerprint = card.fingerprint
         config.domain = card.domain
         config.description = card.description
-    model.save_pretrained(folder)
+    # The embeddings are never adapted; PEFT would ask the hub about their size.
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 

@@ -37,6 +37,8 @@ class Result:
     """What a run leaves behind. Scores are in [0, 1], one a held-out problem of the test split."""
 
     expert: Path
+    model: PeftModel
+    """With the best expert active."""
     base_scores: list[float]
     expert_scores: list[float]
     train_seconds: float
@@ -210,7 +212,7 @@ def train_expert(
         Interrupted: after Ctrl-C, once a checkpoint is written.
         Diverged: at the first NaN; what was best until then has been written to `output`.
     """
-    unfinished = output.with_name(output.name + ".unfinished")
+    unfinished = unfinished_folder(output)
     log = Log(unfinished / "training_log.jsonl")
     _prepare_folders(output, unfinished, resume=resume, replace=replace)
     checkpoint = get_last_checkpoint(str(unfinished)) if resume else None
@@ -285,7 +287,12 @@ def train_expert(
     PartialState().wait_for_everyone()
     if diverged:
         raise diverged
-    return Result(output, scores["base"], scores["expert"], train_seconds, parameters, best)
+    return Result(output, model, scores["base"], scores["expert"], train_seconds, parameters, best)
+
+
+def unfinished_folder(output: Path) -> Path:
+    """Where the run that will end in `output` keeps itself until then."""
+    return output.with_name(output.name + ".unfinished")
 
 
 def _validated(unfinished: Path, step: int) -> Path:
@@ -294,7 +301,7 @@ def _validated(unfinished: Path, step: int) -> Path:
 
 def _prepare_folders(output: Path, unfinished: Path, *, resume: bool, replace: bool) -> None:
     state = PartialState()
-    if output.exists() and not replace:
+    if output.exists() and any(output.iterdir()) and not replace:
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
     if resume and not unfinished.exists():
         raise UserError(f"there is nothing to resume: {unfinished} does not exist")

@@ -1,0 +1,10 @@
+"""Domains: where prompts come from, and what an answer earns."""
+
+from experts.domains.base import Completion, Domain, Message, Split, text_of
+from experts.domains.jsonl import Jsonl
+from experts.domains.reasoning_gym import ReasoningGym
+from experts.domains.rewards import REWARDS
+
+KINDS = {"reasoning_gym": ReasoningGym, "jsonl": Jsonl}
+
+__all__ = ["KINDS", "REWARDS", "Completion", "Domain", "Jsonl", "Message", "ReasoningGym", "Split", "text_of"]

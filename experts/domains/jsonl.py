@@ -1,0 +1,171 @@
+"""A file of prompts and answers as a domain."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.rewards import REWARDS, choice
+from experts.errors import UserError, unknown
+from experts.files import data_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RewardName = Literal["exact", "last_number", "choice", "math_verify", "last_word"]
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """Prompts and answers from JSON Lines, plain or gzipped.
+
+    A line is an object with `prompt` (a string or a chat), `answer` (a string), and optionally `choices` (a list of
+    strings) and `id`. A split with a file of its own is that file. The lines of `path` are dealt out to the other
+    splits by a hash of the prompt: 80 % train, 10 % validation, 10 % test, where a share that is not needed goes to
+    train. So equal prompts share a split, and new lines move no old ones.
+    """
+
+    name: str
+    description: str
+    path: str
+    """Relative to the current folder or else to `$SELFADAPT_DATA`, as are the other two."""
+    judged_by: RewardName
+    """The reward's name in `experts.domains.rewards`."""
+    validation_path: str | None = None
+    test_path: str | None = None
+    instruction: str = ""
+    """Follows the prompt's last message after a blank line."""
+
+    def __post_init__(self) -> None:
+        if self.judged_by not in REWARDS:
+            raise unknown("reward", self.judged_by, REWARDS)
+
+    def load(self, split: Split) -> Dataset:
+        """Rows with `id`, `prompt`, `answer` and `choices` (empty where there are none).
+
+        Raises:
+            UserError: for a missing file, a malformed line, or a split without rows.
+        """
+        from datasets import Dataset, Features, List, Value
+
+        own_path = {"train": None, "validation": self.validation_path, "test": self.test_path}[split]
+        if own_path:
+            rows = list(self._rows(own_path))
+            if not rows:
+                raise UserError(f"{own_path}: there are no rows in it")
+        else:
+            rows = self._deal()[split]
+        message = {"role": Value("string"), "content": Value("string")}
+        features = Features(
+            id=Value("string"), prompt=List(message), answer=Value("string"), choices=List(Value("string"))
+        )
+        for number, row in rows:
+            *before, last = row["prompt"]
+            row["prompt"] = [*before, {**last, "content": with_instruction(last["content"], self.instruction)}]
+            row["id"] = row["id"] or f"{self.name}-{split}-{number}"
+        return Dataset.from_list([row for _, row in rows], features=features)
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """The named reward of each completion; needs the columns `answer` and `choices`."""
+        return [
+            self._score(text_of(completion), answer, choices)
+            for completion, answer, choices in zip(completions, columns["answer"], columns["choices"], strict=True)
+        ]
+
+    def _score(self, text: str, answer: str, choices: Sequence[str]) -> float:
+        return choice(text, answer, choices) if self.judged_by == "choice" else REWARDS[self.judged_by](text, answer)
+
+    def _deal(self) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+        """The rows of `path`, each to its split."""
+        shares = ["train"] * 8
+        shares.append("train" if self.validation_path else "validation")
+        shares.append("train" if self.test_path else "test")
+        dealt: dict[str, list[tuple[int, dict[str, Any]]]] = {share: [] for share in shares}
+        for number, row in self._rows(self.path):
+            digest = hashlib.sha256(json.dumps(row["prompt"], sort_keys=True).encode()).digest()
+            dealt[shares[int.from_bytes(digest) % 10]].append((number, row))
+        counts = {share: len(rows) for share, rows in dealt.items()}
+        if not any(counts.values()):
+            raise UserError(f"{self.path}: there are no rows in it")
+        if not all(counts.values()):
+            split = ", ".join(f"{share} {count}" for share, count in counts.items())
+            raise UserError(
+                f"{self.path}: too few rows for a split by prompt ({split}); add rows, or give validation_path "
+                f"and test_path"
+            )
+        return dealt
+
+    def _rows(self, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of a file with the numbers of their lines, from 1."""
+        file = _find(path)
+        try:
+            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield number, self._row(line, f"{path}:{number}")
+        except (OSError, EOFError) as error:
+            raise UserError(f"cannot read {file}: {error}") from error
+
+    def _row(self, line: bytes, where: str) -> dict[str, Any]:
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error})") from error
+        if not isinstance(fields, dict):
+            raise UserError(f"{where}: not a JSON object")
+        for name in ("prompt", "answer"):
+            if name not in fields:
+                raise UserError(f"{where}: the field {name!r} is missing")
+        prompt, answer, choices, id_ = (fields.get(name) for name in ("prompt", "answer", "choices", "id"))
+        choices = [] if choices is None else choices
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if not _is_chat(prompt):
+            raise UserError(f"{where}: 'prompt' must be a string, or a chat whose last message is the user's")
+        if not isinstance(answer, str):
+            raise UserError(f"{where}: 'answer' must be a string")
+        if not (isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)):
+            raise UserError(f"{where}: 'choices' must be a list of strings")
+        if not isinstance(id_, str | int | None):
+            raise UserError(f"{where}: 'id' must be a string or a number")
+        # math-verify takes too long to do this for every row.
+        if self.judged_by != "math_verify" and self._score(answer, answer, choices) < 1:
+            raise UserError(f"{where}: {self.judged_by} would not find this row's own answer right")
+        return {"id": None if id_ is None else str(id_), "prompt": prompt, "answer": answer, "choices": choices}
+
+
+def _is_chat(prompt: Any) -> bool:
+    def is_message(message: Any) -> bool:
+        return (
+            isinstance(message, dict)
+            and message.get("role") in get_args(Role)
+            and isinstance(message.get("content"), str)
+        )
+
+    return isinstance(prompt, list) and all(map(is_message, prompt)) and bool(prompt) and prompt[-1]["role"] == "user"
+
+
+Role = Literal["system", "user", "assistant"]
+
+
+def _find(path: str) -> Path:
+    """The file itself, or under the data folder.
+
+    Raises:
+        UserError: naming the places that were tried.
+    """
+    places = [Path(path).expanduser()]
+    folder = data_folder()
+    if folder and not places[0].is_absolute():
+        places.append(folder / path)
+    for place in places:
+        if place.is_file():
+            return place
+    hint = "" if folder else "; SELFADAPT_DATA can name a folder of data sets"
+    raise UserError(f"no file {' or '.join(str(place.absolute()) for place in places)}{hint}")

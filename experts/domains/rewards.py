@@ -1,0 +1,247 @@
+r"""The ready rewards: `(text, answer) -> score`, 1.0 for a right answer and 0.0 for any other text.
+
+They are right about tidy answers and strict with the rest. None of them raises or hangs, whatever the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
+
+# math-verify looks at the end of a text only, where an answer stands, and for a limited time.
+MATH_CHARACTERS = 2000
+MATH_SECONDS = 5.0
+
+
+def exact(text: str, answer: str) -> float:
+    """The text is the answer, but for case, white space and trailing punctuation.
+
+    >>> exact(" New  york. ", "New York")
+    1.0
+    """
+    return float(_plain(text) == _plain(answer))
+
+
+def last_word(text: str, answer: str) -> float:
+    """The last word of the text is the answer, but for case and the punctuation around it.
+
+    >>> last_word("It must be a **cat**.", "cat")
+    1.0
+    """
+    return float(find_word(text).casefold() == answer.strip(EDGES).casefold())
+
+
+def last_number(text: str, answer: str) -> float:
+    """The last number in the text equals the answer's, exactly; fractions are read only where the answer is one.
+
+    >>> last_number("That makes $1,234.50.", "1234.5"), last_number("x = −7", "-7"), last_number("5-3", "3")
+    (1.0, 1.0, 1.0)
+    >>> last_number("6/8 of it", "3/4"), last_number("14/2", "2")
+    (1.0, 1.0)
+    """
+    fractions = "/" in answer
+    right = _value(find_number(answer, fractions))
+    return float(right is not None and _value(find_number(text, fractions)) == right)
+
+
+def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
+    """The text names the right choice and no other, by its letter or its words; a final "answer: …" has the last say.
+
+    Args:
+        text: What the model wrote.
+        answer: The right choice, as a letter or as one of `choices`.
+        choices: The texts of choices A, B, …; without them only letters count.
+
+    >>> choice("The answer is (B).", "B"), choice("Lyon, no, Paris. Answer: Paris", "A", ["Paris", "Lyon"])
+    (1.0, 1.0)
+    >>> choice("Paris or Lyon", "A", ["Paris", "Lyon"])
+    0.0
+    """
+    texts = [_plain(c) for c in choices]
+    label = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    if _plain(answer) in texts:
+        right = texts.index(_plain(answer))
+    elif label:
+        right = _index(label[1])
+    else:
+        return 0.0
+    statements = [match.start() for match in ANSWER.finditer(text)]
+    for part in [text[start:] for start in statements[-1:]] + [text]:
+        named = _choices_named(part, texts)
+        if len(named) == 1:
+            return float(named == {right})
+    return 0.0
+
+
+def math_verify(text: str, answer: str) -> float:
+    r"""The text's final expression is mathematically equal to the answer, as math-verify judges it.
+
+    >>> math_verify(r"so $x = \frac{2}{4}$", "1/2")
+    1.0
+    """
+    return exact(text, answer) or float(_math_worker.verify(answer, text[-MATH_CHARACTERS:]))
+
+
+REWARDS: dict[str, Callable[..., float]] = {
+    "exact": exact,
+    "last_word": last_word,
+    "last_number": last_number,
+    "choice": choice,
+    "math_verify": math_verify,
+}
+
+
+EDGES = string.punctuation + string.whitespace + "“”‘’«»…"
+
+
+def find_word(text: str) -> str:
+    """The last word of a text without the punctuation around it, or "".
+
+    >>> find_word('They call it "home".')
+    'home'
+    """
+    words = text.rstrip(EDGES).rsplit(maxsplit=1)
+    return words[-1].strip(EDGES) if words else ""
+
+
+NUMBER = r"""
+    (?: (?<! [\w)\]}%] ) [-+−] \$? )?                             # after a digit, a word or a bracket it is an operator
+    (?: (?: \d{1,3} (?: , \d{3} )+ (?! \d ) | \d+ ) (?: \. \d+ )?
+      | (?<! [\d.] ) \. \d+ )
+    (?: [eE] [-+]? \d+ )?
+"""
+PLAIN_NUMBER = re.compile(NUMBER, re.VERBOSE)
+FRACTION = re.compile(NUMBER + r"(?: \s? / \s? \d+ )?", re.VERBOSE)
+WRITTEN = str.maketrans({"−": "-", "+": None, ",": None, "$": None, " ": None})
+
+
+def find_number(text: str, fractions: bool = False) -> str:
+    """The last number in a text as Python would write it, or "".
+
+    >>> find_number("from 5 to -$1,234.50."), find_number("3 / 4 cups", fractions=True)
+    ('-1234.50', '3/4')
+    """
+    last = deque((FRACTION if fractions else PLAIN_NUMBER).finditer(text), maxlen=1)
+    return last[0][0].translate(WRITTEN) if last else ""
+
+
+def _value(number: str) -> Fraction | None:
+    try:
+        parts = [Decimal(part) for part in number.split("/")]
+        # A Fraction writes out all digits of 1e999999999.
+        if len(number) > 1000 or any(abs(part.adjusted()) > 1000 for part in parts):
+            return None
+        over, *under = map(Fraction, parts)
+        return over / under[0] if under else over
+    except ArithmeticError:
+        return None
+
+
+ANSWER = re.compile(r"\banswer\b (?= \s{0,9} (?: : | is\b ))", re.IGNORECASE | re.VERBOSE)
+LABEL = re.compile(
+    r"""
+      (?m: ^ ) [ \t]* \(? ([A-Za-z]) (?= [ \t]* (?: [).:,] | (?m: $ ) ))                 # a line "B", "b)", "B. Paris"
+    | (?<! \w ) \( ([A-Za-z]) \)                                                         # anywhere "(B)"
+    | \b (?i: answer | option | choice | boxed | is ) \b \W{1,6} ([A-Z] \b | [a-z] (?= \W* \Z ))    # "the answer is B"
+    """,
+    re.VERBOSE,
+)
+
+
+def _choices_named(text: str, texts: Sequence[str]) -> set[int]:
+    """The indices of all choices that a text names, by letter or by words."""
+    named = set()
+    # Where a choice is itself a letter ("which letter comes next?"), letters are not labels.
+    if not any(len(t) == 1 and t.isalpha() for t in texts):
+        labels = {_index(next(filter(None, match.groups()))) for match in LABEL.finditer(text)}
+        named = {label for label in labels if label < len(texts) or not texts}
+    if texts:
+        # The longest first, so that "New York" does not also name "York".
+        words = "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if t)
+        found = re.findall(rf"(?<!\w)(?<!\d\.)(?:{words})(?!\w|\.\d)", _plain(text))
+        named |= {texts.index(t) for t in found}
+    return named
+
+
+def _index(letter: str) -> int:
+    return ord(letter.upper()) - ord("A")
+
+
+def _plain(text: str) -> str:
+    text = " ".join(text.casefold().split())
+    return text.rstrip(".,;:!? ") or text
+
+
+class _MathWorker:
+    """math-verify in a process of its own, started when it is first needed.
+
+    Sympy can begin a power or a product that no signal interrupts, and math-verify's time limit works in a main thread
+    only. The worker ends itself when an answer takes too long, and the next answer gets a new one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def verify(self, answer: str, text: str) -> bool:
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = _start_worker()
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            try:
+                print(json.dumps([answer, text, MATH_SECONDS]), file=self._process.stdin, flush=True)
+            except BrokenPipeError:
+                return False
+            verdict = self._process.stdout.readline()
+            if not verdict:
+                self._process.wait()
+            return verdict == "True\n"
+
+
+def _start_worker() -> subprocess.Popen[str]:
+    # -P: the modules beside this file must not hide the packages they are named after.
+    command = [sys.executable, "-P", __file__]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError(f"math-verify does not start; see what `{' '.join(command)}` says")
+    return process
+
+
+def _work() -> None:
+    """Judges the lines `[answer, text, seconds]` of standard input, one after the other."""
+    import faulthandler
+    import logging
+    import os
+
+    from math_verify import parse, verify
+
+    logging.disable()
+    print("ready", flush=True)
+    with open(os.devnull, "w") as nowhere:
+        for line in sys.stdin:
+            answer, text, seconds = json.loads(line)
+            # Unlike a signal, it also ends a process that is inside one long operation of C code.
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+            try:
+                gold = parse(answer, parsing_timeout=None) + parse(f"${answer}$", parsing_timeout=None)
+                equal = verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None)
+            except Exception:
+                equal = False
+            faulthandler.cancel_dump_traceback_later()
+            print(bool(equal), flush=True)
+
+
+_math_worker = _MathWorker()
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,80 @@
+"""`selfadapt demo`: trains an expert on the built-in base and shows what has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experts.engine import generate
+from experts.files import atomic_file, write_json
+from experts.training.run import train_expert, unfinished_folder
+from selfadapt.base_models import load_base
+from selfadapt.recipes import find_recipe, read_recipe
+from selfadapt.report import comparison, demo_page, lora_parameters
+
+RECIPE = "smollm2-135m/sums"
+SHOWN = 5
+
+
+def demo(output: Path) -> dict[str, Any]:
+    """Trains the expert of `RECIPE` into `output/expert`, writes `report.json` and `report.md`, returns the report.
+
+    A demo that was interrupted goes on where it stopped; one that is complete is done again.
+    """
+    console = Console(stderr=True)
+    expert, unfinished = output / "expert", unfinished_folder(output / "expert")
+    if unfinished.exists():
+        console.print("going on with the demo that was interrupted")
+    recipe = read_recipe(find_recipe(RECIPE))
+    base, tokenizer = load_base(recipe.model)
+    parameters_of_lora = lora_parameters(base)
+    result = train_expert(
+        base,
+        tokenizer,
+        recipe.domain,
+        recipe.adapt.config(),
+        recipe.training,
+        expert,
+        base_name=recipe.model,
+        recipe=recipe.to_dict(),
+        test_size=recipe.test_size,
+        resume=unfinished.exists(),
+        replace=True,
+    )
+    report = {
+        **comparison(result.base_scores, result.expert_scores),
+        "train_seconds": result.train_seconds,
+        "parameters": result.parameters,
+        "lora_parameters": parameters_of_lora,
+        "domain": recipe.domain.name,
+        "description": recipe.domain.description,
+        "seed": recipe.training.seed,
+        "expert": str(expert),
+    }
+    prompts = recipe.domain.load("test")["prompt"][:SHOWN]
+    new_tokens = recipe.training.max_new_tokens
+    with result.model.disable_adapter():
+        before = generate(result.model, tokenizer, prompts, max_new_tokens=new_tokens)
+    after = generate(result.model, tokenizer, prompts, max_new_tokens=new_tokens)
+    answers = list(zip([chat[-1]["content"] for chat in prompts], before, after, strict=True))
+    write_json(output / "report.json", report)
+    with atomic_file(output / "report.md") as temporary:
+        temporary.write_text(demo_page(report, answers), encoding="utf-8")
+    _show(console, report, answers, output)
+    return report
+
+
+def _show(console: Console, report: dict[str, Any], answers: list[tuple[str, str, str]], output: Path) -> None:
+    table = Table("prompt", "base", "expert")
+    for row in answers:
+        table.add_row(*(" ".join(text.split()) for text in row))
+    console.print(table)
+    console.print(
+        f"held-out problems: base {report['base_accuracy']:.1%}, expert {report['expert_accuracy']:.1%} "
+        f"(n = {report['n']}, McNemar p = {report['p_value']:.2g}) "
+        f"with {report['parameters']:,} parameters\nsee {output / 'report.md'}",
+        highlight=False,
+    )

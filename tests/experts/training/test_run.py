@@ -1,0 +1,158 @@
+"""A run from start to end: what it writes, and that stopping it anywhere loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from experts.errors import UserError
+from experts.library import load_expert, read_config
+from experts.svf import SVFConfig
+from experts.training import run
+from experts.training.reinforce import Diverged, Reinforce
+from experts.training.run import Interrupted, Result, train_expert, unfinished_folder
+
+
+@pytest.fixture
+def train(tiny_folder: Path, tiny_tokenizer: Any, letters: Any, tmp_path: Path) -> Any:
+    """`train(name, options)` trains on a fresh copy of the tiny base into `tmp_path/name`."""
+
+    def train(name: str, options: Reinforce, **kwargs: Any) -> Result:
+        base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+        return train_expert(
+            base,
+            tiny_tokenizer,
+            letters,
+            SVFConfig(),
+            options,
+            tmp_path / name,
+            base_name=str(tiny_folder),
+            recipe={"training": "tiny"},
+            test_size=8,
+            **kwargs,
+        )
+
+    return train
+
+
+def z_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    timed = {"seconds", "tokens_per_second"}
+    lines = (folder / "training_log.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+
+
+def test_an_expert_is_an_ordinary_peft_folder(train: Any, options: Reinforce, tiny_folder: Path) -> None:
+    result = train("expert", options)
+    files = {path.name for path in result.expert.iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
+    assert not unfinished_folder(result.expert).exists()
+    config = read_config(result.expert)
+    assert (config.domain, config.base_model_name_or_path) == ("letters", str(tiny_folder))
+    assert all(key.endswith(".svf_z") and z.dtype == torch.float32 for key, z in z_of(result.expert).items())
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        wanted = result.model(ids).logits
+        auto = AutoPeftModelForCausalLM.from_pretrained(str(result.expert), dtype=torch.float32)
+        torch.testing.assert_close(auto(ids).logits, wanted)
+        base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+        torch.testing.assert_close(load_expert(base, result.expert)(ids).logits, wanted)
+    card = (result.expert / "README.md").read_text()
+    assert config.base_fingerprint in card
+    assert "95 % interval" in card
+
+
+def test_the_same_seed_gives_the_same_expert(train: Any, options: Reinforce) -> None:
+    first, second = train("first", options), train("second", options)
+    assert log_of(first.expert) == log_of(second.expert)
+    assert all(torch.equal(z, z_of(second.expert)[key]) for key, z in z_of(first.expert).items())
+    other = train("other", replace(options, seed=1))
+    assert log_of(first.expert) != log_of(other.expert)
+
+
+class Interrupt(TrainerCallback):
+    """Presses Ctrl-C during a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("parametrization", ["raw", "sigmoid"])
+def test_an_interrupted_run_resumes_to_the_same_expert(
+    train: Any, options: Reinforce, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parametrization: Any
+) -> None:
+    options = replace(options, steps=6, parametrization=parametrization, schedule="cosine")
+    whole = train("whole", options)
+
+    make_trainer = run.make_trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "make_trainer", lambda *args: make_trainer(*args[:-1], [*args[-1], Interrupt(3)]))
+        with pytest.raises(Interrupted, match="step 3"):
+            train("parts", options)
+    assert not (tmp_path / "parts").exists()
+    with pytest.raises(UserError, match="--resume"):
+        train("parts", options)
+    parts = train("parts", options, resume=True)
+
+    assert log_of(parts.expert) == log_of(whole.expert)
+    assert all(torch.equal(z, z_of(parts.expert)[key]) for key, z in z_of(whole.expert).items())
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_expert(
+    train: Any, options: Reinforce, letters: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step == 2:
+                next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    make_trainer = run.make_trainer
+    monkeypatch.setattr(run, "make_trainer", lambda *args: make_trainer(*args[:-1], [*args[-1], Poison()]))
+    with pytest.raises(Diverged, match="step 3"):
+        train("expert", options)
+    assert all(torch.isfinite(z).all() for z in z_of(tmp_path / "expert").values())
+
+
+def test_nan_before_the_first_validation_leaves_no_expert(train: Any, options: Reinforce, tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        train("expert", replace(options, learning_rate=1e30, max_grad_norm=0.0))
+    assert not (tmp_path / "expert").exists()
+
+
+def test_it_stops_early_without_improvement(train: Any, options: Reinforce) -> None:
+    # Scores below 1 never count as right, so that no validation is better than the first.
+    result = train("expert", replace(options, steps=20, validate_every=1, patience=2))
+    assert max(entry["step"] for entry in log_of(result.expert)) == 3
+    assert result.best_step == 1
+
+
+def test_what_exists_is_not_overwritten(train: Any, options: Reinforce, tmp_path: Path) -> None:
+    (tmp_path / "expert").mkdir()
+    (tmp_path / "expert" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        train("expert", options)
+    with pytest.raises(UserError, match="nothing to resume"):
+        train("new", options, resume=True)
+
+
+def test_an_unwritable_output_is_said_before_training(train: Any, options: Reinforce, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot write"):
+        train("file/expert", options)
