@@ -19,6 +19,8 @@ def as_chat(prompt: str | Chat) -> Chat:
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]) -> list[list[int]]:
     """Token ids of each chat, up to where the assistant's answer begins."""
+    if not prompts:
+        return []
     chats = [as_chat(prompt) for prompt in prompts]
     return tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)[
         "input_ids"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.rewards import REWARDS, choice
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 RewardName = Literal["exact", "last_number", "choice", "math_verify", "last_word"]
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class Jsonl:
     """Prompts and answers from JSON Lines, plain or gzipped.
 
     A line is an object with `prompt` (a string or a chat), `answer` (a string), and optionally `choices` (a list of
-    strings) and `id`. A split with a file of its own is that file. The lines of `path` are dealt out to the other
-    splits by a hash of the prompt: 80 % train, 10 % validation, 10 % test, where a share that is not needed goes to
-    train. So equal prompts share a split, and new lines move no old ones.
+    strings) and `id` (else the file's name and the line's number).
+
+    A split with a file of its own is that file. The lines of `path` are dealt out to the other splits by a hash of the
+    prompt: 80 % train, 10 % validation, 10 % test, where a share that is not needed goes to train. So equal prompts
+    share a split, and new lines move no old ones.
     """
 
     name: str
@@ -50,26 +54,18 @@ class Jsonl:
         """Rows with `id`, `prompt`, `answer` and `choices` (empty where there are none).
 
         Raises:
-            UserError: for a missing file, a malformed line, or a split without rows.
+            UserError: for a missing or empty file, a malformed line, or too few rows for the splits.
         """
         from datasets import Dataset, Features, List, Value
 
         own_path = {"train": None, "validation": self.validation_path, "test": self.test_path}[split]
-        if own_path:
-            rows = list(self._rows(own_path))
-            if not rows:
-                raise UserError(f"{own_path}: there are no rows in it")
-        else:
-            rows = self._deal()[split]
-        message = {"role": Value("string"), "content": Value("string")}
-        features = Features(
-            id=Value("string"), prompt=List(message), answer=Value("string"), choices=List(Value("string"))
-        )
-        for number, row in rows:
-            *before, last = row["prompt"]
-            row["prompt"] = [*before, {**last, "content": with_instruction(last["content"], self.instruction)}]
-            row["id"] = row["id"] or f"{self.name}-{split}-{number}"
-        return Dataset.from_list([row for _, row in rows], features=features)
+        rows = list(self._rows(own_path)) if own_path else self._deal()[split]
+        for row in rows:
+            last = row["prompt"][-1]
+            last["content"] = with_instruction(last["content"], self.instruction)
+        chat = List({"role": Value("string"), "content": Value("string")})
+        features = Features(id=Value("string"), prompt=chat, answer=Value("string"), choices=List(Value("string")))
+        return Dataset.from_list(rows, features=features)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """The named reward of each completion; needs the columns `answer` and `choices`."""
@@ -81,36 +77,36 @@ class Jsonl:
     def _score(self, text: str, answer: str, choices: Sequence[str]) -> float:
         return choice(text, answer, choices) if self.judged_by == "choice" else REWARDS[self.judged_by](text, answer)
 
-    def _deal(self) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+    def _deal(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of `path`, each to its split."""
         shares = ["train"] * 8
         shares.append("train" if self.validation_path else "validation")
         shares.append("train" if self.test_path else "test")
-        dealt: dict[str, list[tuple[int, dict[str, Any]]]] = {share: [] for share in shares}
-        for number, row in self._rows(self.path):
-            digest = hashlib.sha256(json.dumps(row["prompt"], sort_keys=True).encode()).digest()
-            dealt[shares[int.from_bytes(digest) % 10]].append((number, row))
-        counts = {share: len(rows) for share, rows in dealt.items()}
-        if not any(counts.values()):
-            raise UserError(f"{self.path}: there are no rows in it")
-        if not all(counts.values()):
-            split = ", ".join(f"{share} {count}" for share, count in counts.items())
+        dealt: dict[str, list[dict[str, Any]]] = {share: [] for share in shares}
+        for row in self._rows(self.path):
+            digest = hashlib.sha256(json.dumps(row["prompt"]).encode()).digest()
+            dealt[shares[int.from_bytes(digest) % len(shares)]].append(row)
+        if not all(dealt.values()):
+            counts = ", ".join(f"{share} {len(rows)}" for share, rows in dealt.items())
             raise UserError(
-                f"{self.path}: too few rows for a split by prompt ({split}); add rows, or give validation_path "
+                f"{self.path}: too few rows for a split by prompt ({counts}); add rows, or give validation_path "
                 f"and test_path"
             )
         return dealt
 
-    def _rows(self, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows of a file with the numbers of their lines, from 1."""
+    def _rows(self, path: str) -> Iterator[dict[str, Any]]:
         file = _find(path)
+        empty = True
         try:
             with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
-                        yield number, self._row(line, f"{path}:{number}")
-        except (OSError, EOFError) as error:
+                        empty = False
+                        yield {"id": f"{file.name}:{number}", **self._row(line, f"{path}:{number}")}
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"cannot read {file}: {error}") from error
+        if empty:
+            raise UserError(f"{path}: there are no rows in it")
 
     def _row(self, line: bytes, where: str) -> dict[str, Any]:
         try:
@@ -122,8 +118,8 @@ class Jsonl:
         for name in ("prompt", "answer"):
             if name not in fields:
                 raise UserError(f"{where}: the field {name!r} is missing")
-        prompt, answer, choices, id_ = (fields.get(name) for name in ("prompt", "answer", "choices", "id"))
-        choices = [] if choices is None else choices
+        prompt, answer, id_ = fields["prompt"], fields["answer"], fields.get("id")
+        choices = fields.get("choices") or []
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if not _is_chat(prompt):
@@ -137,21 +133,16 @@ class Jsonl:
         # math-verify takes too long to do this for every row.
         if self.judged_by != "math_verify" and self._score(answer, answer, choices) < 1:
             raise UserError(f"{where}: {self.judged_by} would not find this row's own answer right")
-        return {"id": None if id_ is None else str(id_), "prompt": prompt, "answer": answer, "choices": choices}
+        chat = [{"role": message["role"], "content": message["content"]} for message in prompt]
+        return ({} if id_ is None else {"id": str(id_)}) | {"prompt": chat, "answer": answer, "choices": choices}
 
 
 def _is_chat(prompt: Any) -> bool:
-    def is_message(message: Any) -> bool:
-        return (
-            isinstance(message, dict)
-            and message.get("role") in get_args(Role)
-            and isinstance(message.get("content"), str)
-        )
-
-    return isinstance(prompt, list) and all(map(is_message, prompt)) and bool(prompt) and prompt[-1]["role"] == "user"
+    return isinstance(prompt, list) and all(map(_is_message, prompt)) and bool(prompt) and prompt[-1]["role"] == "user"
 
 
-Role = Literal["system", "user", "assistant"]
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
 
 
 def _find(path: str) -> Path:

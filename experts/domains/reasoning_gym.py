@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.judges import judge, pack
 from experts.domains.rewards import find_number, find_word
 from experts.errors import UserError, unknown
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Scalar = bool | int | float | str
 Place = Literal["text", "last_number", "last_word"]
 
-# Judges get the end of what a model wrote: some of them take quadratic time.
+# The judges read the end of a text only, where an answer stands.
 LONGEST = 4000
 # How many questions a generator may make, at least, until a split is full.
 ATTEMPTS = 10_000
@@ -98,10 +98,10 @@ class ReasoningGym:
         return Dataset.from_list(rows)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """The generator's score for each completion; needs the column `entry`."""
+        """The generator's score for each completion; needs the columns `answer` and `entry`."""
         return [
-            self._score(text_of(completion), _unpack_json(entry))
-            for completion, entry in zip(completions, columns["entry"], strict=True)
+            self._score(text_of(completion), answer, entry)
+            for completion, answer, entry in zip(completions, columns["answer"], columns["entry"], strict=True)
         ]
 
     def _size(self, split: Split) -> int:
@@ -112,7 +112,7 @@ class ReasoningGym:
             "id": f"{self.dataset}-{split}-{index}",
             "prompt": [{"role": "user", "content": with_instruction(problem["question"], self.instruction)}],
             "answer": problem["answer"] or "",
-            "entry": _pack_json(problem),
+            "entry": pack(problem),
         }
 
     def _problems(self, split: Split, asked: set[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -148,30 +148,22 @@ class ReasoningGym:
                 f"{self.name}: {self.dataset} refuses its parameters ({reason}); it has {', '.join(known)}"
             ) from error
 
-    @cached_property
-    def _judge(self) -> ProceduralDataset:
-        return self._generator(seed=0, size=500)
-
-    def _score(self, text: str, problem: dict[str, Any]) -> float:
-        answer = text[-LONGEST:].strip()
+    def _score(self, text: str, answer: str, entry: str) -> float:
+        given = text[-LONGEST:].strip()
         if self.answer_in == "last_number":
-            answer = find_number(answer, fractions="/" in (problem["answer"] or ""))
+            given = find_number(given, fractions="/" in answer)
         elif self.answer_in == "last_word":
-            answer = find_word(answer)
-        if POISON.search(answer) or (self.dataset in EVALUATING and not _harmless(answer)):
+            given = find_word(given)
+        # NaN is at no distance from any number, where a judge forgot to ask (complex_arithmetic).
+        if NAN.search(given) or (self.dataset in EVALUATING and not _is_data(given)):
             return 0.0
-        judge = self._judge
-        try:
-            score = float(judge.score_answer(answer, problem))
-        except Exception:  # a judge that stumbles over an answer has not found it right
-            return 0.0
+        score = judge("reasoning_gym", [self.dataset, json.dumps(self.parameters)], [given, entry])
         if score >= 1:
             return 1.0
         return score if self.partial_credit and score > 0 else 0.0
 
 
-# Numbers that some judge writes out in full, and the one that is never far from the right answer.
-POISON = re.compile(r"\d e [-+]? \d{4,} | \b nan j? \b", re.IGNORECASE | re.VERBOSE)
+NAN = re.compile(r"\bnanj?\b", re.IGNORECASE)
 
 # These generators hand the answer to Python's eval or to sympy's parser, which evaluates it too.
 EVALUATING = {
@@ -186,59 +178,24 @@ FORMULA = (
 )
 
 
-def _harmless(text: str) -> bool:
-    """Whether evaluating the text calls nothing and computes nothing large: a literal, a small formula, or no Python.
+def _is_data(text: str) -> bool:
+    """Whether evaluating the text calls no code: it is a literal, a formula, or not Python at all.
 
-    >>> _harmless("[1, 2]"), _harmless("3*x**2 + sin(x)"), _harmless("1 0 1"), _harmless("9**9**9"), _harmless("exit()")
-    (True, True, True, False, False)
+    >>> _is_data("[1, 2]"), _is_data("3*x**2 + sin(x)"), _is_data("1 0 1"), _is_data("sin('exit()')")
+    (True, True, True, False)
     """
     try:
-        tree = ast.parse(text, mode="eval")
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except Exception:
         # Sympy understands a little more than Python, such as 5!.
         return not set("(!") & set(text)
-    nodes = list(ast.walk(tree))
-    return all(isinstance(node, LITERAL) for node in nodes) or all(_is_formula(node) for node in nodes)
+    return all(isinstance(node, LITERAL) for node in nodes) or all(map(_is_formula, nodes))
 
 
 def _is_formula(node: ast.AST) -> bool:
     match node:
         case ast.Constant(value):
-            return isinstance(value, int | float) and abs(value) < 1e15
+            return isinstance(value, int | float)
         case ast.Call(function):
             return isinstance(function, ast.Name) and function.id in FUNCTIONS
-        case ast.BinOp(base, ast.Pow(), exponent):
-            return _powers(base) <= 2 and _powers(exponent) == 0 and all(n <= 20 for n in _numbers(exponent))
     return isinstance(node, FORMULA)
-
-
-def _powers(node: ast.AST) -> int:
-    return sum(isinstance(n, ast.Pow) for n in ast.walk(node))
-
-
-def _numbers(node: ast.AST) -> list[Any]:
-    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
-
-
-def _pack_json(value: Any) -> str:
-    return json.dumps(_pack(value), default=str)
-
-
-def _pack(value: Any) -> Any:
-    """Marks what JSON would turn into something else: tuples, and dicts with keys of any kind."""
-    match value:
-        case tuple():
-            return {"tuple": [_pack(v) for v in value]}
-        case list():
-            return [_pack(v) for v in value]
-        case dict():
-            return {"dict": [[_pack(k), _pack(v)] for k, v in value.items()]}
-    return value
-
-
-def _unpack_json(text: str) -> Any:
-    return json.loads(text, object_hook=_unpack)
-
-
-def _unpack(marked: dict[str, Any]) -> Any:
-    return dict(marked["dict"]) if "dict" in marked else tuple(marked["tuple"])

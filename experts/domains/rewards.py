@@ -5,20 +5,17 @@ They are right about tidy answers and strict with the rest. None of them raises 
 
 from __future__ import annotations
 
-import json
 import re
 import string
-import subprocess
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-# math-verify looks at the end of a text only, where an answer stands, and for a limited time.
+from experts.domains.judges import judge
+
+# math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
-MATH_SECONDS = 5.0
 
 
 def exact(text: str, answer: str) -> float:
@@ -87,7 +84,7 @@ def math_verify(text: str, answer: str) -> float:
     >>> math_verify(r"so $x = \frac{2}{4}$", "1/2")
     1.0
     """
-    return exact(text, answer) or float(_math_worker.verify(answer, text[-MATH_CHARACTERS:]))
+    return exact(text, answer) or judge("math_verify", [], [answer, text[-MATH_CHARACTERS:]])
 
 
 REWARDS: dict[str, Callable[..., float]] = {
@@ -148,9 +145,10 @@ def _value(number: str) -> Fraction | None:
 ANSWER = re.compile(r"\banswer\b (?= \s{0,9} (?: : | is\b ))", re.IGNORECASE | re.VERBOSE)
 LABEL = re.compile(
     r"""
-      (?m: ^ ) [ \t]* \(? ([A-Za-z]) (?= [ \t]* (?: [).:,] | (?m: $ ) ))                 # a line "B", "b)", "B. Paris"
-    | (?<! \w ) \( ([A-Za-z]) \)                                                         # anywhere "(B)"
-    | \b (?i: answer | option | choice | boxed | is ) \b \W{1,6} ([A-Z] \b | [a-z] (?= \W* \Z ))    # "the answer is B"
+      (?m: ^ ) [ \t]* \(? ([A-Za-z]) (?= [ \t]* (?: [).:,] | (?m: $ ) ))      # a line that opens with "B", "b)", "B."
+    | (?<! \w ) \( ([A-Za-z]) \)                                              # "(B)" anywhere
+    | \b (?i: answer | option | choice | boxed | or | is ) \b \W{1,6}         # "the answer is B", "Option B", "or B"
+      ([A-Z] \b | [a-z] (?= \W* \Z ))
     """,
     re.VERBOSE,
 )
@@ -178,70 +176,3 @@ def _index(letter: str) -> int:
 def _plain(text: str) -> str:
     text = " ".join(text.casefold().split())
     return text.rstrip(".,;:!? ") or text
-
-
-class _MathWorker:
-    """math-verify in a process of its own, started when it is first needed.
-
-    Sympy can begin a power or a product that no signal interrupts, and math-verify's time limit works in a main thread
-    only. The worker ends itself when an answer takes too long, and the next answer gets a new one.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-
-    def verify(self, answer: str, text: str) -> bool:
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._process = _start_worker()
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            try:
-                print(json.dumps([answer, text, MATH_SECONDS]), file=self._process.stdin, flush=True)
-            except BrokenPipeError:
-                return False
-            verdict = self._process.stdout.readline()
-            if not verdict:
-                self._process.wait()
-            return verdict == "True\n"
-
-
-def _start_worker() -> subprocess.Popen[str]:
-    # -P: the modules beside this file must not hide the packages they are named after.
-    command = [sys.executable, "-P", __file__]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    if process.stdout.readline() != "ready\n":
-        raise RuntimeError(f"math-verify does not start; see what `{' '.join(command)}` says")
-    return process
-
-
-def _work() -> None:
-    """Judges the lines `[answer, text, seconds]` of standard input, one after the other."""
-    import faulthandler
-    import logging
-    import os
-
-    from math_verify import parse, verify
-
-    logging.disable()
-    print("ready", flush=True)
-    with open(os.devnull, "w") as nowhere:
-        for line in sys.stdin:
-            answer, text, seconds = json.loads(line)
-            # Unlike a signal, it also ends a process that is inside one long operation of C code.
-            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-            try:
-                gold = parse(answer, parsing_timeout=None) + parse(f"${answer}$", parsing_timeout=None)
-                equal = verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None)
-            except Exception:
-                equal = False
-            faulthandler.cancel_dump_traceback_later()
-            print(bool(equal), flush=True)
-
-
-_math_worker = _MathWorker()
-
-if __name__ == "__main__":
-    _work()

@@ -133,7 +133,7 @@ class StepLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or "reward" not in logs:
             return
-        seconds = logs["step_time"] * args.gradient_accumulation_steps
+        seconds = logs["step_time"]
         entry = {
             "step": state.global_step,
             "reward": logs["reward"],

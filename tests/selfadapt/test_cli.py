@@ -1,0 +1,137 @@
+"""The command line as a user meets it: exit codes, what goes to stdout, and one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experts.library import ExpertLibrary
+from selfadapt.cli import main
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`run("generate", …)` → (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["selfadapt", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def recipe(tiny_folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "numbers.yaml"
+    document = {
+        "model": str(tiny_folder),
+        "domain": {
+            "kind": "reasoning_gym",
+            "name": "numbers",
+            "description": "Sums.",
+            "dataset": "chain_sum",
+            "answer_in": "last_number",
+            "train_size": 32,
+        },
+        "adapt": {"rank": 8},
+        "training": {
+            "learning_rate": 0.05,
+            "steps": 2,
+            "prompts_per_step": 2,
+            "samples_per_prompt": 2,
+            "max_new_tokens": 4,
+            "validate_every": 1,
+            "validation_size": 4,
+        },
+        "test_size": 4,
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    code, out, err = run("train", recipe, "--output", tmp_path / "expert", "--json", "--steps", 1)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["best_step"] == 1  # --steps won over the file
+    assert report["n"] == 4
+    assert "step 1/1" in err
+
+    library = tmp_path / "library"
+    assert run("experts", "add", tmp_path / "expert", "--library", library)[:2] == (0, "expert\n")
+    code, out, _ = run("experts", "list", "--library", library, "--json")
+    assert json.loads(out)["experts"] == {"expert": "Sums."}
+    code, out, _ = run("experts", "show", "expert", "--library", library)
+    assert out.startswith("---\nlibrary_name: peft")
+    code, out, _ = run("experts", "show", "expert", "--library", library, "--json")
+    assert json.loads(out)["parameters"] == 14 * 8
+
+    for dispatch, mixture in (("none", {}), ("expert", {"expert": 1.0})):
+        args = ("--dispatch", dispatch, "--library", library, "--max-new-tokens", 4)
+        code, out, err = run("generate", "1 + 1 =", "2 + 2 =", *args, "--json")
+        assert code == 0, err
+        document = json.loads(out)
+        assert [answer["mixture"] for answer in document["answers"]] == [mixture, mixture]
+        assert all(isinstance(answer["text"], str) for answer in document["answers"])
+
+    assert run("experts", "remove", "expert", "--library", library)[0] == 0
+    assert ExpertLibrary.open(library).names == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "smollm2-135m/sumz"], "unknown recipe 'smollm2-135m/sumz'; did you mean 'smollm2-135m/sums'"),
+        (["generate", "hi", "--dispatch", "math", "--model", "nowhere"], "no experts come with the base 'nowhere'"),
+        (["generate", "hi", "--library", "nowhere"], "nowhere is not a library"),
+        (["generate"], "no prompt"),
+        (["experts", "add", "nowhere", "--library", "also-nowhere"], "nowhere is not an expert"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(run: Any, args: list[str], message: str) -> None:
+    code, out, err = run(*args)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("args", [["frob"], ["train"], ["generate", "--dispach", "x"], ["experts", "rename"]])
+def test_wrong_usage_is_exit_code_2(run: Any, args: list[str]) -> None:
+    code, out, _ = run(*args)
+    assert (code, out) == (2, "")
+
+
+def test_a_field_that_no_recipe_has_is_wrong_usage(run: Any, recipe: Path) -> None:
+    code, _, err = run("train", recipe, "--learning-rat", 1)
+    assert code == 2
+    assert "--learning-rate" in err
+
+
+def test_help_of_a_recipe_lists_its_fields(run: Any, recipe: Path) -> None:
+    code, out, _ = run("train", recipe, "--help")
+    assert code == 0
+    assert "--learning-rate" in out
+    assert "--domain.dataset" in out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['selfadapt', '--help']\n"
+        "from selfadapt.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(*sorted({'torch', 'transformers', 'peft', 'trl', 'datasets'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == ""
+    assert "train" in result.stdout

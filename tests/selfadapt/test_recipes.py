@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experts.errors import UserError
+from selfadapt.recipes import Recipe, configs_folder, find_recipe, override, read_recipe
+
+MINIMAL = {
+    "domain": {"kind": "reasoning_gym", "name": "sums", "description": "Sums.", "dataset": "chain_sum"},
+    "training": {"learning_rate": 0.01, "steps": 2},
+}
+
+
+def written(tmp_path: Path, document: object) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def shipped() -> list[Path]:
+    return sorted(configs_folder().glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(path)
+    assert read_recipe(written(tmp_path, recipe.to_dict())) == recipe
+    assert find_recipe(f"{path.parent.name}/{path.stem}") == path
+    assert recipe.domain.description.endswith(".")
+
+
+def test_defaults_are_filled_in(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, MINIMAL))
+    assert recipe.model == "smollm2-135m"
+    assert recipe.adapt.config().target_modules == "all-linear"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainin": {}}, r"unknown field 'trainin'; did you mean 'training'"),
+        ({"training": {"learning_rat": 1}}, r"unknown field 'training.learning_rat'; did you mean 'training.learning_rate'"),
+        ({"training": {"learning_rate": "fast", "steps": 2}}, r"training.learning_rate: .*number"),
+        ({"training": {"learning_rate": 0.1, "steps": 0}}, "steps"),
+        ({"training": {"steps": 2}}, "training.learning_rate"),
+        ({"training": 3}, "training must be a mapping"),
+        ({"domain": {"kind": "reasoning_gim"}}, "unknown domain 'reasoning_gim'; did you mean 'reasoning_gym'"),
+        ({"domain": {}}, "domain needs a kind"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_file_and_field(tmp_path: Path, change: dict, message: str) -> None:
+    path = written(tmp_path, {**MINIMAL, **change})
+    with pytest.raises(UserError, match=message) as error:
+        read_recipe(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text in ("a: [", "just words", ""):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"recipe\.yaml"):
+            read_recipe(path)
+    with pytest.raises(UserError, match=r"unknown recipe 'smollm2-135m/letter'; did you mean 'smollm2-135m/letters'"):
+        find_recipe("smollm2-135m/letter")
+
+
+def test_fields_are_overridden_from_the_command_line(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, MINIMAL))
+    args = "--learning-rate 0.5 --rank 8 --domain.seed 3 --model other --no-gradient-checkpointing"
+    got = override(recipe, args.split(), prog="train")
+    assert got == Recipe(
+        domain=replace(recipe.domain, seed=3),
+        training=replace(recipe.training, learning_rate=0.5),
+        adapt=replace(recipe.adapt, rank=8),
+        model="other",
+    )
