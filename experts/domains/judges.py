@@ -33,17 +33,23 @@ def judge(name: str, settings: Sequence[str], arguments: Sequence[str]) -> float
         if _process is None or _process.poll() is not None:
             # -P: the modules beside this file must not hide the packages they are named after.
             command = [sys.executable, "-P", "-W", "ignore", __file__]
-            _process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            # In a session of its own, so that Ctrl-C reaches us alone. It ends when its standard input does.
+            _process = subprocess.Popen(command, **pipes, start_new_session=True)
         assert _process.stdin is not None
         assert _process.stdout is not None
+        ready = score = ""
         try:
             print(json.dumps([name, settings, arguments, SECONDS]), file=_process.stdin, flush=True)
-            ready, score = _process.stdout.readline(), _process.stdout.readline()
+            ready = _process.stdout.readline()
+            score = _process.stdout.readline()
         except BrokenPipeError:
-            ready = score = ""
-        if not score:
-            _process.kill()
-            _process.communicate()
+            pass
+        finally:
+            # It has ended, or we were interrupted, and then its next line would answer the wrong question.
+            if not score:
+                _process.kill()
+                _process.communicate()
         if not ready:
             raise RuntimeError(f"the judge {name} does not start; its own message went to standard error")
         return float(score or 0.0)

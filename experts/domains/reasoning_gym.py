@@ -151,7 +151,7 @@ class ReasoningGym:
     def _score(self, text: str, answer: str, entry: str) -> float:
         given = text[-LONGEST:].strip()
         if self.answer_in == "last_number":
-            given = find_number(given, fractions="/" in answer)
+            given = find_number(given, fractions="/" in find_number(answer, fractions=True))
         elif self.answer_in == "last_word":
             given = find_word(given)
         # NaN is at no distance from any number, where a judge forgot to ask (complex_arithmetic).

@@ -1,4 +1,4 @@
-r"""The ready rewards: `(text, answer) -> score`, 1.0 for a right answer and 0.0 for any other text.
+"""The ready rewards: `(text, answer) -> score`, 1.0 for a right answer and 0.0 for any other text.
 
 They are right about tidy answers and strict with the rest. None of them raises or hangs, whatever the text.
 """
@@ -44,9 +44,9 @@ def last_number(text: str, answer: str) -> float:
     >>> last_number("6/8 of it", "3/4"), last_number("14/2", "2")
     (1.0, 1.0)
     """
-    fractions = "/" in answer
-    right = _value(find_number(answer, fractions))
-    return float(right is not None and _value(find_number(text, fractions)) == right)
+    right = find_number(answer, fractions=True)
+    given = find_number(text, fractions="/" in right)
+    return float(_value(given) is not None and _value(given) == _value(right))
 
 
 def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
@@ -94,7 +94,6 @@ REWARDS: dict[str, Callable[..., float]] = {
     "choice": choice,
     "math_verify": math_verify,
 }
-
 
 EDGES = string.punctuation + string.whitespace + "“”‘’«»…"
 

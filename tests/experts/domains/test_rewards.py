@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 import random
+import signal
 import threading
 import time
 
@@ -95,6 +96,7 @@ def test_last_word(text: str, answer: str, score: float) -> None:
         ("0.75", "3/4", 1),
         ("3/0", "3/4", 0),
         ("14/2", "7", 0),
+        ("14/2", "an answer and/or 7", 0),
         ("no number", "7", 0),
         ("7", "no number", 0),
     ],
@@ -191,6 +193,22 @@ def test_an_endless_computation_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> N
     assert math_verify("$9^{9^{9^9}}$", "1/2") == 0
     assert time.monotonic() - start < 5
     monkeypatch.undo()
+    assert math_verify("$2/4$", "1/2") == 1
+
+
+def test_an_interrupt_leaves_no_answer_behind() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            math_verify("$9^{9^{9^9}}$", "1/2")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert math_verify("$2/3$", "1/2") == 0
     assert math_verify("$2/4$", "1/2") == 1
 
 
