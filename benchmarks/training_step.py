@@ -1,6 +1,6 @@
 """A training step (forward and backward) of SVF against a PEFT LoRA and against rebuilding W in autograd.
 
-    python benchmarks/training_step.py [--rounds 7] [--rows 16] [--tokens 64]
+python benchmarks/training_step.py [--rounds 7] [--rows 16] [--tokens 64]
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.errors import UserError
@@ -22,14 +24,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]) 
     if not prompts:
         return []
     chats = [as_chat(prompt) for prompt in prompts]
-    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)[
-        "input_ids"
-    ]
+    encoding: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return encoding["input_ids"]
 
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Chat],
     *,
@@ -62,7 +63,9 @@ def generate(
             batch = tokenizer.pad(
                 {"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
-            output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)  # [B, prompt + new]
+            output = cast(Any, model).generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False
+            )  # [B, prompt + new]
             texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import PeftModel
 from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,7 +50,7 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
 
 
 def held_out_scores(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     domain: Domain,
     rows: Dataset,

@@ -23,7 +23,7 @@ def fingerprint(model: nn.Module) -> str:
     for name in sorted(weights):
         rounded = weights[name].detach().to("cpu", torch.bfloat16).contiguous()
         digest.update(f"{name} {list(rounded.shape)}".encode())
-        digest.update(memoryview(rounded.view(torch.uint8).numpy()))
+        digest.update(rounded.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

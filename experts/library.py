@@ -35,7 +35,7 @@ def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
         config.domain = card.domain
         config.description = card.description
     # The embeddings are never adapted; PEFT would ask the hub about their size.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 

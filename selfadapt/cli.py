@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,8 @@ def generate(
     base, tokenizer = load_base(base_name)
     if expert is not None:
         experts.check_base(base)
-        base = load_expert(base, expert)
-    answers = answer(base, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    answering = base if expert is None else load_expert(base, expert)
+    answers = answer(answering, tokenizer, prompts, max_new_tokens=max_new_tokens)
     mixture = {} if expert is None else {dispatch: 1.0}
     document = [{"prompt": p, "text": a, "mixture": mixture} for p, a in zip(prompts, answers, strict=True)]
     _print({"dispatch": dispatch, "answers": document}, json, "\n\n".join(answers))
@@ -231,8 +232,13 @@ def experts() -> None:
     """List, show, add and remove the experts of a library."""
 
 
-VERBS = {"demo": demo, "train": Train, "generate": generate, "experts": experts}
-EXPERTS = {"list": experts_list, "show": experts_show, "add": experts_add, "remove": experts_remove}
+VERBS: dict[str, Callable[..., Any]] = {"demo": demo, "train": Train, "generate": generate, "experts": experts}
+EXPERTS: dict[str, Callable[..., Any]] = {
+    "list": experts_list,
+    "show": experts_show,
+    "add": experts_add,
+    "remove": experts_remove,
+}
 
 
 def _run(args: list[str]) -> None:

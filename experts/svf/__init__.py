@@ -11,8 +11,8 @@ def _add_to_peft_types(name: str) -> None:
     member = str.__new__(PeftType, name)
     member._name_ = name
     member._value_ = name
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType._member_names_)
+    member.__objclass__ = PeftType  # type: ignore[attr-defined]
+    member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member

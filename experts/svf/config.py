@@ -41,7 +41,7 @@ class SVFConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.SVF
+        self.peft_type = PeftType("SVF")
         # PEFT matches a set of names much faster than a list.
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
-from experts.svf.config import SVFConfig
 from experts.svf.layer import SVFLinear
 
 
@@ -47,23 +46,23 @@ class SVFModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         decompose_layers([module for module in model.modules() if isinstance(module, SVFLinear)])
 
-    def _prepare_adapter_config(self, peft_config: SVFConfig, model_config: dict[str, Any]) -> SVFConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules == "all-linear" and peft_config.layers_to_transform is not None:
             # PEFT's own expansion gives full names, which layers_to_transform does not filter.
             _maybe_include_all_linear_layers(peft_config, self.model)
             names = {name.rpartition(".")[2] for name in peft_config.target_modules}
-            peft_config.target_modules = names  # type: ignore[assignment]
+            peft_config.target_modules = names
         return super()._prepare_adapter_config(peft_config, model_config)
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
-        peft_config: SVFConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_: Any,
+        **optional_kwargs: Any,
     ) -> None:
         if isinstance(target, SVFLinear):
             target.update_layer(adapter_name, peft_config)

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
-from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from experts.domains.base import Domain
 from experts.errors import UserError
@@ -96,6 +96,7 @@ class ReinforceTrainer(RLOOTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.options.parametrization == "sigmoid":
+            assert self.model is not None
             layers = [module for module in self.model.modules() if isinstance(module, SVFLinear)]
             matrices = [(layer.svf_z[name], layer.svf_s) for layer in layers for name in layer.active_adapters]
             self.optimizer = SigmoidAdamW(matrices, self.options.learning_rate, self.options.max_grad_norm)
@@ -129,10 +130,17 @@ class ReinforceTrainer(RLOOTrainer):
         logps, entropies = [], []
         rows = self.args.per_device_train_batch_size
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
-            logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=logits_to_keep + 1, use_cache=False).logits
-            logits = logits[:, :-1].float() / self.temperature  # [b, T, V]: position t − 1 predicts token t
-            logps.append(selective_log_softmax(logits, ids[:, -logits_to_keep:]))
-            entropies.append(entropy_from_logits(logits.detach()))
+            logits = model(
+                input_ids=ids, attention_mask=mask, logits_to_keep=logits_to_keep + 1, use_cache=False
+            ).logits
+            row_logps, row_entropies = selective_log_softmax_and_entropy(
+                logits[:, :-1],  # [b, T, V]: position t − 1 predicts token t
+                ids[:, -logits_to_keep:],
+                entropy_requires_grad=False,
+                temperature=self.temperature,
+            )
+            logps.append(row_logps)
+            entropies.append(row_entropies)
         return torch.cat(logps), torch.cat(entropies), None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

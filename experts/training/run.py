@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -231,7 +231,7 @@ def train_expert(
         unfinished,
         [Validation(tokenizer, domain, options, log, progress), StepLog(log, progress), interrupt],
     )
-    model: PeftModel = trainer.model
+    model = cast(PeftModel, trainer.model)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     diverged: Diverged | None = None
     try:

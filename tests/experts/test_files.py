@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,17 @@ from experts.errors import UserError
 from experts.files import atomic_file, atomic_folder, cache_folder, check_writable, write_json
 
 
+def write_half(target: AbstractContextManager[Path], name: str = "") -> None:
+    with target as temporary:
+        (temporary / name).write_text("half")
+        raise OSError("the disk is full")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(OSError, match="full"):
+        write_half(atomic_file(path))
     assert path.read_text() == '{\n  "old": 1\n}\n'
     assert list(tmp_path.iterdir()) == [path]
 
@@ -22,9 +28,8 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
     folder = tmp_path / "expert"
     with atomic_folder(folder) as temporary:
         (temporary / "a").write_text("old")
-    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
-        (temporary / "a").write_text("half")
-        raise RuntimeError
+    with pytest.raises(OSError, match="full"):
+        write_half(atomic_folder(folder), "a")
     assert (folder / "a").read_text() == "old"
     with atomic_folder(folder) as temporary:
         (temporary / "b").write_text("new")

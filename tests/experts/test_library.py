@@ -93,9 +93,7 @@ def test_an_unknown_expert_names_the_nearest(library: ExpertLibrary, expert: Pat
         library.path("leters")
 
 
-def test_another_base_is_refused_with_both_fingerprints(
-    library: ExpertLibrary, expert: Path, tiny_model: Any
-) -> None:
+def test_another_base_is_refused_with_both_fingerprints(library: ExpertLibrary, expert: Path, tiny_model: Any) -> None:
     wanted = fingerprint(tiny_model)
     with torch.no_grad():
         tiny_model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
@@ -136,7 +134,7 @@ def test_vectors_that_do_not_fit_the_base_are_refused(expert: Path, tiny_model: 
     tensors = load_file(path)
     key = next(iter(tensors))
     save_file({**tensors, key: torch.ones(3)}, path)
-    with pytest.raises(UserError, match="3 values for .* which needs 4"):
+    with pytest.raises(UserError, match=r"3 values for .* which needs 4"):
         load_expert(tiny_model, expert)
     save_file({**tensors, "base_model.model.model.layers.9.mlp.up_proj.svf_z": torch.ones(4)}, path)
     with pytest.raises(UserError, match="does not have"):

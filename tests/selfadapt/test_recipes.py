@@ -43,7 +43,10 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"trainin": {}}, r"unknown field 'trainin'; did you mean 'training'"),
-        ({"training": {"learning_rat": 1}}, r"unknown field 'training.learning_rat'; did you mean 'training.learning_rate'"),
+        (
+            {"training": {"learning_rat": 1}},
+            r"unknown field 'training.learning_rat'; did you mean 'training.learning_rate'",
+        ),
         ({"training": {"learning_rate": "fast", "steps": 2}}, r"training.learning_rate: .*number"),
         ({"training": {"learning_rate": 0.1, "steps": 0}}, "steps"),
         ({"training": {"steps": 2}}, "training.learning_rate"),

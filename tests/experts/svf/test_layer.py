@@ -15,7 +15,9 @@ from experts.svf import SVFConfig, SVFLinear
 SHAPES = {"tall": (7, 4), "wide": (4, 7), "square": (5, 5)}  # out_features, in_features
 
 
-def make_layer(m: int, n: int, *, rank: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> SVFLinear:
+def make_layer(
+    m: int, n: int, *, rank: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> SVFLinear:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(n, m).to(dtype))
     peft_model = get_peft_model(model, SVFConfig(target_modules=["0"], rank=rank))
@@ -132,7 +134,9 @@ def test_small_changes_survive_a_bfloat16_base() -> None:
     # The layer adds that difference to the base's own output, training or sampling.
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            factored = F.linear((F.linear(x, layer.svf_vt) * (layer.svf_s * layer.delta(["default"]))).bfloat16(), layer.svf_u)
+            factored = F.linear(
+                (F.linear(x, layer.svf_vt) * (layer.svf_s * layer.delta(["default"]))).bfloat16(), layer.svf_u
+            )
             torch.testing.assert_close(layer(x), layer.base_layer(x) + factored)
 
 

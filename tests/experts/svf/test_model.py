@@ -170,7 +170,9 @@ def test_a_bfloat16_base_trains_z_in_float32(tiny_model: LlamaForCausalLM, gradi
         assert layer._merged_weight is None  # training on a bfloat16 base never merges
 
 
-@pytest.mark.parametrize("kwargs", [{"rank": 0}, {"target_modules": "a|b", "layers_to_transform": [1]}, {"layers_pattern": "h"}])
+@pytest.mark.parametrize(
+    "kwargs", [{"rank": 0}, {"target_modules": "a|b", "layers_to_transform": [1]}, {"layers_pattern": "h"}]
+)
 def test_configurations_that_cannot_work_are_refused(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"rank|layers_to_transform"):
         SVFConfig(**kwargs)

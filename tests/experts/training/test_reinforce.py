@@ -52,7 +52,9 @@ def test_the_gradient_is_reinforce(
     with torch.no_grad(), model.disable_adapter():
         base_logps = log_likelihoods(model, batch)
     for parameter in model.parameters():  # disable_adapter leaves them frozen
-        parameter.requires_grad_(parameter in {p for p in model.parameters() if p.ndim == 1 and p.dtype == torch.float32})
+        parameter.requires_grad_(
+            parameter in {p for p in model.parameters() if p.ndim == 1 and p.dtype == torch.float32}
+        )
     model.set_adapter("default")
     logps = log_likelihoods(model, batch)
     rewards = rewards - kl * (logps.detach() - base_logps)
@@ -83,7 +85,7 @@ def test_the_end_of_the_answer_is_trained_and_the_prompt_is_not_retokenised(
 
 
 @pytest.mark.parametrize("parametrization", ["raw", "sigmoid"])
-@pytest.mark.parametrize("rank", [None, 8])
+@pytest.mark.parametrize("rank", [None, 16])
 def test_the_reward_rises(
     tiny_model: Any,
     tiny_tokenizer: Any,
@@ -93,7 +95,8 @@ def test_the_reward_rises(
     parametrization: Any,
     rank: int | None,
 ) -> None:
-    learning_rate = 0.1 if parametrization == "raw" else 0.5
+    # Fewer singular values need larger steps.
+    learning_rate = {"raw": 0.1, "sigmoid": 0.5}[parametrization] * (2 if rank else 1)
     options = replace(
         options,
         steps=40,
@@ -107,7 +110,8 @@ def test_the_reward_rises(
     trainer.args.save_strategy = "no"
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.1
+    # Four standard errors of a mean over ten steps of 64 samples.
+    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
 
 
 def test_signed_rewards_are_plus_and_minus_one(letters: Any, options: Reinforce) -> None:
@@ -118,7 +122,8 @@ def test_signed_rewards_are_plus_and_minus_one(letters: Any, options: Reinforce)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("samples_per_prompt", 1), ("steps", 0), ("learning_rate", float("nan")), ("learning_rate", 0.0)]
+    ("field", "value"),
+    [("samples_per_prompt", 1), ("steps", 0), ("learning_rate", float("nan")), ("learning_rate", 0.0)],
 )
 def test_settings_that_cannot_work_are_refused(options: Reinforce, field: str, value: float) -> None:
     with pytest.raises(UserError, match=field):
