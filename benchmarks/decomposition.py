@@ -1,6 +1,6 @@
 """Seconds to decompose all linear layers of the built-in base, the first time and from the cache.
 
-    python benchmarks/decomposition.py
+python benchmarks/decomposition.py
 """
 
 from __future__ import annotations

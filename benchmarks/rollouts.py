@@ -1,6 +1,6 @@
 """Sampling throughput under an expert in training (merged weights) against the plain base.
 
-    python benchmarks/rollouts.py [--rounds 7] [--rows 32] [--new-tokens 32]
+python benchmarks/rollouts.py [--rounds 7] [--rows 32] [--new-tokens 32]
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Reinforce:
 BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
 
-class Diverged(Exception):
+class Diverged(UserError):
     """The loss or an expert's z stopped being a finite number."""
 
     def __init__(self, step: int, what: str) -> None:
@@ -192,14 +192,6 @@ class ReinforceTrainer(RLOOTrainer):
         return loss
 
 
-class StopAtNaN(TrainerCallback):
-    """Looks at z after every optimiser step, before anything is validated or saved."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
-            raise Diverged(state.global_step, "the expert")
-
-
 def reward_function(domain: Domain, options: Reinforce) -> Any:
     """The domain's scores as TRL rewards, with the share of right answers logged as `accuracy`."""
 
@@ -268,7 +260,7 @@ def make_trainer(
         train_dataset=domain.load("train"),
         processing_class=tokenizer,
         peft_config=adapter,
-        callbacks=[StopAtNaN(), *callbacks],
+        callbacks=callbacks,
         options=options,
     )
     trainer.remove_callback(PrinterCallback)

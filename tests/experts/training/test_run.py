@@ -37,9 +37,8 @@ def train(tiny_folder: Path, tiny_tokenizer: Any, letters: Any, tmp_path: Path) 
             options,
             tmp_path / name,
             base_name=str(tiny_folder),
-            recipe={"training": "tiny"},
             test_size=8,
-            **kwargs,
+            **{"recipe": {"training": "tiny"}, **kwargs},
         )
 
     return train
@@ -58,6 +57,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 def test_an_expert_is_an_ordinary_peft_folder(train: Any, options: Reinforce, tiny_folder: Path) -> None:
     result = train("expert", options)
     files = {path.name for path in result.expert.iterdir()}
+    assert all(path.stat().st_mode & 0o044 for path in result.expert.iterdir())  # readable by others
     assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
     assert not unfinished_folder(result.expert).exists()
     config = read_config(result.expert)
@@ -94,21 +94,23 @@ class Interrupt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("parametrization", ["raw", "sigmoid"])
+@pytest.mark.parametrize(("parametrization", "step"), [("raw", 3), ("sigmoid", 3), ("raw", 6)])
 def test_an_interrupted_run_resumes_to_the_same_expert(
-    train: Any, options: Reinforce, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parametrization: Any
+    train: Any, options: Reinforce, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parametrization: Any, step: int
 ) -> None:
     options = replace(options, steps=6, parametrization=parametrization, schedule="cosine")
     whole = train("whole", options)
 
     make_trainer = run.make_trainer
     with monkeypatch.context() as patch:
-        patch.setattr(run, "make_trainer", lambda *args: make_trainer(*args[:-1], [*args[-1], Interrupt(3)]))
-        with pytest.raises(Interrupted, match="step 3"):
+        patch.setattr(run, "make_trainer", lambda *args: make_trainer(*args[:-1], [*args[-1], Interrupt(step)]))
+        with pytest.raises(Interrupted, match=f"step {step}"):
             train("parts", options)
     assert not (tmp_path / "parts").exists()
     with pytest.raises(UserError, match="--resume"):
         train("parts", options)
+    with pytest.raises(UserError, match="another recipe"):
+        train("parts", options, resume=True, recipe={"training": "other"})
     parts = train("parts", options, resume=True)
 
     assert log_of(parts.expert) == log_of(whole.expert)
