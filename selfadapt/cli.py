@@ -68,6 +68,8 @@ def train(args: list[str]) -> None:
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
 
+    from accelerate import PartialState
+
     from experts.training.run import train_expert
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
@@ -92,7 +94,8 @@ def train(args: list[str]) -> None:
         "train_seconds": result.train_seconds,
         **comparison(result.base_scores, result.expert_scores),
     }
-    _print(report, options.json, str(result.expert))
+    if PartialState().is_main_process:
+        _print(report, options.json, str(result.expert))
 
 
 def generate(

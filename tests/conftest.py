@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Tiny models gain nothing from a second thread, and lose much where another program uses its core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path

@@ -177,6 +177,7 @@ def _prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], 
     note = unfinished / "recipe.json"
     if resume and note.exists() and json.loads(note.read_text(encoding="utf-8")) != recipe:
         raise UserError(f"{unfinished} was begun with another recipe; resume it with that one, or remove it")
+    state.wait_for_everyone()  # everyone has looked before the first one changes anything
     if state.is_main_process:
         if not resume and unfinished.exists():
             shutil.rmtree(unfinished)
