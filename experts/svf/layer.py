@@ -81,7 +81,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     - training in full precision and full rank: a merged weight, with `MergedLinear`'s backward;
     - training otherwise: y = W x + U (s·δ·(Vᵀ x)). A merged bfloat16 weight would swallow small changes of z, and a
       few singular values cost no more than a LoRA;
-    - no gradient wanted: a merged weight.
+    - no gradient wanted: a merged weight;
+    - rows with mixtures of their own (`SVFModel.mixed`): y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b.
 
     A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, or any
     in-place operation that PyTorch counts. After writing through `z.data`, call `invalidate()`.
@@ -110,6 +111,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self._pristine: Tensor | None = None  # the base weight while adapters are merged into the layer
         self._merged_weight: Tensor | None = None
         self._merged_key: tuple[Any, ...] | None = None
+        self.row_delta: Tensor | None = None  # [B, r]: set by `SVFModel.mixed` for the rows of a batch
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
@@ -207,6 +209,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
+        if self.row_delta is not None:
+            return self.base_layer(x, *args, **kwargs) + self._row_difference(x, self.row_delta)
         active = [name for name in self.active_adapters if name in self.svf_z]
         if self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
@@ -222,10 +226,20 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             factors = (self.svf_u, self.svf_s, self.svf_vt)
             return MergedLinear.apply(x, self.delta(active), bias, self._merged(active), *factors)
         if wants_gradient or (trained and not full_precision):
-            hidden = F.linear(x, self.svf_vt)  # [..., r]
-            hidden = (hidden * (self.svf_s * self.delta(active))).to(hidden.dtype)
-            return self.base_layer(x, *args, **kwargs) + F.linear(hidden, self.svf_u)
+            return self.base_layer(x, *args, **kwargs) + self._factored(x, self.delta(active))
         return F.linear(x, self._merged(active), bias)
+
+    def _factored(self, x: Tensor, delta: Tensor) -> Tensor:
+        """U (s·δ·(Vᵀ x)) for x [..., n] and δ [r], or any shape that broadcasts against [..., r]."""
+        hidden = F.linear(x, self.svf_vt)
+        return F.linear((hidden * (self.svf_s * delta)).to(hidden.dtype), self.svf_u)
+
+    def _row_difference(self, x: Tensor, delta: Tensor) -> Tensor:
+        """The same with one δ a row: x [B·beams, T, n], δ [B, r]. Beam search repeats each row, side by side."""
+        beams, rest = divmod(len(x), len(delta))
+        if rest or x.ndim != 3:
+            raise ValueError(f"{len(delta)} mixtures do not fit an input of shape {list(x.shape)}")
+        return self._factored(x, delta.repeat_interleave(beams, 0)[:, None])
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
         # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError
+from experts.errors import UserError, unknown
 from experts.svf.layer import SVFLinear
 
 
@@ -45,6 +46,53 @@ class SVFModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         decompose_layers([module for module in model.modules() if isinstance(module, SVFLinear)])
+
+    @contextmanager
+    def mixed(self, names: Sequence[str], weights: Tensor) -> Iterator[None]:
+        """Runs every row of a batch under a mixture of its own: z_b = 1 + Σ_k α_bk (z_k − 1).
+
+        Beam search and sampling several answers repeat the rows, which is understood. For inference only.
+
+        Args:
+            names: K experts of this model.
+            weights: α [B, K]; a row of zeros is the base.
+
+        Raises:
+            UserError: if an expert does not exist, or the weights have another shape or are not finite.
+        """
+        for name in names:
+            if name not in self.peft_config:
+                raise unknown("expert", name, self.peft_config)
+        if weights.ndim != 2 or weights.shape[1] != len(names) or not torch.isfinite(weights).all():
+            raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
+        layers = [module for module in self.modules() if isinstance(module, SVFLinear)]
+        try:
+            with torch.no_grad():
+                for layer in layers:
+                    here = [k for k, name in enumerate(names) if name in layer.svf_z]
+                    if here:
+                        deltas = torch.stack([layer.delta([names[k]]) for k in here])  # [K', r]
+                        layer.row_delta = weights[:, here].to(deltas) @ deltas  # [B, r]
+                    else:
+                        layer.row_delta = torch.zeros(len(weights), len(layer.svf_s)).to(layer.svf_s)
+            yield
+        finally:
+            for layer in layers:
+                layer.row_delta = None
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's `adapter_names=[…]`, one name a row, where "__base__" is the base."""
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("adapter_names is for inference; call eval() first")
+        names = sorted({*adapter_names} - {"__base__"})
+        weights = torch.tensor([[float(row == name) for name in names] for row in adapter_names])
+        with self.mixed(names, weights.view(len(adapter_names), len(names))):
+            yield
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules == "all-linear" and peft_config.layers_to_transform is not None:

@@ -1,0 +1,110 @@
+"""Rows of one batch under mixtures of their own equal the same rows alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+
+from experts.errors import UserError
+from experts.svf import SVFConfig, SVFLinear
+
+IDS = torch.arange(3, 63).view(4, 15)
+
+
+@pytest.fixture
+def model(tiny_model: Any) -> PeftModel:
+    """Three experts of different ranks on different matrices: a (all, full rank), b (all, rank 8), c (two kinds)."""
+    model = get_peft_model(tiny_model, SVFConfig(), adapter_name="a").eval()
+    model.add_adapter("b", SVFConfig(rank=8))
+    model.add_adapter("c", SVFConfig(target_modules=["q_proj", "down_proj"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, SVFLinear):
+                for z in layer.svf_z.values():
+                    z.add_(0.5 * torch.randn(z.shape, generator=generator))
+    return model
+
+
+def logits(model: PeftModel, ids: Tensor = IDS, **kwargs: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, **kwargs).logits
+
+
+def under(model: PeftModel, name: str, ids: Tensor) -> Tensor:
+    if name == "__base__":
+        with model.disable_adapter():
+            return logits(model, ids)
+    model.set_adapter(name)
+    return logits(model, ids)
+
+
+def test_adapter_names_give_each_row_its_expert(model: PeftModel) -> None:
+    names = ["c", "__base__", "a", "b"]
+    mixed = logits(model, adapter_names=names)
+    for row, name in enumerate(names):
+        torch.testing.assert_close(mixed[row], under(model, name, IDS)[row], atol=1e-4, rtol=1e-4)
+    assert torch.equal(mixed[1], under(model, "__base__", IDS)[1])
+
+
+def test_a_mixture_is_linear_in_its_weights(model: PeftModel) -> None:
+    """The composed weight of α is W + Σ α_k (W_k − W), whatever the ranks and matrices of the experts."""
+    alpha = torch.tensor([0.25, 0.5, 0.125])
+    layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+    with model.base_model.mixed(["a", "b", "c"], alpha.expand(1, 3)):
+        rows = [layer.row_delta for layer in layers]
+    for layer, row in zip(layers, rows, strict=True):
+        experts = {name: a for name, a in zip("abc", alpha, strict=True) if name in layer.svf_z}
+        wanted = sum(a * layer.difference(layer.delta([name]).detach()) for name, a in experts.items())
+        torch.testing.assert_close(layer.difference(row[0]), wanted)
+
+
+def test_rows_equal_the_same_rows_alone(model: PeftModel) -> None:
+    weights = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0.3, 0.3, 0.3], [0, -0.5, 1.5]])
+    with model.base_model.mixed(["a", "b", "c"], weights):
+        together = logits(model)
+    for row in range(4):
+        with model.base_model.mixed(["a", "b", "c"], weights[row : row + 1]):
+            torch.testing.assert_close(logits(model, IDS[row : row + 1])[0], together[row], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
+def test_generation_through_the_cache_with_left_padding(model: PeftModel, search: dict[str, Any]) -> None:
+    names = ["a", "__base__", "b"]
+    prompts = [[3, 4, 5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    ids = torch.tensor([[0] * (6 - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (6 - len(p)) + [1] * len(p) for p in prompts])
+    many = search.get("num_return_sequences", 1)
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **search}
+    torch.manual_seed(0)
+    together = model.generate(input_ids=ids, attention_mask=mask, adapter_names=names, **settings)[:, 6:]
+    assert len(together) == 3 * many
+    if many > 1:
+        return  # samples differ; that they were drawn at all is the test
+    for row, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+        alone = model.generate(input_ids=torch.tensor([prompt]), adapter_names=[name], **settings)[0, len(prompt) :]
+        assert together[row].tolist() == alone.tolist()
+
+
+def test_an_error_leaves_no_mixture_behind(model: PeftModel) -> None:
+    wanted = under(model, "a", IDS)
+    with pytest.raises(ValueError, match="3 mixtures do not fit"):
+        logits(model, adapter_names=["a", "b", "c"])  # four rows
+    assert torch.equal(logits(model), wanted)
+
+
+def test_mistakes_are_refused(model: PeftModel) -> None:
+    with pytest.raises(UserError, match="unknown expert 'd'"):
+        logits(model, adapter_names=["d"] * 4)
+    for weights in (torch.ones(4, 2), torch.full((4, 3), float("nan")), torch.ones(3)):
+        with (
+            pytest.raises(UserError, match=r"weights must be finite and \[rows, 3\]"),
+            model.base_model.mixed("abc", weights),
+        ):
+            pass
+    with pytest.raises(ValueError, match="inference"):
+        model.train()(input_ids=IDS, adapter_names=["a"] * 4)
