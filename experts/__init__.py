@@ -5,6 +5,7 @@ import os
 # TRL and the hub client report usage unless told otherwise; a library should not decide that for its users.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from experts.library import ExpertLibrary
 from experts.svf import SVFConfig
 
-__all__ = ["SVFConfig"]
+__all__ = ["ExpertLibrary", "SVFConfig"]

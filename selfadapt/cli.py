@@ -270,7 +270,8 @@ def main() -> None:
     except Exception as error:
         from experts.errors import UserError
 
-        if not isinstance(error, UserError):
+        # An OSError is the machine's: a full disk, a folder that may not be read. It names the file itself.
+        if not isinstance(error, UserError | OSError):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,8 +218,10 @@ def make_trainer(
     """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
 
     Raises:
-        UserError: if the batch does not divide over the processes and micro-batches.
+        UserError: if the batch does not divide over the processes and micro-batches, or the tracker is not installed.
     """
+    if options.report_to != "none" and find_spec(options.report_to) is None:
+        raise UserError(f"report_to: {options.report_to} is not installed; install it, or choose none")
     processes = PartialState().num_processes
     sequences = options.prompts_per_step * options.samples_per_prompt
     micro_batch = min(options.micro_batch_size, sequences // processes)

@@ -137,3 +137,12 @@ def test_a_batch_that_does_not_divide_is_refused(
         make_trainer(
             tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, micro_batch_size=7), tmp_path, []
         )
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="trackr is not installed"):
+        make_trainer(
+            tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path, []
+        )
