@@ -1,0 +1,66 @@
+"""The experts that come with the package: complete, made by the committed recipes, and better than the base."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experts.evaluation import accuracy, held_out_scores
+from experts.fingerprint import fingerprint
+from experts.library import ExpertLibrary, load_expert, shipped_library
+from selfadapt.recipes import find_recipe, read_recipe
+
+Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+FOLDER = shipped_library("smollm2-135m") or Path("missing")
+LIBRARY = ExpertLibrary.open(FOLDER)
+
+
+def test_there_are_at_least_four_for_the_built_in_base(smollm2: Base) -> None:
+    assert len(LIBRARY) >= 4
+    assert LIBRARY.base == "smollm2-135m"
+    assert LIBRARY.fingerprint == fingerprint(smollm2[0])
+
+
+@pytest.mark.parametrize("name", LIBRARY.names)
+def test_each_is_complete_and_made_by_its_recipe(name: str) -> None:
+    folder = LIBRARY.path(name)
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
+    config = LIBRARY.config(name)
+    assert config.base_fingerprint == LIBRARY.fingerprint
+    assert config.domain == name
+    recipe = read_recipe(find_recipe(f"smollm2-135m/{name}"))
+    assert config.description == recipe.domain.description
+    in_card = re.search(r"```yaml\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert in_card is not None
+    assert yaml.safe_load(in_card[1]) == recipe.to_dict()
+    assert sum(len(z) for z in LIBRARY.z(name).values()) == 5760
+
+
+def test_the_demos_expert_beats_the_base(smollm2: Base) -> None:
+    compare_on_test_problems("letters", smollm2, n=48, points=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIBRARY.names)
+def test_every_expert_beats_the_base(name: str, smollm2: Base) -> None:
+    compare_on_test_problems(name, smollm2, n=256, points=0.0)
+
+
+def compare_on_test_problems(name: str, smollm2: Base, n: int, points: float) -> None:
+    base, tokenizer = smollm2
+    recipe = read_recipe(find_recipe(f"smollm2-135m/{name}"))
+    rows = recipe.domain.load("test")
+    rows = rows.select(range(min(n, len(rows))))
+    before, after = (
+        accuracy(
+            held_out_scores(model, tokenizer, recipe.domain, rows, max_new_tokens=recipe.training.max_new_tokens)
+        ).value
+        for model in (base, load_expert(base, LIBRARY.path(name)))
+    )
+    assert after > before + points
