@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from experts.library import ExpertLibrary
+from experts.mixture import Mixture
 from experts.svf import SVFConfig
 
-__all__ = ["ExpertLibrary", "SVFConfig"]
+__all__ = ["ExpertLibrary", "Mixture", "SVFConfig"]

@@ -1,8 +1,9 @@
-"""Runs a model on prompts: batched greedy answers."""
+"""Runs a base on prompts under a mixture of experts: batched greedy answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.errors import UserError
+from experts.mixture import Mixture
+from experts.svf import SVFModel
 
 Chat = list[dict[str, str]]
 
@@ -35,12 +38,17 @@ def generate(
     prompts: Sequence[str | Chat],
     *,
     max_new_tokens: int,
+    mixture: Mixture | None = None,
     batch_size: int = 32,
     on_batch: Callable[[int], None] = lambda answered: None,
 ) -> list[str]:
     """The greedy answer to each prompt, in the order of the prompts.
 
-    Prompts of like length share a batch, padded on the left. `on_batch` hears how many prompts each batch answered.
+    Prompts of like length share a batch, padded on the left, whatever their mixtures. `on_batch` hears how many
+    prompts each batch answered.
+
+    Args:
+        mixture: one row a prompt, of experts that `model` carries; None leaves the model as it is.
 
     Raises:
         UserError: if a prompt and its answer do not fit the model's context.
@@ -63,9 +71,9 @@ def generate(
             batch = tokenizer.pad(
                 {"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
-            output = cast(Any, model).generate(
-                **batch, max_new_tokens=max_new_tokens, do_sample=False
-            )  # [B, prompt + new]
+            with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
+                # [B, prompt + new]
+                output = cast(Any, model).generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
             texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
@@ -73,3 +81,18 @@ def generate(
     finally:
         model.train(was_training)
     return answers
+
+
+def under(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
+    """Within the block, row b of every batch runs under row b of the mixture.
+
+    Raises:
+        UserError: if the mixture names an expert that the model does not carry.
+    """
+    if isinstance(model, PeftModel):
+        if not mixture.weights.any():
+            return model.disable_adapter()
+        return cast(SVFModel, model.base_model).mixed(mixture.names, mixture.weights)
+    if mixture.weights.any():
+        raise UserError("this model carries no experts, and the mixture is not the base")
+    return nullcontext()

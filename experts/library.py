@@ -89,18 +89,28 @@ def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         UserError: if the expert is damaged or was trained on another base.
     """
+    wanted = read_config(folder).base_fingerprint
+    if wanted is not None:
+        _refuse_other_base(f"the expert in {folder}", wanted, base)
+    return _attach(base, folder, "default")
+
+
+def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
+    """Adds an expert to a model, after a look at every vector that PEFT would stumble over."""
     config, vectors = read_config(folder), read_z(folder)
-    if config.base_fingerprint is not None:
-        _refuse_other_base(f"the expert in {folder}", config.base_fingerprint, base)
-    modules = dict(base.named_modules())
-    for name, z in vectors.items():
-        weight = getattr(modules.get(name), "weight", None)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    modules = dict(plain.named_modules())
+    for matrix, z in vectors.items():
+        weight = getattr(modules.get(matrix), "weight", None)
         if weight is None:
-            raise UserError(f"the expert in {folder} adapts {name}, which the base does not have")
+            raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
         rank = min(*weight.shape, config.rank or len(z))
         if len(z) != rank:
-            raise UserError(f"the expert in {folder} has {len(z)} values for {name}, which needs {rank}")
-    return PeftModel.from_pretrained(base, str(folder))
+            raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), name)
+        return model
+    return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
 
 
 def _refuse_other_base(what: str, wanted: str, base: PreTrainedModel) -> None:
@@ -179,6 +189,18 @@ class ExpertLibrary:
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""
         _refuse_other_base(f"the library {self.folder}", self.fingerprint, base)
+
+    def load(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
+        """`base` with all experts of the library under their names, frozen; just the base, if there are none.
+
+        Raises:
+            UserError: if the library was made for another base, or an expert is damaged.
+        """
+        self.check_base(base)
+        model: PreTrainedModel | PeftModel = base
+        for name in self.names:
+            model = _attach(model, self.path(name), name)
+        return model
 
     def add(self, expert: str | Path, name: str | None = None) -> str:
         """Copies an expert's folder into the library and returns its name there.

@@ -12,13 +12,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from selfadapt.base_models import load_base
+    from selfadapt.two_pass import SelfAdaptiveModel
 
     __version__: str
 
-__all__ = ["__version__", "load_base"]
+__all__ = ["SelfAdaptiveModel", "__version__", "load_base"]
 
 # Where each name is defined: importing selfadapt must not import torch.
-_HOMES = {"load_base": "selfadapt.base_models"}
+_HOMES = {"SelfAdaptiveModel": "selfadapt.two_pass", "load_base": "selfadapt.base_models"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,49 +106,26 @@ def generate(
     max_new_tokens: int = 64,
     json: bool = False,
 ) -> None:
-    """Answer prompts with the base or an expert.
+    """Answer prompts with the base, an expert, or a mixture.
 
     Args:
         prompts: one user turn each.
-        dispatch: "none" for the plain base, or the name of an expert.
+        dispatch: "none" for the plain base, the name of an expert, or a MIX.json.
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts; by default those that come with the base.
         max_new_tokens: the most that an answer may have.
         json: print prompts and answers as JSON.
     """
-    from experts.engine import generate as answer
     from experts.errors import UserError
-    from experts.library import load_expert
-    from selfadapt.base_models import load_base
+    from selfadapt.two_pass import SelfAdaptiveModel
 
     if not prompts:
         raise UserError("there is no prompt to answer; give one or more")
-    base_name, experts = _library(model, library)
-    expert = None if dispatch == "none" else experts.path(dispatch)
-    base, tokenizer = load_base(base_name)
-    if expert is not None:
-        experts.check_base(base)
-    answering = base if expert is None else load_expert(base, expert)
-    answers = answer(answering, tokenizer, prompts, max_new_tokens=max_new_tokens)
-    mixture = {} if expert is None else {dispatch: 1.0}
-    document = [{"prompt": p, "text": a, "mixture": mixture} for p, a in zip(prompts, answers, strict=True)]
-    _print({"dispatch": dispatch, "answers": document}, json, "\n\n".join(answers))
-
-
-def _library(model: str | None, folder: Path | None) -> tuple[str, Any]:
-    """The base's name and the library that go with `--model` and `--library`."""
-    from experts.errors import UserError
-    from experts.library import ExpertLibrary, shipped_library
-    from selfadapt.base_models import BUILT_IN
-
-    if folder is not None:
-        library = ExpertLibrary.open(folder)
-        return model or library.base, library
-    name = model or BUILT_IN
-    shipped = shipped_library(name)
-    if shipped is None:
-        raise UserError(f"no experts come with the base {name!r}; name a --library")
-    return name, ExpertLibrary.open(shipped)
+    answers = SelfAdaptiveModel.from_pretrained(model, library, dispatch).generate(
+        prompts, max_new_tokens=max_new_tokens
+    )
+    document = [{"prompt": prompt, **asdict(answer)} for prompt, answer in zip(prompts, answers, strict=True)]
+    _print({"dispatch": dispatch, "answers": document}, json, "\n\n".join(answer.text for answer in answers))
 
 
 def experts_list(library: Path | None = None, model: str | None = None, json: bool = False) -> None:
@@ -159,14 +136,17 @@ def experts_list(library: Path | None = None, model: str | None = None, json: bo
         model: the base whose shipped experts are meant.
         json: print them as JSON.
     """
-    _, experts = _library(model, library)
+    from selfadapt.two_pass import find_library
+
+    experts = find_library(model, library)
+    descriptions = {name: experts.config(name).description for name in experts.names}
     document = {
         "library": str(experts.folder),
         "base": experts.base,
         "fingerprint": experts.fingerprint,
-        "experts": {name: experts.config(name).description for name in experts.names},
+        "experts": descriptions,
     }
-    lines = [f"{name}: {description}" for name, description in document["experts"].items()]
+    lines = [f"{name}: {description}" for name, description in descriptions.items()]
     _print(document, json, "\n".join(lines) or f"{experts.folder} is empty: the base")
 
 
@@ -181,7 +161,9 @@ def experts_show(
         model: the base whose shipped experts are meant.
         json: print figures as JSON.
     """
-    _, experts = _library(model, library)
+    from selfadapt.two_pass import find_library
+
+    experts = find_library(model, library)
     config = experts.config(name)
     z = experts.z(name)
     document = {

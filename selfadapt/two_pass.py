@@ -1,0 +1,137 @@
+"""Two-pass inference: dispatch the prompts, then answer each under its own mixture of experts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dispatch.base import Dispatcher, Fixed
+from experts.engine import Chat, generate
+from experts.errors import UserError, unknown
+from experts.library import ExpertLibrary, shipped_library
+from experts.mixture import Mixture
+from selfadapt.base_models import BUILT_IN, load_base
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of the whole call that an answer came from."""
+
+    dispatch: float
+    answer: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, and how it came about: `mixture` holds the experts that had a part in it, {} is the base."""
+
+    text: str
+    mixture: dict[str, float]
+    seconds: Seconds
+
+
+class SelfAdaptiveModel:
+    """A base, a library of experts for it, and a dispatcher that decides who answers.
+
+    Not safe for concurrent calls: the experts' weights are switched on the model itself.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, dispatcher: Dispatcher
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.dispatcher = dispatcher
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | None = None,
+        library: str | Path | ExpertLibrary | None = None,
+        dispatch: str = "none",
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> SelfAdaptiveModel:
+        """Loads a base with all experts of a library.
+
+        Args:
+            model: a built-in name, a hub id or a folder; by default the library's base.
+            library: a folder of experts; by default those that come with the base.
+            dispatch: "none" for the plain base, an expert's name, or a `MIX.json`.
+
+        Raises:
+            UserError: if the library belongs to another base, or `dispatch` means nothing.
+        """
+        experts = find_library(model, library)
+        dispatcher = Fixed(_fixed_mixture(dispatch, experts))
+        base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device)
+        return cls(experts.load(base), tokenizer, dispatcher)
+
+    def dispatch(self, prompts: Sequence[str | Chat]) -> Mixture:
+        """Pass one alone: the mixture of each prompt."""
+        return self.dispatcher(prompts)
+
+    def generate(
+        self, prompts: Sequence[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
+    ) -> list[Answer]:
+        """Both passes: the greedy answer to each prompt (a string is one user turn, a list of messages a chat).
+
+        Raises:
+            UserError: if there are no prompts, or one does not fit the model's context.
+        """
+        if isinstance(prompts, str):
+            raise UserError("prompts must be a list; put the one prompt into brackets")
+        if not prompts:
+            raise UserError("there is no prompt to answer; give one or more")
+        start = time.perf_counter()
+        mixture = self.dispatch(prompts)
+        dispatched = time.perf_counter()
+        texts = generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            mixture=mixture,
+            batch_size=batch_size,
+        )
+        seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
+        return [Answer(text, mixture[row], seconds) for row, text in enumerate(texts)]
+
+
+def find_library(model: str | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:
+    """The library that is meant: the one given, or the experts that come with the base.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if isinstance(library, ExpertLibrary):
+        return library
+    if library is not None:
+        return ExpertLibrary.open(library)
+    name = model or BUILT_IN
+    shipped = shipped_library(name)
+    if shipped is None:
+        raise UserError(f"no experts come with the base {name!r}; name a library")
+    return ExpertLibrary.open(shipped)
+
+
+def _fixed_mixture(dispatch: str, library: ExpertLibrary) -> Mixture:
+    if dispatch == "none":
+        return Mixture.of({})
+    if dispatch.endswith(".json"):
+        if not Path(dispatch).is_file():
+            raise UserError(f"no such file: {dispatch}")
+        mixture = Mixture.read(Path(dispatch))
+        for name in mixture.names:
+            library.path(name)
+        return mixture
+    if dispatch not in library.names:
+        raise unknown("dispatcher or expert", dispatch, ["none", *library.names])
+    return Mixture.of({dispatch: 1.0})

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experts.errors import UserError
+from experts.mixture import Mixture
+
+
+def test_rows_say_who_has_a_part() -> None:
+    mixture = Mixture(("a", "b"), torch.tensor([[0.5, 0.25], [0, 0], [0, 1]]))
+    assert [mixture[row] for row in range(len(mixture))] == [{"a": 0.5, "b": 0.25}, {}, {"b": 1.0}]
+    assert mixture.rows([2, 0])[1] == {"a": 0.5, "b": 0.25}
+    assert len(Mixture.of({}).expand(3)) == 3
+    assert Mixture.of({"a": 1.0}, prompts=2)[1] == {"a": 1.0}
+
+
+def test_a_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "MIX.json"
+    Mixture.of({"a": 0.75, "b": 0.25}).write(path)
+    assert Mixture.read(path)[0] == {"a": 0.75, "b": 0.25}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weights": 3}', '{"weights": {"a": "much"}}', '{"weights": {"a": null}}']
+)
+def test_files_that_hold_no_mixture_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "MIX.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is not a mixture"):
+        Mixture.read(path)
+
+
+def test_weights_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="once"):
+        Mixture(("a", "a"), torch.ones(1, 2))
+    with pytest.raises(UserError, match=r"weights \[prompts, 1\]"):
+        Mixture(("a",), torch.ones(1, 2))
+    with pytest.raises(UserError, match="finite"):
+        Mixture.of({"a": float("nan")})
