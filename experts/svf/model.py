@@ -58,7 +58,8 @@ class SVFModel(BaseTuner):
             weights: α [B, K]; a row of zeros is the base.
 
         Raises:
-            UserError: if an expert does not exist, or the weights have another shape or are not finite.
+            UserError: if an expert does not exist, the weights have another shape or are not finite, or experts are
+                merged into the base.
         """
         for name in names:
             if name not in self.peft_config:
@@ -66,6 +67,8 @@ class SVFModel(BaseTuner):
         if weights.ndim != 2 or weights.shape[1] != len(names) or not torch.isfinite(weights).all():
             raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
         layers = [module for module in self.modules() if isinstance(module, SVFLinear)]
+        if any(layer.merged for layer in layers):
+            raise UserError("experts are merged into the base's weights; call unmerge_adapter() before mixing")
         try:
             with torch.no_grad():
                 for layer in layers:

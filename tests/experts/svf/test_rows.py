@@ -106,5 +106,9 @@ def test_mistakes_are_refused(model: PeftModel) -> None:
             model.base_model.mixed("abc", weights),
         ):
             pass
+    model.merge_adapter()
+    with pytest.raises(UserError, match="unmerge_adapter"):
+        logits(model, adapter_names=["a"] * 4)
+    model.unmerge_adapter()
     with pytest.raises(ValueError, match="inference"):
         model.train()(input_ids=IDS, adapter_names=["a"] * 4)
