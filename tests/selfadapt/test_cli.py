@@ -89,6 +89,25 @@ def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: P
     assert ExpertLibrary.open(library).names == []
 
 
+def test_a_file_of_ones_own_is_a_domain(run: Any, recipe: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}.", "answer": str(i)} for i in range(60)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = yaml.safe_load(recipe.read_text())
+    document["domain"] = {
+        "kind": "jsonl",
+        "name": "own",
+        "description": "Repeating numbers.",
+        "path": str(tmp_path / "own.jsonl"),
+        "judged_by": "last_number",
+    }
+    recipe.write_text(yaml.safe_dump(document))
+    code, out, err = run("train", recipe, "--output", tmp_path / "expert", "--json")
+    assert code == 0, err
+    assert json.loads(out)["n"] > 0
+    log = (tmp_path / "expert" / "training_log.jsonl").read_text()
+    assert "Say" not in log  # logs hold no text of a data set
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
