@@ -20,15 +20,16 @@ SHOWN = 5
 
 
 def demo(output: Path) -> dict[str, Any]:
-    """Trains the expert of `RECIPE` into `output/expert`, writes `report.json` and `report.md`, returns the report.
+    """Trains the expert of `RECIPE` below `output`, writes `report.json` and `report.md` there, returns the report.
 
     A demo that was interrupted goes on where it stopped; one that is complete is done again.
     """
     console = Console(stderr=True)
-    expert, unfinished = output / "expert", unfinished_folder(output / "expert")
+    recipe = read_recipe(find_recipe(RECIPE))
+    expert = output / recipe.domain.name
+    unfinished = unfinished_folder(expert)
     if unfinished.exists():
         console.print("going on with the demo that was interrupted")
-    recipe = read_recipe(find_recipe(RECIPE))
     base, tokenizer = load_base(recipe.model)
     parameters_of_lora = lora_parameters(base)
     result = train_expert(

@@ -56,7 +56,7 @@ Exact McNemar test: p = {report["p_value"]:.2g}. The expert has {report["paramet
 the query and value projections would have {report["lora_parameters"]:,}. It was trained in
 {report["train_seconds"]:.0f} seconds; seed {report["seed"]}.
 
-![training curve](expert/curve.png)
+![training curve]({report["domain"]}/curve.png)
 
 | prompt | base | expert |
 |---|---|---|

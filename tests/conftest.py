@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -115,3 +116,33 @@ def tiny_folder(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenize
     tiny_model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def recipe(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A recipe that trains the tiny base for two steps."""
+    path = tmp_path / "numbers.yaml"
+    document = {
+        "model": str(tiny_folder),
+        "domain": {
+            "kind": "reasoning_gym",
+            "name": "numbers",
+            "description": "Sums.",
+            "dataset": "chain_sum",
+            "answer_in": "last_number",
+            "train_size": 32,
+        },
+        "adapt": {"rank": 8},
+        "training": {
+            "learning_rate": 0.05,
+            "steps": 2,
+            "prompts_per_step": 2,
+            "samples_per_prompt": 2,
+            "max_new_tokens": 4,
+            "validate_every": 1,
+            "validation_size": 4,
+        },
+        "test_size": 4,
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path

@@ -31,35 +31,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-@pytest.fixture
-def recipe(tiny_folder: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "numbers.yaml"
-    document = {
-        "model": str(tiny_folder),
-        "domain": {
-            "kind": "reasoning_gym",
-            "name": "numbers",
-            "description": "Sums.",
-            "dataset": "chain_sum",
-            "answer_in": "last_number",
-            "train_size": 32,
-        },
-        "adapt": {"rank": 8},
-        "training": {
-            "learning_rate": 0.05,
-            "steps": 2,
-            "prompts_per_step": 2,
-            "samples_per_prompt": 2,
-            "max_new_tokens": 4,
-            "validate_every": 1,
-            "validation_size": 4,
-        },
-        "test_size": 4,
-    }
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
 def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
     code, out, err = run("train", recipe, "--output", tmp_path / "expert", "--json", "--steps", 1)
     assert code == 0, err
