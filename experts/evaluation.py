@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,12 @@ class Accuracy:
 def accuracy(scores: Sequence[float]) -> Accuracy:
     """A problem is solved when its score is 1; partial credit trains, but does not count."""
     return Accuracy(sum(score >= 1 for score in scores), len(scores))
+
+
+def constant_answer(answers: Sequence[str]) -> Accuracy:
+    """What always giving the most common right answer would score: an expert that beats only the base may have
+    learned no more than that."""
+    return Accuracy(Counter(answers).most_common(1)[0][1], len(answers))
 
 
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:

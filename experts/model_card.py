@@ -27,6 +27,8 @@ class Card:
     validations: Mapping[int, Accuracy]
     base_accuracy: Accuracy
     expert_accuracy: Accuracy
+    constant_accuracy: Accuracy
+    """Of always giving the most common right answer."""
 
     def __str__(self) -> str:
         header = yaml.safe_dump(
@@ -47,6 +49,7 @@ An SVF expert (arXiv 2501.06252): {self.parameters:,} multipliers of singular va
 |---|---|
 | base | {self.base_accuracy} |
 | expert | {self.expert_accuracy} |
+| always the most common answer | {self.constant_accuracy} |
 
 The test split chose nothing: the step ({self.best_step}) is the best on the validation split.
 

@@ -92,7 +92,7 @@ def train(args: list[str]) -> None:
         "parameters": result.parameters,
         "best_step": result.best_step,
         "train_seconds": result.train_seconds,
-        **comparison(result.base_scores, result.expert_scores),
+        **comparison(result.base_scores, result.expert_scores, result.constant),
     }
     if PartialState().is_main_process:
         _print(report, options.json, str(result.expert))

@@ -46,7 +46,7 @@ def demo(output: Path) -> dict[str, Any]:
         replace=True,
     )
     report = {
-        **comparison(result.base_scores, result.expert_scores),
+        **comparison(result.base_scores, result.expert_scores, result.constant),
         "train_seconds": result.train_seconds,
         "parameters": result.parameters,
         "lora_parameters": parameters_of_lora,
@@ -75,7 +75,7 @@ def _show(console: Console, report: dict[str, Any], answers: list[tuple[str, str
     console.print(table)
     console.print(
         f"held-out problems: base {report['base_accuracy']:.1%}, expert {report['expert_accuracy']:.1%} "
-        f"(n = {report['n']}, McNemar p = {report['p_value']:.2g}) "
-        f"with {report['parameters']:,} parameters\nsee {output / 'report.md'}",
+        f"(n = {report['n']}, McNemar p = {report['p_value']:.2g}) with {report['parameters']:,} parameters;\n"
+        f"always giving the most common answer: {report['constant_accuracy']:.1%}\nsee {output / 'report.md'}",
         highlight=False,
     )

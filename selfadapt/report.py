@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from experts.evaluation import accuracy, mcnemar
+from experts.evaluation import Accuracy, accuracy, mcnemar
 
 
 def lora_parameters(base: nn.Module) -> int:
@@ -19,14 +19,18 @@ def lora_parameters(base: nn.Module) -> int:
     )
 
 
-def comparison(base_scores: Sequence[float], expert_scores: Sequence[float]) -> dict[str, Any]:
-    """Accuracies with 95 % Wilson intervals and the exact McNemar p-value, on the same `n` problems."""
+def comparison(base_scores: Sequence[float], expert_scores: Sequence[float], constant: Accuracy) -> dict[str, Any]:
+    """Accuracies with 95 % Wilson intervals and the exact McNemar p-value, on the same `n` problems.
+
+    `constant` is what always giving the most common right answer would score on them.
+    """
     base, expert = accuracy(base_scores), accuracy(expert_scores)
     return {
         "base_accuracy": base.value,
         "base_interval": base.interval,
         "expert_accuracy": expert.value,
         "expert_interval": expert.interval,
+        "constant_accuracy": constant.value,
         "n": base.n,
         "p_value": mcnemar(base_scores, expert_scores),
     }
@@ -51,6 +55,7 @@ def demo_page(report: dict[str, Any], answers: Sequence[tuple[str, str, str]]) -
 |---|---|
 | base | {percent("base")} |
 | expert | {percent("expert")} |
+| always the most common answer | {report["constant_accuracy"]:.1%} |
 
 Exact McNemar test: p = {report["p_value"]:.2g}. The expert has {report["parameters"]:,} parameters, a rank-16 LoRA on
 the query and value projections would have {report["lora_parameters"]:,}. It was trained in

@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from experts.domains.base import Domain
 from experts.errors import UserError
-from experts.evaluation import accuracy, held_out_scores
+from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores
 from experts.files import atomic_folder, check_writable, write_json
 from experts.fingerprint import fingerprint
 from experts.library import write_expert
@@ -42,6 +42,8 @@ class Result:
     """With the best expert active."""
     base_scores: list[float]
     expert_scores: list[float]
+    constant: Accuracy
+    """What always giving the most common right answer would score on the same problems."""
     train_seconds: float
     parameters: int
     best_step: int
@@ -133,6 +135,7 @@ def train_expert(
     with model.disable_adapter():
         base_scores = test_scores("base")
     expert_scores = test_scores("expert")
+    constant = constant_answer(test_rows["answer"])
 
     train_seconds = sum(entry.get("seconds", 0.0) for entry in log.entries())
     card = Card(
@@ -148,6 +151,7 @@ def train_expert(
         validations=validations,
         base_accuracy=accuracy(base_scores),
         expert_accuracy=accuracy(expert_scores),
+        constant_accuracy=constant,
     )
     if PartialState().is_main_process:
         with atomic_folder(output) as folder:
@@ -158,7 +162,7 @@ def train_expert(
     PartialState().wait_for_everyone()
     if diverged:
         raise diverged
-    return Result(output, model, base_scores, expert_scores, train_seconds, parameters, best)
+    return Result(output, model, base_scores, expert_scores, constant, train_seconds, parameters, best)
 
 
 def unfinished_folder(output: Path) -> Path:

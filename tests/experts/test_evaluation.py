@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from experts.evaluation import Accuracy, accuracy, mcnemar
+from experts.evaluation import Accuracy, accuracy, constant_answer, mcnemar
 
 
 def test_wilson_interval_against_the_textbook() -> None:
@@ -14,6 +14,10 @@ def test_wilson_interval_against_the_textbook() -> None:
 
 def test_partial_credit_does_not_count() -> None:
     assert accuracy([1.0, 0.99, 0.0, 1.0]) == Accuracy(2, 4)
+
+
+def test_a_constant_answer_is_as_right_as_the_most_common_one() -> None:
+    assert constant_answer(["1", "2", "1", "3", "1"]) == Accuracy(3, 5)
 
 
 def test_mcnemar_is_the_binomial_test_of_the_changed() -> None:

@@ -38,6 +38,7 @@ def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:
         validations={0: Accuracy(1, 8), 1: Accuracy(3, 8)},
         base_accuracy=Accuracy(1, 8),
         expert_accuracy=Accuracy(3, 8),
+        constant_accuracy=Accuracy(2, 8),
     )
     (folder / name).mkdir(parents=True)
     write_expert(folder / name, model, card)
