@@ -1,0 +1,50 @@
+"""Greedy answers while another program keeps one core busy, with threads that spin while they wait and that sleep.
+
+    python benchmarks/busy_core.py [--rows 8] [--new-tokens 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from experts.engine import generate
+from selfadapt import load_base
+
+
+def answer(rows: int, new_tokens: int) -> None:
+    model, tokenizer = load_base()
+    prompts = [f"What is {i} + {i % 7} - 3? Answer with the number only." for i in range(rows)]
+    generate(model, tokenizer, prompts[:1], max_new_tokens=2)
+    start = time.perf_counter()
+    generate(model, tokenizer, prompts, max_new_tokens=new_tokens)
+    print(f"{time.perf_counter() - start:.1f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=8)
+    parser.add_argument("--child", action="store_true", help="only answer, in this process")
+    options = parser.parse_args()
+    if options.child:
+        answer(options.rows, options.new_tokens)
+        return
+    for busy in (False, True):
+        other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+        try:
+            for policy in ("ACTIVE", "PASSIVE"):
+                print(f"{'a core kept busy' if busy else 'idle machine'}, OMP_WAIT_POLICY={policy}: ", end="", flush=True)
+                arguments = ["--child", "--rows", str(options.rows), "--new-tokens", str(options.new_tokens)]
+                environment = {**os.environ, "OMP_WAIT_POLICY": policy}
+                subprocess.run([sys.executable, __file__, *arguments], env=environment, check=True)
+        finally:
+            if other:
+                other.kill()
+
+
+if __name__ == "__main__":
+    main()
