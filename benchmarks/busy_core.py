@@ -1,6 +1,6 @@
 """Greedy answers while another program keeps one core busy, with threads that spin while they wait and that sleep.
 
-    python benchmarks/busy_core.py [--rows 8] [--new-tokens 8]
+python benchmarks/busy_core.py [--rows 8] [--new-tokens 8]
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
         other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
         try:
             for policy in ("ACTIVE", "PASSIVE"):
-                print(f"{'a core kept busy' if busy else 'idle machine'}, OMP_WAIT_POLICY={policy}: ", end="", flush=True)
+                print(
+                    f"{'a core kept busy' if busy else 'idle machine'}, OMP_WAIT_POLICY={policy}: ", end="", flush=True
+                )
                 arguments = ["--child", "--rows", str(options.rows), "--new-tokens", str(options.new_tokens)]
                 environment = {**os.environ, "OMP_WAIT_POLICY": policy}
                 subprocess.run([sys.executable, __file__, *arguments], env=environment, check=True)
