@@ -1,4 +1,4 @@
-"""Greedy answers while another program keeps one core busy, with threads that spin while they wait and that sleep.
+"""Greedy answers beside other busy programs, with threads that spin while they wait and with threads that sleep.
 
 python benchmarks/busy_core.py [--rows 8] [--new-tokens 8]
 """
@@ -33,18 +33,18 @@ def main() -> None:
     if options.child:
         answer(options.rows, options.new_tokens)
         return
-    for busy in (False, True):
-        other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    for busy in range(3):
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
         try:
-            for policy in ("ACTIVE", "PASSIVE"):
-                print(
-                    f"{'a core kept busy' if busy else 'idle machine'}, OMP_WAIT_POLICY={policy}: ", end="", flush=True
-                )
+            for policy in ("unset", "PASSIVE"):
+                environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+                if policy != "unset":
+                    environment["OMP_WAIT_POLICY"] = policy
+                print(f"{busy} other busy programs, OMP_WAIT_POLICY {policy}: ", end="", flush=True)
                 arguments = ["--child", "--rows", str(options.rows), "--new-tokens", str(options.new_tokens)]
-                environment = {**os.environ, "OMP_WAIT_POLICY": policy}
                 subprocess.run([sys.executable, __file__, *arguments], env=environment, check=True)
         finally:
-            if other:
+            for other in others:
                 other.kill()
 
 

@@ -239,8 +239,8 @@ def _run(args: list[str]) -> None:
 
 def main() -> None:
     """The console script."""
-    # PyTorch's worker threads spin while they wait, and on a core that somebody else keeps busy, spinning makes
-    # generation ten times slower. OpenMP reads this when torch is imported.
+    # PyTorch's threads spin while they wait, which costs more on a busy machine than it saves on an idle one
+    # (benchmarks/busy_core.py). OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Deprecations between transformers and TRL are not the user's business.
     warnings.filterwarnings("ignore", category=FutureWarning)
