@@ -62,12 +62,11 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 ## Use
 
 ```python
-from peft import PeftModel
-import experts  # registers SVF with PEFT
-from selfadapt import load_base
-
-base, tokenizer = load_base("{self.base}")
-model = PeftModel.from_pretrained(base, "path/to/{self.name}")
+>>> from peft import PeftModel
+>>> import experts  # registers SVF with PEFT
+>>> from selfadapt import load_base
+>>> base, tokenizer = load_base("{self.base}")
+>>> model = PeftModel.from_pretrained(base, "path/to/{self.name}")
 ```
 
 ## Recipe
