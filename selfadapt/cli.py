@@ -63,30 +63,19 @@ def train(args: list[str]) -> None:
     )
     fields += help_flags
 
-    from selfadapt.recipes import find_recipe, override, read_recipe
+    from selfadapt.recipes import find_recipe, override, read_recipe, train_recipe
 
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
 
     from accelerate import PartialState
 
-    from experts.training.run import train_expert
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
 
     base, tokenizer = load_base(recipe.model)
-    result = train_expert(
-        base,
-        tokenizer,
-        recipe.domain,
-        recipe.adapt.config(),
-        recipe.training,
-        options.output or Path("runs") / path.stem,
-        base_name=recipe.model,
-        recipe=recipe.to_dict(),
-        test_size=recipe.test_size,
-        resume=options.resume,
-    )
+    output = options.output or Path("runs") / path.stem
+    result = train_recipe(recipe, base, tokenizer, output, resume=options.resume)
     report = {
         "expert": str(result.expert),
         "parameters": result.parameters,

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from experts.engine import generate
 from experts.files import atomic_file, write_json
-from experts.training.run import train_expert, unfinished_folder
+from experts.training.run import unfinished_folder
 from selfadapt.base_models import load_base
-from selfadapt.recipes import find_recipe, read_recipe
+from selfadapt.recipes import find_recipe, read_recipe, train_recipe
 from selfadapt.report import comparison, demo_page, lora_parameters
 
 RECIPE = "smollm2-135m/letters"
@@ -32,19 +32,7 @@ def demo(output: Path) -> dict[str, Any]:
         console.print("going on with the demo that was interrupted")
     base, tokenizer = load_base(recipe.model)
     parameters_of_lora = lora_parameters(base)
-    result = train_expert(
-        base,
-        tokenizer,
-        recipe.domain,
-        recipe.adapt.config(),
-        recipe.training,
-        expert,
-        base_name=recipe.model,
-        recipe=recipe.to_dict(),
-        test_size=recipe.test_size,
-        resume=unfinished.exists(),
-        replace=True,
-    )
+    result = train_recipe(recipe, base, tokenizer, expert, resume=unfinished.exists(), replace=True)
     report = {
         **comparison(result.base_scores, result.expert_scores, result.constant),
         "train_seconds": result.train_seconds,

@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.domains import KINDS, Jsonl, ReasoningGym
 from experts.errors import UserError, unknown
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce
+from experts.training.run import Result, train_expert
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,31 @@ class Recipe:
         """What the YAML file would say, every default spelled out."""
         kind = next(name for name, cls in KINDS.items() if isinstance(self.domain, cls))
         return {**asdict(self), "domain": {"kind": kind, **asdict(self.domain)}}
+
+
+def train_recipe(
+    recipe: Recipe,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    *,
+    resume: bool,
+    replace: bool = False,
+) -> Result:
+    """`train_expert` with everything that the recipe says; raises what that raises."""
+    return train_expert(
+        base,
+        tokenizer,
+        recipe.domain,
+        recipe.adapt.config(),
+        recipe.training,
+        output,
+        base_name=recipe.model,
+        recipe=recipe.to_dict(),
+        test_size=recipe.test_size,
+        resume=resume,
+        replace=replace,
+    )
 
 
 def configs_folder() -> Path:
