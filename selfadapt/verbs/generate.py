@@ -1,0 +1,40 @@
+"""`selfadapt generate PROMPT…`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from selfadapt.verbs import show
+
+
+def generate(
+    prompts: Positional[tuple[str, ...]],
+    dispatch: str = "none",
+    model: str | None = None,
+    library: Path | None = None,
+    max_new_tokens: int = 64,
+    json: bool = False,
+) -> None:
+    """Answer prompts with the base, an expert, or a mixture.
+
+    Args:
+        prompts: one user turn each.
+        dispatch: "none" for the plain base, the name of an expert, or a MIX.json.
+        model: a built-in name, a hub id or a folder; by default the library's base.
+        library: a folder of experts; by default those that come with the base.
+        max_new_tokens: the most that an answer may have.
+        json: print prompts and answers as JSON.
+    """
+    from experts.errors import UserError
+    from selfadapt.two_pass import SelfAdaptiveModel
+
+    if not prompts:
+        raise UserError("there is no prompt to answer; give one or more")
+    answers = SelfAdaptiveModel.from_pretrained(model, library, dispatch).generate(
+        prompts, max_new_tokens=max_new_tokens
+    )
+    document = [{"prompt": prompt, **asdict(answer)} for prompt, answer in zip(prompts, answers, strict=True)]
+    show({"dispatch": dispatch, "answers": document}, json, "\n\n".join(answer.text for answer in answers))

@@ -1,0 +1,59 @@
+"""`selfadapt train RECIPE`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from selfadapt.verbs import show
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the expert of a recipe. Every field of the recipe is an option too: `train RECIPE --help` lists them."""
+
+    recipe: Positional[str]
+    """A YAML file, or a shipped recipe such as smollm2-135m/sums."""
+    output: Path | None = None
+    """The expert's folder; by default runs/ and the recipe's name."""
+    resume: bool = False
+    """Go on with a run that was interrupted."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def train(args: list[str]) -> None:
+    """`selfadapt train`: our own options first, then those that the recipe's fields give."""
+    help_flags = {"-h", "--help"}.intersection(args)
+    if help_flags and len(args) == 1:
+        tyro.cli(Train, args=args, prog="selfadapt train")
+    options, fields = tyro.cli(
+        Train, args=[a for a in args if a not in help_flags], prog="selfadapt train", return_unknown_args=True
+    )
+    fields += help_flags
+
+    from selfadapt.recipes import find_recipe, override, read_recipe, train_recipe
+
+    path = find_recipe(options.recipe)
+    recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
+
+    from accelerate import PartialState
+
+    from selfadapt.base_models import load_base
+    from selfadapt.report import comparison
+
+    base, tokenizer = load_base(recipe.model)
+    output = options.output or Path("runs") / path.stem
+    result = train_recipe(recipe, base, tokenizer, output, resume=options.resume)
+    report = {
+        "expert": str(result.expert),
+        "parameters": result.parameters,
+        "best_step": result.best_step,
+        "train_seconds": result.train_seconds,
+        **comparison(result.base_scores, result.expert_scores, result.constant),
+    }
+    if PartialState().is_main_process:
+        show(report, options.json, str(result.expert))
