@@ -1,20 +1,26 @@
-"""Runs a base on prompts under a mixture of experts: batched greedy answers."""
+"""Runs a base on prompts under a mixture of experts: batched greedy answers, streams, likelihoods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Thread
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
 from experts.mixture import Mixture
-from experts.svf import SVFModel
+from experts.svf import SVFLinear, SVFModel
 
 Chat = list[dict[str, str]]
+
+# While a step decodes fewer rows than this, reading the weights takes longer than computing with them.
+ROWS_PER_READ = {"cpu": 8, "cuda": 256}
 
 
 def as_chat(prompt: str | Chat) -> Chat:
@@ -44,8 +50,9 @@ def generate(
 ) -> list[str]:
     """The greedy answer to each prompt, in the order of the prompts.
 
-    Prompts of like length share a batch, padded on the left, whatever their mixtures. `on_batch` hears how many
-    prompts each batch answered.
+    Prompts of like length share a batch, padded on the left. Batches are either of one mixture each, on merged weights,
+    or of any mixtures, in factor space: whichever costs less for these prompts. `on_batch` hears how many prompts each
+    batch answered.
 
     Args:
         mixture: one row a prompt, of experts that `model` carries; None leaves the model as it is.
@@ -54,23 +61,11 @@ def generate(
         UserError: if a prompt and its answer do not fit the model's context.
     """
     ids = tokenize(tokenizer, prompts)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, ids), default=0)
-    if context is not None and longest + max_new_tokens > context:
-        raise UserError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
-            "shorten the prompt or ask for fewer new tokens"
-        )
+    check_context(model, max(map(len, ids), default=0), max_new_tokens)
     answers = [""] * len(ids)
-    by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(by_length), batch_size):
-            rows = by_length[start : start + batch_size]
-            batch = tokenizer.pad(
-                {"input_ids": [ids[row] for row in rows]}, padding_side="left", return_tensors="pt"
-            ).to(model.device)
+    with evaluating(model):
+        for rows in plan(model, [len(row) for row in ids], max_new_tokens, mixture, batch_size):
+            batch = pad(model, tokenizer, [ids[row] for row in rows])
             with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
                 # [B, prompt + new]
                 output = cast(Any, model).generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
@@ -78,9 +73,83 @@ def generate(
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
             on_batch(len(rows))
-    finally:
-        model.train(was_training)
     return answers
+
+
+def stream(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Chat,
+    *,
+    max_new_tokens: int,
+    mixture: Mixture,
+) -> Iterator[str]:
+    """The greedy answer to one prompt, piece by piece as it is written.
+
+    Raises:
+        UserError: if the prompt and its answer do not fit the model's context.
+    """
+    ids = tokenize(tokenizer, [prompt])
+    check_context(model, len(ids[0]), max_new_tokens)
+    batch = pad(model, tokenizer, ids)
+    pieces = TextIteratorStreamer(cast(Any, tokenizer), skip_prompt=True, skip_special_tokens=True)
+
+    errors: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            with torch.inference_mode(), evaluating(model), under(model, mixture):
+                cast(Any, model).generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, streamer=pieces)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            pieces.end()
+
+    writer = Thread(target=write, daemon=True)
+    writer.start()
+    yield from filter(None, pieces)
+    writer.join()
+    if errors:
+        raise errors[0]
+
+
+@torch.inference_mode()
+def loglikelihood(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Chat],
+    continuations: Sequence[str],
+    *,
+    mixture: Mixture | None = None,
+    batch_size: int = 32,
+) -> Tensor:
+    """log p(continuation | prompt) of each pair, in nats, summed over the continuation's tokens: [B], float32.
+
+    Raises:
+        UserError: if the lists differ in length, a continuation is empty, or a pair does not fit the context.
+    """
+    if len(prompts) != len(continuations):
+        raise UserError(f"{len(prompts)} prompts need as many continuations, not {len(continuations)}")
+    heads = tokenize(tokenizer, prompts)
+    tails = [tokenizer.encode(text, add_special_tokens=False) for text in continuations]
+    if not all(tails):
+        raise UserError("a continuation must have at least one token")
+    ids = [head + tail for head, tail in zip(heads, tails, strict=True)]
+    check_context(model, max(map(len, ids), default=0), 0)
+    scores = torch.zeros(len(ids))
+    with evaluating(model):
+        for rows in plan(model, [len(row) for row in ids], 0, mixture, batch_size):
+            batch = pad(model, tokenizer, [ids[row] for row in rows])
+            longest = max(len(tails[row]) for row in rows)
+            positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
+                output = cast(Any, model)(**batch, position_ids=positions, logits_to_keep=longest + 1)
+            logps = output.logits[:, :-1].float().log_softmax(-1)  # [B, longest, V]
+            targets = batch["input_ids"][:, -longest:]
+            taken = logps.gather(2, targets[:, :, None])[:, :, 0]  # [B, longest]
+            for row, of_row in zip(rows, taken, strict=True):
+                scores[row] = of_row[longest - len(tails[row]) :].sum()
+    return scores
 
 
 def under(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
@@ -90,9 +159,87 @@ def under(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractConte
         UserError: if the mixture names an expert that the model does not carry.
     """
     if isinstance(model, PeftModel):
-        if not mixture.weights.any():
+        if mixture.is_base:
             return model.disable_adapter()
-        return cast(SVFModel, model.base_model).mixed(mixture.names, mixture.weights)
-    if mixture.weights.any():
+        return cast(SVFModel, model.base_model).mixed(mixture.names, mixture.weights, mixture.per_matrix)
+    if not mixture.is_base:
         raise UserError("this model carries no experts, and the mixture is not the base")
     return nullcontext()
+
+
+def plan(
+    model: nn.Module, lengths: Sequence[int], new_tokens: int, mixture: Mixture | None, batch_size: int
+) -> list[list[int]]:
+    """Deals prompts of `lengths` tokens out to batches: the indices of each, prompts of like length together.
+
+    The cost of a batch is counted in tokens that pass through the base: those of its prompts with the padding, and for
+    every new token its rows, or the reading of the weights where that takes longer. Rows of different mixtures in one
+    batch multiply it by the factors' share, r(m + n)/mn; batches of one mixture are smaller, and a mixture that has to
+    be merged first costs r tokens.
+    """
+
+    def batches(rows: Sequence[int]) -> list[list[int]]:
+        by_length = sorted(rows, key=lambda row: lengths[row])
+        return [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+
+    def cost(dealt: list[list[int]]) -> float:
+        return sum(
+            len(rows) * lengths[rows[-1]] + new_tokens * max(len(rows), ROWS_PER_READ.get(device, 256))
+            for rows in dealt
+        )
+
+    together = batches(range(len(lengths)))
+    group_of = mixture.groups() if mixture is not None else [0]
+    if len(set(group_of)) == 1 or not isinstance(model, PeftModel):
+        return together
+    assert mixture is not None
+    device = model.device.type
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(group_of):
+        groups.setdefault(group, []).append(row)
+    apart = [batch for rows in groups.values() for batch in batches(rows)]
+    factors, merge = _costs(model, whole=all(mixture.rows([row]).weights.any() for row in range(len(mixture))))
+    merges = sum(not mixture.rows(rows[:1]).is_base for rows in groups.values())
+    return apart if cost(apart) + merges * merge < factors * cost(together) else together
+
+
+def _costs(model: PeftModel, whole: bool) -> tuple[float, float]:
+    """What a token costs in factor space, and what merging one mixture costs, in tokens through the base."""
+    base = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D) and isinstance(module.weight, Tensor)
+    )
+    factors, merge = float(base), 0.0
+    for layer in model.modules():
+        if isinstance(layer, SVFLinear):
+            r, m, n = len(layer.svf_s), layer.out_features, layer.in_features
+            factors += r * (m + n) - (m * n if whole and layer.whole_in_factors else 0)
+            merge += r * m * n
+    return factors / base, merge / base
+
+
+def pad(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> Any:
+    """`input_ids` and `attention_mask` [B, T] on the model's device, padded on the left."""
+    return tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+
+
+def check_context(model: PreTrainedModel | PeftModel, longest: int, new_tokens: int) -> None:
+    """Raises UserError if a prompt of `longest` tokens and the new ones do not fit the model's context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest + new_tokens > context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's context of {context}; "
+            "shorten the prompt or ask for fewer new tokens"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,21 +21,29 @@ class Mixture:
     Args:
         names: K experts, each once.
         weights: α [B, K], one row a prompt; a row of zeros is the base.
+        per_matrix: α [B, K] of the matrices that have weights of their own, by their names in the base; `weights` then
+            holds the mean over all matrices.
+        confidence: how sure the dispatcher is of each row, [B], from 0 to 1; None where nobody was asked.
 
     Raises:
-        UserError: if names repeat, or the weights are not finite or not [B, K].
+        UserError: if names repeat, or weights are not finite or not [B, K].
     """
 
     names: tuple[str, ...]
     weights: Tensor
+    per_matrix: Mapping[str, Tensor] = field(default_factory=dict)
+    confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
             raise UserError(f"a mixture names each expert once, not {', '.join(self.names)}")
         if self.weights.ndim != 2 or self.weights.shape[1] != len(self.names):
             raise UserError(f"a mixture of {len(self.names)} experts needs weights [prompts, {len(self.names)}]")
-        if not torch.isfinite(self.weights).all():
-            raise UserError("the weights of a mixture must be finite numbers")
+        for weights in (self.weights, *self.per_matrix.values()):
+            if weights.shape != self.weights.shape:
+                raise UserError("the weights of a matrix must have the shape of the mixture's own")
+            if not torch.isfinite(weights).all():
+                raise UserError("the weights of a mixture must be finite numbers")
 
     @classmethod
     def of(cls, weights: Mapping[str, float], prompts: int = 1) -> Mixture:
@@ -50,8 +58,13 @@ class Mixture:
             UserError: if the file does not hold one.
         """
         try:
-            weights = json.loads(path.read_text(encoding="utf-8"))["weights"]
-            return cls.of({str(name): float(weight) for name, weight in weights.items()})
+            document = json.loads(path.read_text(encoding="utf-8"))
+            mixture = cls.of({str(name): float(weight) for name, weight in document["weights"].items()})
+            own = {
+                str(matrix): torch.tensor([[float(weights[name]) for name in mixture.names]])
+                for matrix, weights in document.get("per_matrix", {}).items()
+            }
+            return cls(mixture.names, mixture.weights, own)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -59,7 +72,13 @@ class Mixture:
 
     def write(self, path: Path) -> None:
         """Writes the mixture of the only prompt."""
-        write_json(path, {"weights": dict(zip(self.names, self.weights[0].tolist(), strict=True))})
+        document: dict[str, object] = {"weights": dict(zip(self.names, self.weights[0].tolist(), strict=True))}
+        if self.per_matrix:
+            document["per_matrix"] = {
+                matrix: dict(zip(self.names, weights[0].tolist(), strict=True))
+                for matrix, weights in self.per_matrix.items()
+            }
+        write_json(path, document)
 
     def __len__(self) -> int:
         """The number of prompts."""
@@ -69,10 +88,31 @@ class Mixture:
         """The experts that have a part in one prompt's answer, and their weights."""
         return {name: weight for name, weight in zip(self.names, self.weights[row].tolist(), strict=True) if weight}
 
+    def __str__(self) -> str:
+        """One line a prompt: `sums 0.70, letters 0.30 (confidence 0.98)`."""
+        lines = []
+        for row in range(len(self)):
+            experts = ", ".join(f"{name} {weight:.2f}" for name, weight in self[row].items()) or "base"
+            sure = "" if self.confidence is None else f" (confidence {self.confidence[row]:.2f})"
+            lines.append(experts + sure)
+        return "\n".join(lines)
+
     def rows(self, rows: Sequence[int]) -> Mixture:
         """The mixture for some of the prompts."""
-        return Mixture(self.names, self.weights[list(rows)])
+        rows = list(rows)
+        own = {matrix: weights[rows] for matrix, weights in self.per_matrix.items()}
+        return Mixture(self.names, self.weights[rows], own, None if self.confidence is None else self.confidence[rows])
 
     def expand(self, prompts: int) -> Mixture:
         """A mixture for one prompt, for as many as there are."""
-        return Mixture(self.names, self.weights.expand(prompts, -1))
+        return self.rows([0] * prompts)
+
+    def groups(self) -> list[int]:
+        """The number of each row's group, where rows of one group have the same weights everywhere."""
+        table = torch.cat([self.weights, *self.per_matrix.values()], dim=1)  # [B, K·(1 + matrices)]
+        return torch.unique(table, dim=0, return_inverse=True)[1].tolist() if table.numel() else [0] * len(self)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether no expert has a part in any row."""
+        return not any(weights.any() for weights in (self.weights, *self.per_matrix.values()))

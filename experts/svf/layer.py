@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,6 +72,15 @@ class MergedLinear(torch.autograd.Function):
         return grad_x, grad_delta, grad_bias, None, None, None, None
 
 
+@dataclass(frozen=True)
+class LayerMixture:
+    """How one layer runs the mixtures of a batch, set by `SVFModel.mixed`. Without a weight and a scale: the base."""
+
+    weight: Tensor | None = None  # [m, n]: W' of the mixture that all rows share
+    scale: Tensor | None = None  # [B, r]: what each row multiplies the singular directions by
+    whole: bool = False  # the scale is s·(1 + δ), and the factors stand for all of W'; else s·δ, beside W
+
+
 class SVFLinear(nn.Module, BaseTunerLayer):
     """A linear layer W [m, n] with experts z [r]: W' = U diag(s·z) Vᵀ (arXiv 2501.06252, equation 1).
 
@@ -82,7 +92,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     - training otherwise: y = W x + U (s·δ·(Vᵀ x)). A merged bfloat16 weight would swallow small changes of z, and a
       few singular values cost no more than a LoRA;
     - no gradient wanted: a merged weight;
-    - rows with mixtures of their own (`SVFModel.mixed`): y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b.
+    - rows with mixtures of their own (`SVFModel.mixed`): y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b, or
+      y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) where that is exact enough and no row is the base.
 
     A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, or any
     in-place operation that PyTorch counts. After writing through `z.data`, call `invalidate()`.
@@ -111,7 +122,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self._pristine: Tensor | None = None  # the base weight while adapters are merged into the layer
         self._merged_weight: Tensor | None = None
         self._merged_key: tuple[Any, ...] | None = None
-        self.row_delta: Tensor | None = None  # [B, r]: set by `SVFModel.mixed` for the rows of a batch
+        self._invalidations = 0
+        self.mixture: LayerMixture | None = None  # of the batch at hand; None follows the active adapters
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
@@ -146,6 +158,17 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             z = self.svf_z[name]
             delta = delta + F.pad(z - 1, (0, len(delta) - len(z)))
         return delta
+
+    def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
+        """Changes whenever one of these experts' z, or the base's weight, may have changed."""
+        experts = [self.svf_z[name] for name in adapter_names]
+        trained = any(z.requires_grad for z in experts)
+        return (self._invalidations, _optimizer_steps if trained else None, *((id(z), z._version) for z in experts))
+
+    @property
+    def whole_in_factors(self) -> bool:
+        """Whether U diag(s) Vᵀ is W to float32's precision: all singular values are there, and nothing was rounded."""
+        return len(self.svf_s) == min(self.out_features, self.in_features) and self.svf_u.dtype.itemsize >= 4
 
     def difference(self, delta: Tensor) -> Tensor:
         """U diag(s·δ) Vᵀ [m, n], in the precision of δ [r]."""
@@ -189,14 +212,13 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def invalidate(self) -> None:
-        """Forgets the merged weight. Needed only after z was written through `.data`."""
+        """Forgets the merged weights. Needed only after z was written through `.data`."""
         self._merged_weight = self._merged_key = None
+        self._invalidations += 1
 
     def _merged(self, active: list[str]) -> Tensor:
         """W' [m, n] under the active experts, built anew only if one of them has changed."""
-        experts = [self.svf_z[name] for name in active]
-        trained = any(z.requires_grad for z in experts)
-        key = (_optimizer_steps if trained else None, *((id(z), z._version) for z in experts))
+        key = self.version(active)
         if self._merged_weight is None or self._merged_key != key:
             # Made outside inference mode: a later training step saves this tensor for its backward.
             with torch.inference_mode(False), torch.no_grad():
@@ -209,8 +231,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
-        if self.row_delta is not None:
-            return self.base_layer(x, *args, **kwargs) + self._row_difference(x, self.row_delta)
+        if self.mixture is not None:
+            return self._mixed(x, self.mixture)
         active = [name for name in self.active_adapters if name in self.svf_z]
         if self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
@@ -230,16 +252,25 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return F.linear(x, self._merged(active), bias)
 
     def _factored(self, x: Tensor, delta: Tensor) -> Tensor:
-        """U (s·δ·(Vᵀ x)) for x [..., n] and δ [r], or any shape that broadcasts against [..., r]."""
+        """U (s·δ·(Vᵀ x)) for x [..., n] and δ [r]."""
         hidden = F.linear(x, self.svf_vt)
         return F.linear((hidden * (self.svf_s * delta)).to(hidden.dtype), self.svf_u)
 
-    def _row_difference(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The same with one δ a row: x [B·beams, T, n], δ [B, r]. Beam search repeats each row, side by side."""
-        beams, rest = divmod(len(x), len(delta))
+    def _mixed(self, x: Tensor, mixture: LayerMixture) -> Tensor:
+        """Each row of x [B·beams, T, n] under its own mixture. Beam search repeats each row, side by side."""
+        if mixture.weight is not None:
+            return F.linear(x, mixture.weight, self.base_layer.bias)
+        if mixture.scale is None:
+            return self.base_layer(x)
+        beams, rest = divmod(len(x), len(mixture.scale))
         if rest or x.ndim != 3:
-            raise ValueError(f"{len(delta)} mixtures do not fit an input of shape {list(x.shape)}")
-        return self._factored(x, delta.repeat_interleave(beams, 0)[:, None])
+            raise ValueError(f"{len(mixture.scale)} mixtures do not fit an input of shape {list(x.shape)}")
+        scale = mixture.scale if beams == 1 else mixture.scale.repeat_interleave(beams, 0)
+        hidden = F.linear(x, self.svf_vt)
+        hidden = (hidden * scale[:, None]).to(hidden.dtype)
+        if mixture.whole:
+            return F.linear(hidden, self.svf_u, self.base_layer.bias)
+        return self.base_layer(x).add_(F.linear(hidden, self.svf_u))
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
         # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError, unknown
-from experts.svf.layer import SVFLinear
+from experts.svf.layer import LayerMixture, SVFLinear
 
 
 def decompose_layers(layers: Sequence[SVFLinear]) -> None:
@@ -42,46 +43,78 @@ class SVFModel(BaseTuner):
     prefix = "svf_"
     tuner_layer_cls = SVFLinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the base class's name and type)
+    kept_mixtures = 2  # merged weights of so many mixtures stay in memory, each as large as the adapted matrices
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         decompose_layers([module for module in model.modules() if isinstance(module, SVFLinear)])
 
     @contextmanager
-    def mixed(self, names: Sequence[str], weights: Tensor) -> Iterator[None]:
+    def mixed(
+        self, names: Sequence[str], weights: Tensor, per_matrix: Mapping[str, Tensor] | None = None
+    ) -> Iterator[None]:
         """Runs every row of a batch under a mixture of its own: z_b = 1 + Σ_k α_bk (z_k − 1).
 
-        Beam search and sampling several answers repeat the rows, which is understood. For inference only.
+        Rows that all share one mixture run on merged weights, which are kept for the next batch. Beam search and
+        sampling several answers repeat the rows, which is understood. For inference only.
 
         Args:
             names: K experts of this model.
             weights: α [B, K]; a row of zeros is the base.
+            per_matrix: α [B, K] for the matrices that have weights of their own, by the matrices' names in the base.
 
         Raises:
-            UserError: if an expert does not exist, the weights have another shape or are not finite, or experts are
-                merged into the base.
+            UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
+                adapted, or experts are merged into the base.
         """
         for name in names:
             if name not in self.peft_config:
                 raise unknown("expert", name, self.peft_config)
-        if weights.ndim != 2 or weights.shape[1] != len(names) or not torch.isfinite(weights).all():
-            raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
-        layers = [module for module in self.modules() if isinstance(module, SVFLinear)]
-        if any(layer.merged for layer in layers):
+        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, SVFLinear)}
+        alphas = dict.fromkeys(layers, weights)
+        for matrix, own in (per_matrix or {}).items():
+            if matrix not in layers:
+                raise unknown("adapted matrix", matrix, layers)
+            alphas[matrix] = own
+        for alpha in alphas.values():
+            if alpha.shape != (len(weights), len(names)) or not torch.isfinite(alpha).all():
+                raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
+        if any(layer.merged for layer in layers.values()):
             raise UserError("experts are merged into the base's weights; call unmerge_adapter() before mixing")
         try:
             with torch.no_grad():
-                for layer in layers:
-                    here = [k for k, name in enumerate(names) if name in layer.svf_z]
-                    if here:
-                        deltas = torch.stack([layer.delta([names[k]]) for k in here])  # [K', r]
-                        layer.row_delta = weights[:, here].to(deltas) @ deltas  # [B, r]
-                    else:
-                        layer.row_delta = torch.zeros(len(weights), len(layer.svf_s)).to(layer.svf_s)
+                if all((alpha == alpha[:1]).all() for alpha in alphas.values()):
+                    self._share(names, alphas, layers)
+                else:
+                    for matrix, layer in layers.items():
+                        layer.mixture = _rows(layer, names, alphas[matrix])
             yield
         finally:
-            for layer in layers:
-                layer.row_delta = None
+            for layer in layers.values():
+                layer.mixture = None
+
+    def _share(self, names: Sequence[str], alphas: Mapping[str, Tensor], layers: Mapping[str, SVFLinear]) -> None:
+        """One mixture for all rows: merged weights, from among those kept or made now."""
+        kept: OrderedDict[Any, dict[str, LayerMixture]] = self.__dict__.setdefault("_kept", OrderedDict())
+        own = {matrix: [name for name in names if name in layer.svf_z] for matrix, layer in layers.items()}
+        key = tuple(
+            (matrix, tuple(alphas[matrix][0].tolist()), layer.version(own[matrix]))
+            for matrix, layer in layers.items()
+            if own[matrix]
+        )
+        if key not in kept:
+            while len(kept) >= self.kept_mixtures:
+                kept.popitem(last=False)
+            kept[key] = {}
+            for matrix, layer in layers.items():
+                delta = _delta(layer, names, alphas[matrix][:1])
+                # Outside inference mode, so that any later forward may use it.
+                with torch.inference_mode(False), torch.no_grad():
+                    merged = None if delta is None else layer.merge_delta(delta[0].clone())
+                kept[key][matrix] = LayerMixture(weight=merged)
+        kept.move_to_end(key)
+        for matrix, layer in layers.items():
+            layer.mixture = kept[key][matrix]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -142,3 +175,22 @@ class SVFModel(BaseTuner):
                 f"{name} shares its weight with the input embeddings, which an expert must not change; "
                 "leave it out of target_modules"
             )
+
+
+def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
+    """δ = Σ_k α_bk (z_k − 1) [B, r] of a layer; None where no expert adapts it or none has a part."""
+    own = [k for k, name in enumerate(names) if name in layer.svf_z]
+    if not alpha[:, own].any():
+        return None
+    deltas = torch.stack([layer.delta([names[k]]) for k in own])  # [K', r]
+    return alpha[:, own].to(deltas) @ deltas
+
+
+def _rows(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> LayerMixture:
+    """A mixture for each row of a batch, α [B, K], in factor space."""
+    delta = _delta(layer, names, alpha)  # [B, r]
+    if delta is None:
+        return LayerMixture()
+    # A row without experts must be the base bit for bit, which the factors alone are not.
+    whole = layer.whole_in_factors and bool(alpha.any(1).all())
+    return LayerMixture(scale=layer.svf_s * (delta + 1 if whole else delta), whole=whole)

@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 
-from experts.engine import generate
+from experts.engine import generate, loglikelihood, plan, stream
 from experts.errors import UserError
+from experts.mixture import Mixture
+from experts.svf import SVFConfig, SVFLinear
 
+MIXTURE = Mixture(("a", "b"), torch.tensor([[1.0, 0], [0, 0], [0, 1], [0.5, 0.5], [1, 0]]))
 PROMPTS = ["a", "a much longer prompt than the first one", [{"role": "user", "content": "x"}], "bb", "a"]
 
 
@@ -53,3 +57,70 @@ def test_a_prompt_that_does_not_fit_is_refused(tiny_model: Any, tiny_tokenizer: 
 
 def test_no_prompts_no_answers(tiny_model: Any, tiny_tokenizer: Any) -> None:
     assert generate(tiny_model, tiny_tokenizer, [], max_new_tokens=4) == []
+
+
+@pytest.fixture
+def model(tiny_model: Any) -> PeftModel:
+    """Two random experts, of full rank and of rank 4."""
+    model = get_peft_model(tiny_model, SVFConfig(), adapter_name="a").eval()
+    model.add_adapter("b", SVFConfig(rank=4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, SVFLinear):
+                for z in layer.svf_z.values():
+                    z.add_(0.5 * torch.randn(z.shape, generator=generator))
+    return model
+
+
+def test_a_mixed_batch_answers_as_its_rows_do_alone(model: PeftModel, tiny_tokenizer: Any) -> None:
+    alone = [
+        generate(model, tiny_tokenizer, [prompt], max_new_tokens=8, mixture=MIXTURE.rows([row]))[0]
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    assert generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=8, mixture=MIXTURE) == alone
+    assert len(set(alone)) == 4  # the first and the last are alike
+
+
+def test_a_stream_is_the_answer_in_pieces(model: PeftModel, tiny_tokenizer: Any) -> None:
+    [answer] = generate(model, tiny_tokenizer, ["hello"], max_new_tokens=12, mixture=MIXTURE.rows([0]))
+    pieces = [*stream(model, tiny_tokenizer, "hello", max_new_tokens=12, mixture=MIXTURE.rows([0]))]
+    assert "".join(pieces) == answer
+    with pytest.raises(UserError, match="context of 512"):
+        next(stream(model, tiny_tokenizer, "a" * 500, max_new_tokens=64, mixture=MIXTURE.rows([0])))
+
+
+def test_an_error_while_streaming_is_raised(model: PeftModel, tiny_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="unknown expert 'c'"):
+        list(stream(model, tiny_tokenizer, "hello", max_new_tokens=4, mixture=Mixture.of({"c": 1.0})))
+
+
+def test_loglikelihood_is_the_sum_over_the_continuations_tokens(model: PeftModel, tiny_tokenizer: Any) -> None:
+    continuations = ["yes", "n", "a longer one", "yes", "no"]
+    scores = loglikelihood(model, tiny_tokenizer, PROMPTS, continuations, mixture=MIXTURE, batch_size=2)
+    for row, (prompt, text) in enumerate(zip(PROMPTS, continuations, strict=True)):
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        head = tiny_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        head = tiny_tokenizer.encode(head, add_special_tokens=False)
+        tail = tiny_tokenizer.encode(text, add_special_tokens=False)
+        with torch.no_grad(), model.base_model.mixed(MIXTURE.names, MIXTURE.weights[row : row + 1]):
+            logps = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)
+        wanted = sum(logps[len(head) + i - 1, token] for i, token in enumerate(tail))
+        torch.testing.assert_close(scores[row], wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="as many continuations"):
+        loglikelihood(model, tiny_tokenizer, ["a"], [])
+    with pytest.raises(UserError, match="at least one token"):
+        loglikelihood(model, tiny_tokenizer, ["a"], [""])
+
+
+def test_batches_are_of_one_mixture_where_that_costs_less(model: PeftModel) -> None:
+    def groups(batches: list[list[int]], mixture: Mixture) -> list[set[int]]:
+        assert sorted(row for batch in batches for row in batch) == list(range(len(mixture)))
+        group = mixture.groups()
+        return [{group[row] for row in batch} for batch in batches]
+
+    few = Mixture(("a", "b"), torch.tensor([[1.0, 0], [0, 1]] * 64))  # 2 mixtures, 64 rows each
+    many = Mixture(("a", "b"), torch.rand(128, 2))
+    assert all(len(batch) == 1 for batch in groups(plan(model, [100] * 128, 64, few, 32), few))
+    assert all(len(batch) == 32 for batch in groups(plan(model, [100] * 128, 64, many, 32), many))
+    assert plan(model, [3, 1, 2], 4, None, 2) == [[1, 2], [0]]

@@ -54,13 +54,67 @@ def test_adapter_names_give_each_row_its_expert(model: PeftModel) -> None:
 def test_a_mixture_is_linear_in_its_weights(model: PeftModel) -> None:
     """The composed weight of α is W + Σ α_k (W_k − W), whatever the ranks and matrices of the experts."""
     alpha = torch.tensor([0.25, 0.5, 0.125])
+    weights = torch.stack([alpha, torch.zeros(3)])  # the row of the base keeps the scale a difference
     layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
-    with model.base_model.mixed(["a", "b", "c"], alpha.expand(1, 3)):
-        rows = [layer.row_delta for layer in layers]
-    for layer, row in zip(layers, rows, strict=True):
+    with model.base_model.mixed(["a", "b", "c"], weights):
+        scales = [layer.mixture.scale[0] for layer in layers]
+    with model.base_model.mixed(["a", "b", "c"], weights[:1]):
+        merged = [layer.mixture.weight for layer in layers]
+    for layer, scale, weight in zip(layers, scales, merged, strict=True):
         experts = {name: a for name, a in zip("abc", alpha, strict=True) if name in layer.svf_z}
         wanted = sum(a * layer.difference(layer.delta([name]).detach()) for name, a in experts.items())
-        torch.testing.assert_close(layer.difference(row[0]), wanted)
+        torch.testing.assert_close((layer.svf_u * scale) @ layer.svf_vt, wanted)
+        torch.testing.assert_close(weight, layer.pristine_weight + wanted)
+
+
+def test_a_matrix_can_have_weights_of_its_own(model: PeftModel) -> None:
+    matrices = {name: layer for name, layer in model.base_model.model.named_modules() if isinstance(layer, SVFLinear)}
+    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.0, 0.0]])
+    own = dict.fromkeys(matrices, weights)
+    with model.base_model.mixed(["a", "b"], torch.zeros(4, 2), own):
+        everywhere = logits(model)
+    with model.base_model.mixed(["a", "b"], weights):
+        assert torch.equal(logits(model), everywhere)
+    one = next(iter(matrices))
+    with model.base_model.mixed(["a", "b"], weights[:1], {one: torch.tensor([[0.0, 2.0]])}):
+        for name, layer in matrices.items():
+            wanted = layer.merge_delta(2 * layer.delta(["b"]) if name == one else layer.delta(["a"]))
+            torch.testing.assert_close(layer.mixture.weight, wanted)
+    with (
+        pytest.raises(UserError, match="unknown adapted matrix 'lm_head'"),
+        model.base_model.mixed(["a"], weights[:, :1], {"lm_head": weights[:, :1]}),
+    ):
+        pass
+
+
+def test_rows_that_share_a_mixture_run_on_kept_weights(model: PeftModel) -> None:
+    """As many as allowed are kept, the one used longest ago is dropped, and none is used after its z has changed."""
+
+    def weight(**alpha: float) -> Tensor:
+        with model.base_model.mixed([*alpha], torch.tensor([[*alpha.values()]]).expand(4, -1)):
+            logits(model)
+            return layer.mixture.weight
+
+    layer = next(module for module in model.modules() if isinstance(module, SVFLinear))
+    first, second = weight(a=1.0), weight(b=1.0)
+    assert weight(a=1.0) is first
+    assert weight(a=0.5) is not first
+    assert weight(a=1.0) is first  # b was the one used longest ago
+    assert weight(b=1.0) is not second
+    with torch.no_grad():
+        layer.svf_z["b"].add_(1)
+    torch.testing.assert_close(weight(b=1.0), layer.merge_delta(layer.delta(["b"]).detach()))
+    layer.svf_z["b"].data.add_(1)
+    layer.invalidate()
+    torch.testing.assert_close(weight(b=1.0), layer.merge_delta(layer.delta(["b"]).detach()))
+
+
+def test_a_row_of_the_base_is_the_base_bit_for_bit(model: PeftModel) -> None:
+    base = under(model, "__base__", IDS)
+    with model.base_model.mixed(["a"], torch.tensor([[1.0], [0.0], [0.0], [0.5]])):
+        assert torch.equal(logits(model)[1:3], base[1:3])
+    with model.base_model.mixed(["a"], torch.zeros(4, 1)):
+        assert torch.equal(logits(model), base)
 
 
 def test_rows_equal_the_same_rows_alone(model: PeftModel) -> None:
