@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.errors import UserError, unknown
+from experts.expert import Expert, read_config, read_z
 from experts.files import atomic_folder, write_json
 from experts.fingerprint import fingerprint
 from experts.model_card import Card
@@ -37,50 +35,6 @@ def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
     # The embeddings are never adapted; PEFT would ask the hub about their size.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
-
-
-def read_config(folder: Path) -> SVFConfig:
-    """The configuration of the expert in `folder`.
-
-    Raises:
-        UserError: if it is not an SVF adapter folder.
-    """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not an expert: it has no adapter_config.json")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("peft_type")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: it is not a JSON object") from error
-    if kind != "SVF":
-        raise UserError(f"{folder} is a {kind} adapter, not an SVF expert")
-    return SVFConfig.from_pretrained(str(folder))
-
-
-def read_z(folder: Path) -> dict[str, Tensor]:
-    """Matrix name → z [r], float32.
-
-    Raises:
-        UserError: if the file is missing, truncated, or holds anything but finite z vectors.
-    """
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{folder} is not an expert: it has no adapter_model.safetensors")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged and was not loaded: {error}") from error
-    vectors = {}
-    for key, z in tensors.items():
-        name, _, kind = key.removeprefix("base_model.model.").rpartition(".")
-        if kind != "svf_z" or z.ndim != 1 or not z.is_floating_point():
-            raise UserError(f"{path} is damaged and was not loaded: {key} is not a z vector")
-        if not torch.isfinite(z).all():
-            raise UserError(f"{path} is damaged and was not loaded: {key} is not finite")
-        vectors[name] = z.float()
-    if not vectors:
-        raise UserError(f"{path} is damaged and was not loaded: it holds no z vectors")
-    return vectors
 
 
 def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -104,7 +58,7 @@ def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> Peft
         weight = getattr(modules.get(matrix), "weight", None)
         if weight is None:
             raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
-        rank = min(*weight.shape, config.rank or len(z))
+        rank = min(*weight.shape, config.rank_pattern.get(matrix, config.rank) or len(z))
         if len(z) != rank:
             raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
     if isinstance(model, PeftModel):
@@ -185,6 +139,10 @@ class ExpertLibrary:
     def z(self, name: str) -> dict[str, Tensor]:
         """Matrix name → z [r] of an expert, float32."""
         return read_z(self.path(name))
+
+    def expert(self, name: str) -> Expert:
+        """An expert to calculate with: `(0.5 * library.expert("a") + library.expert("b")).write(folder)`."""
+        return Expert.read(self.path(name))
 
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""

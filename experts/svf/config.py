@@ -20,6 +20,7 @@ class SVFConfig(PeftConfig):
         target_modules: names or a regular expression as in other PEFT methods, or "all-linear" (without the head).
         exclude_modules: names or a regular expression of modules to leave alone.
         rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them.
+        rank_pattern: the ranks of single matrices, by their full names, where they differ from `rank`.
         layers_to_transform: indices of the layers to adapt; None adapts all of them.
         layers_pattern: the name of the `nn.ModuleList` that the indices count, where it is unusual.
         base_fingerprint: of the base that the expert was trained on; libraries refuse another.
@@ -33,6 +34,7 @@ class SVFConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default="all-linear")
     exclude_modules: list[str] | str | None = field(default=None)
     rank: int | None = field(default=None)
+    rank_pattern: dict[str, int] = field(default_factory=dict)
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
     base_fingerprint: str | None = field(default=None)

@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
-from experts.svf.config import SVFConfig
 from experts.svf.decomposition import decompose
 
 # Fused optimisers change parameters without bumping their version counters, so a merged weight also
@@ -107,7 +106,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     svf_s: Tensor  # [r]
     svf_vt: Tensor  # [r, n]
 
-    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: SVFConfig) -> None:
+    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, rank: int | None, inference: bool) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.transposed = isinstance(base_layer, Conv1D)  # its weight is [n, m]
@@ -124,15 +123,15 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self._merged_key: tuple[Any, ...] | None = None
         self._invalidations = 0
         self.mixture: LayerMixture | None = None  # of the batch at hand; None follows the active adapters
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, rank, inference)
 
-    def update_layer(self, adapter_name: str, config: SVFConfig) -> None:
-        """Adds the expert z = 1 under a name."""
-        rank = min(self.out_features, self.in_features, config.rank or self.in_features)
+    def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
+        """Adds the expert z = 1 under a name, of the `rank` largest singular values, or of all."""
+        rank = min(self.out_features, self.in_features, rank or self.in_features)
         z = torch.ones(rank, dtype=self._z_dtype, device=self.base_layer.weight.device)
         self.svf_z[adapter_name] = nn.Parameter(z)
         self.invalidate()
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.set_adapter(self.active_adapters, inference_mode=inference)
 
     def decompose(self) -> None:
         """Loads or computes the factors, as many as the experts of the layer need. Cheap when they are there."""

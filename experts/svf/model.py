@@ -148,11 +148,12 @@ class SVFModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
+        rank = peft_config.rank_pattern.get(current_key, peft_config.rank)
         if isinstance(target, SVFLinear):
-            target.update_layer(adapter_name, peft_config)
+            target.update_layer(adapter_name, rank, peft_config.inference_mode)
             return
         self._refuse_unsuitable(target, current_key)
-        layer = SVFLinear(target, adapter_name, peft_config)  # type: ignore[arg-type]
+        layer = SVFLinear(target, adapter_name, rank, peft_config.inference_mode)  # type: ignore[arg-type]
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional expert is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)

@@ -72,7 +72,8 @@ def experts_add(expert: Positional[Path], library: Path, name: str | None = None
         name: its name there; by default the folder's.
     """
     from experts.errors import UserError
-    from experts.library import ExpertLibrary, read_config
+    from experts.expert import read_config
+    from experts.library import ExpertLibrary
 
     if library.exists():
         experts = ExpertLibrary.open(library)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experts.library import read_config
+from experts.expert import read_config
 from experts.training import run
 from selfadapt import demo
 

@@ -199,7 +199,7 @@ def test_a_load_renews_the_merged_weight() -> None:
 
 def test_an_adapter_switch_renews_the_merged_weight() -> None:
     layer = make_layer(7, 4)
-    layer.update_layer("other", SVFConfig())
+    layer.update_layer("other", None, False)
     random_z(layer)
     set_z(layer, torch.full((4,), 0.25), "other")
     for name in ("default", "other", "default"):
@@ -229,7 +229,7 @@ def test_a_weight_merged_in_inference_mode_can_be_trained_on() -> None:
 
 def test_active_experts_add_their_differences_across_ranks() -> None:
     layer = make_layer(7, 4)
-    layer.update_layer("small", SVFConfig(rank=2))
+    layer.update_layer("small", 2, False)
     a, b = random_z(layer), random_z(layer, "small")
     layer.set_adapter(["default", "small"])
     z = a.clone()

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from experts.errors import UserError
-from experts.library import load_expert, read_config
+from experts.expert import read_config
+from experts.library import load_expert
 from experts.svf import SVFConfig
 from experts.training import run
 from experts.training.reinforce import Diverged, Reinforce

@@ -1,0 +1,156 @@
+"""One expert as vectors that can be added, scaled, and saved as an expert again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from experts.errors import UserError
+from experts.files import atomic_folder
+from experts.svf import SVFConfig
+
+PREFIX, SUFFIX = "base_model.model.", ".svf_z"  # around a matrix's name in the keys of an adapter file
+
+
+def read_config(folder: Path) -> SVFConfig:
+    """The configuration of the expert in `folder`.
+
+    Raises:
+        UserError: if it is not an SVF adapter folder.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not an expert: it has no adapter_config.json")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("peft_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: it is not a JSON object") from error
+    if kind != "SVF":
+        raise UserError(f"{folder} is a {kind} adapter, not an SVF expert")
+    return SVFConfig.from_pretrained(str(folder))
+
+
+def read_z(folder: Path) -> dict[str, Tensor]:
+    """Matrix name → z [r], float32.
+
+    Raises:
+        UserError: if the file is missing, truncated, or holds anything but finite z vectors.
+    """
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} is not an expert: it has no adapter_model.safetensors")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged and was not loaded: {error}") from error
+    vectors = {}
+    for key, z in tensors.items():
+        if not key.endswith(SUFFIX) or z.ndim != 1 or not z.is_floating_point():
+            raise UserError(f"{path} is damaged and was not loaded: {key} is not a z vector")
+        if not torch.isfinite(z).all():
+            raise UserError(f"{path} is damaged and was not loaded: {key} is not finite")
+        vectors[key.removeprefix(PREFIX).removesuffix(SUFFIX)] = z.float()
+    if not vectors:
+        raise UserError(f"{path} is damaged and was not loaded: it holds no z vectors")
+    return vectors
+
+
+@dataclass(frozen=True)
+class Expert:
+    """z of every adapted matrix. Sums and multiples are those of the differences from the base, z − 1:
+
+        (0.5 * a + b).z = 1 + 0.5 (a.z − 1) + (b.z − 1)
+
+    so that `(a + b) / 2` is the average, `-a` undoes a, and `0 * a` is the base. Where experts adapt different
+    matrices, or different ranks, the one that has nothing there counts as z = 1.
+
+    Args:
+        z: matrix name → z [r], float32.
+        base: the name of the base.
+        fingerprint: of the base; only experts of one base add up.
+        description: what it is for, or how it was made.
+    """
+
+    z: dict[str, Tensor]
+    base: str | None = None
+    fingerprint: str | None = None
+    description: str = ""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Expert:
+        """The expert in an adapter folder; raises UserError if it is damaged or of another kind."""
+        config = read_config(Path(folder))
+        return cls(
+            read_z(Path(folder)),
+            config.base_model_name_or_path,
+            config.base_fingerprint,
+            config.description or Path(folder).name,
+        )
+
+    def write(self, folder: str | Path) -> None:
+        """Writes a PEFT adapter folder, all or nothing.
+
+        Raises:
+            UserError: if the folder exists.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise UserError(f"{folder} exists already; choose another folder, or remove it first")
+        config = SVFConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base,
+            target_modules=sorted(self.z),
+            rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
+            base_fingerprint=self.fingerprint,
+            description=self.description,
+            inference_mode=True,
+        )
+        with atomic_folder(folder) as temporary:
+            config.save_pretrained(str(temporary))
+            vectors = {f"{PREFIX}{matrix}{SUFFIX}": z.contiguous() for matrix, z in self.z.items()}
+            save_file(vectors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+            card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    def __add__(self, other: Expert | int) -> Expert:
+        if other == 0:  # where sum() begins
+            return self
+        if not isinstance(other, Expert):
+            return NotImplemented
+        if other.fingerprint != self.fingerprint:
+            raise UserError(
+                f"experts of different bases do not add up: {self.fingerprint} and {other.fingerprint}; "
+                "transfer one of them first"
+            )
+        z = dict(self.z)
+        for matrix, theirs in other.z.items():
+            ours = z.get(matrix, torch.ones(0))
+            r = max(len(ours), len(theirs))
+            z[matrix] = 1 + F.pad(ours - 1, (0, r - len(ours))) + F.pad(theirs - 1, (0, r - len(theirs)))
+        return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}")
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: float) -> Expert:
+        if not isinstance(factor, int | float):
+            return NotImplemented
+        z = {matrix: 1 + factor * (z - 1) for matrix, z in self.z.items()}
+        return Expert(z, self.base, self.fingerprint, f"{factor:g} · ({self.description})")
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Expert:
+        return self * (1 / divisor)
+
+    def __neg__(self) -> Expert:
+        return self * -1
+
+    def __sub__(self, other: Expert) -> Expert:
+        return self + -other
