@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from selfadapt.verbs.demo import demo
+from selfadapt.verbs.evaluate import evaluate
 from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.generate import generate
 from selfadapt.verbs.train import Train, train
@@ -25,6 +26,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": Train,
     "generate": generate,
+    "eval": evaluate,
     "experts": experts,
 }
 # A verb with verbs of its own.
