@@ -29,6 +29,8 @@ def load_tasks(names: Sequence[str], include_path: Path | None = None) -> tuple[
             be read; if a line of a local file lacks a field that the task shows the model; if the task runs
             model-written programs.
     """
+    if not names:
+        raise UserError("there is no task to evaluate; name one or more")
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"no such folder: {include_path}")
     # lm-eval's own tasks take seconds to list, so they are looked at only where they are meant.
@@ -109,10 +111,14 @@ def _fields(template: Any) -> set[str]:
         tree = environment.parse(template)
     except TemplateSyntaxError:  # lm-eval will say so
         return set()
-    shown = [part for node in tree.body if isinstance(node, nodes.Output) for part in node.nodes]
-    always = [part for part in shown if not any(part.find_all((nodes.CondExpr, nodes.Test, nodes.Or)))]
-    names = {name.name for part in always for name in part.find_all(nodes.Name)}
-    names |= {part.name for part in always if isinstance(part, nodes.Name)}
+    pieces = [nodes.Output([part]) for node in tree.body if isinstance(node, nodes.Output) for part in node.nodes]
+    names = {
+        name.name
+        for piece in pieces
+        if not any(piece.find_all((nodes.CondExpr, nodes.Test, nodes.Or)))
+        and not any(each.name in ("default", "d") for each in piece.find_all(nodes.Filter))
+        for name in piece.find_all(nodes.Name)
+    }
     return (names & meta.find_undeclared_variables(tree)) - set(environment.globals)
 
 

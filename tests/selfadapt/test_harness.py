@@ -330,6 +330,7 @@ def test_a_mistake_of_the_users_is_one_line(
     assert "line 1: no field 'qestion'" in error("--tasks", "typo")
     assert "the task 'nosplit' cannot be loaded" in error("--tasks", "nosplit")
     assert "unknown dispatcher or expert 'c'" in error("--tasks", "choice", "--dispatch", "c")
+    assert "no task to evaluate" in error("--tasks", ",")
     assert "give --output-path or --json" in error("--tasks", "choice", "--log-samples")
     assert "--limit must be" in error("--tasks", "choice", "--limit", "0")
     assert "--batch-size must be" in error("--tasks", "choice", "--batch-size", "many")
