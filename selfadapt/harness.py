@@ -88,7 +88,8 @@ class SelfAdaptiveLM(HFLM):
             super().__init__(pretrained=self.two_pass.model, tokenizer=self.two_pass.tokenizer, **options)
         finally:
             logger.setLevel(level)
-        self._identity = None if isinstance(pretrained, SelfAdaptiveModel) else f"{pretrained} {library} {dispatch}"
+        given = isinstance(pretrained, SelfAdaptiveModel)
+        self._identity = None if given else f"{pretrained} {library} {dispatch or 'none'}"
         self.mixtures: dict[str, dict[str, float]] = {}  # context → the experts that had a part
         self.seconds = {"dispatch": 0.0, "answer": 0.0}
         self._experts: dict[str, None] = {}  # every expert that a mixture has named, in order
@@ -137,9 +138,17 @@ class SelfAdaptiveLM(HFLM):
         return self._two_passes(answer, requests, [request.args[0] for request in requests], apart=True)
 
     def _two_passes(
-        self, answer: Callable[[list[Instance]], list[Any]], requests: list[Instance], contexts: list[str], apart=False
+        self,
+        answer: Callable[[list[Instance]], list[Any]],
+        requests: list[Instance],
+        contexts: list[str],
+        apart: bool = False,
     ) -> list[Any]:
-        """The answers to `requests`, in their order, each under the mixture of its context."""
+        """The answers to `requests`, in their order, each under the mixture of its context.
+
+        Args:
+            apart: no two mixtures at a time, however few requests share one.
+        """
         self._mixture, rows = self._dispatch(contexts)
         start = time.perf_counter()
         sharing: dict[int, list[int]] = defaultdict(list)  # row → the requests that share it

@@ -19,7 +19,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from experts import ExpertLibrary, Mixture
-from experts.engine import Chat
+from experts.engine import Chat, under
 from experts.errors import UserError
 from experts.fingerprint import fingerprint
 from experts.svf import SVFConfig
@@ -147,8 +147,15 @@ def value(answer: Any) -> Any:
 
 @pytest.mark.parametrize(("batch_size", "exact"), [(4, True), (64, False), ("auto", False)])
 def test_mixed_requests_are_answered_as_each_mixture_alone(
-    adaptive: SelfAdaptiveModel, batch_size: int | str, exact: bool
+    adaptive: SelfAdaptiveModel, batch_size: int | str, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mixtures_at_a_time = set()
+
+    def noting(model: Any, mixture: Mixture) -> Any:
+        mixtures_at_a_time.add(len(set(mixture.groups())))
+        return under(model, mixture)
+
+    monkeypatch.setattr("selfadapt.harness.under", noting)
     mixed = SelfAdaptiveLM(adaptive, batch_size=batch_size, max_batch_size=8, max_length=64)
     alone = SelfAdaptiveLM(adaptive, batch_size=4, max_length=64)
     for kind, continuations in {
@@ -157,7 +164,10 @@ def test_mixed_requests_are_answered_as_each_mixture_alone(
         "loglikelihood_rolling": [None],
     }.items():
         everything = requests(kind, QUESTIONS, *continuations)
+        mixtures_at_a_time.clear()
         answers = getattr(mixed, kind)(everything)
+        if batch_size != "auto":
+            assert (max(mixtures_at_a_time) > 1) == (batch_size == 64 and kind != "loglikelihood_rolling")
         for colour in ("red", "blue", "grey"):
             got = [a for a, request in zip(answers, everything, strict=True) if colour in request.args[0]]
             wanted = getattr(alone, kind)(requests(kind, [q for q in QUESTIONS if colour in q], *continuations))
