@@ -13,7 +13,9 @@ from typing import Any
 
 import tyro
 
+from selfadapt.verbs.adapt import adapt
 from selfadapt.verbs.demo import demo
+from selfadapt.verbs.dispatch import dispatch
 from selfadapt.verbs.evaluate import evaluate
 from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.generate import generate
@@ -26,6 +28,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": Train,
     "generate": generate,
+    "dispatch": dispatch,
+    "adapt": adapt,
     "eval": evaluate,
     "experts": experts,
 }

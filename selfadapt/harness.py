@@ -23,12 +23,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
-from dispatch.base import Fixed
 from experts.engine import under
 from experts.errors import UserError, unknown
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from selfadapt.base_models import BUILT_IN, load_base
 from selfadapt.two_pass import SelfAdaptiveModel
 
 # HFLM's other arguments say how to load a model, which `load_base` does here; HFLM would silently ignore them.
@@ -263,13 +261,9 @@ def _unpadded(tokens: list[int]) -> tuple[int, ...]:
 
 
 def _load(pretrained: Any, library: Any, dispatch: str, dtype: Any, device: Any) -> SelfAdaptiveModel:
-    if dispatch == "none" and library is None:  # the plain base, which need not have any experts
-        base, tokenizer = cast(Any, load_base(pretrained or BUILT_IN, dtype=dtype, device=device))
-        two_pass = SelfAdaptiveModel(base, tokenizer, Fixed(Mixture.of({})))
-    else:
-        two_pass = SelfAdaptiveModel.from_pretrained(pretrained, library, dispatch, dtype=dtype, device=device)
-        model = two_pass.model
-        base = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
+    two_pass = SelfAdaptiveModel.from_pretrained(pretrained, library, dispatch, dtype=dtype, device=device)
+    model = two_pass.model
+    base = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
     # lm-eval's `hf` decodes as the checkpoint wants it (with a repetition penalty, say), `load_base` does not.
     with suppress(OSError):  # a checkpoint that wants nothing
         base.generation_config = GenerationConfig.from_pretrained(base.config.name_or_path, local_files_only=True)
