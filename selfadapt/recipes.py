@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 import yaml
+from accelerate import PartialState
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.domains import KINDS, Jsonl, ReasoningGym
+from dispatch.embedding import PROMPTS, write_prompts
+from experts.domains import KINDS, Jsonl, ReasoningGym, WordProblems
 from experts.errors import UserError, unknown
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce
@@ -38,7 +41,7 @@ class Adapt:
 class Recipe:
     """Base, domain, adapted matrices and training of one expert."""
 
-    domain: ReasoningGym | Jsonl
+    domain: ReasoningGym | Jsonl | WordProblems
     training: Annotated[Reinforce, tyro.conf.arg(name="")]
     adapt: Annotated[Adapt, tyro.conf.arg(name="")] = field(default_factory=Adapt)
     model: str = "smollm2-135m"
@@ -61,8 +64,11 @@ def train_recipe(
     resume: bool,
     replace: bool = False,
 ) -> Result:
-    """`train_expert` with everything that the recipe says; raises what that raises."""
-    return train_expert(
+    """`train_expert` with everything that the recipe says; raises what that raises.
+
+    Beside the expert lie the embeddings of some of its prompts, for dispatch, if sentence-transformers is installed.
+    """
+    result = train_expert(
         base,
         tokenizer,
         recipe.domain,
@@ -75,6 +81,9 @@ def train_recipe(
         resume=resume,
         replace=replace,
     )
+    if PartialState().is_main_process and find_spec("sentence_transformers"):
+        write_prompts(result.expert, recipe.domain.load("train")[:PROMPTS]["prompt"])
+    return result
 
 
 def configs_folder() -> Path:
