@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from experts.domains.base import Domain
@@ -29,8 +29,10 @@ from experts.model_card import Card
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
 from experts.training.log import Log, best_step, out_of_patience
+from experts.training.objective import Diverged
 from experts.training.progress import Progress
-from experts.training.reinforce import Diverged, Reinforce, make_trainer
+from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.supervised import NextToken, make_next_token_trainer
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Interrupted(UserError):
     """Ctrl-C: the run stopped after a checkpoint and can go on."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}; `train` goes on with --resume, `demo` by itself")
+        super().__init__(f"stopped after step {step}; `train` and `compare` go on with --resume, `demo` by itself")
 
 
 def train_expert(
@@ -61,7 +63,7 @@ def train_expert(
     tokenizer: PreTrainedTokenizerBase,
     domain: Domain,
     adapter: PeftConfig,
-    options: Reinforce,
+    options: Reinforce | NextToken,
     output: Path,
     *,
     base_name: str,
@@ -73,6 +75,7 @@ def train_expert(
     """Trains, keeps the expert that was best on the validation split, scores it on the test split, writes it.
 
     Args:
+        adapter: SVF makes an expert; what any other PEFT method makes is written, and judged, in the same way.
         output: the expert's folder; must not exist unless `replace`.
         base_name, recipe: what the model card says of where the expert comes from.
         test_size: held-out problems for the score in the card, answered by the base and by the expert.
@@ -94,15 +97,13 @@ def train_expert(
     base_fingerprint = fingerprint(base)
     progress = Progress(domain.name)
     interrupt = StopOnInterrupt(progress)
-    trainer = make_trainer(
-        base,
-        tokenizer,
-        domain,
-        adapter,
-        options,
-        unfinished,
-        [StopAtNaN(), Validation(tokenizer, domain, options, log, progress), StepLog(log, progress), interrupt],
-    )
+    callbacks = [StopAtNaN(), Validation(tokenizer, domain, options, log, progress), StepLog(log, progress), interrupt]
+    set_seed(options.seed)  # some adapters begin at random values
+    trainer: Trainer
+    if isinstance(options, Reinforce):
+        trainer = make_trainer(base, tokenizer, domain, adapter, options, unfinished, callbacks)
+    else:
+        trainer = make_next_token_trainer(base, tokenizer, domain, adapter, options, unfinished, callbacks)
     model = cast(PeftModel, trainer.model)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     diverged: Diverged | None = None
@@ -152,6 +153,8 @@ def train_expert(
         base_accuracy=accuracy(base_scores),
         expert_accuracy=accuracy(expert_scores),
         constant_accuracy=constant,
+        peft_type=PeftType(adapter.peft_type).value,
+        objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",
     )
     if PartialState().is_main_process:
         with atomic_folder(output) as folder:
