@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from selfadapt.verbs.adapt import adapt
+from selfadapt.verbs.compare import compare
 from selfadapt.verbs.demo import demo
 from selfadapt.verbs.dispatch import dispatch
 from selfadapt.verbs.evaluate import evaluate
@@ -31,6 +32,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "dispatch": dispatch,
     "adapt": adapt,
     "eval": evaluate,
+    "compare": compare,
     "experts": experts,
 }
 # A verb with verbs of its own.

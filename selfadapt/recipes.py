@@ -72,6 +72,7 @@ def train_recipe(
     *,
     resume: bool,
     replace: bool = False,
+    base_scores: list[float] | None = None,
 ) -> Result:
     """`train_expert` with everything that the recipe says; raises what that raises.
 
@@ -89,6 +90,7 @@ def train_recipe(
         test_size=recipe.test_size,
         resume=resume,
         replace=replace,
+        base_scores=base_scores,
     )
     if PartialState().is_main_process and find_spec("sentence_transformers"):
         write_prompts(result.expert, recipe.domain.load("train")[:PROMPTS]["prompt"])
@@ -136,15 +138,15 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def make_recipe(document: Any, path: Path) -> Recipe:
-    """The recipe that `document` spells out; raises UserError, as a mistake in the file `path`."""
+def make_recipe(document: Any, where: Path | str) -> Recipe:
+    """The recipe that `document` spells out; raises UserError, as a mistake in what `where` names."""
     if not isinstance(document, dict):
-        raise UserError(f"{path} is not a recipe: it must hold {', '.join(f.name for f in fields(Recipe))}")
+        raise UserError(f"{where} is not a recipe: it must hold {', '.join(f.name for f in fields(Recipe))}")
     document = {"domain": {}, **document}
     for block, key, classes in BLOCKS:
         if block in document:
-            document[block] = _chosen(document[block], path, block, key, classes)
-    return _checked(Recipe, document, path, "")
+            document[block] = _chosen(document[block], where, block, key, classes)
+    return _checked(Recipe, document, where, "")
 
 
 def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
@@ -154,29 +156,29 @@ def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
     )
 
 
-def _chosen(document: Any, path: Path, block: str, key: str, classes: Mapping[str, Any]) -> Any:
+def _chosen(document: Any, where: Path | str, block: str, key: str, classes: Mapping[str, Any]) -> Any:
     """An instance of the class that a block chooses by its `key`."""
     if not isinstance(document, dict):
-        raise UserError(f"{path}: {block} must be a mapping")
+        raise UserError(f"{where}: {block} must be a mapping")
     name = document.get(key, DEFAULTS.get(key))
     if name is None:
-        raise UserError(f"{path}: {block} needs a {key}, one of {', '.join(classes)}")
+        raise UserError(f"{where}: {block} needs a {key}, one of {', '.join(classes)}")
     if str(name) not in classes:
-        raise UserError(f"{path}: {unknown('domain' if block == 'domain' else key, str(name), classes)}")
-    return _checked(classes[name], {k: v for k, v in document.items() if k != key}, path, f"{block}.")
+        raise UserError(f"{where}: {unknown('domain' if block == 'domain' else key, str(name), classes)}")
+    return _checked(classes[name], {k: v for k, v in document.items() if k != key}, where, f"{block}.")
 
 
-def _checked(cls: type, document: dict[str, Any], path: Path, prefix: str) -> Any:
+def _checked(cls: type, document: dict[str, Any], where: Path | str, prefix: str) -> Any:
     """An instance of a dataclass from the mapping that a file holds for it."""
     known = [f.name for f in fields(cls)]
     for name in document:
         if name not in known:
-            raise UserError(f"{path}: {unknown('field', f'{prefix}{name}', [prefix + k for k in known])}")
+            raise UserError(f"{where}: {unknown('field', f'{prefix}{name}', [prefix + k for k in known])}")
     try:
         return TypeAdapter(cls).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = prefix + ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}") from error
+        name = prefix + ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {name}: {first['msg']}") from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{where}: {error}") from error

@@ -71,6 +71,7 @@ def train_expert(
     test_size: int = 256,
     resume: bool = False,
     replace: bool = False,
+    base_scores: list[float] | None = None,
 ) -> Result:
     """Trains, keeps the expert that was best on the validation split, scores it on the test split, writes it.
 
@@ -79,6 +80,7 @@ def train_expert(
         output: the expert's folder; must not exist unless `replace`.
         base_name, recipe: what the model card says of where the expert comes from.
         test_size: held-out problems for the score in the card, answered by the base and by the expert.
+        base_scores: the base's own scores on those problems, where they are known.
         resume: go on from `<output>.unfinished/`, with the result of an uninterrupted run.
 
     Raises:
@@ -133,8 +135,9 @@ def train_expert(
                 model, tokenizer, domain, test_rows, max_new_tokens=options.max_new_tokens, on_batch=advance
             )
 
-    with model.disable_adapter():
-        base_scores = test_scores("base")
+    if base_scores is None:
+        with model.disable_adapter():
+            base_scores = test_scores("base")
     expert_scores = test_scores("expert")
     constant = constant_answer(test_rows["answer"])
 
