@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import time
 from collections.abc import Sequence
@@ -83,7 +82,6 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
                     retry.discard(cell.name)
             except Timeout:
                 continue  # another process has it
-            gc.collect()  # a trainer and its model refer to each other
         if not begun:
             time.sleep(POLL)
 

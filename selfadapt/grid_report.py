@@ -111,7 +111,7 @@ def make_rows(lines: Sequence[Line]) -> list[Row]:
                 against=against,
             )
         )
-    return sorted(_adjusted(rows), key=lambda row: (row.evaluated_on, row.trained_on or "", row.method != BASE))
+    return sorted(_adjusted(rows), key=lambda row: (row.evaluated_on, row.trained_on or "", row.method))
 
 
 def _chosen(lines: Sequence[Line], line: Line) -> float | None:
@@ -240,8 +240,9 @@ def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
             colour = colours.get(row.method, "black")
             axes.errorbar([row.accuracy], [y], xerr=errors, marker="o", capsize=3, color=colour)
             if row.method == BASE:
-                axes.axvline(row.accuracy, color="black", linestyle="--", linewidth=0.8)
-        axes.axvline(own[0].constant, color="tab:gray", linestyle=":", linewidth=0.8)
+                axes.axvline(row.accuracy, color="black", linestyle="--", linewidth=0.8, label="base")
+        axes.axvline(own[0].constant, color="tab:gray", linestyle=":", linewidth=0.8, label="most common answer")
+        axes.legend(loc="lower right", fontsize="small")
         several = len({row.trained_on for row in own if row.trained_on}) > 1
         labels = [row.method + (f" ({row.trained_on})" if several and row.trained_on else "") for row in reversed(own)]
         axes.set(title=name, xlabel="share of right answers", yticks=range(len(own)), yticklabels=labels, xlim=(0, 1))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 import psutil
@@ -22,6 +25,10 @@ class PeakMemory:
         self._on_gpu = torch.cuda.is_available()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        # What earlier work left behind is not this block's. Freed memory goes back to the system at once only if asked.
+        gc.collect()
+        with suppress(AttributeError, TypeError):  # glibc has it
+            ctypes.CDLL(None).malloc_trim(0)
         self._peak = 0
         self._done = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -98,13 +99,25 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int |
 
 
 def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
-    """A batch of token rows, padded on the right: three tensors [B, T]."""
+    """A batch of token rows, padded on the right: three tensors [B, T], and the positions whose logits are needed."""
     ids = [torch.tensor(row["input_ids"]) for row in rows]
+    labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=-100)
+    first = int((labels != -100).any(0).nonzero()[0])
     return {
         "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        "labels": pad_sequence([torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=-100),
+        "labels": labels,
+        # Position t − 1 predicts token t. The vocabulary is most of the work, and the prompt needs none of it.
+        "logits_to_keep": torch.arange(first - 1, labels.shape[1] - 1),
     }
+
+
+def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+    """The cross-entropy of the answers' tokens, summed, over their number in the whole step."""
+    logits = outputs.logits  # [B, K, V]: of the last K labels
+    wanted = labels[:, -logits.shape[1] :]
+    total = cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum")
+    return total / num_items_in_batch
 
 
 def make_next_token_trainer(
@@ -133,6 +146,7 @@ def make_next_token_trainer(
         args=args,
         train_dataset=token_rows(tokenizer, domain.load("train"), context),
         data_collator=lambda rows: collate(rows, pad),
+        compute_loss_func=answer_loss,
         processing_class=tokenizer,
         callbacks=callbacks,
     )

@@ -182,7 +182,9 @@ def test_a_cell_that_another_process_has_is_left_to_it(
         thread = threading.Thread(target=lambda: got.extend(compare(quick, output, resume=True)))
         thread.start()
         while len(read_results(output / "results.jsonl")) < 2:
+            assert thread.is_alive()
             time.sleep(0.01)
+        time.sleep(0.1)
         assert thread.is_alive()  # it waits for the cell
         add_results(output / "results.jsonl", [line for line in theirs if line.method == "svf"])
     thread.join()
@@ -212,7 +214,7 @@ def test_rows_average_the_seeds_at_the_chosen_rate() -> None:
         line("svf", "11111111", learning_rate=0.2, validation_right=0),  # better on the test split alone
         line("lora", "11111110", reference=True),
     ]
-    base, svf, lora = make_rows(lines)
+    base, lora, svf = make_rows(lines)
     assert (base.method, base.accuracy, base.against) == ("base", 0.5, {})
     assert (svf.accuracy, svf.seeds, svf.learning_rate) == (0.75, [0, 1], 0.1)
     assert (svf.parameters, svf.train_seconds, svf.peak_memory) == (7, 3.0, 9)

@@ -76,7 +76,7 @@ def test_the_loss_is_that_of_answer_and_end_token_only(
     longer = {"input_ids": [5, *row["input_ids"]], "labels": [-100, *row["labels"]]}
     batch = collate([row, longer], tiny_tokenizer.pad_token_id)
     with torch.no_grad():
-        loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=4)
         alone = []
         for ids in (row["input_ids"], longer["input_ids"]):
             logps = trainer.model(torch.tensor([ids])).logits[0].log_softmax(-1)
