@@ -35,13 +35,16 @@ def find_dispatcher(
         return Fixed(Mixture.of({name: 1.0}))
     if name == "embedding":
         return EmbeddingDispatcher.from_library(library)
-    return PromptDispatcher(
-        model,
-        tokenizer,
-        library.descriptions(),
-        expert=CLASSIFIER if name == "classifier" else None,
-        calibration=Calibration.read(calibration_path(library, name), library.names),
-    )
+    calibration = Calibration.read(calibration_path(library, name), library.names)
+    if name == "classifier":
+        return PromptDispatcher(
+            model,
+            tokenizer,
+            library.descriptions(),
+            expert=CLASSIFIER,
+            calibration=calibration or Calibration.of_names(len(library)),
+        )
+    return PromptDispatcher(model, tokenizer, library.descriptions(), calibration=calibration)
 
 
 def check_dispatcher(name: str, library: ExpertLibrary) -> None:

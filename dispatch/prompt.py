@@ -40,6 +40,11 @@ class Calibration:
         return cls(weight, -(scores @ weight).mean(0))
 
     @classmethod
+    def of_names(cls, names: int) -> Calibration:
+        """Trusts the names alone, as they are: what a classification expert has been trained on."""
+        return cls(torch.cat([torch.eye(names), torch.zeros(names, names)]), torch.zeros(names))
+
+    @classmethod
     def fitted(cls, scores: Tensor, labels: Tensor, decay: float = 1e-2) -> Calibration:
         """Multinomial logistic regression of `labels` [B] on standardised `scores` [B, 2K]."""
         mean, std = scores.mean(0), scores.std(0).clamp(min=1e-3)

@@ -21,11 +21,12 @@ from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, train_expert
 from experts.training.supervised import NextToken
+from selfadapt.classification import Classification
 
 # The name of an objective, a method or a kind of domain chooses what else its block of the file may say.
 OBJECTIVES: dict[str, type] = {"reinforce": Reinforce, "next_token": NextToken}
 BLOCKS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("domain", "kind", KINDS),
+    ("domain", "kind", {**KINDS, "classification": Classification}),
     ("training", "objective", OBJECTIVES),
     ("adapt", "method", METHODS),
 )
@@ -40,7 +41,7 @@ class Recipe:
     first of each, where it is not given.
     """
 
-    domain: ReasoningGym | Jsonl | WordProblems
+    domain: ReasoningGym | Jsonl | WordProblems | Classification
     training: Annotated[Reinforce | NextToken, tyro.conf.arg(name="")]
     adapt: Annotated[Adapt, tyro.conf.arg(name="")] = field(default_factory=SVF)
     model: str = "smollm2-135m"
@@ -76,7 +77,8 @@ def train_recipe(
 ) -> Result:
     """`train_expert` with everything that the recipe says; raises what that raises.
 
-    Beside the expert lie the embeddings of some of its prompts, for dispatch, if sentence-transformers is installed.
+    Beside an expert that answers lie the embeddings of some of its prompts, for dispatch, if sentence-transformers is
+    installed.
     """
     result = train_expert(
         base,
@@ -92,7 +94,8 @@ def train_recipe(
         replace=replace,
         base_scores=base_scores,
     )
-    if PartialState().is_main_process and find_spec("sentence_transformers"):
+    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
+    if answers and PartialState().is_main_process and find_spec("sentence_transformers"):
         write_prompts(result.expert, recipe.domain.load("train")[:PROMPTS]["prompt"])
     return result
 
