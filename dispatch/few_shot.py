@@ -28,8 +28,8 @@ class Search:
     """What has a weight of its own for every expert."""
     population: int = 32
     """Candidates of one generation."""
-    elite: int = 8
-    """The best of them, whose mean and spread the next generation is drawn from."""
+    elite: float = 0.25
+    """The share of them, the best, whose mean and spread the next generation is drawn from."""
     generations: int = 5
     std: float = 0.5
     """The spread of the first generation, around equal weights that sum to 1."""
@@ -40,8 +40,8 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 < self.elite <= self.population:
-            raise UserError("elite must be at least 2 and at most the population")
+        if self.population < 2 or not 0 < self.elite <= 1:
+            raise UserError("a search needs a population of at least 2, and an elite that is a share of it")
         if self.generations < 1:
             raise UserError("there must be at least one generation")
 
@@ -88,11 +88,12 @@ def search(
     groups = matrix_groups(model, options.per)
     size = (len(names), 1 + max(groups.values()))  # K experts, G weights each
     mean, std = torch.full(size, 1 / len(names)), torch.full(size, options.std)
+    elite = max(2, round(options.elite * options.population))
     finalists = [torch.zeros(size), *(one[:, None].expand(size) for one in torch.eye(len(names)))]
     for generation in range(options.generations):
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
         scores = score(model, tokenizer, names, alphas, groups, searching, reward, options)
-        best = sorted(range(len(alphas)), key=lambda c: tuple(scores[c].tolist()), reverse=True)[: options.elite]
+        best = sorted(range(len(alphas)), key=lambda c: tuple(scores[c].tolist()), reverse=True)[:elite]
         mean, std = alphas[best].mean(0), alphas[best].std(0).clamp(min=options.least_std)
         finalists += [alphas[best[0]], mean]
         on_generation(generation + 1, *scores[best[0]].tolist())

@@ -41,7 +41,7 @@ def rows_of(model: PeftModel, tokenizer: Any, weights: dict[str, float]) -> list
 @pytest.mark.parametrize("wanted", [{"a": 1.0}, {"b": 1.0}, {}])
 def test_an_expert_that_has_all_the_answers_is_found(model: Any, tiny_tokenizer: Any, wanted: dict[str, float]) -> None:
     rows = rows_of(model, tiny_tokenizer, wanted)
-    options = Search(population=4, elite=2, generations=1, max_new_tokens=6)
+    options = Search(population=4, generations=1, max_new_tokens=6)
     found = search(model, tiny_tokenizer, NAMES, rows, same, options)
     assert found.reward == 1
     weights = Mixture.of({"a": 0.0, "b": 0.0} | wanted).weights
@@ -52,7 +52,7 @@ def test_an_expert_that_has_all_the_answers_is_found(model: Any, tiny_tokenizer:
 def test_the_search_climbs_and_repeats_itself(model: Any, tiny_tokenizer: Any, per: Any) -> None:
     rows = rows_of(model, tiny_tokenizer, {"a": 0.5, "b": 0.5})
     heard: list[tuple[float, float]] = []
-    options = Search(per=per, population=8, elite=3, generations=4, max_new_tokens=6, std=0.3)
+    options = Search(per=per, population=8, generations=4, max_new_tokens=6, std=0.3)
     found = search(model, tiny_tokenizer, NAMES, rows, same, options, lambda *best: heard.append(best[1:]))
     assert len(heard) == 4
     assert max(heard) > heard[0]
@@ -85,7 +85,7 @@ def test_ties_are_broken_by_the_likelihood_of_the_answers(model: Any, tiny_token
     def never(texts: list[str], **_: Any) -> list[float]:
         return [0.0] * len(texts)
 
-    options = Search(population=4, elite=2, generations=1, max_new_tokens=2)
+    options = Search(population=4, generations=1, max_new_tokens=2)
     found = search(model, tiny_tokenizer, NAMES, rows, never, options)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     choosing = [rows[i] for i in order[1::2]]
@@ -101,5 +101,5 @@ def test_mistakes_are_refused(model: Any, tiny_tokenizer: Any) -> None:
         search(model, tiny_tokenizer, NAMES, [row], same, Search())
     with pytest.raises(UserError, match="nothing to mix"):
         search(model, tiny_tokenizer, [], [row, row], same, Search())
-    with pytest.raises(UserError, match="elite"):
-        Search(population=4, elite=8)
+    with pytest.raises(UserError, match="population"):
+        Search(population=1)
