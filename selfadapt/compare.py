@@ -38,7 +38,7 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
     Args:
         output: gets `results.jsonl`, and in `cells/` what each cell trained.
         resume: whether there may be results already.
-        only: a pattern of cell names, such as `svf-*/gcd/*`.
+        only: a pattern of cell names, such as `svf-*/sums/*`.
 
     Raises:
         UserError: for results of another experiment, or where nothing matches `only`.

@@ -15,7 +15,7 @@ from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
 from selfadapt.report import comparison, demo_page, lora_parameters
 
-RECIPE = "smollm2-135m/letters"
+RECIPE = "smollm2-135m/stories"
 SHOWN = 5
 
 

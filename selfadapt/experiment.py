@@ -1,13 +1,13 @@
 """An experiment: one YAML file that spells out a grid of methods × domains × seeds, and what each is evaluated on.
 
-    domains: {gcd: smollm2-135m/gcd}      # name → a recipe, by name or written out
+    domains: {sums: smollm2-135m/sums}      # name → a recipe, by name or written out
     unseen: {sums: smollm2-135m/sums}     # only evaluated on
     recipe: {test_size: 256}              # laid over the recipe of every domain
     seeds: [0]
     methods:                              # name → what it lays over that
       svf: {training: {learning_rate: [0.005, 0.01]}, seeds: [0, 1, 2]}
       lora: {adapt: {method: lora, rank: 16}, training: {learning_rate: [0.001, 0.003]}, reference: true}
-    quick: {seeds: [0], methods: {lora: }, domains: {gcd: }}   # a smaller grid: names select, values are laid over
+    quick: {seeds: [0], methods: {lora: }, domains: {sums: }}   # a smaller grid: names select, values are laid over
 
 A list of learning rates are candidates: all are trained with the smallest seed, and the one that is best on the
 validation split is kept for the other seeds. The base is always part of the grid; every method is tested against it

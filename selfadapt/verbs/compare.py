@@ -25,7 +25,7 @@ def compare(
         output: the folder of results and report; by default runs/ and the experiment's name, or where results.jsonl is.
         quick: the smaller grid of the experiment's quick block.
         resume: go on with the results that are there; also for each further process that shares the grid.
-        only: only the cells whose names match this pattern, such as 'svf-*/gcd/*'.
+        only: only the cells whose names match this pattern, such as 'svf-*/sums/*'.
         json: print the rows of the tables as JSON.
     """
     from experts.errors import UserError

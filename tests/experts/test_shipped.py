@@ -30,7 +30,10 @@ def test_there_are_at_least_four_for_the_built_in_base(smollm2: Base) -> None:
 def test_each_is_complete_and_made_by_its_recipe(name: str) -> None:
     folder = LIBRARY.path(name)
     files = {path.name for path in folder.iterdir()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
+    assert files == {
+        *("adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"),
+        "prompt_embeddings.safetensors",
+    }
     assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
     config = LIBRARY.config(name)
     assert config.base_fingerprint == LIBRARY.fingerprint
@@ -44,7 +47,7 @@ def test_each_is_complete_and_made_by_its_recipe(name: str) -> None:
 
 
 def test_the_demos_expert_beats_the_base(smollm2: Base) -> None:
-    compare_on_test_problems("letters", smollm2, n=48, points=0.1)
+    compare_on_test_problems("stories", smollm2, n=48, points=0.3)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from selfadapt.results import Line
 DOMAIN = {"kind": "reasoning_gym", "name": "sums", "description": "Sums.", "dataset": "chain_sum"}
 RECIPE = {"domain": DOMAIN, "adapt": {"rank": 8}, "training": {"learning_rate": 0.01, "steps": 2, "kl": 0.5}}
 DOCUMENT: dict[str, Any] = {
-    "domains": {"sums": RECIPE, "gcd": "smollm2-135m/gcd"},
+    "domains": {"sums": RECIPE, "stories": "smollm2-135m/stories"},
     "unseen": {"letters": {"domain": {**DOMAIN, "dataset": "letter_counting"}}},
     "recipe": {"test_size": 8},
     "methods": {
@@ -49,9 +49,9 @@ def names(experiment: Experiment) -> list[str]:
 def test_a_grid_is_methods_domains_rates_and_seeds(tmp_path: Path) -> None:
     experiment = read_experiment(written(tmp_path, DOCUMENT))
     assert names(experiment) == [
-        *("base/sums", "base/gcd", "base/letters", "svf/sums/lr0.01/seed0", "svf/gcd/lr0.01/seed0"),
-        *("lora/sums/lr0.1/seed0", "lora/sums/lr0.2/seed0", "lora/gcd/lr0.1/seed0", "lora/gcd/lr0.2/seed0"),
-        *("lora/sums/lr0.1/seed1", "lora/sums/lr0.2/seed1", "lora/gcd/lr0.1/seed1", "lora/gcd/lr0.2/seed1"),
+        *("base/sums", "base/stories", "base/letters", "svf/sums/lr0.01/seed0", "svf/stories/lr0.01/seed0"),
+        *("lora/sums/lr0.1/seed0", "lora/sums/lr0.2/seed0", "lora/stories/lr0.1/seed0", "lora/stories/lr0.2/seed0"),
+        *("lora/sums/lr0.1/seed1", "lora/sums/lr0.2/seed1", "lora/stories/lr0.1/seed1", "lora/stories/lr0.2/seed1"),
     ]
     cells = {cell.name: cell for cell in experiment.cells}
     svf, lora = cells["svf/sums/lr0.01/seed0"].recipe, cells["lora/sums/lr0.2/seed1"].recipe

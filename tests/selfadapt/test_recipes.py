@@ -77,8 +77,8 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=r"recipe\.yaml"):
             read_recipe(path)
-    with pytest.raises(UserError, match=r"unknown recipe 'smollm2-135m/letter'; did you mean 'smollm2-135m/letters'"):
-        find_recipe("smollm2-135m/letter")
+    with pytest.raises(UserError, match=r"unknown recipe 'smollm2-135m/storys'; did you mean 'smollm2-135m/stories'"):
+        find_recipe("smollm2-135m/storys")
 
 
 def test_one_field_chooses_the_method_and_one_the_objective(tmp_path: Path) -> None:
