@@ -15,6 +15,7 @@ import tyro
 
 from selfadapt.verbs.demo import demo
 from selfadapt.verbs.experts import EXPERTS, experts
+from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
 from selfadapt.verbs.train import Train, train
 
@@ -26,6 +27,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "generate": generate,
     "experts": experts,
+    "export": export,
 }
 # A verb with verbs of its own.
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
