@@ -59,7 +59,8 @@ def export(
         refuse_other_base(f"the expert {expert}", fixed.fingerprint, base)
 
     about = f"{fixed.description} For the base `{base_name}` (fingerprint `{fixed.fingerprint}`)."
-    document: dict[str, object] = {"output": str(output), "format": format, "base": base_name, "fingerprint": fixed.fingerprint}
+    document: dict[str, object] = {"output": str(output), "format": format}
+    document |= {"base": base_name, "fingerprint": fixed.fingerprint}
     with atomic_folder(output) as folder:
         if format == "merged":
             write_merged(folder, base, tokenizer, fixed)
