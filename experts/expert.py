@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -80,12 +80,14 @@ class Expert:
         base: the name of the base.
         fingerprint: of the base; only experts of one base add up.
         description: what it is for, or how it was made.
+        transferred_from: the name and fingerprint of the base it was trained on, where that is another.
     """
 
     z: dict[str, Tensor]
     base: str | None = None
     fingerprint: str | None = None
     description: str = ""
+    transferred_from: str | None = None
 
     @classmethod
     def read(cls, folder: str | Path) -> Expert:
@@ -96,6 +98,7 @@ class Expert:
             config.base_model_name_or_path,
             config.base_fingerprint,
             config.description or Path(folder).name,
+            config.transferred_from,
         )
 
     def write(self, folder: str | Path) -> None:
@@ -113,6 +116,8 @@ class Expert:
             config.save_pretrained(str(temporary))
             save_file(self._state_dict(), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
             card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
+            if self.transferred_from:
+                card += f"\nTrained on another base, {self.transferred_from}, and transferred: measure it before use.\n"
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
     def config(self) -> SVFConfig:
@@ -123,6 +128,7 @@ class Expert:
             rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
             base_fingerprint=self.fingerprint,
             description=self.description,
+            transferred_from=self.transferred_from,
         )
 
     def weights_in(self, base: PreTrainedModel) -> dict[str, Tensor]:
@@ -173,7 +179,8 @@ class Expert:
             ours = z.get(matrix, torch.ones(0))
             r = max(len(ours), len(theirs))
             z[matrix] = 1 + F.pad(ours - 1, (0, r - len(ours))) + F.pad(theirs - 1, (0, r - len(theirs)))
-        return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}")
+        origin = self.transferred_from or other.transferred_from
+        return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}", origin)
 
     __radd__ = __add__
 
@@ -181,7 +188,7 @@ class Expert:
         if not isinstance(factor, int | float):
             return NotImplemented
         z = {matrix: 1 + factor * (z - 1) for matrix, z in self.z.items()}
-        return Expert(z, self.base, self.fingerprint, f"{factor:g} · ({self.description})")
+        return replace(self, z=z, description=f"{factor:g} · ({self.description})")
 
     __rmul__ = __mul__
 

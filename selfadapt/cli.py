@@ -18,6 +18,7 @@ from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
 from selfadapt.verbs.train import Train, train
+from selfadapt.verbs.transfer import transfer
 
 DESCRIPTION = (
     "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes."
@@ -28,6 +29,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "experts": experts,
     "export": export,
+    "transfer": transfer,
 }
 # A verb with verbs of its own.
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {

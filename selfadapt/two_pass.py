@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch.base import Dispatcher, Fixed
 from experts.engine import Chat, generate
 from experts.errors import UserError, unknown
+from experts.expert import Expert
+from experts.export import fixed_expert
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
 from selfadapt.base_models import BUILT_IN, load_base
@@ -120,6 +122,21 @@ def find_library(model: str | None, library: str | Path | ExpertLibrary | None) 
     if shipped is None:
         raise UserError(f"no experts come with the base {name!r}; name a library")
     return ExpertLibrary.open(shipped)
+
+
+def find_expert(name: str, library: str | Path | None, model: str | None) -> Expert:
+    """An expert's own folder, an expert of a library, or what a `MIX.json` of a library's experts amounts to.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        return Expert.read(name)
+    if not name.endswith(".json"):
+        return find_library(model, library).expert(name)
+    if not Path(name).is_file():
+        raise UserError(f"no such file: {name}")
+    return fixed_expert(find_library(model, library), Mixture.read(Path(name)))
 
 
 def _fixed_mixture(dispatch: str, library: ExpertLibrary) -> Mixture:

@@ -24,6 +24,7 @@ class SVFConfig(PeftConfig):
         layers_to_transform: indices of the layers to adapt; None adapts all of them.
         layers_pattern: the name of the `nn.ModuleList` that the indices count, where it is unusual.
         base_fingerprint: of the base that the expert was trained on; libraries refuse another.
+        transferred_from: the name and fingerprint of the base that the expert was trained on, where that is another.
         domain: the name of what the expert was trained for.
         description: the domain in one sentence, which dispatchers read.
 
@@ -38,6 +39,7 @@ class SVFConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
     base_fingerprint: str | None = field(default=None)
+    transferred_from: str | None = field(default=None)
     domain: str | None = field(default=None)
     description: str | None = field(default=None)
 

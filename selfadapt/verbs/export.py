@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
 from selfadapt.verbs import show
-
-if TYPE_CHECKING:
-    from experts.expert import Expert
 
 
 def export(
@@ -43,13 +40,14 @@ def export(
     from experts.files import atomic_folder, check_writable
     from experts.library import refuse_other_base
     from selfadapt.base_models import load_base
+    from selfadapt.two_pass import find_expert
 
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
     if format == "merged" and (rank is not None or texts is not None):
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
     measured_on = NEUTRAL_TEXTS if texts is None else _lines(texts)
-    fixed = _find(expert, library, model)
+    fixed = find_expert(expert, library, model)
     base_name = model or fixed.base
     if base_name is None:
         raise UserError(f"the expert {expert} does not say which base it belongs to; name it with --model")
@@ -83,23 +81,6 @@ def export(
             )
         (folder / "README.md").write_text(f"# {output.name}\n\n{about}\n\n{facts}\n", encoding="utf-8")
     show(document, json, f"{output}\n{facts}")
-
-
-def _find(name: str, library: Path | None, model: str | None) -> Expert:
-    """An expert of a library, one in a folder of its own, or what a MIX.json amounts to."""
-    from experts.errors import UserError
-    from experts.expert import Expert
-    from experts.export import fixed_expert
-    from experts.mixture import Mixture
-    from selfadapt.two_pass import find_library
-
-    if (Path(name) / "adapter_config.json").is_file():
-        return Expert.read(name)
-    if not name.endswith(".json"):
-        return find_library(model, library).expert(name)
-    if not Path(name).is_file():
-        raise UserError(f"no such file: {name}")
-    return fixed_expert(find_library(model, library), Mixture.read(Path(name)))
 
 
 def _lines(path: Path) -> list[str]:
