@@ -17,6 +17,7 @@ from selfadapt.verbs.demo import demo
 from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
+from selfadapt.verbs.import_ import import_
 from selfadapt.verbs.train import Train, train
 from selfadapt.verbs.transfer import transfer
 
@@ -30,6 +31,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "experts": experts,
     "export": export,
     "transfer": transfer,
+    "import": import_,
 }
 # A verb with verbs of its own.
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
