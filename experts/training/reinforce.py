@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -28,6 +27,7 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from experts.domains.base import Domain
 from experts.errors import UserError
+from experts.processes import processes
 from experts.svf.layer import SVFLinear
 from experts.training.parametrization import SigmoidAdamW
 
@@ -222,13 +222,13 @@ def make_trainer(
     """
     if options.report_to != "none" and find_spec(options.report_to) is None:
         raise UserError(f"report_to: {options.report_to} is not installed; install it, or choose none")
-    processes = PartialState().num_processes
+    process_count = processes().num_processes
     sequences = options.prompts_per_step * options.samples_per_prompt
-    micro_batch = min(options.micro_batch_size, sequences // processes)
-    accumulation, rest = divmod(sequences, micro_batch * processes)
+    micro_batch = min(options.micro_batch_size, sequences // process_count)
+    accumulation, rest = divmod(sequences, micro_batch * process_count)
     if rest:
         raise UserError(
-            f"{sequences} sequences a step do not divide into {processes} × {micro_batch}: "
+            f"{sequences} sequences a step do not divide into {process_count} × {micro_batch}: "
             "choose prompts_per_step × samples_per_prompt as a multiple of processes × micro_batch_size"
         )
     args = RLOOConfig(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +25,7 @@ from experts.files import atomic_folder, check_writable, write_json
 from experts.fingerprint import fingerprint
 from experts.library import write_expert
 from experts.model_card import Card
+from experts.processes import processes
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
 from experts.training.log import Log, best_step, out_of_patience
@@ -153,13 +153,13 @@ def train_expert(
         expert_accuracy=accuracy(expert_scores),
         constant_accuracy=constant,
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         with atomic_folder(output) as folder:
             write_expert(folder, model, card)
             shutil.copyfile(log.path, folder / log.path.name)
             plot_curve(log.entries(), domain.name, folder / "curve.png")
         shutil.rmtree(unfinished)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     if diverged:
         raise diverged
     return Result(output, model, base_scores, expert_scores, constant, train_seconds, parameters, best)
@@ -171,7 +171,7 @@ def unfinished_folder(output: Path) -> Path:
 
 
 def _prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
-    state = PartialState()
+    state = processes()
     if output.exists() and any(output.iterdir()) and not replace:
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
     if resume and not unfinished.exists():

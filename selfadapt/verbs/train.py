@@ -40,8 +40,7 @@ def train(args: list[str]) -> None:
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
 
-    from accelerate import PartialState
-
+    from experts.processes import processes
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
 
@@ -55,5 +54,5 @@ def train(args: list[str]) -> None:
         "train_seconds": result.train_seconds,
         **comparison(result.base_scores, result.expert_scores, result.constant),
     }
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         show(report, options.json, str(result.expert))

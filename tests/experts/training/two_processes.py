@@ -1,0 +1,74 @@
+"""What each process of `test_processes.py` runs: the same training on recorded completions, then a live one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from experts.svf import SVFConfig
+from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer
+
+OPTIONS = Reinforce(
+    learning_rate=0.03,
+    steps=4,
+    prompts_per_step=4,
+    samples_per_prompt=4,
+    max_new_tokens=6,
+    reward="raw",
+    micro_batch_size=4,
+)
+LIVE = replace(OPTIONS, learning_rate=0.1, steps=30, prompts_per_step=16, micro_batch_size=64, max_new_tokens=3)
+
+
+def train(base: Any, tokenizer: Any, domain: Any, options: Reinforce, folder: Path, recorded: bool) -> ReinforceTrainer:
+    """A trained trainer. Recorded completions depend on the prompt and on the number of the sample, and not on z."""
+    trainer = make_trainer(base, tokenizer, domain, SVFConfig(), options, folder, [])
+    trainer.args.save_strategy = "no"
+
+    def replay(prompts: list[list[int]], *_: Any) -> list[list[int]]:
+        first = trainer.accelerator.process_index * len(prompts)
+        completions = []
+        for row, prompt in enumerate(prompts):
+            sample = (first + row) % options.samples_per_prompt
+            generator = torch.Generator().manual_seed(sum(prompt) * options.samples_per_prompt + sample)
+            letters = torch.randint(3, len(tokenizer), (1 + sample,), generator=generator).tolist()
+            completions.append([*letters, tokenizer.eos_token_id])
+        return completions
+
+    if recorded:
+        trainer._generate_single_turn = replay
+    trainer.train()
+    return trainer
+
+
+def vectors(trainer: ReinforceTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "svf_z" in name}
+
+
+def main(folder: Path, checkpoint: str) -> None:
+    from conftest import Letters  # beside this script
+
+    from selfadapt import load_base
+
+    recorded = train(*load_base(checkpoint), Letters(), OPTIONS, folder, recorded=True)
+    rank = recorded.accelerator.process_index
+    save_file(vectors(recorded), folder / f"recorded-{rank}.safetensors")
+    live = train(*load_base(checkpoint), Letters(), LIVE, folder, recorded=False)
+    save_file(vectors(live), folder / f"live-{rank}.safetensors")
+    if rank == 0:
+        facts = {
+            "processes": recorded.accelerator.num_processes,
+            "broadcast_buffers": recorded.model_wrapped.broadcast_buffers,
+            "rewards": [entry["reward"] for entry in live.state.log_history if "reward" in entry],
+        }
+        (folder / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
