@@ -16,7 +16,6 @@ from typing import Any, cast
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from experts.domains.base import Domain
 from experts.errors import UserError
@@ -86,7 +85,7 @@ def train_expert(
     unfinished = unfinished_folder(output)
     log = Log(unfinished / "training_log.jsonl")
     _prepare_folders(output, unfinished, recipe, resume=resume, replace=replace)
-    checkpoint = get_last_checkpoint(str(unfinished)) if resume else None
+    checkpoint = _last_checkpoint(unfinished) if resume else None
     done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if resume:
         log.forget_after(done if checkpoint else -1)
@@ -168,6 +167,12 @@ def train_expert(
 def unfinished_folder(output: Path) -> Path:
     """Where the run that will end in `output` keeps itself until then."""
     return output.with_name(output.name + ".unfinished")
+
+
+def _last_checkpoint(unfinished: Path) -> str | None:
+    """The last complete one. The trainer writes its state last; a killed run may leave a checkpoint without it."""
+    complete = [path.parent for path in unfinished.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 def _prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:

@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 LAUNCH = "-m torch.distributed.run --standalone --nproc_per_node 2"
@@ -58,3 +63,29 @@ def test_two_processes_learn_what_one_does(
     rewards = facts["rewards"]
     # Four standard errors of a mean over ten steps of 64 samples.
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_was_killed_resumes_to_the_same_expert(recipe: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(recipe.read_text())
+    document["training"] |= {"steps": 60, "validate_every": 10, "learning_rate": 0.01}
+    recipe.write_text(yaml.safe_dump(document))
+
+    def train(name: str, *options: str) -> subprocess.Popen[bytes]:
+        command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / name, *options)
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def finish(name: str, *options: str) -> dict[str, torch.Tensor]:
+        assert train(name, *options).wait() == 0
+        return load_file(tmp_path / name / "adapter_model.safetensors")
+
+    killed = train("killed")
+    while not (tmp_path / "killed.unfinished" / "checkpoint-10" / "trainer_state.json").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    *_, worker = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    assert killed.wait() != 0
+    assert not (tmp_path / "killed").exists()
+    resumed, whole = finish("killed", "--resume"), finish("whole")
+    assert all(torch.equal(z, whole[name]) for name, z in resumed.items())
