@@ -44,6 +44,7 @@ def train(args: list[str]) -> None:
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
 
+    processes()  # each takes its own accelerator, before a base is loaded onto it
     base, tokenizer = load_base(recipe.model)
     output = options.output or Path("runs") / path.stem
     result = train_recipe(recipe, base, tokenizer, output, resume=options.resume)

@@ -20,6 +20,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from selfadapt import load_base
+
 LAUNCH = "-m torch.distributed.run --standalone --nproc_per_node 2"
 
 
@@ -59,6 +61,12 @@ def test_two_processes_learn_what_one_does(
     for name, z in worker["vectors"](trainer).items():
         torch.testing.assert_close(z, trained_by_two[name], atol=1e-4, rtol=0)
         assert (z - 1).abs().max() > 0.02
+
+    assert facts["all_parameters_are_sharded"]  # FSDP: a half of the base each, one row of the batch each
+    sharded = load_file(tmp_path / "sharded-0.safetensors")
+    wanted = worker["gradients"](worker["small_expert"](load_base(str(tiny_folder))[0]), worker["IDS"])
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(sharded[name], gradient, atol=0.05 * float(gradient.abs().max()), rtol=0)
 
     rewards = facts["rewards"]
     # Four standard errors of a mean over ten steps of 64 samples.

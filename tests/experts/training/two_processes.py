@@ -1,4 +1,4 @@
-"""What each process of `test_processes.py` runs: the same training on recorded completions, then a live one."""
+"""What each process of `test_processes.py` runs: training on recorded completions, live training, a sharded step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer
@@ -23,6 +27,7 @@ OPTIONS = Reinforce(
     reward="raw",
     micro_batch_size=4,
 )
+IDS = torch.arange(3, 43).view(2, 20)
 LIVE = replace(OPTIONS, learning_rate=0.1, steps=30, prompts_per_step=16, micro_batch_size=64, max_new_tokens=3)
 
 
@@ -51,6 +56,21 @@ def vectors(trainer: ReinforceTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "svf_z" in name}
 
 
+def small_expert(base: Any) -> PeftModel:
+    """A rank-limited expert away from z = 1 on a bfloat16 copy of the base."""
+    model = get_peft_model(base.to(torch.bfloat16), SVFConfig(rank=4))
+    with torch.no_grad():
+        for z in filter(lambda p: p.requires_grad, model.parameters()):
+            z.copy_(torch.linspace(0.5, 1.5, len(z)))
+    return model
+
+
+def gradients(model: PeftModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model(input_ids=ids, labels=ids).loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
+
+
 def main(folder: Path, checkpoint: str) -> None:
     from conftest import Letters  # beside this script
 
@@ -61,10 +81,19 @@ def main(folder: Path, checkpoint: str) -> None:
     save_file(vectors(recorded), folder / f"recorded-{rank}.safetensors")
     live = train(*load_base(checkpoint), Letters(), LIVE, folder, recorded=False)
     save_file(vectors(live), folder / f"live-{rank}.safetensors")
+
+    sharded = small_expert(load_base(checkpoint)[0])
+    mesh = init_device_mesh("cpu", (2,))
+    for block in sharded.base_model.model.model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    shares = [isinstance(p, DTensor) for p in sharded.parameters()]
+    save_file(gradients(sharded, IDS[rank : rank + 1]), folder / f"sharded-{rank}.safetensors")
     if rank == 0:
         facts = {
             "processes": recorded.accelerator.num_processes,
             "broadcast_buffers": recorded.model_wrapped.broadcast_buffers,
+            "all_parameters_are_sharded": all(shares),
             "rewards": [entry["reward"] for entry in live.state.log_history if "reward" in entry],
         }
         (folder / "facts.json").write_text(json.dumps(facts))
