@@ -17,7 +17,8 @@ class SVFConfig(PeftConfig):
     singular values: W' = U diag(s·z) Vᵀ. z starts at 1, which is the base bit for bit.
 
     Args:
-        target_modules: names or a regular expression as in other PEFT methods, or "all-linear" (without the head).
+        target_modules: names or a regular expression as in other PEFT methods, or "all-linear": without the head, and
+            of a vision-language model the language part (unless `exclude_modules` says otherwise).
         exclude_modules: names or a regular expression of modules to leave alone.
         rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them.
         rank_pattern: the ranks of single matrices, by their full names, where they differ from `rank`.

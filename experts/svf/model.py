@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError, unknown
@@ -147,6 +149,10 @@ class SVFModel(BaseTuner):
             yield
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        if peft_config.target_modules == "all-linear" and peft_config.exclude_modules is None:
+            language = _language_part(self.model)
+            if language is not None:
+                peft_config.exclude_modules = rf"(?!{re.escape(language)}\.).*"  # vision tower and projector
         if peft_config.target_modules == "all-linear" and peft_config.layers_to_transform is not None:
             # PEFT's own expansion gives full names, which layers_to_transform does not filter.
             _maybe_include_all_linear_layers(peft_config, self.model)
@@ -197,6 +203,15 @@ class SVFModel(BaseTuner):
                 f"{name} shares its weight with the input embeddings, which an expert must not change; "
                 "leave it out of target_modules"
             )
+
+
+def _language_part(model: nn.Module) -> str | None:
+    """The name of the language model inside a model that also sees or hears; None for one that only reads."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig) or config.get_text_config() is config:
+        return None
+    decoder = cast(Any, model).get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder and name), None)
 
 
 def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
