@@ -172,11 +172,11 @@ def log_likelihood(
     A text follows the tokenizer's begin (or end) token and every token of it counts, which is lm-eval's
     `loglikelihood_rolling`.
     """
-    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    begin = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
     total, tokens = 0.0, 0
     with evaluating(model):
         for text in texts:
-            ids = torch.tensor([[prefix, *tokenizer(text)["input_ids"]]], device=model.device)  # [1, T]
+            ids = torch.tensor([[*begin, *tokenizer(text)["input_ids"]]], device=model.device)  # [1, T]
             check_context(model, ids.shape[1], 0)
             logits = model(input_ids=ids).logits[0, :-1].float()  # [T − 1, V]
             total -= F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()

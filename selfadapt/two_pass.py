@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -133,7 +133,8 @@ def find_expert(name: str, library: str | Path | None, model: str | None) -> Exp
     if (Path(name) / "adapter_config.json").is_file():
         return Expert.read(name)
     if not name.endswith(".json"):
-        return find_library(model, library).expert(name)
+        experts = find_library(model, library)
+        return replace(experts.expert(name), base=experts.base)
     if not Path(name).is_file():
         raise UserError(f"no such file: {name}")
     return fixed_expert(find_library(model, library), Mixture.read(Path(name)))
