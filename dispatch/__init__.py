@@ -1,1 +1,68 @@
 """Pass one: prompts in, mixture out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dispatch.base import Dispatcher, Fixed
+from dispatch.embedding import EmbeddingDispatcher
+from dispatch.prompt import Calibration, PromptDispatcher
+from experts.errors import UserError, unknown
+from experts.library import CLASSIFIER, ExpertLibrary
+from experts.mixture import Mixture
+
+__all__ = ["Calibration", "Dispatcher", "EmbeddingDispatcher", "Fixed", "PromptDispatcher", "find_dispatcher"]
+
+DISPATCHERS = ("none", "prompt", "classifier", "embedding")
+
+
+def find_dispatcher(
+    name: str, library: ExpertLibrary, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Dispatcher:
+    """What `--dispatch NAME` means: a dispatcher, an expert of the library, or a `MIX.json`.
+
+    Raises:
+        UserError: with the nearest names, if it means nothing; or if the library lacks what it needs.
+    """
+    check_dispatcher(name, library)
+    if name == "none" or not library.names:
+        return Fixed(Mixture.of({}))
+    if name.endswith(".json"):
+        return Fixed(Mixture.read(Path(name)))
+    if name in library.names:
+        return Fixed(Mixture.of({name: 1.0}))
+    if name == "embedding":
+        return EmbeddingDispatcher.from_library(library)
+    calibration = Calibration.read(calibration_path(library, name), library.names)
+    if name == "classifier":
+        return PromptDispatcher(
+            model,
+            tokenizer,
+            library.descriptions(),
+            expert=CLASSIFIER,
+            calibration=calibration or Calibration.of_names(len(library)),
+        )
+    return PromptDispatcher(model, tokenizer, library.descriptions(), calibration=calibration)
+
+
+def check_dispatcher(name: str, library: ExpertLibrary) -> None:
+    """Raises UserError, before a model is loaded, for what `find_dispatcher` would refuse."""
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise UserError(f"no such file: {name}")
+        for expert in Mixture.read(Path(name)).names:
+            library.path(expert)
+    elif name not in (*DISPATCHERS, *library.names):
+        raise unknown("dispatcher or expert", name, [*DISPATCHERS, *library.names])
+    elif name == "classifier" and library.names and library.classifier is None:
+        raise UserError(
+            f"the library {library.folder} has no classification expert; train one (configs/smollm2-135m/"
+            "classifier.yaml is an example) and put it there with `selfadapt experts add FOLDER --classifier`"
+        )
+
+
+def calibration_path(library: ExpertLibrary, reader: str) -> Path:
+    """Where the calibration of the prompt dispatcher ("prompt" or "classifier") lies in a library."""
+    return library.folder / f"{reader}_calibration.json"

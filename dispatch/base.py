@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from experts.engine import Chat
 from experts.mixture import Mixture
 
@@ -25,3 +28,24 @@ class Fixed:
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
         return self.mixture.expand(len(prompts))
+
+
+def question(prompt: str | Chat) -> str:
+    """What a dispatcher looks at: the prompt, or the user's last message in a chat."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((message["content"] for message in reversed(prompt) if message["role"] == "user"), "")
+
+
+def decide(names: Sequence[str], probabilities: Tensor, known: Tensor, soft: bool) -> Mixture:
+    """The mixture that a classifier's probabilities ask for.
+
+    Args:
+        names: K experts.
+        probabilities: [B, K], rows that sum to 1.
+        known: [B], False where the prompt belongs to none of them: the row abstains.
+        soft: whether the probabilities are the weights; otherwise the most probable expert answers alone.
+    """
+    best = probabilities.max(1)
+    weights = probabilities if soft else torch.zeros_like(probabilities).scatter_(1, best.indices[:, None], 1.0)
+    return Mixture(tuple(names), weights * known[:, None], confidence=best.values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, cast
 
 import torch
@@ -95,11 +95,18 @@ def stream(
     pieces = TextIteratorStreamer(cast(Any, tokenizer), skip_prompt=True, skip_special_tokens=True)
 
     errors: list[BaseException] = []
+    abandoned = Event()  # by the reader
 
     def write() -> None:
         try:
             with torch.inference_mode(), evaluating(model), under(model, mixture):
-                cast(Any, model).generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, streamer=pieces)
+                cast(Any, model).generate(
+                    **batch,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    streamer=pieces,
+                    stopping_criteria=[lambda ids, scores: torch.full((len(ids),), abandoned.is_set())],
+                )
         except BaseException as error:
             errors.append(error)
         finally:
@@ -107,8 +114,11 @@ def stream(
 
     writer = Thread(target=write, daemon=True)
     writer.start()
-    yield from filter(None, pieces)
-    writer.join()
+    try:
+        yield from filter(None, pieces)
+    finally:
+        abandoned.set()
+        writer.join()
     if errors:
         raise errors[0]
 

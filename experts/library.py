@@ -21,6 +21,7 @@ from experts.model_card import Card
 from experts.svf import SVFConfig
 
 # `--dispatch NAME` takes a dispatcher's name or an expert's, so an expert cannot have one of these.
+CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
 RESERVED_NAMES = frozenset({"none", "base", "other", "prompt", "classifier", "embedding", "few-shot", "t2l", "auto"})
 
 
@@ -137,6 +138,16 @@ class ExpertLibrary:
     def config(self, name: str) -> SVFConfig:
         return read_config(self.path(name))
 
+    def descriptions(self) -> dict[str, str]:
+        """Expert's name → its domain in one sentence; the name itself where there is none."""
+        return {name: self.config(name).description or name for name in self.names}
+
+    @property
+    def classifier(self) -> Path | None:
+        """The folder of the classification expert, if the library has one."""
+        folder = self.folder / CLASSIFIER
+        return folder if folder.is_dir() else None
+
     def z(self, name: str) -> dict[str, Tensor]:
         """Matrix name → z [r] of an expert, float32."""
         return read_z(self.path(name))
@@ -152,6 +163,8 @@ class ExpertLibrary:
     def load(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
         """`base` with all experts of the library under their names, frozen; just the base, if there are none.
 
+        A classification expert is among them, under the name "classifier".
+
         Raises:
             UserError: if the library was made for another base, or an expert is damaged.
         """
@@ -159,17 +172,22 @@ class ExpertLibrary:
         model: PreTrainedModel | PeftModel = base
         for name in self.names:
             model = _attach(model, self.path(name), name)
+        if self.names and self.classifier:
+            model = _attach(model, self.classifier, CLASSIFIER)
         return model
 
-    def add(self, expert: str | Path, name: str | None = None) -> str:
+    def add(self, expert: str | Path, name: str | None = None, *, classifier: bool = False) -> str:
         """Copies an expert's folder into the library and returns its name there.
+
+        Args:
+            classifier: whether it names domains instead of answering; it takes the place of an earlier one.
 
         Raises:
             UserError: if the name is taken or a dispatcher's, or the expert is damaged or of another base.
         """
         expert = Path(expert)
-        name = name or expert.resolve().name
-        if name in RESERVED_NAMES:
+        name = CLASSIFIER if classifier else name or expert.resolve().name
+        if name in RESERVED_NAMES and not classifier:
             raise UserError(
                 f"{name!r} cannot name an expert: --dispatch {name} means something else; choose another name"
             )
@@ -186,8 +204,9 @@ class ExpertLibrary:
             )
         with atomic_folder(self.folder / name) as temporary:
             shutil.copytree(expert, temporary, dirs_exist_ok=True)
-        self.names.append(name)
-        self._write()
+        if not classifier:
+            self.names.append(name)
+            self._write()
         return name
 
     def remove(self, name: str) -> None:

@@ -29,10 +29,19 @@ class Card:
     expert_accuracy: Accuracy
     constant_accuracy: Accuracy
     """Of always giving the most common right answer."""
+    peft_type: str = "SVF"
+    objective: str = "REINFORCE"
+
+    @property
+    def _what(self) -> str:
+        if self.peft_type == "SVF":
+            return f"An SVF expert (arXiv 2501.06252): {self.parameters:,} multipliers of singular values"
+        return f"A PEFT adapter ({self.peft_type}): {self.parameters:,} parameters"
 
     def __str__(self) -> str:
         header = yaml.safe_dump(
-            {"library_name": "peft", "base_model": self.base, "tags": ["svf", "selfadapt"]}, sort_keys=False
+            {"library_name": "peft", "base_model": self.base, "tags": [self.peft_type.lower(), "selfadapt"]},
+            sort_keys=False,
         )
         validations = "\n".join(f"| {step} | {result} |" for step, result in self.validations.items())
         return f"""---
@@ -41,14 +50,14 @@ class Card:
 
 {self.description}
 
-An SVF expert (arXiv 2501.06252): {self.parameters:,} multipliers of singular values for the base `{self.base}`
-(fingerprint `{self.fingerprint}`), trained by REINFORCE on the domain `{self.domain}` for
+{self._what} for the base `{self.base}`
+(fingerprint `{self.fingerprint}`), trained by {self.objective} on the domain `{self.domain}` for
 {self.train_seconds / 60:.1f} minutes.
 
 | greedy, held-out problems of the test split | right |
 |---|---|
 | base | {self.base_accuracy} |
-| expert | {self.expert_accuracy} |
+| {"expert" if self.peft_type == "SVF" else "adapter"} | {self.expert_accuracy} |
 | always the most common answer | {self.constant_accuracy} |
 
 The test split chose nothing: the step ({self.best_step}) is the best on the validation split.

@@ -32,3 +32,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _announce_to_lm_eval() -> None:
+    """Makes `lm_eval.simple_evaluate(model="selfadapt")` work; neither lm-eval's machinery nor ours is imported."""
+    try:
+        import lm_eval.models  # noqa: F401 (lm-eval announces its own models only where it finds none)
+        from lm_eval.api.registry import model_registry
+    except ImportError:  # the extra selfadapt[eval] is not installed
+        return
+    if "selfadapt" not in model_registry:  # a later lm-eval has found our entry point
+        model_registry.register("selfadapt", target="selfadapt.harness:SelfAdaptiveLM")
+
+
+_announce_to_lm_eval()

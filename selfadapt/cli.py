@@ -13,7 +13,11 @@ from typing import Any
 
 import tyro
 
+from selfadapt.verbs.adapt import adapt
+from selfadapt.verbs.compare import compare
 from selfadapt.verbs.demo import demo
+from selfadapt.verbs.dispatch import dispatch
+from selfadapt.verbs.evaluate import evaluate
 from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
@@ -28,6 +32,10 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": Train,
     "generate": generate,
+    "dispatch": dispatch,
+    "adapt": adapt,
+    "eval": evaluate,
+    "compare": compare,
     "experts": experts,
     "export": export,
     "transfer": transfer,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,44 +13,56 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.domains import KINDS, Jsonl, ReasoningGym
+from dispatch.embedding import PROMPTS, write_prompts
+from experts.domains import KINDS, Jsonl, ReasoningGym, WordProblems
 from experts.errors import UserError, unknown
-from experts.svf import SVFConfig
+from experts.processes import processes
+from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, train_expert
+from experts.training.supervised import NextToken
+from selfadapt.classification import Classification
 
-
-@dataclass(frozen=True)
-class Adapt:
-    """Which matrices the expert adapts."""
-
-    target_modules: str | list[str] = "all-linear"
-    """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
-    rank: int | None = None
-    """Adapt only this many of the largest singular values of each matrix; None adapts all of them."""
-    layers_to_transform: list[int] | None = None
-    """Adapt only these layers."""
-
-    def config(self) -> SVFConfig:
-        return SVFConfig(**asdict(self), task_type="CAUSAL_LM")
+# The name of an objective, a method or a kind of domain chooses what else its block of the file may say.
+OBJECTIVES: dict[str, type] = {"reinforce": Reinforce, "next_token": NextToken}
+BLOCKS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("domain", "kind", {**KINDS, "classification": Classification}),
+    ("training", "objective", OBJECTIVES),
+    ("adapt", "method", METHODS),
+)
+DEFAULTS = {"objective": "reinforce", "method": "svf"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Base, domain, adapted matrices and training of one expert."""
+    """Base, domain, adapted matrices and training of one expert.
 
-    domain: ReasoningGym | Jsonl
-    training: Annotated[Reinforce, tyro.conf.arg(name="")]
-    adapt: Annotated[Adapt, tyro.conf.arg(name="")] = field(default_factory=Adapt)
+    In the file, `training.objective` is reinforce or next_token, and `adapt.method` is svf or one of its rivals; the
+    first of each, where it is not given.
+    """
+
+    domain: ReasoningGym | Jsonl | WordProblems | Classification
+    training: Annotated[Reinforce | NextToken, tyro.conf.arg(name="")]
+    adapt: Annotated[Adapt, tyro.conf.arg(name="")] = field(default_factory=SVF)
     model: str = "smollm2-135m"
     """A built-in name, a hub id, or a folder."""
     test_size: int = 256
     """Held-out problems on which the base and the finished expert are compared."""
 
+    def __post_init__(self) -> None:
+        try:
+            self.adapt.config()
+        except ValueError as error:
+            raise UserError(f"adapt: {error}") from error
+
     def to_dict(self) -> dict[str, Any]:
         """What the YAML file would say, every default spelled out."""
-        kind = next(name for name, cls in KINDS.items() if isinstance(self.domain, cls))
-        return {**asdict(self), "domain": {"kind": kind, **asdict(self.domain)}}
+        document = asdict(self)
+        for block, key, classes in BLOCKS:
+            chosen = next(name for name, cls in classes.items() if type(getattr(self, block)) is cls)
+            if DEFAULTS.get(key) != chosen:
+                document[block] = {key: chosen, **document[block]}
+        return document
 
 
 def train_recipe(
@@ -60,9 +73,14 @@ def train_recipe(
     *,
     resume: bool,
     replace: bool = False,
+    base_scores: list[float] | None = None,
 ) -> Result:
-    """`train_expert` with everything that the recipe says; raises what that raises."""
-    return train_expert(
+    """`train_expert` with everything that the recipe says; raises what that raises.
+
+    Beside an expert that answers lie the embeddings of some of its prompts, for dispatch, if sentence-transformers is
+    installed.
+    """
+    result = train_expert(
         base,
         tokenizer,
         recipe.domain,
@@ -74,7 +92,12 @@ def train_recipe(
         test_size=recipe.test_size,
         resume=resume,
         replace=replace,
+        base_scores=base_scores,
     )
+    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
+    if answers and processes().is_main_process and find_spec("sentence_transformers"):
+        write_prompts(result.expert, recipe.domain.load("train")[:PROMPTS]["prompt"])
+    return result
 
 
 def configs_folder() -> Path:
@@ -94,6 +117,7 @@ def find_recipe(name: str) -> Path:
     shipped = {
         path.relative_to(configs_folder()).with_suffix("").as_posix(): path
         for path in configs_folder().glob("*/*.yaml")
+        if path.parent.name != "experiments"
     }
     if name.removesuffix(".yaml") in shipped:
         return shipped[name.removesuffix(".yaml")]
@@ -106,24 +130,26 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: one line that names the file, the field, and what it should be.
     """
+    return make_recipe(read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says; raises UserError, if it is not YAML."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def make_recipe(document: Any, where: Path | str) -> Recipe:
+    """The recipe that `document` spells out; raises UserError, as a mistake in what `where` names."""
     if not isinstance(document, dict):
-        raise UserError(f"{path} is not a recipe: it must hold {', '.join(f.name for f in fields(Recipe))}")
-    domain = document.get("domain")
-    if not isinstance(domain, dict) or "kind" not in domain:
-        raise UserError(f"{path}: domain needs a kind, one of {', '.join(KINDS)}")
-    if domain["kind"] not in KINDS:
-        raise UserError(f"{path}: {unknown('domain', domain['kind'], KINDS)}")
-    domain = dict(domain)
-    document = {**document, "domain": _checked(KINDS[domain.pop("kind")], domain, path, "domain.")}
-    if "training" in document:
-        document["training"] = _checked(Reinforce, document["training"], path, "training.")
-    if "adapt" in document:
-        document["adapt"] = _checked(Adapt, document["adapt"], path, "adapt.")
-    return _checked(Recipe, document, path, "")
+        raise UserError(f"{where} is not a recipe: it must hold {', '.join(f.name for f in fields(Recipe))}")
+    document = {"domain": {}, **document}
+    for block, key, classes in BLOCKS:
+        if block in document:
+            document[block] = _chosen(document[block], where, block, key, classes)
+    return _checked(Recipe, document, where, "")
 
 
 def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
@@ -133,19 +159,29 @@ def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
     )
 
 
-def _checked(cls: type, document: Any, path: Path, prefix: str) -> Any:
-    """An instance of a dataclass from the mapping that a file holds for it."""
+def _chosen(document: Any, where: Path | str, block: str, key: str, classes: Mapping[str, Any]) -> Any:
+    """An instance of the class that a block chooses by its `key`."""
     if not isinstance(document, dict):
-        raise UserError(f"{path}: {prefix.rstrip('.')} must be a mapping")
+        raise UserError(f"{where}: {block} must be a mapping")
+    name = document.get(key, DEFAULTS.get(key))
+    if name is None:
+        raise UserError(f"{where}: {block} needs a {key}, one of {', '.join(classes)}")
+    if str(name) not in classes:
+        raise UserError(f"{where}: {unknown('domain' if block == 'domain' else key, str(name), classes)}")
+    return _checked(classes[name], {k: v for k, v in document.items() if k != key}, where, f"{block}.")
+
+
+def _checked(cls: type, document: dict[str, Any], where: Path | str, prefix: str) -> Any:
+    """An instance of a dataclass from the mapping that a file holds for it."""
     known = [f.name for f in fields(cls)]
     for name in document:
         if name not in known:
-            raise UserError(f"{path}: {unknown('field', f'{prefix}{name}', [prefix + k for k in known])}")
+            raise UserError(f"{where}: {unknown('field', f'{prefix}{name}', [prefix + k for k in known])}")
     try:
         return TypeAdapter(cls).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = prefix + ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}") from error
+        name = prefix + ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {name}: {first['msg']}") from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{where}: {error}") from error

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dispatch.base import Dispatcher, Fixed
-from experts.engine import Chat, generate
-from experts.errors import UserError, unknown
+from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
+from experts.engine import Chat, generate, loglikelihood, stream
+from experts.errors import UserError
 from experts.expert import Expert
 from experts.export import fixed_expert
 from experts.library import ExpertLibrary, shipped_library
@@ -31,17 +34,21 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, and how it came about: `mixture` holds the experts that had a part in it, {} is the base."""
+    """One answer, and how it came about: `mixture` has one row, that of its prompt."""
 
     text: str
-    mixture: dict[str, float]
+    mixture: Mixture
     seconds: Seconds
+
+    def __str__(self) -> str:
+        passes = f"pass one {self.seconds.dispatch:.2f} s, pass two {self.seconds.answer:.2f} s"
+        return f"{self.text}\n[{self.mixture}; {passes}]"
 
 
 class SelfAdaptiveModel:
     """A base, a library of experts for it, and a dispatcher that decides who answers.
 
-    Not safe for concurrent calls: the experts' weights are switched on the model itself.
+    Safe for concurrent calls, which wait for one another: a model runs one batch of mixtures at a time.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class SelfAdaptiveModel:
         self.model = model
         self.tokenizer = tokenizer
         self.dispatcher = dispatcher
+        self._turn = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -66,19 +74,29 @@ class SelfAdaptiveModel:
         Args:
             model: a built-in name, a hub id or a folder; by default the library's base.
             library: a folder of experts; by default those that come with the base.
-            dispatch: "none" for the plain base, an expert's name, or a `MIX.json`.
+            dispatch: "none" for the plain base, "prompt", "classifier", "embedding", an expert's name, or a `MIX.json`.
 
         Raises:
             UserError: if the library belongs to another base, or `dispatch` means nothing.
         """
+        if dispatch == "none" and library is None:  # the plain base need not have any experts
+            base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device)
+            return cls(base, tokenizer, Fixed(Mixture.of({})))
         experts = find_library(model, library)
-        dispatcher = Fixed(_fixed_mixture(dispatch, experts))
+        check_dispatcher(dispatch, experts)
         base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device)
-        return cls(experts.load(base), tokenizer, dispatcher)
+        adaptive = experts.load(base)
+        return cls(adaptive, tokenizer, find_dispatcher(dispatch, experts, cast(Any, adaptive), tokenizer))
 
     def dispatch(self, prompts: Sequence[str | Chat]) -> Mixture:
-        """Pass one alone: the mixture of each prompt."""
-        return self.dispatcher(prompts)
+        """Pass one alone: the mixture of each prompt.
+
+        Raises:
+            UserError: if there are no prompts.
+        """
+        _check(prompts)
+        with self._turn:
+            return self.dispatcher(prompts)
 
     def generate(
         self, prompts: Sequence[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
@@ -88,23 +106,42 @@ class SelfAdaptiveModel:
         Raises:
             UserError: if there are no prompts, or one does not fit the model's context.
         """
-        if isinstance(prompts, str):
-            raise UserError("prompts must be a list; put the one prompt into brackets")
-        if not prompts:
-            raise UserError("there is no prompt to answer; give one or more")
-        start = time.perf_counter()
-        mixture = self.dispatch(prompts)
-        dispatched = time.perf_counter()
-        texts = generate(
-            self.model,
-            self.tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            mixture=mixture,
-            batch_size=batch_size,
-        )
-        seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
-        return [Answer(text, mixture[row], seconds) for row, text in enumerate(texts)]
+        _check(prompts)
+        with self._turn:
+            start = time.perf_counter()
+            mixture = self.dispatcher(prompts)
+            dispatched = time.perf_counter()
+            texts = generate(
+                self.model,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                mixture=mixture,
+                batch_size=batch_size,
+            )
+            seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
+        return [Answer(text, mixture.rows([row]), seconds) for row, text in enumerate(texts)]
+
+    def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64) -> Iterator[str]:
+        """Both passes for one prompt: the pieces of its answer as they are written. Other calls wait for the last."""
+        with self._turn:
+            mixture = self.dispatcher([prompt])
+            yield from stream(self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture)
+
+    def loglikelihood(
+        self, prompts: Sequence[str | Chat], continuations: Sequence[str], *, batch_size: int = 32
+    ) -> Tensor:
+        """Both passes: log p(continuation | prompt) of each pair in nats [B], under the mixture of its prompt.
+
+        Raises:
+            UserError: if there are no prompts, or not as many continuations, or a pair does not fit the context.
+        """
+        _check(prompts)
+        with self._turn:
+            mixture = self.dispatcher(prompts)
+            return loglikelihood(
+                self.model, self.tokenizer, prompts, continuations, mixture=mixture, batch_size=batch_size
+            )
 
 
 def find_library(model: str | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:
@@ -140,16 +177,8 @@ def find_expert(name: str, library: str | Path | None, model: str | None) -> Exp
     return fixed_expert(find_library(model, library), Mixture.read(Path(name)))
 
 
-def _fixed_mixture(dispatch: str, library: ExpertLibrary) -> Mixture:
-    if dispatch == "none":
-        return Mixture.of({})
-    if dispatch.endswith(".json"):
-        if not Path(dispatch).is_file():
-            raise UserError(f"no such file: {dispatch}")
-        mixture = Mixture.read(Path(dispatch))
-        for name in mixture.names:
-            library.path(name)
-        return mixture
-    if dispatch not in library.names:
-        raise unknown("dispatcher or expert", dispatch, ["none", *library.names])
-    return Mixture.of({dispatch: 1.0})
+def _check(prompts: Sequence[str | Chat]) -> None:
+    if isinstance(prompts, str):
+        raise UserError("prompts must be a list; put the one prompt into brackets")
+    if not prompts:
+        raise UserError("there is no prompt to answer; give one or more")

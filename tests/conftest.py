@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -25,6 +27,9 @@ from transformers import (
 
 from experts.errors import UserError
 from experts.files import cache_folder
+from experts.fingerprint import fingerprint
+from experts.library import ExpertLibrary
+from experts.svf import SVFConfig
 from selfadapt import load_base
 
 CHATML = (
@@ -116,6 +121,26 @@ def tiny_folder(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenize
     tiny_model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def library(tiny_folder: Path, tmp_path: Path) -> ExpertLibrary:
+    """Two random experts for the tiny base: a of full rank, b of rank 8."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    library = ExpertLibrary.create(tmp_path / "library", str(tiny_folder), fingerprint(base))
+    for seed, (name, config) in enumerate({"a": SVFConfig(), "b": SVFConfig(rank=8)}.items()):
+        config.base_fingerprint = library.fingerprint
+        config.description = {"a": "Sums of numbers.", "b": "Questions about animals."}[name]
+        model = get_peft_model(base, config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.7 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
+        base = model.unload()
+        library.add(tmp_path / name)
+    return library
 
 
 @pytest.fixture

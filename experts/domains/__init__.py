@@ -4,7 +4,19 @@ from experts.domains.base import Completion, Domain, Message, Split, text_of
 from experts.domains.jsonl import Jsonl
 from experts.domains.reasoning_gym import ReasoningGym
 from experts.domains.rewards import REWARDS
+from experts.domains.word_problems import WordProblems
 
-KINDS = {"reasoning_gym": ReasoningGym, "jsonl": Jsonl}
+KINDS = {"reasoning_gym": ReasoningGym, "jsonl": Jsonl, "word_problems": WordProblems}
 
-__all__ = ["KINDS", "REWARDS", "Completion", "Domain", "Jsonl", "Message", "ReasoningGym", "Split", "text_of"]
+__all__ = [
+    "KINDS",
+    "REWARDS",
+    "Completion",
+    "Domain",
+    "Jsonl",
+    "Message",
+    "ReasoningGym",
+    "Split",
+    "WordProblems",
+    "text_of",
+]

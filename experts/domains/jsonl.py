@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,13 +59,14 @@ class Jsonl:
         from datasets import Dataset, Features, List, Value
 
         own_path = {"train": None, "validation": self.validation_path, "test": self.test_path}[split]
-        rows = list(self._rows(own_path)) if own_path else self._deal()[split]
-        for row in rows:
-            last = row["prompt"][-1]
-            last["content"] = with_instruction(last["content"], self.instruction)
+        rows = self.rows(own_path) if own_path else self._instructed(self._deal()[split])
         chat = List({"role": Value("string"), "content": Value("string")})
         features = Features(id=Value("string"), prompt=chat, answer=Value("string"), choices=List(Value("string")))
         return Dataset.from_list(rows, features=features)
+
+    def rows(self, path: str | None = None) -> list[dict[str, Any]]:
+        """All rows of `path`, or of the domain's own, in order; raises what `load` raises for a file."""
+        return self._instructed(self._rows(path or self.path))
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """The named reward of each completion; needs the columns `answer` and `choices`."""
@@ -76,6 +77,13 @@ class Jsonl:
 
     def _score(self, text: str, answer: str, choices: Sequence[str]) -> float:
         return choice(text, answer, choices) if self.judged_by == "choice" else REWARDS[self.judged_by](text, answer)
+
+    def _instructed(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows = list(rows)
+        for row in rows:
+            last = row["prompt"][-1]
+            last["content"] = with_instruction(last["content"], self.instruction)
+        return rows
 
     def _deal(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of `path`, each to its split."""

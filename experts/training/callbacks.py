@@ -16,8 +16,8 @@ from experts.domains.base import Domain
 from experts.evaluation import accuracy, held_out_scores
 from experts.processes import processes
 from experts.training.log import Log, out_of_patience
+from experts.training.objective import Diverged, Objective
 from experts.training.progress import Progress
-from experts.training.reinforce import Diverged, Reinforce
 
 
 def validated_path(folder: Path, step: int) -> Path:
@@ -26,7 +26,7 @@ def validated_path(folder: Path, step: int) -> Path:
 
 
 class StopAtNaN(TrainerCallback):
-    """Looks at z after every optimiser step, before anything is validated or saved."""
+    """Looks at what is trained after every optimiser step, before anything is validated or saved."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
@@ -40,7 +40,7 @@ class Validation(TrainerCallback):
         self,
         tokenizer: PreTrainedTokenizerBase,
         domain: Domain,
-        options: Reinforce,
+        options: Objective,
         log: Log,
         progress: Progress,
     ) -> None:
@@ -72,6 +72,20 @@ class Validation(TrainerCallback):
         state.wait_for_everyone()
 
 
+# What a trainer logs of a step → its name in our log.
+REINFORCE_FIGURES = {
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_tokens",
+    "completions/clipped_ratio": "truncated",
+    "kl": "kl",
+}
+NEXT_TOKEN_FIGURES = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
+
+
 class StepLog(TrainerCallback):
     """Carries each step's figures to the log and the display."""
 
@@ -84,23 +98,16 @@ class StepLog(TrainerCallback):
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero or "reward" not in logs:
+        if not state.is_world_process_zero or "step_time" not in logs:
             return
+        figures = REINFORCE_FIGURES if "reward" in logs else NEXT_TOKEN_FIGURES
         seconds = logs["step_time"]
         entry = {
             "step": state.global_step,
-            "reward": logs["reward"],
-            "accuracy": logs["accuracy"],
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
-            "entropy": logs["entropy"],
-            "completion_tokens": logs["completions/mean_length"],
-            "truncated": logs["completions/clipped_ratio"],
+            **{name: logs[key] for key, name in figures.items() if key in logs},
             "tokens_per_second": (logs["num_tokens"] - self.tokens) / seconds,
             "seconds": seconds,
         }
-        if "kl" in logs:
-            entry["kl"] = logs["kl"]
         self.tokens = logs["num_tokens"]
         self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
         self.progress.stepped(entry)

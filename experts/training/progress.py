@@ -35,9 +35,12 @@ class Progress:
 
     def stepped(self, entry: Mapping[str, Any]) -> None:
         """After each optimiser step, with the entry that goes to the log."""
-        figures = (
-            f"reward {entry['reward']:+.2f}  right {entry['accuracy']:.0%}  {entry['tokens_per_second']:,.0f} tok/s"
+        learned = (
+            f"reward {entry['reward']:+.2f}  right {entry['accuracy']:.0%}"
+            if "reward" in entry
+            else f"loss {entry['loss']:.3f}"
         )
+        figures = f"{learned}  {entry['tokens_per_second']:,.0f} tok/s"
         if self._bars:
             self._bars.update(self._task, completed=entry["step"], figures=f"{figures}  {self._latest}")
         else:

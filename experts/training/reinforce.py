@@ -11,14 +11,12 @@ are trained on.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -27,8 +25,8 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 
 from experts.domains.base import Domain
 from experts.errors import UserError
-from experts.processes import processes
-from experts.svf.layer import SVFLinear
+from experts.svf import SVFConfig, SVFLinear
+from experts.training.objective import Diverged, check_learning_rate, trainer_arguments
 from experts.training.parametrization import SigmoidAdamW
 
 
@@ -70,20 +68,11 @@ class Reinforce:
             raise UserError("samples_per_prompt must be at least 2 (the paper's single sample has no variance to use)")
         if min(self.steps, self.prompts_per_step, self.validate_every, self.validation_size) < 1:
             raise UserError("steps, prompts_per_step, validate_every and validation_size must be at least 1")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise UserError(f"learning_rate must be a positive number, not {self.learning_rate}")
+        check_learning_rate(self.learning_rate)
 
 
 # What TRL's batches hold besides a vision-language model's own inputs.
 BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
-
-
-class Diverged(UserError):
-    """The loss or an expert's z stopped being a finite number."""
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} is no longer a finite number at step {step}; try a smaller learning rate")
-        self.step = step
 
 
 class ReinforceTrainer(RLOOTrainer):
@@ -218,43 +207,29 @@ def make_trainer(
     """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
 
     Raises:
-        UserError: if the batch does not divide over the processes and micro-batches, or the tracker is not installed.
+        UserError: if the batch does not divide over the processes and micro-batches, the tracker is not installed, or
+            the adapter has no z for the sigmoid parametrisation.
     """
-    if options.report_to != "none" and find_spec(options.report_to) is None:
-        raise UserError(f"report_to: {options.report_to} is not installed; install it, or choose none")
-    process_count = processes().num_processes
-    sequences = options.prompts_per_step * options.samples_per_prompt
-    micro_batch = min(options.micro_batch_size, sequences // process_count)
-    accumulation, rest = divmod(sequences, micro_batch * process_count)
-    if rest:
+    sigmoid = options.parametrization == "sigmoid"
+    if sigmoid and not isinstance(adapter, SVFConfig):
         raise UserError(
-            f"{sequences} sequences a step do not divide into {process_count} × {micro_batch}: "
-            "choose prompts_per_step × samples_per_prompt as a multiple of processes × micro_batch_size"
+            f"parametrization: sigmoid is one of SVF's z, which {PeftType(adapter.peft_type).value} does not have"
         )
+    arguments = trainer_arguments(
+        options,
+        base,
+        options.prompts_per_step * options.samples_per_prompt,
+        "prompts_per_step × samples_per_prompt",
+        folder,
+    )
+    if sigmoid:  # its optimiser clips the gradient of p
+        arguments["max_grad_norm"] = 0.0
     args = RLOOConfig(
-        output_dir=str(folder),
-        max_steps=options.steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
+        **arguments,
         num_generations=options.samples_per_prompt,
         max_completion_length=options.max_new_tokens,
         temperature=options.temperature,
         beta=options.kl,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.schedule,
-        # The sigmoid parametrisation clips the gradient of p, inside its optimiser.
-        max_grad_norm=0.0 if options.parametrization == "sigmoid" else options.max_grad_norm,
-        gradient_checkpointing=options.gradient_checkpointing,
-        seed=options.seed,
-        report_to=options.report_to,
-        logging_steps=1,
-        save_steps=options.validate_every,
-        save_total_limit=2,
-        disable_tqdm=True,
-        bf16=False,  # no autocast: the base computes in its own dtype
-        use_cpu=base.device.type == "cpu",
-        ddp_broadcast_buffers=False,  # the factors are constants, and large
-        ddp_find_unused_parameters=False,
     )
     trainer = ReinforceTrainer(
         model=base,

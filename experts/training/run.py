@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from experts.domains.base import Domain
 from experts.errors import UserError
@@ -28,8 +28,10 @@ from experts.processes import processes
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
 from experts.training.log import Log, best_step, out_of_patience
+from experts.training.objective import Diverged
 from experts.training.progress import Progress
-from experts.training.reinforce import Diverged, Reinforce, make_trainer
+from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.supervised import NextToken, make_next_token_trainer
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Interrupted(UserError):
     """Ctrl-C: the run stopped after a checkpoint and can go on."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}; `train` goes on with --resume, `demo` by itself")
+        super().__init__(f"stopped after step {step}; `train` and `compare` go on with --resume, `demo` by itself")
 
 
 def train_expert(
@@ -60,7 +62,7 @@ def train_expert(
     tokenizer: PreTrainedTokenizerBase,
     domain: Domain,
     adapter: PeftConfig,
-    options: Reinforce,
+    options: Reinforce | NextToken,
     output: Path,
     *,
     base_name: str,
@@ -68,13 +70,16 @@ def train_expert(
     test_size: int = 256,
     resume: bool = False,
     replace: bool = False,
+    base_scores: list[float] | None = None,
 ) -> Result:
     """Trains, keeps the expert that was best on the validation split, scores it on the test split, writes it.
 
     Args:
+        adapter: SVF makes an expert; what any other PEFT method makes is written, and judged, in the same way.
         output: the expert's folder; must not exist unless `replace`.
         base_name, recipe: what the model card says of where the expert comes from.
         test_size: held-out problems for the score in the card, answered by the base and by the expert.
+        base_scores: the base's own scores on those problems, where they are known.
         resume: go on from `<output>.unfinished/`, with the result of an uninterrupted run.
 
     Raises:
@@ -93,15 +98,13 @@ def train_expert(
     base_fingerprint = fingerprint(base)
     progress = Progress(domain.name)
     interrupt = StopOnInterrupt(progress)
-    trainer = make_trainer(
-        base,
-        tokenizer,
-        domain,
-        adapter,
-        options,
-        unfinished,
-        [StopAtNaN(), Validation(tokenizer, domain, options, log, progress), StepLog(log, progress), interrupt],
-    )
+    callbacks = [StopAtNaN(), Validation(tokenizer, domain, options, log, progress), StepLog(log, progress), interrupt]
+    set_seed(options.seed)  # some adapters begin at random values
+    trainer: Trainer
+    if isinstance(options, Reinforce):
+        trainer = make_trainer(base, tokenizer, domain, adapter, options, unfinished, callbacks)
+    else:
+        trainer = make_next_token_trainer(base, tokenizer, domain, adapter, options, unfinished, callbacks)
     model = cast(PeftModel, trainer.model)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     diverged: Diverged | None = None
@@ -131,8 +134,9 @@ def train_expert(
                 model, tokenizer, domain, test_rows, max_new_tokens=options.max_new_tokens, on_batch=advance
             )
 
-    with model.disable_adapter():
-        base_scores = test_scores("base")
+    if base_scores is None:
+        with model.disable_adapter():
+            base_scores = test_scores("base")
     expert_scores = test_scores("expert")
     constant = constant_answer(test_rows["answer"])
 
@@ -151,6 +155,8 @@ def train_expert(
         base_accuracy=accuracy(base_scores),
         expert_accuracy=accuracy(expert_scores),
         constant_accuracy=constant,
+        peft_type=PeftType(adapter.peft_type).value,
+        objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",
     )
     if processes().is_main_process:
         with atomic_folder(output) as folder:

@@ -63,13 +63,14 @@ def experts_show(
     show(document, json, (experts.path(name) / "README.md").read_text(encoding="utf-8"))
 
 
-def experts_add(expert: Positional[Path], library: Path, name: str | None = None) -> None:
+def experts_add(expert: Positional[Path], library: Path, name: str | None = None, classifier: bool = False) -> None:
     """Copy an expert into a library, which is made if there is none.
 
     Args:
         expert: the folder that `selfadapt train` wrote.
         library: the library's folder.
         name: its name there; by default the folder's.
+        classifier: it is the expert that names domains for `--dispatch classifier`.
     """
     from experts.errors import UserError
     from experts.expert import read_config
@@ -82,7 +83,7 @@ def experts_add(expert: Positional[Path], library: Path, name: str | None = None
         if config.base_fingerprint is None or config.base_model_name_or_path is None:
             raise UserError(f"the expert in {expert} does not say which base it belongs to")
         experts = ExpertLibrary.create(library, config.base_model_name_or_path, config.base_fingerprint)
-    print(experts.add(expert, name))
+    print(experts.add(expert, name, classifier=classifier))
 
 
 def experts_remove(name: Positional[str], library: Path) -> None:

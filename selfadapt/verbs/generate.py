@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def generate(
 
     Args:
         prompts: one user turn each.
-        dispatch: "none" for the plain base, the name of an expert, or a MIX.json.
+        dispatch: "none" for the plain base; "prompt", "classifier" or "embedding" to let the prompt decide; the name of
+            an expert; or a MIX.json.
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts; by default those that come with the base.
         max_new_tokens: the most that an answer may have.
@@ -33,8 +35,21 @@ def generate(
 
     if not prompts:
         raise UserError("there is no prompt to answer; give one or more")
-    answers = SelfAdaptiveModel.from_pretrained(model, library, dispatch).generate(
-        prompts, max_new_tokens=max_new_tokens
-    )
-    document = [{"prompt": prompt, **asdict(answer)} for prompt, answer in zip(prompts, answers, strict=True)]
+    adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch)
+    if len(prompts) == 1 and not json and sys.stdout.isatty():
+        for piece in adaptive.stream(prompts[0], max_new_tokens=max_new_tokens):
+            print(piece, end="", flush=True)
+        print()
+        return
+    answers = adaptive.generate(prompts, max_new_tokens=max_new_tokens)
+    document = [
+        {
+            "prompt": prompt,
+            "text": answer.text,
+            "mixture": answer.mixture[0],
+            "confidence": None if answer.mixture.confidence is None else answer.mixture.confidence.item(),
+            "seconds": asdict(answer.seconds),
+        }
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     show({"dispatch": dispatch, "answers": document}, json, "\n\n".join(answer.text for answer in answers))

@@ -7,6 +7,9 @@ import pytest
 import yaml
 
 from experts.errors import UserError
+from experts.training.methods import DoRA
+from experts.training.reinforce import Reinforce
+from experts.training.supervised import NextToken
 from selfadapt.recipes import Recipe, configs_folder, find_recipe, override, read_recipe
 
 MINIMAL = {
@@ -22,7 +25,7 @@ def written(tmp_path: Path, document: object) -> Path:
 
 
 def shipped() -> list[Path]:
-    return sorted(configs_folder().glob("*/*.yaml"))
+    return sorted(path for path in configs_folder().glob("*/*.yaml") if path.parent.name != "experiments")
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -53,6 +56,11 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         ({"training": 3}, "training must be a mapping"),
         ({"domain": {"kind": "reasoning_gim"}}, "unknown domain 'reasoning_gim'; did you mean 'reasoning_gym'"),
         ({"domain": {}}, "domain needs a kind"),
+        ({"training": {"objective": "next_tokem"}}, "unknown objective 'next_tokem'; did you mean 'next_token'"),
+        ({"training": {"objective": "next_token", "kl": 1}}, "unknown field 'training.kl'"),
+        ({"adapt": {"method": "lorra"}}, "unknown method 'lorra'; did you mean 'lora' or 'dora'"),
+        ({"adapt": {"method": "ia3", "rank": 2}}, "unknown field 'adapt.rank'"),
+        ({"adapt": {"method": "tinylora", "rank": 0}}, "adapt: .*positive"),
     ],
 )
 def test_mistakes_are_one_line_that_names_file_and_field(tmp_path: Path, change: dict, message: str) -> None:
@@ -71,6 +79,26 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
             read_recipe(path)
     with pytest.raises(UserError, match=r"unknown recipe 'smollm2-135m/letter'; did you mean 'smollm2-135m/letters'"):
         find_recipe("smollm2-135m/letter")
+
+
+def test_one_field_chooses_the_method_and_one_the_objective(tmp_path: Path) -> None:
+    for name, peft_type in [
+        ("svf", "SVF"),
+        ("lora", "LORA"),
+        ("dora", "LORA"),
+        ("ia3", "IA3"),
+        ("tinylora", "TINYLORA"),
+    ]:
+        training = {**MINIMAL["training"], "objective": "next_token"}
+        recipe = read_recipe(written(tmp_path, {**MINIMAL, "training": training, "adapt": {"method": name}}))
+        assert recipe.adapt.config().peft_type.value == peft_type
+        assert isinstance(recipe.training, NextToken)
+        assert read_recipe(written(tmp_path, recipe.to_dict())) == recipe
+    dora = read_recipe(written(tmp_path, {**MINIMAL, "adapt": {"method": "dora"}}))
+    assert dora.adapt.config().use_dora
+    assert isinstance(dora.training, Reinforce)
+    got = override(dora, ["--rank", "3", "--alpha", "5", "--steps", "9"], prog="train")
+    assert (got.adapt, got.training.steps) == (DoRA(rank=3, alpha=5), 9)
 
 
 def test_fields_are_overridden_from_the_command_line(tmp_path: Path) -> None:

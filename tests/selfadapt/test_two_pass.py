@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from experts import ExpertLibrary, Mixture
 from experts.engine import Chat, generate
 from experts.errors import UserError
-from experts.fingerprint import fingerprint
-from experts.svf import SVFConfig
 from selfadapt import SelfAdaptiveModel
 
 PROMPTS = ["one", "two and a bit", "three", "four!"]
-
-
-@pytest.fixture
-def library(tiny_folder: Path, tmp_path: Path) -> ExpertLibrary:
-    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    library = ExpertLibrary.create(tmp_path / "library", str(tiny_folder), fingerprint(base))
-    for seed, (name, config) in enumerate({"a": SVFConfig(), "b": SVFConfig(rank=8)}.items()):
-        config.base_fingerprint = library.fingerprint
-        model = get_peft_model(base, config)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.7 * torch.randn(parameter.shape, generator=generator))
-        model.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
-        base = model.unload()
-        library.add(tmp_path / name)
-    return library
 
 
 def answers(library: ExpertLibrary, dispatch: str) -> list[str]:
@@ -56,7 +37,7 @@ def test_each_prompt_is_answered_by_its_own_mixture(library: ExpertLibrary, tmp_
     model = SelfAdaptiveModel.from_pretrained(library=library)
     model.dispatcher = ByLength()
     got = model.generate(PROMPTS, max_new_tokens=8)
-    assert [answer.mixture for answer in got] == [{"a": 1.0}, {"b": 1.0}, {"a": 0.5, "b": 0.5}, {}]
+    assert [answer.mixture[0] for answer in got] == [{"a": 1.0}, {"b": 1.0}, {"a": 0.5, "b": 0.5}, {}]
     Mixture.of({"a": 0.5, "b": 0.5}).write(tmp_path / "MIX.json")
     wanted = [answers(library, dispatch) for dispatch in ("a", "b", str(tmp_path / "MIX.json"), "none")]
     assert [answer.text for answer in got] == [wanted[row][row] for row in range(4)]
@@ -70,6 +51,39 @@ def test_none_and_an_empty_library_are_the_base(library: ExpertLibrary, tiny_tok
     assert answers(library, "none") == wanted
     empty = ExpertLibrary.create(library.folder.with_name("empty"), library.base, library.fingerprint)
     assert answers(empty, "none") == wanted
+
+
+def test_a_stream_and_a_likelihood_are_under_the_prompts_mixture(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    texts = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+    assert ["".join(model.stream(prompt, max_new_tokens=8)) for prompt in PROMPTS] == texts
+    half_read = model.stream(PROMPTS[0], max_new_tokens=200)
+    next(half_read)
+    half_read.close()
+    assert [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)] == texts  # nothing is left behind
+    together = model.loglikelihood(PROMPTS, ["yes"] * 4)
+    alone = [
+        SelfAdaptiveModel.from_pretrained(library=library, dispatch=name).loglikelihood([PROMPTS[row]], ["yes"])
+        for row, name in ((0, "a"), (1, "b"), (3, "none"))
+    ]
+    torch.testing.assert_close(together[[0, 1, 3]], torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_concurrent_calls_do_not_disturb_each_other(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    wanted = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+    with ThreadPoolExecutor(4) as pool:
+        calls = pool.map(lambda row: model.generate([PROMPTS[row]], max_new_tokens=8)[0].text, [*range(4)] * 4)
+    assert [*calls] == wanted * 4
+
+
+def test_an_answer_explains_itself(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    text = str(model.generate([PROMPTS[2]], max_new_tokens=4)[0])
+    assert re.search(r"\[a 0\.50, b 0\.50; pass one \d+\.\d\d s, pass two \d+\.\d\d s\]$", text)
 
 
 def test_mistakes_are_one_line(library: ExpertLibrary, tiny_folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Letters:
     def load(self, split: str) -> Dataset:
         rows = {"train": range(0, 32), "validation": range(32, 40), "test": range(40, 48)}[split]
         return Dataset.from_list(
-            [{"id": f"{split}-{i}", "prompt": [{"role": "user", "content": f"{i:02d}"}], "answer": ""} for i in rows]
+            [{"id": f"{split}-{i}", "prompt": [{"role": "user", "content": f"{i:02d}"}], "answer": "a"} for i in rows]
         )
 
     def reward(self, completions: list[Any], **columns: Any) -> list[float]:

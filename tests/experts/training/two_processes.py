@@ -1,4 +1,7 @@
-"""What each process of `test_processes.py` runs: training on recorded completions, live training, a sharded step."""
+"""What each process of `test_processes.py` runs.
+
+Training on recorded completions and on given answers, live training, and a step of a model that is sharded.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer
+from experts.training.supervised import NextToken, NextTokenTrainer, make_next_token_trainer
 
 OPTIONS = Reinforce(
     learning_rate=0.03,
@@ -27,6 +31,7 @@ OPTIONS = Reinforce(
     reward="raw",
     micro_batch_size=4,
 )
+SUPERVISED = NextToken(learning_rate=0.03, steps=4, sequences_per_step=16, micro_batch_size=4)
 IDS = torch.arange(3, 43).view(2, 20)
 LIVE = replace(OPTIONS, learning_rate=0.1, steps=30, prompts_per_step=16, micro_batch_size=64, max_new_tokens=3)
 
@@ -52,7 +57,22 @@ def train(base: Any, tokenizer: Any, domain: Any, options: Reinforce, folder: Pa
     return trainer
 
 
-def vectors(trainer: ReinforceTrainer) -> dict[str, torch.Tensor]:
+def train_on_answers(base: Any, tokenizer: Any, domain: Any, folder: Path) -> NextTokenTrainer:
+    """A trained trainer; the answers are the prompts' numbers, repeated one to seven times."""
+
+    class Answered(type(domain)):  # type: ignore[misc]
+        def load(self, split: str) -> Any:
+            rows = super().load(split).remove_columns("answer")
+            texts = [prompt[0]["content"] * (1 + row % 7) for row, prompt in enumerate(rows["prompt"])]
+            return rows.add_column("answer", texts)
+
+    trainer = make_next_token_trainer(base, tokenizer, Answered(), SVFConfig(), SUPERVISED, folder, [])
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    return trainer
+
+
+def vectors(trainer: ReinforceTrainer | NextTokenTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "svf_z" in name}
 
 
@@ -79,6 +99,8 @@ def main(folder: Path, checkpoint: str) -> None:
     recorded = train(*load_base(checkpoint), Letters(), OPTIONS, folder, recorded=True)
     rank = recorded.accelerator.process_index
     save_file(vectors(recorded), folder / f"recorded-{rank}.safetensors")
+    answers = train_on_answers(*load_base(checkpoint), Letters(), folder)
+    save_file(vectors(answers), folder / f"answers-{rank}.safetensors")
     live = train(*load_base(checkpoint), Letters(), LIVE, folder, recorded=False)
     save_file(vectors(live), folder / f"live-{rank}.safetensors")
 

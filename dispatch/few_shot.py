@@ -1,0 +1,152 @@
+"""A mixture for a new domain from a handful of examples, by cross-entropy search (arXiv 2501.06252, section 3.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from experts.engine import generate, loglikelihood
+from experts.errors import UserError
+from experts.mixture import Mixture
+from experts.svf import SVFLinear
+
+Reward = Callable[..., list[float]]  # (completions, **columns), as a domain's
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the search goes about it."""
+
+    per: Literal["model", "layer", "matrix"] = "model"
+    """What has a weight of its own for every expert."""
+    population: int = 32
+    """Candidates of one generation."""
+    elite: float = 0.25
+    """The share of them, the best, whose mean and spread the next generation is drawn from."""
+    generations: int = 5
+    std: float = 0.5
+    """The spread of the first generation, around equal weights that sum to 1."""
+    least_std: float = 0.05
+    """The spread never falls below this: a few equal scores must not end the search."""
+    max_new_tokens: int = 32
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.population < 2 or not 0 < self.elite <= 1:
+            raise UserError("a search needs a population of at least 2, and an elite that is a share of it")
+        if self.generations < 1:
+            raise UserError("there must be at least one generation")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The mixture, and its share of right answers and mean log-likelihood on the examples that chose it."""
+
+    mixture: Mixture
+    reward: float
+    loglikelihood: float
+
+
+def search(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    reward: Reward,
+    options: Search,
+    on_generation: Callable[[int, float, float], None] = lambda generation, reward, loglikelihood: None,
+) -> Found:
+    """The best mixture of the experts `names` for a domain that `rows` are examples of.
+
+    Half of the examples guide the search. The other half choose between its best candidates, the experts alone and the
+    base; so a search that has found nothing returns the base. Candidates compare by the mean reward of their greedy
+    answers and, where that is equal, by the mean log-likelihood of the right answers. Weights may be negative and
+    need not sum to 1.
+
+    Args:
+        rows: each with `prompt` (a chat), `answer`, and what else `reward` needs; at least 2.
+        on_generation: hears the generation's number and its best candidate's reward and log-likelihood.
+
+    Raises:
+        UserError: if there are no experts, fewer than 2 examples, or one does not fit the model's context.
+    """
+    if not names:
+        raise UserError("the library is empty; there is nothing to mix")
+    if len(rows) < 2:
+        raise UserError(f"a search needs at least 2 examples, one to search and one to choose with, not {len(rows)}")
+    generator = torch.Generator().manual_seed(options.seed)
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    searching, choosing = ([rows[i] for i in order[part::2]] for part in (0, 1))
+    groups = matrix_groups(model, options.per)
+    size = (len(names), 1 + max(groups.values()))  # K experts, G weights each
+    mean, std = torch.full(size, 1 / len(names)), torch.full(size, options.std)
+    elite = max(2, round(options.elite * options.population))
+    finalists = [torch.zeros(size), *(one[:, None].expand(size) for one in torch.eye(len(names)))]
+    for generation in range(options.generations):
+        alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
+        scores = score(model, tokenizer, names, alphas, groups, searching, reward, options)
+        best = sorted(range(len(alphas)), key=lambda c: tuple(scores[c].tolist()), reverse=True)[:elite]
+        mean, std = alphas[best].mean(0), alphas[best].std(0).clamp(min=options.least_std)
+        finalists += [alphas[best[0]], mean]
+        on_generation(generation + 1, *scores[best[0]].tolist())
+    candidates = torch.stack(finalists)
+    scores = score(model, tokenizer, names, candidates, groups, choosing, reward, options)
+    winner = max(range(len(candidates)), key=lambda c: tuple(scores[c].tolist()))
+    return Found(_mixture(names, candidates[winner : winner + 1], groups, 1), *scores[winner].tolist())
+
+
+def score(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+    alphas: Tensor,  # [C, K, G]
+    groups: dict[str, int],
+    rows: Sequence[dict[str, Any]],
+    reward: Reward,
+    options: Search,
+) -> Tensor:
+    """Mean reward and mean log-likelihood of each candidate [C, 2]; all candidates' examples are rows of batches."""
+    many = [row for _ in range(len(alphas)) for row in rows]
+    mixture = _mixture(names, alphas, groups, len(rows))
+    columns = {column: [row[column] for row in many] for column in rows[0]}
+    prompts, answers = columns.pop("prompt"), columns["answer"]
+    texts = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        mixture=mixture,
+        batch_size=options.batch_size,
+    )
+    rewards = torch.tensor(reward(texts, **columns))
+    likelihoods = loglikelihood(model, tokenizer, prompts, answers, mixture=mixture, batch_size=options.batch_size)
+    return torch.stack([rewards, likelihoods], 1).view(len(alphas), len(rows), 2).mean(1)
+
+
+def matrix_groups(model: PeftModel, per: str) -> dict[str, int]:
+    """Adapted matrix → the number of the weight that it follows."""
+    matrices = [name for name, module in model.get_base_model().named_modules() if isinstance(module, SVFLinear)]
+    if per == "model":
+        return dict.fromkeys(matrices, 0)
+    if per == "matrix":
+        return {matrix: number for number, matrix in enumerate(matrices)}
+    layers = {matrix: re.sub(r"^(.*?\.\d+)\..*", r"\1", matrix) for matrix in matrices}
+    numbers = {layer: number for number, layer in enumerate(dict.fromkeys(layers.values()))}
+    return {matrix: numbers[layer] for matrix, layer in layers.items()}
+
+
+def _mixture(names: Sequence[str], alphas: Tensor, groups: dict[str, int], repeats: int) -> Mixture:
+    """α [C, K, G] as a mixture of C · repeats rows, each candidate's side by side."""
+    alphas = alphas.repeat_interleave(repeats, 0)
+    if alphas.shape[2] == 1:
+        return Mixture(tuple(names), alphas[:, :, 0])
+    per_matrix = {matrix: alphas[:, :, group] for matrix, group in groups.items()}
+    return Mixture(tuple(names), torch.stack([*per_matrix.values()]).mean(0), per_matrix)

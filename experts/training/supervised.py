@@ -1,0 +1,154 @@
+"""Next-token prediction, the rival of REINFORCE: the same steps, validations and files, on the answers themselves.
+
+One step: the mean cross-entropy of the tokens of the answers and of the end token that follows each, for a batch of
+prompts; the tokens of the prompts are read and not trained on. Prompts are tokenised as they are for generation.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, get_peft_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from experts.domains.base import Domain
+from experts.engine import tokenize
+from experts.errors import UserError
+from experts.training.objective import Diverged, check_learning_rate, trainer_arguments
+
+TARGETS = ("solution", "completion", "answer")
+"""The columns that may hold what the model should write, the first of a row's that is there."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """How an adapter is trained on given answers. Learning rate and steps depend on domain and method."""
+
+    learning_rate: float
+    steps: int
+    """Optimiser steps."""
+    sequences_per_step: int = 64
+    max_new_tokens: int = 32
+    """Of an answer in validation and test; training reads the given answers whole."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: float = 1.0
+    validate_every: int = 5
+    """Steps between greedy evaluations on the validation split; a checkpoint is written with each."""
+    validation_size: int = 128
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best; None never stops early."""
+    micro_batch_size: int = 16
+    """Sequences of one forward and backward pass on one process; changes memory and speed, not the result."""
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    report_to: str = "none"
+    """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.sequences_per_step, self.validate_every, self.validation_size) < 1:
+            raise UserError("steps, sequences_per_step, validate_every and validation_size must be at least 1")
+        check_learning_rate(self.learning_rate)
+
+
+class NextTokenTrainer(Trainer):
+    """transformers' trainer, with a stop at the first NaN and the time of each step in the log."""
+
+    _seconds = 0.0
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        start = time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise Diverged(self.state.global_step + 1, "the loss")
+        self._seconds += time.perf_counter() - start
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {"step_time": self._seconds, "num_tokens": self.state.num_input_tokens_seen}
+            self._seconds = 0.0
+        super().log(logs, start_time)
+
+
+def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int | None) -> Dataset:
+    """`input_ids` and `labels`: prompt, answer, end token; a label of −100 is not trained on.
+
+    Raises:
+        UserError: if a row has no answer, or does not fit into `context` tokens.
+    """
+    target = next(name for name in TARGETS if name in rows.column_names)
+    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in rows[target]]
+    examples = []
+    for id_, prompt, answer in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), answers, strict=True):
+        if not answer:
+            raise UserError(f"the row {id_} has no {target}: next-token prediction needs one in every row")
+        answer = [*answer, tokenizer.eos_token_id]
+        if context is not None and len(prompt) + len(answer) > context:
+            raise UserError(f"the row {id_} has {len(prompt) + len(answer)} tokens, the model's context {context}")
+        examples.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return Dataset.from_list(examples)
+
+
+def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
+    """A batch of token rows, padded on the right: three tensors [B, T], and the positions whose logits are needed."""
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=-100)
+    first = int((labels != -100).any(0).nonzero()[0])
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": labels,
+        # Position t − 1 predicts token t. The vocabulary is most of the work, and the prompt needs none of it.
+        "logits_to_keep": torch.arange(first - 1, labels.shape[1] - 1),
+    }
+
+
+def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+    """The cross-entropy of the answers' tokens, summed, over their number in the whole step."""
+    logits = outputs.logits  # [B, K, V]: of the last K labels
+    wanted = labels[:, -logits.shape[1] :]
+    total = cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum")
+    return total / num_items_in_batch
+
+
+def make_next_token_trainer(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    domain: Domain,
+    adapter: PeftConfig,
+    options: NextToken,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> NextTokenTrainer:
+    """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
+
+    Raises:
+        UserError: as `trainer_arguments` and `token_rows` do.
+    """
+    args = TrainingArguments(
+        **trainer_arguments(options, base, options.sequences_per_step, "sequences_per_step", folder),
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+    )
+    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    pad = cast(int, tokenizer.pad_token_id)
+    trainer = NextTokenTrainer(
+        model=get_peft_model(base, adapter),
+        args=args,
+        train_dataset=token_rows(tokenizer, domain.load("train"), context),
+        data_collator=lambda rows: collate(rows, pad),
+        compute_loss_func=answer_loss,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

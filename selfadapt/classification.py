@@ -1,0 +1,66 @@
+"""Telling domains apart, as a domain to train a classification expert on (arXiv 2501.06252, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, get_args
+
+from dispatch.base import question
+from dispatch.prompt import asking
+from experts.domains.base import Completion, Domain, Split, text_of
+from experts.domains.rewards import exact
+from experts.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Prompts of several domains, each asked about as the prompt dispatcher asks; the answer is the domain's name.
+
+    A split is made of the same split of the domains, the same number of each.
+    """
+
+    recipes: list[str]
+    """Of the domains, in the order of the library's experts: files, or shipped recipes."""
+    name: str = "classifier"
+    description: str = "Naming the domain that a prompt belongs to."
+    train_size: int = 2000
+    validation_size: int = 256
+    test_size: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.recipes) < 2:
+            raise UserError(f"{self.name}: there must be at least two recipes whose domains are told apart")
+
+    def load(self, split: Split) -> Dataset:
+        """Rows with `id`, `prompt` and `answer`, in an order of chance."""
+        from datasets import Dataset
+
+        domains = self._domains()
+        categories = {domain.name: domain.description for domain in domains}
+        size = dict(zip(get_args(Split), (self.train_size, self.validation_size, self.test_size), strict=True))[split]
+        rows = []
+        for domain in domains:
+            own = domain.load(split)
+            for row in own.select(range(min(len(own), -(-size // len(domains))))):
+                turn = {"role": "user", "content": asking(categories, question(row["prompt"]))}
+                rows.append({"id": row["id"], "prompt": [turn], "answer": domain.name})
+        Random(f"{split} {self.seed}").shuffle(rows)
+        return Dataset.from_list(rows)
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """Whether each completion is the domain's name and nothing else."""
+        return [
+            exact(text_of(completion), answer)
+            for completion, answer in zip(completions, columns["answer"], strict=True)
+        ]
+
+    def _domains(self) -> list[Domain]:
+        from selfadapt.recipes import find_recipe, read_recipe  # which knows this class
+
+        return [read_recipe(find_recipe(recipe)).domain for recipe in self.recipes]

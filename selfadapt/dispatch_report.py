@@ -1,0 +1,187 @@
+"""How well a dispatcher tells the domains of labelled prompts apart, as figures, a page and a plot."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dispatch import Calibration, PromptDispatcher, calibration_path
+from experts.errors import UserError, unknown
+from experts.evaluation import Accuracy
+from experts.files import atomic_file, write_json
+from experts.library import ExpertLibrary
+from experts.mixture import Mixture
+from selfadapt.two_pass import SelfAdaptiveModel
+
+BASE = "base"  # the label of prompts that belong to no expert
+NEW_TOKENS = 128  # of the answers that pass one's time is compared with
+TIMED = 16  # prompts
+COVERAGES = [round(0.5 + 0.05 * step, 2) for step in range(11)]
+
+
+class Labelled(NamedTuple):
+    """A prompt, and the expert it belongs to or "base"."""
+
+    prompt: str
+    label: str
+
+
+def read_labelled(path: Path, library: ExpertLibrary) -> list[Labelled]:
+    """The rows of a JSON Lines file with `prompt` and `label`.
+
+    Raises:
+        UserError: naming the line, if one is malformed or its label is no expert of the library.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt, label = row["prompt"], row["label"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: must be an object with prompt and label") from error
+        if not isinstance(prompt, str) or not isinstance(label, str):
+            raise UserError(f"{path}:{number}: prompt and label must be strings")
+        if label not in (*library.names, BASE):
+            raise UserError(f"{path}:{number}: {unknown('expert', label, [*library.names, BASE])}")
+        rows.append(Labelled(prompt, label))
+    if not rows:
+        raise UserError(f"{path}: there are no rows in it")
+    return rows
+
+
+def calibrate_dispatcher(model: SelfAdaptiveModel, library: ExpertLibrary, name: str, rows: list[Labelled]) -> Path:
+    """Fits the calibration of the prompt dispatcher on labelled prompts and stores it in the library.
+
+    Raises:
+        UserError: if the dispatcher has none, or an expert has no prompt among them.
+    """
+    dispatcher = model.dispatcher
+    if not isinstance(dispatcher, PromptDispatcher):
+        raise UserError(f"only the dispatchers prompt and classifier are calibrated, not {name}")
+    rows = [row for row in rows if row.label != BASE]
+    labels = torch.tensor([library.names.index(row.label) for row in rows])
+    for index, expert in enumerate(library.names):
+        if not (labels == index).any():
+            raise UserError(f"no prompt is labelled {expert!r}; give some of every expert")
+    dispatcher.calibration = Calibration.fitted(dispatcher.scores([row.prompt for row in rows]), labels)
+    path = calibration_path(library, name)
+    dispatcher.calibration.write(path, library.names)
+    return path
+
+
+def evaluate_dispatcher(
+    model: SelfAdaptiveModel, library: ExpertLibrary, rows: list[Labelled], output: Path
+) -> dict[str, Any]:
+    """Dispatches labelled prompts and writes `report.json`, `report.md` and `confusion.png` into `output`.
+
+    Returns:
+        The report: accuracy with its 95 % Wilson interval, the confusion matrix, accuracy by coverage, seconds.
+    """
+    start = time.perf_counter()
+    mixture = model.dispatch([row.prompt for row in rows])
+    seconds = time.perf_counter() - start
+    labels = [*library.names, BASE]
+    chosen = _chosen(mixture)
+    confusion = torch.zeros(len(labels), len(labels), dtype=torch.long)
+    for row, name in zip(rows, chosen, strict=True):
+        confusion[labels.index(row.label), labels.index(name)] += 1
+    right = torch.tensor([row.label == name for row, name in zip(rows, chosen, strict=True)])
+    accuracy = Accuracy(int(right.sum()), len(rows))
+    timed = model.generate([row.prompt for row in rows[:TIMED]], max_new_tokens=NEW_TOKENS)[0].seconds
+    report = {
+        "n": accuracy.n,
+        "accuracy": accuracy.value,
+        "interval": accuracy.interval,
+        "labels": labels,
+        "confusion": confusion.tolist(),
+        "coverage": _by_coverage(right, mixture.confidence),
+        "milliseconds_per_prompt": 1000 * seconds / len(rows),
+        "share_of_two_passes": timed.dispatch / (timed.dispatch + timed.answer),
+    }
+    write_json(output / "report.json", report)
+    with atomic_file(output / "report.md") as temporary:
+        temporary.write_text(_page(report, accuracy), encoding="utf-8")
+    _plot(confusion, labels, output / "confusion.png")
+    return report
+
+
+def _chosen(mixture: Mixture) -> list[str]:
+    """The expert with the largest weight in each row, or the base."""
+    rows = [mixture[row] for row in range(len(mixture))]
+    return [max(row, key=lambda name: row[name]) if row else BASE for row in rows]
+
+
+def _by_coverage(right: Tensor, confidence: Tensor | None) -> list[dict[str, float]]:
+    """Accuracy of the most confident prompts, as an abstention threshold lets fewer of them through."""
+    if confidence is None:
+        return []
+    order = confidence.argsort(descending=True)
+    rows = []
+    for coverage in COVERAGES:
+        kept = order[: max(1, round(coverage * len(order)))]
+        rows.append(
+            {
+                "coverage": coverage,
+                "threshold": confidence[kept].min().item(),
+                "accuracy": right[kept].float().mean().item(),
+            }
+        )
+    return rows
+
+
+def _page(report: dict[str, Any], accuracy: Accuracy) -> str:
+    header = " | ".join(report["labels"])
+    matrix = "\n".join(
+        f"| **{label}** | {' | '.join(map(str, row))} |"
+        for label, row in zip(report["labels"], report["confusion"], strict=True)
+        if sum(row)
+    )
+    curve = "\n".join(
+        f"| {row['coverage']:.0%} | {row['threshold']:.2f} | {row['accuracy']:.1%} |" for row in report["coverage"]
+    )
+    return f"""# Dispatch
+
+Accuracy {accuracy}. {report["milliseconds_per_prompt"]:.1f} ms a prompt, {report["share_of_two_passes"]:.1%} of both
+passes with {TIMED} prompts and {NEW_TOKENS} new tokens.
+
+| label, chosen → | {header} |
+|---|{"---|" * len(report["labels"])}
+{matrix}
+
+![confusion matrix](confusion.png)
+
+| most confident | confidence at least | right |
+|---|---|---|
+{curve}
+"""
+
+
+def _plot(confusion: Tensor, labels: list[str], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 0.7 * len(labels), 1.2 + 0.7 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("chosen")
+    axes.set_ylabel("label")
+    for row in range(len(labels)):
+        for column in range(len(labels)):
+            if count := int(confusion[row, column]):
+                dark = shares[row, column] > 0.5
+                axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

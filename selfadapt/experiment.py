@@ -1,0 +1,251 @@
+"""An experiment: one YAML file that spells out a grid of methods × domains × seeds, and what each is evaluated on.
+
+    domains: {gcd: smollm2-135m/gcd}      # name → a recipe, by name or written out
+    unseen: {sums: smollm2-135m/sums}     # only evaluated on
+    recipe: {test_size: 256}              # laid over the recipe of every domain
+    seeds: [0]
+    methods:                              # name → what it lays over that
+      svf: {training: {learning_rate: [0.005, 0.01]}, seeds: [0, 1, 2]}
+      lora: {adapt: {method: lora, rank: 16}, training: {learning_rate: [0.001, 0.003]}, reference: true}
+    quick: {seeds: [0], methods: {lora: }, domains: {gcd: }}   # a smaller grid: names select, values are laid over
+
+A list of learning rates are candidates: all are trained with the smallest seed, and the one that is best on the
+validation split is kept for the other seeds. The base is always part of the grid; every method is tested against it
+and against each method that is a `reference`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from experts.domains import Domain
+from experts.errors import UserError, unknown
+from selfadapt.recipes import BLOCKS, DEFAULTS, Recipe, configs_folder, find_recipe, make_recipe, read_yaml
+from selfadapt.results import BASE, Line, chosen_rate
+
+FIELDS = ("domains", "methods", "unseen", "recipe", "seeds", "quick")
+RECIPE_FIELDS = [field.name for field in fields(Recipe)]
+METHOD_FIELDS = ("adapt", "training", "seeds", "reference")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The first `size` rows of a domain's test split, answered greedily."""
+
+    domain: Domain
+    max_new_tokens: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run, or for the base none, and its evaluations."""
+
+    method: str
+    recipe: Recipe | None
+    """None is the base."""
+    trained_on: str | None
+    evaluated_on: tuple[str, ...]
+    reference: bool
+    """Whether the other methods are tested against it."""
+    settings: str
+    """A hash of everything that the cell's results follow from."""
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.training.seed if self.recipe else 0
+
+    @property
+    def learning_rate(self) -> float | None:
+        return self.recipe.training.learning_rate if self.recipe else None
+
+    @property
+    def name(self) -> str:
+        """As `Line.cell`."""
+        if self.recipe is None:
+            return f"{BASE}/{self.evaluated_on[0]}"
+        return f"{self.method}/{self.trained_on}/lr{self.learning_rate:g}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The cells of a grid, in the order in which they are best run."""
+
+    name: str
+    model: str
+    evaluations: dict[str, Evaluation]
+    cells: list[Cell]
+
+    def needs(self, cell: Cell, lines: list[Line]) -> bool | None:
+        """Whether a cell is part of the grid; None, while the learning rate is still to be chosen for its seed."""
+        peers = [c for c in self.cells if (c.method, c.trained_on) == (cell.method, cell.trained_on)]
+        smallest = min(peer.seed for peer in peers)
+        candidates = {peer.learning_rate for peer in peers}
+        if cell.seed == smallest or len(candidates) == 1:
+            return True
+        tried = [line for line in lines if (line.method, line.trained_on) == (cell.method, cell.trained_on)]
+        if candidates - {line.learning_rate for line in tried if line.seed == smallest}:
+            return None
+        return cell.learning_rate == chosen_rate(tried)
+
+
+def find_experiment(name: str) -> Path:
+    """A file, or a shipped experiment such as `methods`; raises UserError, with the nearest names, if there is none."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {path.stem: path for path in (configs_folder() / "experiments").glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    raise unknown("experiment", name, shipped)
+
+
+def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
+    """Reads an experiment and every recipe in it.
+
+    Raises:
+        UserError: one line that names the file and what is wrong.
+    """
+    document = _mapping(read_yaml(path), f"{path}", FIELDS)
+    for block in ("domains", "unseen", "methods"):
+        names = _mapping(document.get(block), f"{path}: {block}")
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name)):
+                raise UserError(f"{path}: {name!r} cannot be a name: use letters, digits, '-', '_' and '.'")
+        if not names and block != "unseen":
+            raise UserError(f"{path}: {block} is missing: an experiment has domains and methods")
+        read = _method if block == "methods" else _recipe
+        document[block] = {name: read(value, f"{path}: {name}") for name, value in names.items()}
+    if BASE in document["methods"]:
+        raise UserError(f"{path}: {BASE} is part of every grid, and no name for a method")
+    if quick:
+        document = _quick(document, path)
+
+    shared = _with_blocks(document.get("recipe"), f"{path}: recipe", RECIPE_FIELDS)
+    domains, unseen = (
+        {name: overlay(recipe, shared) for name, recipe in document[block].items()} for block in ("domains", "unseen")
+    )
+    if both := sorted(domains.keys() & unseen.keys()):
+        raise UserError(f"{path}: {both[0]} is trained on, and so not unseen")
+    recipes = {name: _untrained(recipe, f"{path}: {name}") for name, recipe in (domains | unseen).items()}
+    models = sorted({recipe.model for recipe in recipes.values()})
+    if len(models) > 1:
+        raise UserError(f"{path}: one experiment has one base, not {' and '.join(models)}")
+    evaluations = {
+        name: Evaluation(recipe.domain, recipe.training.max_new_tokens, recipe.test_size)
+        for name, recipe in recipes.items()
+    }
+
+    cells = [
+        Cell(BASE, None, None, (name,), False, _settings(models, [evaluation]))
+        for name, evaluation in evaluations.items()
+    ]
+    trained = [
+        Cell(method, recipe, name, (name, *unseen), changes.get("reference", False), settings)
+        for method, changes in document["methods"].items()
+        for name in domains
+        for recipe in _recipes(domains[name], changes, document.get("seeds"), f"{path}: {method} on {name}")
+        for settings in [_settings(recipe.to_dict(), [evaluations[each] for each in (name, *unseen)])]
+    ]
+    for cell in trained:
+        assert cell.recipe is not None
+        if cell.recipe.training.max_new_tokens != recipes[str(cell.trained_on)].training.max_new_tokens:
+            raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")
+    # The smallest seeds first: they choose the learning rates.
+    cells += sorted(trained, key=lambda cell: cell.seed)
+    return Experiment(path.stem + ("-quick" if quick else ""), models[0], evaluations, cells)
+
+
+def _untrained(document: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe for its domain alone: rate and steps are the methods' business, and an unseen domain has none."""
+    training = {"steps": 1, **document.get("training", {}), "learning_rate": 1.0}
+    return make_recipe({**document, "training": training}, where)
+
+
+def _recipes(document: Mapping[str, Any], method: Mapping[str, Any], seeds: Any, where: str) -> Iterator[Recipe]:
+    """What a method makes of a domain's recipe: one for each candidate of its learning rate, and seed."""
+    document = overlay(document, {block: method[block] for block in ("adapt", "training") if block in method})
+    seeds = method.get("seeds", seeds if seeds is not None else [0])
+    if not (isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)):
+        raise UserError(f"{where}: seeds must be a list of whole numbers")
+    training = document.get("training", {})
+    rates = training.get("learning_rate")
+    for candidate in [{"learning_rate": rate} for rate in rates] if isinstance(rates, list) else [{}]:
+        for seed in seeds:
+            yield make_recipe({**document, "training": {**training, **candidate, "seed": seed}}, where)
+
+
+def overlay(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's document with changes laid over it, field by field.
+
+    Where a change chooses another method, objective or kind of domain, the fields that both know keep their values and
+    the others are dropped.
+    """
+    merged = _merge(document, changes)
+    for block, key, classes in BLOCKS:
+        before, after = (d.get(block) or {} for d in (document, merged))
+        name = str(after.get(key, DEFAULTS.get(key)))
+        if name != before.get(key, DEFAULTS.get(key)) and name in classes:
+            known = {key, *(f.name for f in fields(classes[name])), *(changes.get(block) or {})}
+            merged[block] = {field: value for field, value in after.items() if field in known}
+    return merged
+
+
+def _merge(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(document)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _quick(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The grid of the quick block: the names it has, with its values laid over theirs."""
+    quick = _mapping(document.get("quick"), f"{path}: quick", FIELDS[:-1])
+    if not quick:
+        raise UserError(f"{path} has no quick block, and so no quick grid")
+    smaller = document | {key: quick[key] for key in ("seeds",) if key in quick}
+    smaller["recipe"] = _merge(*(_mapping(d.get("recipe"), f"{path}: recipe") for d in (document, quick)))
+    for block in ("domains", "unseen", "methods"):
+        if block in quick:
+            names = _mapping(quick[block], f"{path}: quick: {block}", list(document[block]))
+            smaller[block] = {name: _merge(document[block][name], changes or {}) for name, changes in names.items()}
+    return smaller
+
+
+def _recipe(document: Any, where: str) -> dict[str, Any]:
+    """The document of a domain's recipe, by name or written out."""
+    if isinstance(document, str):
+        document = read_yaml(find_recipe(document))
+    return _with_blocks(document, where, RECIPE_FIELDS)
+
+
+def _method(document: Any, where: str) -> dict[str, Any]:
+    return _with_blocks(document, where, METHOD_FIELDS)
+
+
+def _with_blocks(document: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    document = _mapping(document, where, known)
+    return document | {
+        block: _mapping(document[block], f"{where}: {block}") for block, _, _ in BLOCKS if block in document
+    }
+
+
+def _mapping(document: Any, where: str, known: Sequence[str] | None = None) -> dict[str, Any]:
+    """A block that may be empty; None knows any name."""
+    if not isinstance(document, dict | None):
+        raise UserError(f"{where} must be a mapping" + (f" of {', '.join(known)}" if known else ""))
+    for name in document or {}:
+        if known is not None and name not in known:
+            raise UserError(f"{where}: {unknown('field', str(name), known)}")
+    return dict(document or {})
+
+
+def _settings(made_by: Any, evaluations: list[Evaluation]) -> str:
+    text = json.dumps([made_by, [repr(evaluation) for evaluation in evaluations]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

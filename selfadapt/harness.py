@@ -1,0 +1,289 @@
+"""The lm-eval model `selfadapt`: lm-eval's own `HFLM`, whose every request is answered in two passes.
+
+Importing `selfadapt` announces it to lm-eval, and this module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lm_eval import evaluator
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
+from peft import PeftModel
+from torch import Tensor
+from transformers import GenerationConfig
+
+from experts.engine import under
+from experts.errors import UserError, unknown
+from experts.library import ExpertLibrary
+from experts.mixture import Mixture
+from selfadapt.two_pass import SelfAdaptiveModel
+
+# HFLM's other arguments say how to load a model, which `load_base` does here; HFLM would silently ignore them.
+OPTIONS = (
+    *("add_bos_token", "batch_size", "chat_template_args", "enable_thinking", "logits_cache", "max_batch_size"),
+    *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
+)
+
+
+class SelfAdaptiveLM(HFLM):
+    """Dispatches the context of every request, then answers it under its mixture.
+
+    What the dispatcher sees is the context as lm-eval gives it, few-shot examples included. Where lm-eval applied a
+    chat template it is the last user turn alone; for a rolling log-likelihood, which has no context, it is the text
+    itself. Of what exceeds the model's context it sees the end. Log-likelihoods are compared within a question, so
+    all of its requests share the mixture of the first.
+
+    Requests that share a mixture with a batch of others are answered together, on merged weights; the rest in batches
+    whose rows have mixtures of their own.
+
+    Args:
+        pretrained: a built-in name, a hub id, a folder, or a `SelfAdaptiveModel`; by default the library's base.
+        library: a folder of experts; by default those that come with the base.
+        dispatch: as `SelfAdaptiveModel.from_pretrained` takes it.
+        device: by default the accelerator, if there is one.
+        dtype: by default the checkpoint's own, as for lm-eval's `hf`.
+        options: arguments of `HFLM` that do not concern the loading (`OPTIONS`).
+
+    Raises:
+        UserError: if there is another argument, or the model, the library or the dispatcher cannot be had.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | SelfAdaptiveModel | None = None,
+        library: str | Path | ExpertLibrary | None = None,
+        dispatch: str | None = "none",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = "auto",
+        **options: Any,
+    ) -> None:
+        for name in options:
+            if name not in OPTIONS:
+                known = {"pretrained", "library", "dispatch", "device", "dtype", *OPTIONS}
+                raise unknown("argument of the lm-eval model selfadapt:", name, known)
+        if isinstance(pretrained, SelfAdaptiveModel):
+            self.two_pass = pretrained
+        else:
+            # lm-eval reads "dispatch=none" in a string of arguments as None.
+            self.two_pass = _load(pretrained, library, dispatch or "none", dtype, device)
+        # HFLM warns that it ignores arguments where the model is there already; it gets none that it would ignore.
+        logger = logging.getLogger(HFLM.__module__)
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            super().__init__(pretrained=self.two_pass.model, tokenizer=self.two_pass.tokenizer, **options)
+        finally:
+            logger.setLevel(level)
+        given = isinstance(pretrained, SelfAdaptiveModel)
+        self._identity = None if given else f"{pretrained} {library} {dispatch or 'none'}"
+        self.mixtures: dict[str, dict[str, float]] = {}  # context → the experts that had a part
+        self.seconds = {"dispatch": 0.0, "answer": 0.0}
+        self._experts: dict[str, None] = {}  # every expert that a mixture has named, in order
+        self._questions: dict[str, str] = {}  # context under a chat template → its last user turn
+        # Of the requests that are being answered:
+        self._mixture = Mixture.of({})
+        self._rows: list[int] = []  # request → its row of the mixture
+        self._row_of: dict[Hashable, int] = {}  # context, or input tokens → row of the mixture
+        self._batch: Sequence[str] = ()  # the contexts about to be answered
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        if self.tokenizer.chat_template is None:
+            raise UserError("the base's tokenizer has no chat template; leave --apply-chat-template out")
+        context = super().apply_chat_template(chat_history, add_generation_prompt)
+        turns = [message["content"] for message in chat_history if message["role"] == "user"]
+        if turns:
+            self._questions[context] = turns[-1]
+        return context
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Refuses a cache of responses (`use_cache`) that another base, library or dispatcher has filled."""
+        if cache_hook.dbdict is not None and self._identity is not None:
+            owner = cache_hook.dbdict.setdefault("selfadapt", self._identity)
+            if owner != self._identity:
+                raise UserError(f"the cache holds the responses of {owner!r}, not {self._identity!r}; name another")
+        super().set_cache_hook(cache_hook)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        answer = functools.partial(super().generate_until, disable_tqdm=disable_tqdm)
+        return self._two_passes(answer, requests, [request.args[0] for request in requests])
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        first: dict[Hashable, str] = {}
+        contexts = [
+            request.args[0]
+            if request.doc_id is None
+            else first.setdefault((request.task_name, request.doc_id), request.args[0])
+            for request in requests
+        ]
+        answer = functools.partial(super().loglikelihood, disable_tqdm=disable_tqdm)
+        return self._two_passes(answer, requests, contexts)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        # A text is many windows, which HFLM does not say the origin of: one mixture at a time.
+        answer = functools.partial(super().loglikelihood_rolling, disable_tqdm=disable_tqdm)
+        return self._two_passes(answer, requests, [request.args[0] for request in requests], apart=True)
+
+    def _two_passes(
+        self,
+        answer: Callable[[list[Instance]], list[Any]],
+        requests: list[Instance],
+        contexts: list[str],
+        apart: bool = False,
+    ) -> list[Any]:
+        """The answers to `requests`, in their order, each under the mixture of its context.
+
+        Args:
+            apart: no two mixtures at a time, however few requests share one.
+        """
+        self._mixture, rows = self._dispatch(contexts)
+        start = time.perf_counter()
+        sharing: dict[int, list[int]] = defaultdict(list)  # row → the requests that share it
+        for index, row in enumerate(rows):
+            sharing[row].append(index)
+        batch = self.max_batch_size if self.batch_size == "auto" else self.batch_size
+        runs = [group for group in sharing.values() if apart or len(group) >= max(2, batch)]
+        alone = {index for group in runs for index in group}
+        runs.append([index for index in range(len(requests)) if index not in alone])
+        answers: dict[int, Any] = {}
+        for run in filter(None, runs):
+            self._rows = [rows[index] for index in run]
+            self._row_of = {contexts[index]: rows[index] for index in run}
+            answers.update(zip(run, answer([requests[index] for index in run]), strict=True))
+        self.seconds["answer"] += time.perf_counter() - start
+        return [answers[index] for index in range(len(requests))]
+
+    def _dispatch(self, contexts: list[str]) -> tuple[Mixture, list[int]]:
+        """Pass one, once for each distinct context: the mixture, and the row of it that is each context's.
+
+        Contexts with equal weights have the same row.
+        """
+        start = time.perf_counter()
+        distinct = list(dict.fromkeys(contexts))
+        mixture = self.two_pass.dispatch([self._prompt(context) for context in distinct])
+        self.seconds["dispatch"] += time.perf_counter() - start
+        self._experts |= dict.fromkeys(mixture.names)
+        first: dict[int, int] = {}
+        row_of = {}
+        for row, (context, group) in enumerate(zip(distinct, mixture.groups(), strict=True)):
+            self.mixtures[context] = mixture[row]
+            row_of[context] = first.setdefault(group, row)
+        return mixture, [row_of[context] for context in contexts]
+
+    def _prompt(self, context: str) -> str:
+        """What the dispatcher sees of a context."""
+        prompt = self._questions.get(context, context)
+        if len(prompt.encode()) > self.max_length:  # a token has at least one byte
+            tokens = self.tok_encode(prompt)
+            if len(tokens) > self.max_length:
+                return self.tok_decode(tokens[-self.max_length :])
+        return prompt
+
+    def _under(self, keys: Sequence[Hashable]) -> Any:
+        # Not a request's are the rows with which HFLM looks for a batch size that fits.
+        return under(self.model, self._mixture.rows([self._row_of.get(key, self._rows[0]) for key in keys]))
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        # The last that HFLM does before it generates: here the rows of the batch still have their contexts.
+        self._batch = strings
+        return super().tok_batch_encode(strings, *args, **kwargs)
+
+    def _model_generate(self, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with self._under(self._batch):
+            return super()._model_generate(context, *args, **kwargs)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        """Notes which input has which mixture, for `_model_call`.
+
+        HFLM computes an input that several requests have only once. Where their mixtures differ ("a b" + " c" and
+        "a" + " b c" under different contexts), later ones wait for another round.
+        """
+        rows = self._rows
+        self._row_of = {}
+        if len(set(rows)) == 1:
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        now: list[int] = []
+        later: list[int] = []
+        for index, (_, context, continuation) in enumerate(requests):
+            tokens = _unpadded((context + continuation)[-(self.max_length + 1) :][:-1])
+            (now if self._row_of.setdefault(tokens, rows[index]) == rows[index] else later).append(index)
+        answers = dict(
+            zip(now, super()._loglikelihood_tokens([requests[i] for i in now], *args, **kwargs), strict=True)
+        )
+        if later:
+            self._rows = [rows[index] for index in later]
+            answers.update(
+                zip(later, self._loglikelihood_tokens([requests[i] for i in later], *args, **kwargs), strict=True)
+            )
+        return [answers[index] for index in range(len(requests))]
+
+    def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with self._under([_unpadded(row) for row in inps.tolist()]):
+            return super()._model_call(inps, *args, **kwargs)
+
+    def explain(self, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        """Writes its `mixture` into every sample of lm-eval's log, and sums up.
+
+        Returns:
+            `mixture`: the mean weight of every expert and the share of documents that nobody but the base answered;
+            `seconds`: how long each pass took.
+        """
+        logs = [(task, sample) for task, of_task in samples.items() for sample in of_task]
+        contexts = [sample["arguments"][0][0] for _, sample in logs]
+        if cached := [context for context in contexts if context not in self.mixtures]:
+            self._dispatch(cached)  # their responses came from the cache
+        documents = {}
+        for (task, sample), context in zip(logs, contexts, strict=True):
+            sample["mixture"] = documents[task, sample["doc_id"]] = self.mixtures[context]
+        mixtures = documents.values()
+        weights = {name: sum(m.get(name, 0.0) for m in mixtures) / len(mixtures) for name in self._experts}
+        abstained = sum(not m for m in mixtures) / len(mixtures)
+        return {"mixture": {"weights": weights, "abstained": abstained}, "seconds": dict(self.seconds)}
+
+
+def _unpadded(tokens: list[int]) -> tuple[int, ...]:
+    """An input without the zeros with which HFLM fills up a batch on the right."""
+    end = len(tokens)
+    while end and tokens[end - 1] == 0:
+        end -= 1
+    return tuple(tokens[:end])
+
+
+def _load(pretrained: Any, library: Any, dispatch: str, dtype: Any, device: Any) -> SelfAdaptiveModel:
+    two_pass = SelfAdaptiveModel.from_pretrained(pretrained, library, dispatch, dtype=dtype, device=device)
+    model = two_pass.model
+    base = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
+    # lm-eval's `hf` decodes as the checkpoint wants it (with a repetition penalty, say), `load_base` does not.
+    with suppress(OSError):  # a checkpoint that wants nothing
+        base.generation_config = GenerationConfig.from_pretrained(base.config.name_or_path, local_files_only=True)
+    return two_pass
+
+
+_evaluate = evaluator.evaluate
+
+
+@functools.wraps(_evaluate)
+def _evaluate_and_explain(lm: Any, task_dict: Any, *args: Any, log_samples: bool = True, **options: Any) -> Any:
+    model = lm.lm if isinstance(lm, CachingLM) else lm
+    if not isinstance(model, SelfAdaptiveLM):
+        return _evaluate(lm, task_dict, *args, log_samples=log_samples, **options)
+    model.mixtures.clear()
+    model.seconds = dict.fromkeys(model.seconds, 0.0)
+    results = _evaluate(lm, task_dict, *args, log_samples=True, **options)
+    samples = results["samples"] if log_samples else results.pop("samples")
+    return {**results, **model.explain(samples)}
+
+
+# lm-eval writes its log of samples without asking the model, and has no other place where one could add to it.
+evaluator.evaluate = _evaluate_and_explain

@@ -1,0 +1,126 @@
+"""The tidy file of a grid: one JSON line for each (method, domain, learning rate, seed, evaluated domain)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from experts.errors import UserError
+from experts.evaluation import Accuracy
+from experts.files import atomic_file
+
+VERSION = 1
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One evaluation of one trained method, or of the base; or the failure of a cell, which has an `error` alone."""
+
+    method: str
+    trained_on: str | None
+    """None is the base."""
+    learning_rate: float | None
+    seed: int
+    evaluated_on: str
+    settings: str
+    """A hash of what the results follow from: a line of another experiment is not taken for one of this."""
+    model: str
+    error: str | None = None
+    adapter: str | None = None
+    """The recipe's `adapt.method`."""
+    objective: str | None = None
+    """The recipe's `training.objective`."""
+    reference: bool = False
+    """Whether the other methods are tested against it."""
+    fingerprint: str | None = None
+    """Of the base."""
+    scores: str = ""
+    """One digit an item of the test split, in order: 1 is right."""
+    items: str | None = None
+    """A hash of the items: scores are paired only where it is the same."""
+    right: int = 0
+    n: int = 0
+    constant: int = 0
+    """How many items the most common answer alone would get right."""
+    validation_right: int | None = None
+    """Of the step that was chosen, on the validation split."""
+    validation_n: int | None = None
+    best_step: int | None = None
+    parameters: int = 0
+    train_seconds: float = 0.0
+    peak_memory: int | None = None
+    """MiB of the process while it trained, or of the accelerator, where there is one."""
+    version: int = VERSION
+
+    @property
+    def cell(self) -> str:
+        if self.trained_on is None:
+            return f"{self.method}/{self.evaluated_on}"
+        return f"{self.method}/{self.trained_on}/lr{self.learning_rate:g}/seed{self.seed}"
+
+    @property
+    def validation(self) -> Accuracy:
+        assert self.validation_right is not None
+        assert self.validation_n is not None
+        return Accuracy(self.validation_right, self.validation_n)
+
+
+def read_results(path: Path) -> list[Line]:
+    """The lines of a results file; none, where there is no file.
+
+    Raises:
+        UserError: naming the line that is of another version, or damaged.
+    """
+    if not path.exists():
+        return []
+    known = {field.name for field in fields(Line)}
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"{path}:{number}"
+        try:
+            entry = json.loads(text)
+            version = entry["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where} is no line of results: remove it, and its cell is done again") from error
+        if version != VERSION:
+            raise UserError(
+                f"{where} is of version {version} of the results file, this program reads version {VERSION}; "
+                "choose another --output, or the program that wrote it"
+            )
+        if set(entry) != known or (entry["right"], entry["n"]) != (entry["scores"].count("1"), len(entry["scores"])):
+            raise UserError(f"{where} is damaged: remove it, and its cell is done again")
+        lines.append(Line(**entry))
+    return lines
+
+
+def add_results(path: Path, new: Sequence[Line]) -> None:
+    """Adds the lines of one cell, in the place of older ones of that cell; all or none, whoever else is writing."""
+    cells = {line.cell for line in new}
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        kept = [line for line in read_results(path) if line.cell not in cells]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(map(_text, [*kept, *new])), encoding="utf-8")
+
+
+def _text(line: Line) -> str:
+    entry: dict[str, Any] = asdict(line)
+    return json.dumps({"version": entry.pop("version"), **entry}, ensure_ascii=False) + "\n"
+
+
+def chosen_rate(lines: Sequence[Line]) -> float | None:
+    """The learning rate of a method on a domain that was best on the validation split with the smallest seed.
+
+    The smallest of equals; None, if every candidate has failed.
+
+    Args:
+        lines: of one method, trained on one domain.
+    """
+    seed = min((line.seed for line in lines), default=0)
+    candidates = {line.learning_rate or 0.0: line for line in lines if line.seed == seed and line.error is None}
+    return max(candidates, key=lambda rate: (candidates[rate].validation.value, -rate), default=None)

@@ -1,0 +1,61 @@
+"""`selfadapt dispatch PROMPT…`, `--evaluate LABELLED.jsonl` and `--calibrate LABELLED.jsonl`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from selfadapt.verbs import show
+
+
+def dispatch(
+    prompts: Positional[tuple[str, ...]] = (),
+    dispatch: str = "embedding",
+    evaluate: Path | None = None,
+    calibrate: Path | None = None,
+    model: str | None = None,
+    library: Path | None = None,
+    output: Path = Path("runs/dispatch"),
+    json: bool = False,
+) -> None:
+    """Say which experts would answer; measure a dispatcher, or calibrate it, on labelled prompts.
+
+    Labelled prompts are JSON Lines with `prompt` and `label`, an expert's name or "base".
+
+    Args:
+        prompts: one user turn each.
+        dispatch: "prompt", "classifier" or "embedding"; also an expert or a MIX.json.
+        evaluate: labelled prompts to measure the dispatcher on.
+        calibrate: labelled prompts to calibrate "prompt" or "classifier" on; kept in the library.
+        model: a built-in name, a hub id or a folder; by default the library's base.
+        library: a folder of experts; by default those that come with the base.
+        output: where the report of --evaluate goes.
+        json: print the mixtures, or the report, as JSON.
+    """
+    from experts.errors import UserError
+    from selfadapt.dispatch_report import calibrate_dispatcher, evaluate_dispatcher, read_labelled
+    from selfadapt.two_pass import SelfAdaptiveModel, find_library
+
+    if not prompts and evaluate is None and calibrate is None:
+        raise UserError("there is no prompt to dispatch; give one or more, or --evaluate LABELLED.jsonl")
+    experts = find_library(model, library)
+    to_calibrate = None if calibrate is None else read_labelled(calibrate, experts)
+    to_evaluate = None if evaluate is None else read_labelled(evaluate, experts)
+    adaptive = SelfAdaptiveModel.from_pretrained(model, experts, dispatch)
+    if to_calibrate is not None:
+        path = calibrate_dispatcher(adaptive, experts, dispatch, to_calibrate)
+        if to_evaluate is None and not prompts:
+            show({"calibration": str(path)}, json, str(path))
+            return
+    if to_evaluate is not None:
+        report = evaluate_dispatcher(adaptive, experts, to_evaluate, output)
+        show(report, json, str(output / "report.md"))
+        return
+    mixture = adaptive.dispatch(prompts)
+    confidence = None if mixture.confidence is None else mixture.confidence.tolist()
+    document = [
+        {"prompt": prompt, "mixture": mixture[row], "confidence": confidence and confidence[row]}
+        for row, prompt in enumerate(prompts)
+    ]
+    show({"dispatch": dispatch, "prompts": document}, json, str(mixture))

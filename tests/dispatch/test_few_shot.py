@@ -1,0 +1,105 @@
+"""The few-shot search finds the mixture that its examples were answered by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from dispatch.few_shot import Search, matrix_groups, score, search
+from experts.engine import generate, loglikelihood
+from experts.errors import UserError
+from experts.library import ExpertLibrary
+from experts.mixture import Mixture
+
+PROMPTS = ["one", "two and a bit", "three", "four!", "five", "six of them", "7", "eight"]
+NAMES = ["a", "b"]
+
+
+@pytest.fixture
+def model(library: ExpertLibrary, tiny_model: Any) -> Any:
+    return library.load(tiny_model)
+
+
+def same(texts: list[str], *, answer: list[str], **_: Any) -> list[float]:
+    return [float(text == right) for text, right in zip(texts, answer, strict=True)]
+
+
+def rows_of(model: PeftModel, tokenizer: Any, weights: dict[str, float]) -> list[dict[str, Any]]:
+    """Examples whose right answers are those that a mixture gives."""
+    mixture = Mixture.of(weights, len(PROMPTS))
+    texts = generate(model, tokenizer, PROMPTS, max_new_tokens=6, mixture=mixture)
+    return [
+        {"prompt": [{"role": "user", "content": prompt}], "answer": text}
+        for prompt, text in zip(PROMPTS, texts, strict=True)
+        if text
+    ]
+
+
+@pytest.mark.parametrize("wanted", [{"a": 1.0}, {"b": 1.0}, {}])
+def test_an_expert_that_has_all_the_answers_is_found(model: Any, tiny_tokenizer: Any, wanted: dict[str, float]) -> None:
+    rows = rows_of(model, tiny_tokenizer, wanted)
+    options = Search(population=4, generations=1, max_new_tokens=6)
+    found = search(model, tiny_tokenizer, NAMES, rows, same, options)
+    assert found.reward == 1
+    weights = Mixture.of({"a": 0.0, "b": 0.0} | wanted).weights
+    torch.testing.assert_close(found.mixture.weights, weights)
+
+
+@pytest.mark.parametrize("per", ["model", "layer", "matrix"])
+def test_the_search_climbs_and_repeats_itself(model: Any, tiny_tokenizer: Any, per: Any) -> None:
+    rows = rows_of(model, tiny_tokenizer, {"a": 0.5, "b": 0.5})
+    heard: list[tuple[float, float]] = []
+    options = Search(per=per, population=8, generations=4, max_new_tokens=6, std=0.3)
+    found = search(model, tiny_tokenizer, NAMES, rows, same, options, lambda *best: heard.append(best[1:]))
+    assert len(heard) == 4
+    assert max(heard) > heard[0]
+    again = search(model, tiny_tokenizer, NAMES, rows, same, options)
+    assert torch.equal(found.mixture.weights, again.mixture.weights)
+    assert len(found.mixture.per_matrix) == (0 if per == "model" else 14)
+
+
+def test_a_population_scores_as_its_candidates_do_alone(model: Any, tiny_tokenizer: Any) -> None:
+    rows = rows_of(model, tiny_tokenizer, {"a": 1.0})[:4]
+    groups = matrix_groups(model, "layer")
+    assert sorted(set(groups.values())) == [0, 1]
+    alphas = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    scores = score(model, tiny_tokenizer, NAMES, alphas, groups, rows, same, Search(max_new_tokens=6))
+    for candidate, alpha in zip(scores, alphas, strict=True):
+        own = {matrix: alpha[None, :, group].expand(4, -1) for matrix, group in groups.items()}
+        mixture = Mixture(("a", "b"), torch.zeros(4, 2), own)
+        prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
+        texts = generate(model, tiny_tokenizer, prompts, max_new_tokens=6, mixture=mixture)
+        wanted = [
+            sum(same(texts, answer=answers)) / 4,
+            loglikelihood(model, tiny_tokenizer, prompts, answers, mixture=mixture).mean().item(),
+        ]
+        assert candidate.tolist() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_ties_are_broken_by_the_likelihood_of_the_answers(model: Any, tiny_tokenizer: Any) -> None:
+    rows = rows_of(model, tiny_tokenizer, {"b": 1.0})
+
+    def never(texts: list[str], **_: Any) -> list[float]:
+        return [0.0] * len(texts)
+
+    options = Search(population=4, generations=1, max_new_tokens=2)
+    found = search(model, tiny_tokenizer, NAMES, rows, never, options)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    choosing = [rows[i] for i in order[1::2]]
+    alone = torch.tensor([[0.0, 0], [1, 0], [0, 1]])[:, :, None]
+    scores = score(model, tiny_tokenizer, NAMES, alone, matrix_groups(model, "model"), choosing, never, options)
+    assert found.reward == 0
+    assert found.loglikelihood >= scores[:, 1].max().item() - 1e-3
+
+
+def test_mistakes_are_refused(model: Any, tiny_tokenizer: Any) -> None:
+    row = {"prompt": "a", "answer": "b"}
+    with pytest.raises(UserError, match="at least 2 examples"):
+        search(model, tiny_tokenizer, NAMES, [row], same, Search())
+    with pytest.raises(UserError, match="nothing to mix"):
+        search(model, tiny_tokenizer, [], [row, row], same, Search())
+    with pytest.raises(UserError, match="population"):
+        Search(population=1)

@@ -1,0 +1,278 @@
+"""A grid from start to end on a tiny base: cells, failures, resume, sharing, and a report from the file alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+from peft import AutoPeftModelForCausalLM
+
+from experts.errors import UserError
+from selfadapt import compare as grid
+from selfadapt.cli import main
+from selfadapt.compare import compare
+from selfadapt.experiment import Experiment, read_experiment
+from selfadapt.grid_report import make_rows, write_report
+from selfadapt.results import Line, add_results, chosen_rate, read_results
+
+
+@pytest.fixture
+def document(recipe: Path) -> dict[str, Any]:
+    numbers = yaml.safe_load(recipe.read_text())
+    numbers["training"].update(steps=1, prompts_per_step=2, validation_size=2, learning_rate=0.05)
+    letters = {**numbers, "domain": {**numbers["domain"], "dataset": "letter_counting", "name": "letters"}}
+    next_token = {"objective": "next_token", "sequences_per_step": 4}
+    return {
+        "domains": {"numbers": numbers},
+        "unseen": {"letters": letters},
+        "methods": {
+            "svf": {"training": next_token},
+            "lora": {
+                "adapt": {"method": "lora", "rank": 2},
+                "training": {**next_token, "learning_rate": [0.01, 0.05]},
+                "seeds": [0, 1],
+                "reference": True,
+            },
+        },
+        "quick": {"methods": {"svf": None}},
+    }
+
+
+@pytest.fixture
+def path(document: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def experiment(path: Path) -> Experiment:
+    return read_experiment(path)
+
+
+@pytest.fixture
+def quick(path: Path) -> Experiment:
+    """The bases and one cell of SVF."""
+    return read_experiment(path, quick=True)
+
+
+def timeless(lines: list[Line]) -> list[Line]:
+    return sorted((replace(line, train_seconds=0.0, peak_memory=None) for line in lines), key=lambda line: repr(line))
+
+
+def test_a_grid_from_start_to_end(experiment: Experiment, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    lines = compare(experiment, output, resume=False)
+    assert lines == read_results(output / "results.jsonl")
+    chosen = chosen_rate([line for line in lines if line.method == "lora"])
+    cells = {"base/numbers", "base/letters", "svf/numbers/lr0.05/seed0", f"lora/numbers/lr{chosen:g}/seed1"}
+    cells |= {"lora/numbers/lr0.01/seed0", "lora/numbers/lr0.05/seed0"}
+    assert {line.cell for line in lines} == cells  # the other rate gets no second seed
+    trained = [line for line in lines if line.trained_on]
+    assert len(trained) == 2 * 4  # on its own domain and the unseen one
+    assert all(
+        line.n == 4 and set(line.scores) <= {"0", "1"} and line.right == line.scores.count("1") for line in lines
+    )
+    assert len({line.items for line in lines}) == len({line.evaluated_on for line in lines}) == 2
+    assert len({line.fingerprint for line in lines}) == 1
+    assert {(line.adapter, line.objective) for line in trained} == {("svf", "next_token"), ("lora", "next_token")}
+    assert all(line.parameters and line.best_step == 1 and line.peak_memory for line in trained)
+    adapter = output / "cells" / "svf--numbers--lr0.05--seed0"
+    AutoPeftModelForCausalLM.from_pretrained(str(adapter))
+
+    # Nothing is left to do, and the file alone gives the same tables and plots.
+    before = (output / "results.jsonl").read_text()
+    assert compare(experiment, output, resume=True) == lines
+    assert (output / "results.jsonl").read_text() == before
+    rows = write_report(output / "results.jsonl", output)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copyfile(output / "results.jsonl", elsewhere / "results.jsonl")
+    assert write_report(elsewhere / "results.jsonl", elsewhere) == rows
+    assert (elsewhere / "report.md").read_text() == (output / "report.md").read_text()
+    for name in ("accuracy.png", "gain.png"):
+        assert (elsewhere / name).read_bytes() == (output / name).read_bytes()
+
+    with pytest.raises(UserError, match="exists already; go on with --resume"):
+        compare(experiment, output, resume=False)
+    other = replace(experiment, cells=[replace(cell, settings="other") for cell in experiment.cells])
+    with pytest.raises(UserError, match="with other settings"):
+        compare(other, output, resume=True)
+
+
+def test_a_cell_whose_line_is_gone_is_done_again_to_the_same_result(quick: Experiment, tmp_path: Path) -> None:
+    results = tmp_path / "out" / "results.jsonl"
+    lines = compare(quick, tmp_path / "out", resume=False)
+    kept = [text for text in results.read_text().splitlines() if '"svf"' not in text or '"letters"' not in text]
+    assert len(kept) == len(lines) - 1
+    results.write_text("".join(text + "\n" for text in kept))
+    again = compare(quick, tmp_path / "out", resume=True)
+    assert timeless(again) == timeless(lines)
+    assert len(read_results(results)) == len(lines)
+
+
+def test_a_killed_cell_leaves_no_lines_and_goes_on(
+    quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(quick, tmp_path / "whole", resume=False)
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experts.training.run.plot_curve", killed)  # the training is done, its result is not
+        with pytest.raises(KeyboardInterrupt):
+            compare(quick, tmp_path / "parts", resume=False)
+    assert {line.method for line in read_results(tmp_path / "parts" / "results.jsonl")} == {"base"}
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.Trainer.train", killed)  # no step is made twice
+        parts = compare(quick, tmp_path / "parts", resume=True)
+    assert timeless(parts) == timeless(whole)
+
+
+def test_a_failed_cell_is_reported_and_the_grid_goes_on(
+    quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of\nmemory")
+
+    svf = quick.cells[-1]
+    cells = [*quick.cells[:2], svf, replace(svf, method="svf2")]
+    experiment = replace(quick, cells=cells)
+    train = grid.train_recipe
+    calls: list[Any] = []
+
+    def crash_once(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return crash() if len(calls) == 1 else train(*args, **kwargs)
+
+    monkeypatch.setattr(grid, "train_recipe", crash_once)
+    lines = compare(experiment, tmp_path / "out", resume=False)
+    assert [(line.cell, line.error) for line in lines if line.error] == [(svf.name, "RuntimeError: out of memory")]
+    assert "failed: RuntimeError: out of memory" in " ".join(capsys.readouterr().err.split())
+    assert {line.method for line in lines if not line.error} == {"base", "svf2"}
+    write_report(tmp_path / "out" / "results.jsonl", tmp_path / "out")
+    assert f"- {svf.name}: RuntimeError: out of memory" in (tmp_path / "out" / "report.md").read_text()
+    # A new start tries it again, and what it makes takes the place of the failure.
+    again = compare(experiment, tmp_path / "out", resume=True)
+    assert not any(line.error for line in again)
+    assert len(again) == 2 + 2 * 2
+
+
+def test_a_cell_that_another_process_has_is_left_to_it(
+    quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "POLL", 0.01)
+    output = tmp_path / "out"
+    theirs = compare(quick, tmp_path / "theirs", resume=False)
+    begun: list[str] = []
+    run_cell = grid.run_cell
+    monkeypatch.setattr(grid, "run_cell", lambda cell, *args: begun.append(cell.name) or run_cell(cell, *args))
+    (output / "cells").mkdir(parents=True)
+    got: list[Line] = []
+    with FileLock(output / "cells" / ".svf--numbers--lr0.05--seed0.lock"):
+        thread = threading.Thread(target=lambda: got.extend(compare(quick, output, resume=True)))
+        thread.start()
+        while len(read_results(output / "results.jsonl")) < 2:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert thread.is_alive()  # it waits for the cell
+        add_results(output / "results.jsonl", [line for line in theirs if line.method == "svf"])
+    thread.join()
+    assert sorted(begun) == ["base/letters", "base/numbers"]
+    assert timeless(got) == timeless(theirs)
+
+
+def test_only_some_cells(experiment: Experiment, tmp_path: Path) -> None:
+    lines = compare(experiment, tmp_path / "out", resume=False, only="lora/*/lr0.01/seed1")
+    assert {line.cell for line in lines} == {"lora/numbers/lr0.01/seed1"}
+    with pytest.raises(UserError, match="no cell matches 'ia3/\\*'; the cells are base/numbers"):
+        compare(experiment, tmp_path / "other", resume=False, only="ia3/*")
+
+
+def line(method: str, scores: str, seed: int = 0, **fields: Any) -> Line:
+    of: dict[str, Any] = {"trained_on": None if method == "base" else "sums", "evaluated_on": "sums", "items": "i"}
+    of |= {"learning_rate": None if method == "base" else 0.1, "settings": "", "model": "m", "fingerprint": "f"}
+    of |= {"validation_right": 1, "validation_n": 2, "right": scores.count("1"), "n": len(scores), "constant": 1}
+    return Line(method=method, seed=seed, scores=scores, **{**of, **fields})
+
+
+def test_rows_average_the_seeds_at_the_chosen_rate() -> None:
+    lines = [
+        line("base", "00001111"),
+        line("svf", "11111111", parameters=7, train_seconds=2.0, peak_memory=5),
+        line("svf", "11110000", seed=1, parameters=7, train_seconds=4.0, peak_memory=9),
+        line("svf", "11111111", learning_rate=0.2, validation_right=0),  # better on the test split alone
+        line("lora", "11111110", reference=True),
+    ]
+    base, lora, svf = make_rows(lines)
+    assert (base.method, base.accuracy, base.against) == ("base", 0.5, {})
+    assert (svf.accuracy, svf.seeds, svf.learning_rate) == (0.75, [0, 1], 0.1)
+    assert (svf.parameters, svf.train_seconds, svf.peak_memory) == (7, 3.0, 9)
+    assert {other: paired.points for other, paired in svf.against.items()} == {"base": 0.25, "lora": -0.125}
+    assert set(lora.against) == {"base"}
+    three = sorted([*svf.against.values(), *lora.against.values()], key=lambda paired: paired.p)
+    assert three[0].p_holm == pytest.approx(min(1, 3 * three[0].p))
+
+
+def test_scores_of_different_items_are_not_paired() -> None:
+    with pytest.raises(UserError, match="different items or bases"):
+        make_rows([line("base", "01"), line("svf", "01", items="others")])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry | {"version": 0}, "results.jsonl:2 is of version 0 .* reads version 1"),
+        (lambda entry: entry | {"right": 2}, "results.jsonl:2 is damaged"),
+        (lambda entry: {"a": 1}, "results.jsonl:2 is no line of results"),
+    ],
+)
+def test_a_results_file_that_cannot_be_read(change: Any, message: str, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    add_results(results, [line("base", "01"), line("svf", "10")])
+    assert read_results(results) == [line("base", "01"), line("svf", "10")]
+    first, second = results.read_text().splitlines()
+    results.write_text(first + "\n" + json.dumps(change(json.loads(second))) + "\n")
+    with pytest.raises(UserError, match=message):
+        read_results(results)
+
+
+def test_the_command(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["selfadapt", "compare", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        return code, *capsys.readouterr()
+
+    output = tmp_path / "out"
+    code, out, err = run(path, "--quick", "--output", output, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert {row["method"] for row in document["rows"]} == {"base", "svf"}
+    page = (output / "report.md").read_text()
+    code, out, err = run(output / "results.jsonl", "--output", tmp_path / "again")
+    assert (code, out) == (0, f"{tmp_path / 'again' / 'report.md'}\n"), err
+    assert (tmp_path / "again" / "report.md").read_text() == page
+
+    monkeypatch.setattr(grid, "train_recipe", lambda *_, **__: 1 / 0)
+    code, out, err = run(path, "--quick", "--output", tmp_path / "failing", "--json")
+    assert code == 1
+    assert {row["method"] for row in json.loads(out)["rows"]} == {"base"}
+    assert err.splitlines()[-1] == "error: failed: svf/numbers/lr0.05/seed0 (ZeroDivisionError: division by zero)"
+    code, _, err = run("method")
+    assert (code, err) == (1, "error: unknown experiment 'method'; did you mean 'methods'?\n")

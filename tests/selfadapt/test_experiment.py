@@ -1,0 +1,162 @@
+"""An experiment's file: which cells it makes, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experts.errors import UserError
+from experts.training.methods import IA3, SVF, LoRA
+from experts.training.reinforce import Reinforce
+from experts.training.supervised import NextToken
+from selfadapt.experiment import Experiment, find_experiment, overlay, read_experiment
+from selfadapt.recipes import configs_folder
+from selfadapt.results import Line
+
+DOMAIN = {"kind": "reasoning_gym", "name": "sums", "description": "Sums.", "dataset": "chain_sum"}
+RECIPE = {"domain": DOMAIN, "adapt": {"rank": 8}, "training": {"learning_rate": 0.01, "steps": 2, "kl": 0.5}}
+DOCUMENT: dict[str, Any] = {
+    "domains": {"sums": RECIPE, "gcd": "smollm2-135m/gcd"},
+    "unseen": {"letters": {"domain": {**DOMAIN, "dataset": "letter_counting"}}},
+    "recipe": {"test_size": 8},
+    "methods": {
+        "svf": {},
+        "lora": {
+            "adapt": {"method": "lora"},
+            "training": {"objective": "next_token", "learning_rate": [0.1, 0.2]},
+            "seeds": [0, 1],
+            "reference": True,
+        },
+    },
+    "quick": {"domains": {"sums": None}, "unseen": {}, "methods": {"lora": {"seeds": [3]}}, "recipe": {"test_size": 2}},
+}
+
+
+def written(tmp_path: Path, document: object) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def names(experiment: Experiment) -> list[str]:
+    return [cell.name for cell in experiment.cells]
+
+
+def test_a_grid_is_methods_domains_rates_and_seeds(tmp_path: Path) -> None:
+    experiment = read_experiment(written(tmp_path, DOCUMENT))
+    assert names(experiment) == [
+        *("base/sums", "base/gcd", "base/letters", "svf/sums/lr0.01/seed0", "svf/gcd/lr0.01/seed0"),
+        *("lora/sums/lr0.1/seed0", "lora/sums/lr0.2/seed0", "lora/gcd/lr0.1/seed0", "lora/gcd/lr0.2/seed0"),
+        *("lora/sums/lr0.1/seed1", "lora/sums/lr0.2/seed1", "lora/gcd/lr0.1/seed1", "lora/gcd/lr0.2/seed1"),
+    ]
+    cells = {cell.name: cell for cell in experiment.cells}
+    svf, lora = cells["svf/sums/lr0.01/seed0"].recipe, cells["lora/sums/lr0.2/seed1"].recipe
+    assert svf is not None
+    assert lora is not None
+    assert isinstance(svf.training, Reinforce)
+    assert (svf.training.kl, svf.adapt) == (0.5, SVF(rank=8))
+    # Another method and objective keep the fields that they know, and the seed is the cell's.
+    assert lora.adapt == LoRA(rank=8)
+    assert lora.training == NextToken(learning_rate=0.2, steps=2, seed=1)
+    assert svf.domain == lora.domain
+    assert (svf.test_size, lora.test_size) == (8, 8)
+    assert cells["lora/sums/lr0.2/seed1"].evaluated_on == ("sums", "letters")
+    assert [cell.reference for cell in experiment.cells] == [cell.method == "lora" for cell in experiment.cells]
+    assert len({cell.settings for cell in experiment.cells}) == len(experiment.cells)
+
+
+def test_quick_selects_and_overrides(tmp_path: Path) -> None:
+    experiment = read_experiment(written(tmp_path, DOCUMENT), quick=True)
+    assert names(experiment) == ["base/sums", "lora/sums/lr0.1/seed3", "lora/sums/lr0.2/seed3"]
+    assert experiment.evaluations["sums"].size == 2
+    assert experiment.name == "grid-quick"
+
+
+def test_later_seeds_wait_for_the_choice_of_a_rate(tmp_path: Path) -> None:
+    experiment = read_experiment(written(tmp_path, DOCUMENT))
+    cells = {cell.name: cell for cell in experiment.cells}
+    first, later = cells["lora/sums/lr0.1/seed1"], cells["lora/sums/lr0.2/seed1"]
+
+    def line(rate: float, right: int, error: str | None = None) -> Line:
+        of = {"method": "lora", "trained_on": "sums", "evaluated_on": "sums", "seed": 0, "settings": "", "model": ""}
+        return Line(**of, learning_rate=rate, validation_right=right, validation_n=10, error=error)
+
+    assert all(experiment.needs(cell, []) for cell in experiment.cells if cell.seed == 0)
+    assert experiment.needs(first, []) is experiment.needs(first, [line(0.1, 9)]) is None
+    assert experiment.needs(first, [line(0.1, 3), line(0.2, 4)]) is False
+    assert experiment.needs(later, [line(0.1, 3), line(0.2, 4)]) is True
+    assert experiment.needs(first, [line(0.1, 4), line(0.2, 4)]) is True  # the smaller of equals
+    assert experiment.needs(first, [line(0.1, 3), line(0.2, 4, error="OutOfMemoryError")]) is True
+    both_failed = [line(0.1, 3, error="x"), line(0.2, 4, error="x")]
+    assert experiment.needs(first, both_failed) is experiment.needs(later, both_failed) is False
+
+
+def test_overlay_keeps_what_it_is_not_told_to_change() -> None:
+    assert overlay(RECIPE, {}) == RECIPE
+    assert overlay(RECIPE, {"training": {"steps": 5}})["training"] == {**RECIPE["training"], "steps": 5}
+    assert overlay(RECIPE, {"adapt": {"method": "ia3"}})["adapt"] == {"method": "ia3"}
+    unknown_field = overlay(RECIPE, {"training": {"objective": "next_token", "kl": 1}})
+    assert unknown_field["training"]["kl"] == 1  # so that the reader hears of it
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": {}}, "unknown field 'method'; did you mean 'methods'"),
+        ({"methods": {}}, "methods is missing"),
+        ({"methods": {"base": {}}}, "base is part of every grid"),
+        ({"methods": {"a/b": {}}}, "'a/b' cannot be a name"),
+        ({"methods": {"svf": {"domain": {}}}}, "svf: unknown field 'domain'"),
+        ({"methods": {"svf": {"adapt": 3}}}, "svf: adapt must be a mapping"),
+        ({"methods": {"svf": {"seeds": 3}}}, "seeds must be a list"),
+        ({"methods": {"svf": {"training": {"max_new_tokens": 3}}}}, "the same for every method"),
+        ({"methods": {"svf": {"adapt": {"method": "lorra"}}}}, "svf on sums: unknown method 'lorra'"),
+        ({"methods": {"svf": {"training": {"learning_rate": ["fast"]}}}}, "svf on sums: training.learning_rate"),
+        ({"domains": {"sums": "smollm2-135m/sumz"}}, "unknown recipe 'smollm2-135m/sumz'"),
+        ({"unseen": {"sums": RECIPE}}, "sums is trained on, and so not unseen"),
+        ({"unseen": {"x": {**RECIPE, "model": "other"}}}, "one experiment has one base, not other and smollm2-135m"),
+        ({"quick": {"methods": {"ia3": None}}}, "quick: methods: unknown field 'ia3'"),
+        ({"quick": None}, "has no quick block"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_file(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = written(tmp_path, {**DOCUMENT, **change})
+    with pytest.raises(UserError, match=message) as error:
+        read_experiment(path, quick="quick" in change)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value) or "sumz" in message
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("path", sorted((configs_folder() / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_experiments_are_valid(path: Path, quick: bool) -> None:
+    experiment = read_experiment(find_experiment(path.stem), quick=quick)
+    assert any(cell.reference for cell in experiment.cells)
+    for cell in experiment.cells:
+        if cell.recipe:
+            cell.recipe.adapt.config()
+
+
+def test_every_method_of_the_issue_is_in_the_grid_and_only_the_named_setting_is_ablated() -> None:
+    methods = {(type(cell.recipe.adapt), type(cell.recipe.training)) for cell in cells_of("methods")}
+    assert {(SVF, Reinforce), (SVF, NextToken), (LoRA, Reinforce), (LoRA, NextToken), (IA3, NextToken)} <= methods
+
+    ablations = {cell.method: cell.recipe for cell in cells_of("ablations")}
+    default = asdict(ablations["mlp-64"])
+    for method, recipe in ablations.items():
+        other = asdict(replace(recipe, training=replace(recipe.training, learning_rate=0.02)))
+        changed = {
+            f"{block}.{key}"
+            for block in ("adapt", "training")
+            for key in other[block]
+            if other[block][key] != default[block][key]
+        }
+        assert len(changed) == (method != "mlp-64"), (method, changed)
+
+
+def cells_of(name: str) -> list[Any]:
+    return [cell for cell in read_experiment(find_experiment(name)).cells if cell.recipe]

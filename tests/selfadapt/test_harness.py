@@ -1,0 +1,355 @@
+"""The lm-eval model: the base is lm-eval's own `hf` to the last digit, and every mixture answers its own requests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from experts import ExpertLibrary, Mixture
+from experts.engine import Chat, under
+from experts.errors import UserError
+from experts.fingerprint import fingerprint
+from experts.svf import SVFConfig
+from selfadapt import SelfAdaptiveModel
+from selfadapt.cli import main
+from selfadapt.harness import SelfAdaptiveLM
+
+QUESTIONS = [f"{kind} {'x' * (n % 5)}{n}" for n in range(6) for kind in ("red", "blue", "grey")]
+FEW = ["choice", "writing", "reading"]
+
+
+class ByColour:
+    """A dispatcher for the tests: red questions are for "a", blue ones for "b" and half of "a", grey ones for the base.
+
+    Remembers what it was shown.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
+        self.seen.extend(map(str, prompts))
+        rows = [[1.0, 0.0] if "red" in p else [0.5, 1.0] if "blue" in p else [0.0, 0.0] for p in map(str, prompts)]
+        return Mixture(("a", "b"), torch.tensor(rows).view(len(rows), 2))
+
+
+@pytest.fixture
+def library(tiny_folder: Path, tmp_path: Path) -> ExpertLibrary:
+    # What a checkpoint wants of decoding is part of lm-eval's numbers.
+    settings = json.loads((tiny_folder / "generation_config.json").read_text())
+    (tiny_folder / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.3}))
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    library = ExpertLibrary.create(tmp_path / "library", str(tiny_folder), fingerprint(base))
+    for seed, name in enumerate(("a", "b")):
+        model = get_peft_model(base, SVFConfig(base_fingerprint=library.fingerprint))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.7 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
+        base = model.unload()
+        library.add(tmp_path / name)
+    return library
+
+
+@pytest.fixture
+def adaptive(library: ExpertLibrary) -> SelfAdaptiveModel:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    return SelfAdaptiveModel(model.model, model.tokenizer, ByColour())
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Path:
+    """Three tasks on one local file: a multiple choice, a generation and a rolling log-likelihood."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": q, "choices": ["yes", "no", "maybe so"], "answer": n % 3} for n, q in enumerate(QUESTIONS)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_target": "{{answer}}",
+    }
+    of_each = {
+        "choice": {"output_type": "multiple_choice", "doc_to_choice": "choices", "metric_list": [{"metric": "acc"}]},
+        "writing": {
+            "output_type": "generate_until",
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6},
+            "metric_list": [{"metric": "exact_match"}],
+        },
+        "reading": {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{question}} and so on",
+            "metric_list": [{"metric": "byte_perplexity"}],
+        },
+    }
+    for name, own in of_each.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **own, "task": name}))
+    return folder
+
+
+def judged(model: Any, folder: Path, tasks: Sequence[str] = FEW, **options: Any) -> dict[str, Any]:
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    options = {"batch_size": 4, "device": "cpu", "bootstrap_iters": 10, **options}
+    return lm_eval.simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, **options)
+
+
+def responses(results: dict[str, Any]) -> dict[str, Any]:
+    return {task: [sample["resps"] for sample in samples] for task, samples in results["samples"].items()}
+
+
+def requests(kind: str, questions: Sequence[str], *continuations: Any) -> list[Instance]:
+    return [
+        Instance(kind, {}, (q, *((c,) if c is not None else ())), i, ("task", doc, 1))
+        for doc, q in enumerate(questions)
+        for i, c in enumerate(continuations)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_base_has_the_numbers_of_hf(library: ExpertLibrary, task_folder: Path, batch_size: int) -> None:
+    hf = judged("hf", task_folder, model_args={"pretrained": library.base}, batch_size=batch_size)
+    empty = ExpertLibrary.create(library.folder.with_name("empty"), library.base, library.fingerprint)
+    for arguments in (
+        f"pretrained={library.base},dispatch=none",
+        f"pretrained={library.base},library={empty.folder},dispatch=none",
+        f"library={library.folder}",
+    ):
+        ours = judged("selfadapt", task_folder, model_args=arguments, batch_size=batch_size)
+        assert ours["results"] == hf["results"]
+        assert responses(ours) == responses(hf)
+        assert ours["mixture"]["abstained"] == 1
+    expert = judged("selfadapt", task_folder, model_args=f"library={library.folder},dispatch=a", batch_size=batch_size)
+    assert all(responses(expert)[task] != of_hf for task, of_hf in responses(hf).items())
+
+
+def value(answer: Any) -> Any:
+    """The log-likelihood in an answer, or the text."""
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
+@pytest.mark.parametrize(("batch_size", "exact"), [(4, True), (64, False), ("auto", False)])
+def test_mixed_requests_are_answered_as_each_mixture_alone(
+    adaptive: SelfAdaptiveModel, batch_size: int | str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixtures_at_a_time = set()
+
+    def noting(model: Any, mixture: Mixture) -> Any:
+        mixtures_at_a_time.add(len(set(mixture.groups())))
+        return under(model, mixture)
+
+    monkeypatch.setattr("selfadapt.harness.under", noting)
+    mixed = SelfAdaptiveLM(adaptive, batch_size=batch_size, max_batch_size=8, max_length=64)
+    alone = SelfAdaptiveLM(adaptive, batch_size=4, max_length=64)
+    for kind, continuations in {
+        "generate_until": [{"until": ["\n"], "max_gen_toks": 6}],
+        "loglikelihood": [" yes", " no", " n", " maybe so"],
+        "loglikelihood_rolling": [None],
+    }.items():
+        everything = requests(kind, QUESTIONS, *continuations)
+        mixtures_at_a_time.clear()
+        answers = getattr(mixed, kind)(everything)
+        if batch_size != "auto":
+            assert (max(mixtures_at_a_time) > 1) == (batch_size == 64 and kind != "loglikelihood_rolling")
+        for colour in ("red", "blue", "grey"):
+            got = [a for a, request in zip(answers, everything, strict=True) if colour in request.args[0]]
+            wanted = getattr(alone, kind)(requests(kind, [q for q in QUESTIONS if colour in q], *continuations))
+            if exact or kind == "generate_until":
+                assert got == wanted
+            else:
+                assert [value(a) for a in got] == pytest.approx([value(a) for a in wanted], abs=1e-3)
+
+
+def test_each_context_is_dispatched_once_and_a_question_has_one_mixture(adaptive: SelfAdaptiveModel) -> None:
+    lm = SelfAdaptiveLM(adaptive, batch_size=2)
+    lm.loglikelihood(requests("loglikelihood", ["red 1", "blue 1", "red 1"], " yes", " no"))
+    assert adaptive.dispatcher.seen == ["red 1", "blue 1"]  # type: ignore[attr-defined]
+    # Choices with contexts of their own, and mutual information's empty one, go with the first of their question.
+    question = [
+        Instance("loglikelihood", {}, (c, " yes"), i, ("task", 0, 1)) for i, c in enumerate(["red", "blue", ""])
+    ]
+    another = Instance("loglikelihood", {}, ("blue", " yes"), 0, ("task", 1, 1))
+    _, under_red, of_nothing, under_blue = map(value, lm.loglikelihood([*question, another]))
+
+    def under_a(prompts: Sequence[str | Chat]) -> Mixture:
+        return Mixture.of({"a": 1.0}, len(prompts))
+
+    fixed = SelfAdaptiveLM(SelfAdaptiveModel(adaptive.model, adaptive.tokenizer, under_a))
+    wanted = [value(answer) for answer in fixed.loglikelihood(question[1:])]
+    assert [under_red, of_nothing] == pytest.approx(wanted, abs=1e-3)
+    assert under_red != pytest.approx(under_blue, abs=1e-3)
+
+
+def test_one_input_under_two_mixtures(adaptive: SelfAdaptiveModel) -> None:
+    pairs = [("A red", "dish blue one"), ("A reddish blue", " one"), ("A", " reddish blue one")]
+
+    class BySplit:
+        def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
+            weights = {"A red": [1.0, 0.0], "A reddish blue": [0.0, 1.0], "A": [0.0, 0.0]}
+            return Mixture(("a", "b"), torch.tensor([weights[str(p)] for p in prompts]))
+
+    model = SelfAdaptiveModel(adaptive.model, adaptive.tokenizer, BySplit())
+    items = [Instance("loglikelihood", {}, pair, 0, ("task", doc, 1)) for doc, pair in enumerate(pairs)]
+    together = SelfAdaptiveLM(model, batch_size=8).loglikelihood(items)
+    for item, answer in zip(items, together, strict=True):
+        assert value(answer) == pytest.approx(value(SelfAdaptiveLM(model).loglikelihood([item])[0]), abs=1e-3)
+
+
+def test_the_dispatcher_sees_the_question(adaptive: SelfAdaptiveModel, task_folder: Path) -> None:
+    dispatcher: Any = adaptive.dispatcher
+    lm = SelfAdaptiveLM(adaptive)
+    judged(lm, task_folder, ["choice"], num_fewshot=1, limit=2)
+    assert all(prompt.count("Question:") == 2 for prompt in dispatcher.seen)  # lm-eval's context as it is
+    dispatcher.seen.clear()
+    judged(lm, task_folder, ["choice", "writing"], num_fewshot=1, limit=2, apply_chat_template=True)
+    assert set(dispatcher.seen) == {f"Question: {q}\nAnswer:" for q in QUESTIONS[:2]}
+    dispatcher.seen.clear()
+    lm.loglikelihood_rolling(requests("loglikelihood_rolling", ["red " + "z" * 1000], None))
+    assert dispatcher.seen == ["z" * lm.max_length]  # no more than the model could read
+
+
+def test_samples_and_results_say_who_answered(
+    adaptive: SelfAdaptiveModel, library: ExpertLibrary, task_folder: Path, tmp_path: Path
+) -> None:
+    first = judged(SelfAdaptiveLM(adaptive), task_folder)
+    for samples in first["samples"].values():
+        wanted = [{"red": {"a": 1.0}, "blue": {"a": 0.5, "b": 1.0}}.get(q.split()[0], {}) for q in QUESTIONS]
+        assert [sample["mixture"] for sample in samples] == wanted
+    assert first["mixture"] == {"weights": pytest.approx({"a": 0.5, "b": 1 / 3}), "abstained": pytest.approx(1 / 3)}
+    assert set(first["seconds"]) == {"dispatch", "answer"}
+    assert min(first["seconds"].values()) > 0
+    assert "samples" not in judged(SelfAdaptiveLM(adaptive), task_folder, limit=1, log_samples=False)
+
+    cache = str(tmp_path / "responses")
+    again = [judged(SelfAdaptiveLM(adaptive), task_folder, use_cache=cache) for _ in range(2)]
+    assert responses(again[0]) == responses(again[1]) == responses(first)
+    assert again[1]["mixture"] == first["mixture"]  # also where every response came from the cache
+    other = {"library": str(library.folder), "dispatch": "b"}
+    judged("selfadapt", task_folder, ["writing"], model_args=other, use_cache=cache + "2", limit=1)
+    with pytest.raises(UserError, match="name another"):
+        judged("selfadapt", task_folder, model_args={**other, "dispatch": "a"}, use_cache=cache + "2", limit=1)
+
+
+def test_importing_selfadapt_announces_the_model_and_loads_little() -> None:
+    script = (
+        "import sys, selfadapt\n"
+        "from lm_eval.api.registry import model_registry\n"
+        "assert {'selfadapt', 'hf'} <= set(model_registry), list(model_registry)\n"
+        "assert not {'torch', 'lm_eval.evaluator', 'selfadapt.harness'} & set(sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_arguments_that_would_be_ignored_are_refused(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="did you mean 'library'"):
+        SelfAdaptiveLM(libary="x")
+    with pytest.raises(UserError, match="'revision'"):
+        SelfAdaptiveLM(revision="x")
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["selfadapt", "eval", *map(str, args)])
+    code = 0
+    try:
+        main()
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    return code, *capsys.readouterr()
+
+
+def test_the_verb(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    library: ExpertLibrary,
+    task_folder: Path,
+    tmp_path: Path,
+) -> None:
+    args = ("--tasks", "choice,writing", "--include-path", task_folder, "--limit", 4, "--batch-size", 2)
+    expert = ("--library", library.folder, "--dispatch", "b")
+    out_folder = ("--output-path", tmp_path / "out", "--log-samples")
+    code, out, err = run(capsys, monkeypatch, *args, *expert, *out_folder, "--json", "--seed", 7)
+    assert code == 0, err
+    document = json.loads(out)
+    wanted = judged(
+        "selfadapt",
+        task_folder,
+        FEW[:2],
+        model_args={"library": library.folder, "dispatch": "b"},
+        limit=4,
+        batch_size=2,
+    )
+    assert document["results"].keys() == wanted["results"].keys()
+    assert document["results"]["choice"]["acc,none"] == wanted["results"]["choice"]["acc,none"]
+    assert document["n-samples"]["writing"] == {"original": len(QUESTIONS), "effective": 4}
+    assert document["mixture"] == {"weights": {"b": 1.0}, "abstained": 0.0}
+    assert document["config"]["random_seed"] == document["config"]["fewshot_seed"] == 7
+    assert "samples" not in document
+    files = sorted(path.name.split("_2")[0] for path in (tmp_path / "out").glob("*/*"))
+    assert files == ["results", "samples_choice", "samples_writing"]
+    (log,) = (tmp_path / "out").glob("*/samples_choice*")
+    assert [json.loads(line)["mixture"] for line in log.read_text().splitlines()] == [{"b": 1.0}] * 4
+
+    code, out, err = run(capsys, monkeypatch, *args, "--model", library.base, "--log-samples", "--json")
+    assert [s["mixture"] for s in json.loads(out)["samples"]["choice"]] == [{}] * 4, err
+    code, out, err = run(capsys, monkeypatch, *args, *expert)
+    assert code == 0, err
+    assert out.startswith("|")
+    assert "mixture: b 1.00" in out
+
+
+def test_a_mistake_of_the_users_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, library: ExpertLibrary, task_folder: Path
+) -> None:
+    def error(*args: object) -> str:
+        code, out, err = run(capsys, monkeypatch, "--include-path", task_folder, "--library", library.folder, *args)
+        assert (code, out) == (1, "")
+        return err.splitlines()[-1]
+
+    def write(name: str, **fields: Any) -> None:
+        document = yaml.safe_load((task_folder / "writing.yaml").read_text())
+        (task_folder / f"{name}.yaml").write_text(yaml.safe_dump({**document, **fields, "task": name}))
+
+    rows = (task_folder / "rows.jsonl").read_text().splitlines()
+    (task_folder / "holes.jsonl").write_text("\n".join([*rows[:2], '{"question": "red"}', *rows[3:]]))
+    (task_folder / "broken.jsonl").write_text("\n".join([*rows[:1], '{"question": "re']))
+    for name in ("holes", "broken", "gone"):
+        write(name, dataset_kwargs={"data_files": {"test": str(task_folder / f"{name}.jsonl")}})
+    write("typo", doc_to_text="{{qestion}}")
+    write("nosplit", test_split="tset")
+
+    assert "holes.jsonl, line 3: no field 'answer', which the task 'holes' needs" in error("--tasks", "holes")
+    assert "broken.jsonl, line 2 is not JSON" in error("--tasks", "choice,broken")
+    assert "no such file" in error("--tasks", "gone")
+    assert "line 1: no field 'qestion'" in error("--tasks", "typo")
+    assert "the task 'nosplit' cannot be loaded" in error("--tasks", "nosplit")
+    assert "unknown dispatcher or expert 'c'" in error("--tasks", "choice", "--dispatch", "c")
+    assert "no task to evaluate" in error("--tasks", ",")
+    assert "give --output-path or --json" in error("--tasks", "choice", "--log-samples")
+    assert "--limit must be" in error("--tasks", "choice", "--limit", "0")
+    assert "--batch-size must be" in error("--tasks", "choice", "--batch-size", "many")
+    (task_folder / "torn.yaml").write_text("task: [")
+    # lm-eval's own hundreds of task files take seconds to read; a name is looked for among ours here.
+    original = TaskManager.__init__
+    monkeypatch.setattr(TaskManager, "__init__", lambda self, **k: original(self, **{**k, "include_defaults": False}))
+    assert "torn.yaml is not a task file" in error("--tasks", "torn")
+    (task_folder / "torn.yaml").unlink()
+    assert "unknown task 'wrting'; did you mean 'writing'" in error("--tasks", "wrting")
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert 'pip install "selfadapt[eval]"' in error("--tasks", "choice")
