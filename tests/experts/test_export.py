@@ -167,17 +167,26 @@ def test_a_larger_rank_keeps_more_until_nothing_is_lost(tiny_model: Any, tiny_to
     assert abs(measured.base - measured.expert) > 1e-3
 
 
-def test_the_log_likelihood_is_what_lm_eval_sees(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    lm_eval = pytest.importorskip("lm_eval")
+def test_the_stated_loss_is_what_lm_eval_sees(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    texts = NEUTRAL_TEXTS[:3]
-    harness = HFLM(pretrained=tiny_model, tokenizer=tiny_tokenizer, batch_size=1)
-    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
-    theirs = sum(harness.loglikelihood_rolling(requests, disable_tqdm=True))
-    mean, tokens = log_likelihood(tiny_model, tiny_tokenizer, texts)
-    assert mean * tokens == pytest.approx(theirs, rel=1e-5), lm_eval.__name__
+    expert = random_expert(tiny_model, None, 3)
+    write_lora(tmp_path, tiny_model, best_lora(tiny_model, expert, 4), expert)
+    stated = measure_lora(tiny_model, tiny_tokenizer, expert, tmp_path, NEUTRAL_TEXTS)
+
+    def seen(model: Any) -> float:
+        harness = HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=1)
+        requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(NEUTRAL_TEXTS)]
+        return sum(harness.loglikelihood_rolling(requests, disable_tqdm=True)) / stated.tokens
+
+    assert seen(tiny_model) == pytest.approx(stated.base, rel=1e-5)
+    loaded = PeftModel.from_pretrained(tiny_model, str(tmp_path))
+    assert seen(loaded) == pytest.approx(stated.lora, rel=1e-5)
+    loaded.unload()
+    assert seen(expert.attach(tiny_model)) == pytest.approx(stated.expert, rel=1e-5)
+    assert stated.lora != pytest.approx(stated.expert, rel=1e-4)
 
 
 def test_what_cannot_be_exported_is_refused(library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any) -> None:

@@ -58,6 +58,14 @@ def test_merged_and_lora_of_a_mixture_answer_alike(
         assert fingerprint(tiny_model) in card
 
 
+def test_a_merged_checkpoint_has_the_dtype_asked_for(run: Any, library: Path, tmp_path: Path) -> None:
+    args = ("--format", "merged", "--output", tmp_path / "m", "--library", library, "--dtype", "bfloat16")
+    code, out, err = run("export", "small", *args)
+    assert code == 0, err
+    assert "bfloat16" in out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="auto").dtype == torch.bfloat16
+
+
 def test_an_experts_own_folder_is_an_expert(run: Any, library: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("One text.\n\nAnother one.\n")
     args = ("--format", "lora", "--output", tmp_path / "l", "--texts", tmp_path / "texts.txt", "--json")
