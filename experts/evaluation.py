@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.domains.base import Domain
 from experts.engine import generate
+from experts.processes import processes
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def held_out_scores(
     on_batch: Callable[[int], None] = lambda answered: None,
 ) -> list[float]:
     """The domain's score in [0, 1] of the model's greedy answer to each row, in order; shared out over processes."""
-    with PartialState().split_between_processes(list(range(len(rows)))) as share:
+    with processes().split_between_processes(list(range(len(rows)))) as share:
         mine = rows.select(share)
         answers = generate(
             model,

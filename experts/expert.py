@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
 from experts.files import atomic_folder
@@ -76,12 +80,14 @@ class Expert:
         base: the name of the base.
         fingerprint: of the base; only experts of one base add up.
         description: what it is for, or how it was made.
+        transferred_from: the name and fingerprint of the base it was trained on, where that is another.
     """
 
     z: dict[str, Tensor]
     base: str | None = None
     fingerprint: str | None = None
     description: str = ""
+    transferred_from: str | None = None
 
     @classmethod
     def read(cls, folder: str | Path) -> Expert:
@@ -92,6 +98,7 @@ class Expert:
             config.base_model_name_or_path,
             config.base_fingerprint,
             config.description or Path(folder).name,
+            config.transferred_from,
         )
 
     def write(self, folder: str | Path) -> None:
@@ -103,21 +110,59 @@ class Expert:
         folder = Path(folder)
         if folder.exists():
             raise UserError(f"{folder} exists already; choose another folder, or remove it first")
-        config = SVFConfig(
+        config = self.config()
+        config.inference_mode = True
+        with atomic_folder(folder) as temporary:
+            config.save_pretrained(str(temporary))
+            save_file(self._state_dict(), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+            card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
+            if self.transferred_from:
+                card += f"\nTrained on another base, {self.transferred_from}, and transferred: measure it before use.\n"
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    def config(self) -> SVFConfig:
+        return SVFConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.base,
             target_modules=sorted(self.z),
             rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
             base_fingerprint=self.fingerprint,
             description=self.description,
-            inference_mode=True,
+            transferred_from=self.transferred_from,
         )
-        with atomic_folder(folder) as temporary:
-            config.save_pretrained(str(temporary))
-            vectors = {f"{PREFIX}{matrix}{SUFFIX}": z.contiguous() for matrix, z in self.z.items()}
-            save_file(vectors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
-            card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    def weights_in(self, base: PreTrainedModel) -> dict[str, Tensor]:
+        """W [m, n] of each adapted matrix.
+
+        Raises:
+            UserError: if the base lacks one, or it has too few singular values.
+        """
+        modules = dict(base.named_modules())
+        weights = {}
+        for matrix, z in self.z.items():
+            module = modules.get(matrix)
+            if not isinstance(module, nn.Linear | Conv1D):
+                raise UserError(f"the expert adapts {matrix}, which is no linear layer of the base")
+            weights[matrix] = module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+            if len(z) > min(module.weight.shape):
+                raise UserError(f"the expert has {len(z)} values for {matrix}, the base {min(module.weight.shape)}")
+        return weights
+
+    def attach(self, base: PreTrainedModel) -> PeftModel:
+        """`base` with this expert active, trainable; that it belongs to this base is not checked.
+
+        Raises:
+            UserError: if the base lacks a matrix, or one has too few singular values.
+        """
+        self.weights_in(base)
+        config = self.config()
+        config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
+        model = cast(PeftModel, get_peft_model(base, config))
+        set_peft_model_state_dict(model, self._state_dict())
+        return model
+
+    def _state_dict(self) -> dict[str, Tensor]:
+        return {f"{PREFIX}{matrix}{SUFFIX}": z.contiguous() for matrix, z in self.z.items()}
 
     def __add__(self, other: Expert | int) -> Expert:
         if other == 0:  # where sum() begins
@@ -134,7 +179,8 @@ class Expert:
             ours = z.get(matrix, torch.ones(0))
             r = max(len(ours), len(theirs))
             z[matrix] = 1 + F.pad(ours - 1, (0, r - len(ours))) + F.pad(theirs - 1, (0, r - len(theirs)))
-        return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}")
+        origin = self.transferred_from or other.transferred_from
+        return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}", origin)
 
     __radd__ = __add__
 
@@ -142,7 +188,7 @@ class Expert:
         if not isinstance(factor, int | float):
             return NotImplemented
         z = {matrix: 1 + factor * (z - 1) for matrix, z in self.z.items()}
-        return Expert(z, self.base, self.fingerprint, f"{factor:g} · ({self.description})")
+        return replace(self, z=z, description=f"{factor:g} · ({self.description})")
 
     __rmul__ = __mul__
 

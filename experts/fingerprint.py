@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from experts.svf.layer import SVFLinear
+from experts.svf.model import fused_matrices
 
 
 def fingerprint(model: nn.Module) -> str:
     """A hash over the linear weights of a base, the same with and without adapters, in float32 and in bfloat16.
 
-    Every `nn.Linear` and `Conv1D` counts, whatever an expert adapts, except the output embeddings: their size follows
-    the vocabulary, and an added padding token does not make another base.
+    Every `nn.Linear` and `Conv1D` counts, whatever an expert adapts, and the fused tensors of a mixture of experts. The
+    output embeddings do not: their size follows the vocabulary, and an added padding token does not make another base.
     """
     digest = hashlib.sha256()
     weights = _linear_weights(model)
@@ -45,4 +46,6 @@ def _linear_weights(model: nn.Module) -> dict[str, Tensor]:
                 weights[plain] = base.weight
         elif isinstance(module, nn.Linear | Conv1D) and module is not head:
             weights[plain] = module.weight
+        else:
+            weights |= {f"{plain}.{key}": tensor for key, tensor in fused_matrices(module).items()}
     return weights

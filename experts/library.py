@@ -46,7 +46,7 @@ def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
     """
     wanted = read_config(folder).base_fingerprint
     if wanted is not None:
-        _refuse_other_base(f"the expert in {folder}", wanted, base)
+        refuse_other_base(f"the expert in {folder}", wanted, base)
     return _attach(base, folder, "default")
 
 
@@ -68,7 +68,8 @@ def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> Peft
     return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
 
 
-def _refuse_other_base(what: str, wanted: str, base: PreTrainedModel) -> None:
+def refuse_other_base(what: str, wanted: str, base: PreTrainedModel) -> None:
+    """Raises UserError, naming both fingerprints, if `base` does not have the one wanted."""
     found = fingerprint(base)
     if found != wanted:
         raise UserError(f"{what} belongs to a base with fingerprint {wanted}, this one has {found}; load that base")
@@ -157,7 +158,7 @@ class ExpertLibrary:
 
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""
-        _refuse_other_base(f"the library {self.folder}", self.fingerprint, base)
+        refuse_other_base(f"the library {self.folder}", self.fingerprint, base)
 
     def load(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
         """`base` with all experts of the library under their names, frozen; just the base, if there are none.

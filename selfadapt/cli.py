@@ -19,8 +19,11 @@ from selfadapt.verbs.demo import demo
 from selfadapt.verbs.dispatch import dispatch
 from selfadapt.verbs.evaluate import evaluate
 from selfadapt.verbs.experts import EXPERTS, experts
+from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
+from selfadapt.verbs.import_ import import_
 from selfadapt.verbs.train import Train, train
+from selfadapt.verbs.transfer import transfer
 
 DESCRIPTION = (
     "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes."
@@ -34,6 +37,9 @@ VERBS: dict[str, Callable[..., Any]] = {
     "eval": evaluate,
     "compare": compare,
     "experts": experts,
+    "export": export,
+    "transfer": transfer,
+    "import": import_,
 }
 # A verb with verbs of its own.
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {

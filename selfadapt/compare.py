@@ -9,7 +9,6 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from accelerate import PartialState
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -18,6 +17,7 @@ from experts.errors import UserError
 from experts.evaluation import accuracy, constant_answer, held_out_scores
 from experts.files import check_writable
 from experts.fingerprint import fingerprint
+from experts.processes import processes
 from experts.training.log import Log
 from experts.training.run import Interrupted, unfinished_folder
 from selfadapt.base_models import load_base
@@ -44,7 +44,7 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
         UserError: for results of another experiment, or where nothing matches `only`.
         Interrupted: after Ctrl-C, once the running cell has a checkpoint.
     """
-    if PartialState().num_processes > 1:
+    if processes().num_processes > 1:
         raise UserError(
             "a grid is shared by processes of its own, not by those of one training: start it several times"
         )

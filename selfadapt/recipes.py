@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 import yaml
-from accelerate import PartialState
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.embedding import PROMPTS, write_prompts
 from experts.domains import KINDS, Jsonl, ReasoningGym, WordProblems
 from experts.errors import UserError, unknown
+from experts.processes import processes
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, train_expert
@@ -95,7 +95,7 @@ def train_recipe(
         base_scores=base_scores,
     )
     answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
-    if answers and PartialState().is_main_process and find_spec("sentence_transformers"):
+    if answers and processes().is_main_process and find_spec("sentence_transformers"):
         write_prompts(result.expert, recipe.domain.load("train")[:PROMPTS]["prompt"])
     return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
 from experts.engine import Chat, generate, loglikelihood, stream
 from experts.errors import UserError
+from experts.expert import Expert
+from experts.export import fixed_expert
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
 from selfadapt.base_models import BUILT_IN, load_base
@@ -157,6 +159,22 @@ def find_library(model: str | None, library: str | Path | ExpertLibrary | None) 
     if shipped is None:
         raise UserError(f"no experts come with the base {name!r}; name a library")
     return ExpertLibrary.open(shipped)
+
+
+def find_expert(name: str, library: str | Path | None, model: str | None) -> Expert:
+    """An expert's own folder, an expert of a library, or what a `MIX.json` of a library's experts amounts to.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        return Expert.read(name)
+    if not name.endswith(".json"):
+        experts = find_library(model, library)
+        return replace(experts.expert(name), base=experts.base)
+    if not Path(name).is_file():
+        raise UserError(f"no such file: {name}")
+    return fixed_expert(find_library(model, library), Mixture.read(Path(name)))
 
 
 def _check(prompts: Sequence[str | Chat]) -> None:

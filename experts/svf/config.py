@@ -17,13 +17,15 @@ class SVFConfig(PeftConfig):
     singular values: W' = U diag(s·z) Vᵀ. z starts at 1, which is the base bit for bit.
 
     Args:
-        target_modules: names or a regular expression as in other PEFT methods, or "all-linear" (without the head).
+        target_modules: names or a regular expression as in other PEFT methods, or "all-linear": without the head, and
+            of a vision-language model the language part (unless `exclude_modules` says otherwise).
         exclude_modules: names or a regular expression of modules to leave alone.
         rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them.
         rank_pattern: the ranks of single matrices, by their full names, where they differ from `rank`.
         layers_to_transform: indices of the layers to adapt; None adapts all of them.
         layers_pattern: the name of the `nn.ModuleList` that the indices count, where it is unusual.
         base_fingerprint: of the base that the expert was trained on; libraries refuse another.
+        transferred_from: the name and fingerprint of the base that the expert was trained on, where that is another.
         domain: the name of what the expert was trained for.
         description: the domain in one sentence, which dispatchers read.
 
@@ -38,6 +40,7 @@ class SVFConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
     base_fingerprint: str | None = field(default=None)
+    transferred_from: str | None = field(default=None)
     domain: str | None = field(default=None)
     description: str | None = field(default=None)
 

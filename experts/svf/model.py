@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError, unknown
 from experts.svf.layer import LayerMixture, SVFLinear
+
+logger = logging.getLogger(__name__)
 
 
 def decompose_layers(layers: Sequence[SVFLinear]) -> None:
@@ -46,7 +52,19 @@ class SVFModel(BaseTuner):
     kept_mixtures = 2  # merged weights of so many mixtures stay in memory, each as large as the adapted matrices
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config: Any = self.peft_config[adapter_name]
+        everywhere = config.target_modules == "all-linear"
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            what = "no linear layer" if everywhere else "nothing that target_modules names"
+            raise UserError(
+                f"the base has {what}: SVF adapts nn.Linear and transformers' Conv1D, of bases that are loaded without "
+                "quantisation; model.named_modules() lists the names"
+            ) from error
+        fused = [name for name, module in model.named_modules() if fused_matrices(module)]
+        if fused and everywhere:
+            logger.warning("all-linear leaves out %d modules of fused experts, such as %s", len(fused), fused[0])
         decompose_layers([module for module in model.modules() if isinstance(module, SVFLinear)])
 
     @contextmanager
@@ -131,6 +149,10 @@ class SVFModel(BaseTuner):
             yield
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        if peft_config.target_modules == "all-linear" and peft_config.exclude_modules is None:
+            language = _language_part(self.model)
+            if language is not None:
+                peft_config.exclude_modules = rf"(?!{re.escape(language)}\.).*"  # vision tower and projector
         if peft_config.target_modules == "all-linear" and peft_config.layers_to_transform is not None:
             # PEFT's own expansion gives full names, which layers_to_transform does not filter.
             _maybe_include_all_linear_layers(peft_config, self.model)
@@ -160,8 +182,13 @@ class SVFModel(BaseTuner):
 
     def _refuse_unsuitable(self, target: nn.Module, name: str) -> None:
         kind = type(target).__name__
+        if fused_matrices(target):
+            raise UserError(
+                f"{name} ({kind}) holds the matrices of a mixture of experts fused into one tensor; SVF adapts "
+                "nn.Linear and transformers' Conv1D: leave it out of target_modules"
+            )
         if not isinstance(target, nn.Linear | Conv1D):
-            raise UserError(f"{name} is a {kind}; SVF adapts nn.Linear and transformers' Conv1D")
+            raise UserError(f"{name} is a {kind}; SVF adapts torch.nn.Linear and transformers' Conv1D")
         weight = target.weight
         # Quantised layers keep packed integers, 8-bit floats, or a tensor class of their own.
         dense = type(weight.data) is torch.Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
@@ -176,6 +203,22 @@ class SVFModel(BaseTuner):
                 f"{name} shares its weight with the input embeddings, which an expert must not change; "
                 "leave it out of target_modules"
             )
+
+
+def _language_part(model: nn.Module) -> str | None:
+    """The name of the language model inside a model that also sees or hears; None for one that only reads."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig) or config.get_text_config() is config:
+        return None
+    decoder = cast(Any, model).get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder and name), None)
+
+
+def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters [experts, m, n] in which transformers keeps the matrices of a mixture of experts."""
+    if isinstance(module, nn.Conv1d):
+        return {}
+    return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) > 1}
 
 
 def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:

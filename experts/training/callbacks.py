@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from experts.domains.base import Domain
 from experts.evaluation import accuracy, held_out_scores
+from experts.processes import processes
 from experts.training.log import Log, out_of_patience
 from experts.training.objective import Diverged, Objective
 from experts.training.progress import Progress
@@ -63,7 +63,7 @@ class Validation(TrainerCallback):
         scores = held_out_scores(
             model, self.tokenizer, self.domain, self.rows, max_new_tokens=self.options.max_new_tokens
         )
-        state = PartialState()
+        state = processes()
         if state.is_main_process:
             result = accuracy(scores)
             save_file(get_peft_model_state_dict(model), validated_path(self.log.path.parent, step))

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from experts.errors import UserError
+from experts.processes import processes
 
 
 class Objective(Protocol):
@@ -70,12 +70,12 @@ def trainer_arguments(
     """
     if options.report_to != "none" and find_spec(options.report_to) is None:
         raise UserError(f"report_to: {options.report_to} is not installed; install it, or choose none")
-    processes = PartialState().num_processes
-    micro_batch = min(options.micro_batch_size, sequences // processes)
-    accumulation, rest = divmod(sequences, micro_batch * processes)
+    process_count = processes().num_processes
+    micro_batch = min(options.micro_batch_size, sequences // process_count)
+    accumulation, rest = divmod(sequences, micro_batch * process_count)
     if rest:
         raise UserError(
-            f"{sequences} sequences a step do not divide into {processes} × {micro_batch}: "
+            f"{sequences} sequences a step do not divide into {process_count} × {micro_batch}: "
             f"choose {factors} as a multiple of processes × micro_batch_size"
         )
     return {

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from experts.evaluation import Accuracy
+from experts.processes import processes
 
 
 class Progress:
@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.console = Console(stderr=True, quiet=not PartialState().is_main_process)
+        self.console = Console(stderr=True, quiet=not processes().is_main_process)
         self._bars: Bars | None = None
         self._latest = ""
 

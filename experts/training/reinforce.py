@@ -99,7 +99,7 @@ class ReinforceTrainer(RLOOTrainer):
         if sampled and not self.options.kl:
             # TRL asks for the likelihood under π_old. It is π itself, so that `_compute_loss` does not need it.
             return input_ids.new_zeros((len(input_ids), logits_to_keep), dtype=torch.float32), None, None
-        if self.accelerator.device.type == "cpu":
+        if self.accelerator.device.type == "cpu" and kwargs.get("pixel_values") is None:
             result = self._token_logps(model, input_ids, attention_mask, logits_to_keep)
         else:
             result = super()._get_per_token_logps_and_entropies(

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
 from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from experts.domains.base import Domain
 from experts.errors import UserError
@@ -26,6 +24,7 @@ from experts.files import atomic_folder, check_writable, write_json
 from experts.fingerprint import fingerprint
 from experts.library import write_expert
 from experts.model_card import Card
+from experts.processes import processes
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
 from experts.training.log import Log, best_step, out_of_patience
@@ -91,7 +90,7 @@ def train_expert(
     unfinished = unfinished_folder(output)
     log = Log(unfinished / "training_log.jsonl")
     _prepare_folders(output, unfinished, recipe, resume=resume, replace=replace)
-    checkpoint = get_last_checkpoint(str(unfinished)) if resume else None
+    checkpoint = _last_checkpoint(unfinished) if resume else None
     done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if resume:
         log.forget_after(done if checkpoint else -1)
@@ -159,13 +158,13 @@ def train_expert(
         peft_type=PeftType(adapter.peft_type).value,
         objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         with atomic_folder(output) as folder:
             write_expert(folder, model, card)
             shutil.copyfile(log.path, folder / log.path.name)
             plot_curve(log.entries(), domain.name, folder / "curve.png")
         shutil.rmtree(unfinished)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     if diverged:
         raise diverged
     return Result(output, model, base_scores, expert_scores, constant, train_seconds, parameters, best)
@@ -176,8 +175,14 @@ def unfinished_folder(output: Path) -> Path:
     return output.with_name(output.name + ".unfinished")
 
 
+def _last_checkpoint(unfinished: Path) -> str | None:
+    """The last complete one. The trainer writes its state last; a killed run may leave a checkpoint without it."""
+    complete = [path.parent for path in unfinished.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
 def _prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
-    state = PartialState()
+    state = processes()
     if output.exists() and any(output.iterdir()) and not replace:
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
     if resume and not unfinished.exists():

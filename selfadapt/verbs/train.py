@@ -40,11 +40,11 @@ def train(args: list[str]) -> None:
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
 
-    from accelerate import PartialState
-
+    from experts.processes import processes
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
 
+    processes()  # each takes its own accelerator, before a base is loaded onto it
     base, tokenizer = load_base(recipe.model)
     output = options.output or Path("runs") / path.stem
     result = train_recipe(recipe, base, tokenizer, output, resume=options.resume)
@@ -55,5 +55,5 @@ def train(args: list[str]) -> None:
         "train_seconds": result.train_seconds,
         **comparison(result.base_scores, result.expert_scores, result.constant),
     }
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         show(report, options.json, str(result.expert))

@@ -12,23 +12,6 @@ import pytest
 import yaml
 
 from experts.library import ExpertLibrary
-from selfadapt.cli import main
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`run("generate", …)` → (exit code, stdout, stderr)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["selfadapt", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,21 +1,37 @@
-"""`accelerate launch` with two processes on one machine."""
+"""`torchrun` with two processes on one machine, which talk over gloo.
+
+`accelerate launch` starts a single process where there is no accelerator, whatever --num_processes says.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from selfadapt import load_base
+
+LAUNCH = "-m torch.distributed.run --standalone --nproc_per_node 2"
+
+
+def launch(*command: object) -> list[str]:
+    return [sys.executable, *LAUNCH.split(), *map(str, command)]
 
 
 def test_two_processes_train_one_expert(recipe: Path, tmp_path: Path) -> None:
-    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    command = [sys.executable, *launch.split(), "--dynamo_backend", "no", "--module", "selfadapt.cli", "train"]
-    result = subprocess.run(
-        [*command, str(recipe), "--output", str(tmp_path / "expert"), "--json"],
-        capture_output=True,
-        text=True,
-    )
+    command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--json")
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)  # printed once, by the first process
     assert report["n"] == 4
@@ -23,3 +39,66 @@ def test_two_processes_train_one_expert(recipe: Path, tmp_path: Path) -> None:
     assert [entry["step"] for entry in entries if "reward" in entry] == [1, 2]
     assert [entry["n"] for entry in entries if "right" in entry] == [4, 4, 4]
     assert not (tmp_path / "expert.unfinished").exists()
+
+
+def test_two_processes_learn_what_one_does(
+    tiny_model: Any, tiny_tokenizer: Any, tiny_folder: Path, letters: Any, tmp_path: Path
+) -> None:
+    """From the same completions or answers the same z; live, where each samples its own, one z that is better."""
+    script = Path(__file__).with_name("two_processes.py")
+    result = subprocess.run(launch(script, tmp_path, tiny_folder), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["processes"] == 2
+    assert facts["broadcast_buffers"] is False  # the factors are constants, and large
+    for kind in ("recorded", "answers", "live"):
+        first, second = (load_file(tmp_path / f"{kind}-{rank}.safetensors") for rank in range(2))
+        assert all(torch.equal(z, second[name]) for name, z in first.items())
+
+    worker = runpy.run_path(str(script))
+    base = load_base(str(tiny_folder))[0]
+    alone = {
+        "recorded": worker["train"](tiny_model, tiny_tokenizer, letters, worker["OPTIONS"], tmp_path, recorded=True),
+        "answers": worker["train_on_answers"](base, tiny_tokenizer, letters, tmp_path),
+    }
+    for kind, trainer in alone.items():
+        trained_by_two = load_file(tmp_path / f"{kind}-0.safetensors")
+        for name, z in worker["vectors"](trainer).items():
+            torch.testing.assert_close(z, trained_by_two[name], atol=1e-4, rtol=0)
+            assert (z - 1).abs().max() > 0.02
+
+    assert facts["all_parameters_are_sharded"]  # FSDP: a half of the base each, one row of the batch each
+    sharded = load_file(tmp_path / "sharded-0.safetensors")
+    wanted = worker["gradients"](worker["small_expert"](load_base(str(tiny_folder))[0]), worker["IDS"])
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(sharded[name], gradient, atol=0.05 * float(gradient.abs().max()), rtol=0)
+
+    rewards = facts["rewards"]
+    # Four standard errors of a mean over ten steps of 64 samples.
+    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_was_killed_resumes_to_the_same_expert(recipe: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(recipe.read_text())
+    document["training"] |= {"steps": 60, "validate_every": 10, "learning_rate": 0.01}
+    recipe.write_text(yaml.safe_dump(document))
+
+    def train(name: str, *options: str) -> subprocess.Popen[bytes]:
+        command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / name, *options)
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def finish(name: str, *options: str) -> dict[str, torch.Tensor]:
+        assert train(name, *options).wait() == 0
+        return load_file(tmp_path / name / "adapter_model.safetensors")
+
+    killed = train("killed")
+    while not (tmp_path / "killed.unfinished" / "checkpoint-10" / "trainer_state.json").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    *_, worker = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    assert killed.wait() != 0
+    assert not (tmp_path / "killed").exists()
+    resumed, whole = finish("killed", "--resume"), finish("whole")
+    assert all(torch.equal(z, whole[name]) for name, z in resumed.items())

@@ -110,6 +110,7 @@ def test_an_interrupted_run_resumes_to_the_same_expert(
     assert not (tmp_path / "parts").exists()
     with pytest.raises(UserError, match="--resume"):
         train("parts", options)
+    (unfinished_folder(tmp_path / "parts") / f"checkpoint-{step + 1}").mkdir()  # of a run killed while it wrote
     with pytest.raises(UserError, match="another recipe"):
         train("parts", options, resume=True, recipe={"training": "other"})
     parts = train("parts", options, resume=True)

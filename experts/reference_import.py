@@ -1,0 +1,90 @@
+"""Expert files of the paper's own code (github.com/SakanaAI/self-adaptive-llms) as experts of this project.
+
+`policy_params.pt` holds one vector p [min(m, n)] for every matrix whose name contains "mlp", under the matrix's index
+among them, in the order of the base's state dict. `learnable_params.pt` holds the same under the matrices' names. Both
+mean
+
+    W' = U diag(s·σ(p)) Vᵀ · Σs / Σ(s·σ(p)),
+
+which is z = `effective_z(p, s)`. A constant factor in front of σ cancels.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experts.errors import UserError
+from experts.expert import Expert
+from experts.fingerprint import fingerprint
+from experts.svf.decomposition import decompose
+from experts.training.parametrization import effective_z
+
+INDEXED = re.compile(r"learnable_params_module_list\.(\d+)")
+
+
+def import_expert(path: Path, base: PreTrainedModel, base_name: str, description: str) -> Expert:
+    """The expert in `path`, which the reference code trained on `base`. No code in the file is run.
+
+    Raises:
+        UserError: if the file is missing, damaged, wants to run code, holds something else, or belongs to a base with
+            other matrices.
+    """
+    weights = {
+        key.removesuffix(".weight"): weight
+        for key, weight in base.state_dict().items()
+        if "mlp" in key and key.endswith(".weight") and weight.ndim == 2
+    }
+    vectors = _by_matrix(path, _read(path), list(weights))
+    z = {}
+    for matrix, p in vectors.items():
+        s = decompose(weights[matrix]).s
+        if p.shape != s.shape:
+            raise UserError(
+                f"{path} has {list(p.shape)} values for {matrix}, which has {len(s)} singular values; "
+                "is this the base it was trained on?"
+            )
+        if not torch.isfinite(p).all():
+            raise UserError(f"{path} is damaged and was not loaded: what it has for {matrix} is not finite")
+        z[matrix] = effective_z(p.float(), s.float().cpu())
+    return Expert(z, base_name, fingerprint(base), description)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pickles that other programs wrote
+            document: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it wants to run code ({named[1]})" if named else "it wants to run code, or is damaged"
+        raise UserError(f"{path} was refused: {what}; only plain tensors are read") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is not a file of tensors, or it is damaged") from error
+    if not isinstance(document, dict) or not all(isinstance(p, Tensor) for p in document.values()):
+        raise UserError(f"{path} is not an expert: it must hold one vector for each matrix")
+    return {str(key): p.detach() for key, p in document.items()}
+
+
+def _by_matrix(path: Path, document: dict[str, Tensor], matrices: list[str]) -> dict[str, Tensor]:
+    """p by matrix: from names, or from indices that run through all of `matrices`."""
+    named = {key.removesuffix(".weight"): p for key, p in document.items()}
+    if named and named.keys() <= set(matrices):
+        return named
+    indices = [INDEXED.fullmatch(key) for key in document]
+    if not document or not all(indices):
+        strange = next((key for key, index in zip(document, indices, strict=True) if not index), "nothing")
+        raise UserError(f"{path} is not an expert of the reference code for this base: it holds {strange}")
+    by_index = {int(index[1]): p for index, p in zip(indices, document.values(), strict=True) if index}
+    if sorted(by_index) != list(range(len(matrices))):
+        raise UserError(
+            f"{path} has {len(by_index)} vectors, the base {len(matrices)} MLP matrices; "
+            "give the base that it was trained on"
+        )
+    return {matrices[index]: p for index, p in sorted(by_index.items())}

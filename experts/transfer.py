@@ -1,0 +1,96 @@
+"""An expert of one base on another of the same shapes (arXiv 2501.06252, section 4.3, from Llama to Mistral).
+
+z_i rescales the i-th singular direction of a matrix. On another base that means something only as far as its i-th
+direction is the same one, which `compare` measures and the shuffled control tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experts.errors import UserError
+from experts.expert import Expert
+from experts.fingerprint import fingerprint
+from experts.svf.decomposition import decompose
+
+
+def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | None = None) -> Expert:
+    """`expert` as one of another base, which remembers where it comes from.
+
+    Args:
+        base: the base that it is to be used on, called `name`.
+        shuffled: a seed; z is permuted within each matrix, the control that should not work.
+
+    Raises:
+        UserError: if the shapes do not fit, or the expert is one of this base already.
+    """
+    expert.weights_in(base)
+    found = fingerprint(base)
+    if found == expert.fingerprint and shuffled is None:
+        raise UserError(f"the expert belongs to this base already (fingerprint {found}); there is nothing to transfer")
+    z, description = expert.z, expert.description
+    if shuffled is not None:
+        generator = torch.Generator().manual_seed(shuffled)
+        z = {matrix: z[matrix][torch.randperm(len(z[matrix]), generator=generator)] for matrix in sorted(z)}
+        description = f"{description} (shuffled control, seed {shuffled})"
+    origin = expert.transferred_from or f"{expert.base} ({expert.fingerprint})"
+    return replace(expert, z=z, base=name, fingerprint=found, description=description, transferred_from=origin)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How alike the singular directions of one matrix are in two bases. 1 is the same, for `spectrum` 0."""
+
+    matrix: str
+    aligned: float
+    """|⟨u_i, u'_i⟩⟨v_i, v'_i⟩|, direction by direction, in the mean over those the expert has, weighted by s_i²."""
+    overlap: float
+    """Of the spaces that the k largest directions span: (‖U_kᵀU'_k‖² + ‖V_kᵀV'_k‖²) / 2k."""
+    chance: float
+    """The overlap of random spaces."""
+    spectrum: float
+    """‖s − s'‖ / ‖s‖."""
+    difference: float
+    """The cosine between the differences that the expert makes to the two matrices."""
+
+
+def compare(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel, k: int = 16) -> list[Comparison]:
+    """The matrices that an expert adapts, in the base it was trained on and in another.
+
+    Args:
+        k: how many of the largest directions span the spaces that `overlap` compares, where a matrix has so many.
+
+    Raises:
+        UserError: if the expert does not fit a base, or a matrix has not the same shape in both.
+    """
+    ours, theirs = expert.weights_in(trained_on), expert.weights_in(other)
+    comparisons = []
+    for matrix, z in expert.z.items():
+        if ours[matrix].shape != theirs[matrix].shape:
+            shapes = " and ".join(str(list(weights[matrix].shape)) for weights in (ours, theirs))
+            raise UserError(f"{matrix} has the shapes {shapes}; only bases of the same shapes can be compared")
+        comparisons.append(_compare(matrix, z, ours[matrix], theirs[matrix], k))
+    return comparisons
+
+
+def _compare(matrix: str, z: Tensor, ours: Tensor, theirs: Tensor, k: int) -> Comparison:
+    (u, s, vt), (other_u, other_s, other_vt) = (
+        (factor.double() for factor in decompose(weight, len(z))) for weight in (ours, theirs)
+    )
+    left, right = u.T @ other_u, vt @ other_vt.T  # [r, r]: ⟨u_i, u'_j⟩ and ⟨v_i, v'_j⟩
+    energy = s.square() / s.square().sum()
+    k = min(k, len(z))
+    scale, other_scale = s * (z - 1).to(s), other_s * (z - 1).to(s)  # [r]
+    sizes = scale.norm() * other_scale.norm()
+    return Comparison(
+        matrix,
+        aligned=(energy @ (left.diagonal() * right.diagonal()).abs()).item(),
+        overlap=((left[:k, :k].square().sum() + right[:k, :k].square().sum()) / (2 * k)).item(),
+        chance=sum(k / side for side in ours.shape) / 2,
+        spectrum=((s - other_s).norm() / s.norm()).item(),
+        difference=(scale @ (left * right) @ other_scale / sizes).item() if sizes else 1.0,
+    )
