@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.embedding import PROMPTS, write_prompts
-from experts.domains import KINDS, Jsonl, ReasoningGym, WordProblems
+from experts.domains import KINDS, Code, Gsm8k, HendrycksMath, Jsonl, MultipleChoice, ReasoningGym, WordProblems
 from experts.errors import UserError, unknown
 from experts.processes import processes
 from experts.training.methods import METHODS, SVF, Adapt
@@ -41,7 +41,7 @@ class Recipe:
     first of each, where it is not given.
     """
 
-    domain: ReasoningGym | Jsonl | WordProblems | Classification
+    domain: ReasoningGym | Jsonl | WordProblems | Gsm8k | HendrycksMath | MultipleChoice | Code | Classification
     training: Annotated[Reinforce | NextToken, tyro.conf.arg(name="")]
     adapt: Annotated[Adapt, tyro.conf.arg(name="")] = field(default_factory=SVF)
     model: str = "smollm2-135m"
@@ -168,7 +168,10 @@ def _chosen(document: Any, where: Path | str, block: str, key: str, classes: Map
         raise UserError(f"{where}: {block} needs a {key}, one of {', '.join(classes)}")
     if str(name) not in classes:
         raise UserError(f"{where}: {unknown('domain' if block == 'domain' else key, str(name), classes)}")
-    return _checked(classes[name], {k: v for k, v in document.items() if k != key}, where, f"{block}.")
+    cls = classes[name]
+    if key not in {f.name for f in fields(cls)}:
+        document = {k: v for k, v in document.items() if k != key}
+    return _checked(cls, document, where, f"{block}.")
 
 
 def _checked(cls: type, document: dict[str, Any], where: Path | str, prefix: str) -> Any:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.lines import find_path, read_objects
 from experts.domains.rewards import REWARDS, choice
 from experts.errors import UserError, unknown
-from experts.files import data_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,26 +100,15 @@ class Jsonl:
         return dealt
 
     def _rows(self, path: str) -> Iterator[dict[str, Any]]:
-        file = _find(path)
+        file = find_path(path)
         empty = True
-        try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        empty = False
-                        yield {"id": f"{file.name}:{number}", **self._row(line, f"{path}:{number}")}
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot read {file}: {error}") from error
+        for where, number, fields in read_objects(file):
+            empty = False
+            yield {"id": f"{file.name}:{number}", **self._row(fields, where)}
         if empty:
             raise UserError(f"{path}: there are no rows in it")
 
-    def _row(self, line: bytes, where: str) -> dict[str, Any]:
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
-        if not isinstance(fields, dict):
-            raise UserError(f"{where}: not a JSON object")
+    def _row(self, fields: dict[str, Any], where: str) -> dict[str, Any]:
         for name in ("prompt", "answer"):
             if name not in fields:
                 raise UserError(f"{where}: the field {name!r} is missing")
@@ -151,20 +137,3 @@ def _is_chat(prompt: Any) -> bool:
 
 def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
-
-
-def _find(path: str) -> Path:
-    """The file itself, or under the data folder.
-
-    Raises:
-        UserError: naming the places that were tried.
-    """
-    places = [Path(path).expanduser()]
-    folder = data_folder()
-    if folder and not places[0].is_absolute():
-        places.append(folder / path)
-    for place in places:
-        if place.is_file():
-            return place
-    hint = "" if folder else "; SELFADAPT_DATA can name a folder of data sets"
-    raise UserError(f"no file {' or '.join(str(place.absolute()) for place in places)}{hint}")

@@ -1,0 +1,144 @@
+"""Writing Python functions that pass their tests: MBPP, HumanEval, MBPP-Pro."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.published import Fields, Source, load_published
+from experts.errors import unknown
+from experts.sandbox import run_python
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CodeKind = Literal["mbpp", "humaneval", "mbpp_pro"]
+BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Published:
+    source: Source
+    description: str
+    read: Callable[[Fields], dict[str, str]]
+    """To the columns `question`, `answer` (a right program), `header` and `tests`: what is run before and after it."""
+
+
+def _mbpp(fields: Fields) -> dict[str, str]:
+    tests = "\n".join(fields["test_list"])
+    return {
+        "question": f"{fields['text']}\n\nYour code should pass these tests:\n\n{fence(tests)}",
+        "answer": fields["code"].replace("\r\n", "\n"),
+        "header": "",
+        # After the answer: some of it makes objects of the answer's classes.
+        "tests": f"{fields['test_setup_code']}\n{tests}".strip(),
+    }
+
+
+def _human_eval(fields: Fields) -> dict[str, str]:
+    return {
+        "question": f"Complete this Python function:\n\n{fence(fields['prompt'])}",
+        "answer": fields["prompt"] + fields["canonical_solution"],
+        # So an answer that goes on where the question ends is as good as one that repeats it.
+        "header": fields["prompt"],
+        "tests": f"{fields['test']}\ncheck({fields['entry_point']})",
+    }
+
+
+def _self_invoking(fields: Fields) -> dict[str, str]:
+    problems = f"{fields['raw_problem'].strip()}\n\n{fields['new_problem'].strip()}"
+    return {
+        "question": f"Solve both problems; the second solution should call the first.\n\n{fence(problems)}",
+        "answer": f"{fields['raw_solution'].strip()}\n\n\n{fields['new_solution'].strip()}",
+        "header": "",
+        "tests": fields["test_code"],
+    }
+
+
+def fence(program: str) -> str:
+    return f"```python\n{program.rstrip()}\n```"
+
+
+DATASETS: dict[str, _Published] = {
+    "mbpp": _Published(
+        Source("mbpp", "google-research-datasets/mbpp", "text", ("full",), validation="validation"),
+        "Writing short Python functions.",
+        _mbpp,
+    ),
+    "humaneval": _Published(
+        Source("humaneval", "openai/openai_humaneval", "prompt", train=None),
+        "Completing a Python function from its signature and docstring.",
+        _human_eval,
+    ),
+    "mbpp_pro": _Published(
+        Source("mbpp_pro", "CodeEval-Pro/mbpp-pro", "new_problem", train=None, test="train"),
+        "Writing two Python functions, of which the second calls the first.",
+        _self_invoking,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Code:
+    """Programming problems; an answer is right when its code runs through the problem's tests.
+
+    Answers are run in `experts.sandbox`, which has to be allowed to (`SELFADAPT_RUN_CODE=1`).
+
+    MBPP has official splits; where the data at hand have no test split, test is a tenth of train
+    (`experts.domains.published`). HumanEval and MBPP-Pro are for evaluation: they have only test. MBPP-Pro is made of
+    problems from all splits of MBPP, so the score of an expert that was trained on MBPP is too good there.
+    """
+
+    kind: CodeKind
+    """Which data set."""
+    name: str = ""
+    """The kind, unless it is given."""
+    description: str = ""
+    """The data set's own, unless it is given."""
+    path: str | None = None
+    """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
+    instruction: str = "Answer with one block of Python code."
+    """Follows the problem after a blank line."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in DATASETS:
+            raise unknown("data set", self.kind, DATASETS)
+        object.__setattr__(self, "name", self.name or self.kind)
+        object.__setattr__(self, "description", self.description or DATASETS[self.kind].description)
+
+    def load(self, split: Split) -> Dataset:
+        """Rows with `id`, `prompt`, `answer` (a right program), `solution` (the same as a block), `header`, `tests`.
+
+        Raises:
+            UserError: as `load_published` does.
+        """
+        return load_published(DATASETS[self.kind].source, self.path, split, self._row)
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """Whether each completion's code passes the column `tests`, after the column `header`.
+
+        Raises:
+            UserError: if running code is not allowed; never for what the code does.
+        """
+        return [
+            float(run_python("\n".join([header + code_of(text_of(completion)), tests])).passed)
+            for completion, header, tests in zip(completions, columns["header"], columns["tests"], strict=True)
+        ]
+
+    def _row(self, fields: Fields) -> dict[str, Any]:
+        row = DATASETS[self.kind].read(fields)
+        question = with_instruction(row.pop("question"), self.instruction)
+        return {"prompt": [{"role": "user", "content": question}], "solution": fence(row["answer"]), **row}
+
+
+def code_of(text: str) -> str:
+    r"""The first code block that defines something, else the first one; the whole text, where there is none.
+
+    >>> code_of("Here:\n```python\ndef f(): ...\n```\nUse it:\n```python\nf()\n```")
+    'def f(): ...\n'
+    """
+    blocks = BLOCK.findall(text)
+    return next((block for block in blocks if "def " in block or "class " in block), blocks[0] if blocks else text)

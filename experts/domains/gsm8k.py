@@ -1,0 +1,74 @@
+"""Grade-school mathematics: GSM8K (arXiv 2110.14168)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.published import Fields, Source, load_published
+from experts.domains.rewards import find_number, last_number
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SOURCE = Source("gsm8k", "openai/gsm8k", "question", configs=("main",))
+MARK = "####"
+# What the authors' calculator was asked, in the middle of a sentence: <<48/2=24>>.
+CALCULATION = re.compile(r"<<[^<>]*>>")
+
+
+@dataclass(frozen=True)
+class Gsm8k:
+    """Word problems with a worked solution and a whole number as the answer.
+
+    The last number after the last `####` counts, or of the whole text, where there is no such mark.
+
+    Validation is a tenth of the train rows, for there is no official one; so is test, where the data at hand have
+    no test split (`experts.domains.published`).
+    """
+
+    name: str = "gsm8k"
+    description: str = "Grade-school mathematics word problems."
+    path: str | None = None
+    """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
+    instruction: str = 'Reason step by step. Give the final answer as a number on the last line, after "####".'
+    """Follows the question after a blank line."""
+
+    def load(self, split: Split) -> Dataset:
+        """Rows with `id`, `prompt`, `answer` and `solution`, the worked solution that ends in `#### answer`.
+
+        Raises:
+            UserError: as `load_published` does.
+        """
+        return load_published(SOURCE, self.path, split, self._row)
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """Whether each completion's final number is the column `answer`'s."""
+        return [
+            last_number(_final(text_of(completion)), answer)
+            for completion, answer in zip(completions, columns["answer"], strict=True)
+        ]
+
+    def _row(self, fields: Fields) -> dict[str, Any]:
+        solution = CALCULATION.sub("", fields["answer"])
+        answer = find_number(solution.partition(MARK)[2])
+        if not answer:
+            raise ValueError(f"the field 'answer' must end in '{MARK} number'")
+        return {
+            "prompt": [{"role": "user", "content": with_instruction(fields["question"], self.instruction)}],
+            "answer": answer,
+            "solution": solution,
+        }
+
+
+def _final(text: str) -> str:
+    """What the text gives as its answer: the line after the last mark.
+
+    >>> _final("2 + 2 = 4\\n#### 4 eggs\\nand 7 more"), _final("4 eggs")
+    ('4 eggs', '4 eggs')
+    """
+    _, mark, end = text.rpartition(MARK)
+    return end.strip().partition("\n")[0] if mark else text

@@ -1,0 +1,144 @@
+"""Published multiple-choice questions: ARC, BoolQ, OpenBookQA, PIQA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any, Literal
+
+from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.published import Fields, Source, load_published
+from experts.domains.rewards import choice
+from experts.errors import unknown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ChoiceKind = Literal["arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa"]
+Question = tuple[str, list[str], int]
+"""What is asked, the choices, and the index of the right one."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    source: Source
+    description: str
+    read: Callable[[Fields], Question]
+    lettered: bool = True
+    """Otherwise the choices are words that answer the question, and are not listed."""
+
+
+def _science(fields: Fields) -> Question:
+    labels = list(fields["choices"]["label"])
+    if fields["answerKey"] not in labels:
+        raise ValueError(f"the field 'answerKey' must be one of {', '.join(labels)}")
+    return fields["question"], list(fields["choices"]["text"]), labels.index(fields["answerKey"])
+
+
+def _open_book(fields: Fields) -> Question:
+    return _science({**fields, "question": fields["question_stem"]})
+
+
+def _yes_or_no(fields: Fields) -> Question:
+    question = fields["question"].rstrip("? ")
+    return f"{fields['passage']}\n\n{question[:1].upper()}{question[1:]}?", ["Yes", "No"], 0 if fields["answer"] else 1
+
+
+def _two_ways(fields: Fields) -> Question:
+    return fields["goal"], [fields["sol1"], fields["sol2"]], int(fields["label"])
+
+
+DATASETS: dict[str, _Published] = {
+    "arc_easy": _Published(
+        Source("arc_easy", "allenai/ai2_arc", "question", ("ARC-Easy",), validation="validation"),
+        "Multiple-choice questions of elementary science.",
+        _science,
+    ),
+    "arc_challenge": _Published(
+        Source("arc_challenge", "allenai/ai2_arc", "question", ("ARC-Challenge",), validation="validation"),
+        "Hard multiple-choice questions of school science.",
+        _science,
+    ),
+    "boolq": _Published(
+        # The official test answers are not published; validation is what everybody reports.
+        Source("boolq", "google/boolq", "question", test="validation"),
+        "Yes-or-no questions about a passage of text.",
+        _yes_or_no,
+        lettered=False,
+    ),
+    "openbookqa": _Published(
+        Source("openbookqa", "allenai/openbookqa", "question_stem", ("main",), validation="validation"),
+        "Multiple-choice questions that combine a fact of elementary science with common knowledge.",
+        _open_book,
+    ),
+    "piqa": _Published(
+        Source("piqa", "baber/piqa", "goal", test="validation"),
+        "Choosing the better of two ways to reach an everyday goal.",
+        _two_ways,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """Questions whose answer is one of a few given choices, named by its letter or its words.
+
+    ARC and OpenBookQA have official splits. The published tests of BoolQ and PIQA are their validation splits, so
+    validation is a tenth of their train rows. Where the data at hand have no test split, test is another tenth of
+    train (`experts.domains.published`).
+    """
+
+    kind: ChoiceKind
+    """Which data set."""
+    name: str = ""
+    """The kind, unless it is given."""
+    description: str = ""
+    """The data set's own, unless it is given."""
+    path: str | None = None
+    """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
+    instruction: str | None = None
+    """Follows the question after a blank line; None for the data set's own."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in DATASETS:
+            raise unknown("data set", self.kind, DATASETS)
+        own = DATASETS[self.kind]
+        asks_for = "the letter of the right choice only" if own.lettered else "yes or no only"
+        object.__setattr__(self, "name", self.name or self.kind)
+        object.__setattr__(self, "description", self.description or own.description)
+        if self.instruction is None:
+            object.__setattr__(self, "instruction", f"Answer with {asks_for}.")
+
+    def load(self, split: Split) -> Dataset:
+        """Rows with `id`, `prompt`, `answer` (a letter, or one of `choices`) and `choices`.
+
+        Raises:
+            UserError: as `load_published` does.
+        """
+        return load_published(DATASETS[self.kind].source, self.path, split, self._row)
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """Whether each completion names the right choice and no other."""
+        return [
+            choice(text_of(completion), answer, choices)
+            for completion, answer, choices in zip(completions, columns["answer"], columns["choices"], strict=True)
+        ]
+
+    def _row(self, fields: Fields) -> dict[str, Any]:
+        own = DATASETS[self.kind]
+        question, choices, right = own.read(fields)
+        if not 0 <= right < len(choices):
+            raise ValueError(f"there is no choice {right} among {len(choices)}")
+        answer = choices[right]
+        if own.lettered and not any(len(text.strip()) == 1 and text.strip().isalpha() for text in choices):
+            listed = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)]
+            question = "\n".join([question, "", *listed])
+            answer = ascii_uppercase[right]
+        elif own.lettered:  # the choices are letters themselves: "B" must not mean two things
+            question = "\n".join([question, "", *choices])
+        return {
+            "prompt": [{"role": "user", "content": with_instruction(question, self.instruction or "")}],
+            "answer": answer,
+            "choices": choices,
+        }

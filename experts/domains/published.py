@@ -1,0 +1,178 @@
+"""Published data sets: where their rows come from, and how splits are kept apart.
+
+All splits of a domain come from one place, the first of these that is there: the domain's own `path`, the folder of
+the data set under `$SELFADAPT_DATA`, the hub. So what a split holds does not depend on whether the hub is reachable
+today.
+
+Where the place has an official split, it is that split. Where it has none, validation and test are a tenth of the
+train rows each, chosen by a hash of the question, and train is the rest. A question that stands in several splits
+stays in the first of test, validation, train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from experts.domains.base import Split
+from experts.domains.lines import find_path, read_objects
+from experts.errors import UserError, unknown
+from experts.files import data_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Fields = Mapping[str, Any]
+SUFFIXES = (".jsonl", ".jsonl.gz")
+OVERLAPS = Path("_overlaps", "train_rows_to_drop.jsonl")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one data set is published, and which of its splits are ours: None where it has none with answers."""
+
+    folder: str
+    """Under `$SELFADAPT_DATA`, with one `<official split>.jsonl` or `.jsonl.gz` a split."""
+    hub: str
+    question: str
+    """The field that tells one question from another."""
+    configs: tuple[str | None, ...] = (None,)
+    """The hub's configurations, one after the other."""
+    train: str | None = "train"
+    validation: str | None = None
+    test: str | None = "test"
+
+    def official(self) -> dict[Split, str]:
+        names = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: name for split in get_args(Split) if (name := names[split])}
+
+
+@dataclass(frozen=True)
+class _Row:
+    id: str
+    where: str
+    fields: Fields
+    question: str
+
+
+def load_published(source: Source, path: str | None, split: Split, read: Callable[[Fields], dict[str, Any]]) -> Dataset:
+    """The rows of a split as `read` makes them of the published fields, with an `id`: official split and row number.
+
+    Args:
+        path: A folder with files named like the official splits, or one file whose rows are dealt out to all splits.
+        read: May raise KeyError for a field that is missing, and TypeError, ValueError … for what it cannot read.
+
+    Raises:
+        UserError: if the data are nowhere to be found, a row cannot be read, or there are no rows for the split.
+    """
+    from datasets import Dataset
+
+    if split not in get_args(Split):
+        raise unknown("split", split, get_args(Split))
+    if split != "test" and source.train is None:
+        raise UserError(f"{source.folder} has no {split} split: it is there to evaluate on")
+    asked: set[str] = set()
+    dealt = _deal(_find(source, path))
+    for part in ("test", "validation", "train"):
+        rows = [row for row in dealt[part] if row.question not in asked]
+        asked.update(row.question for row in rows)
+        if part == split:
+            break
+    if not rows:
+        raise UserError(f"{source.folder}: there are too few rows for a {split} split, add some")
+    return Dataset.from_list([{"id": row.id, **_read(read, row)} for row in rows])
+
+
+def _read(read: Callable[[Fields], dict[str, Any]], row: _Row) -> dict[str, Any]:
+    try:
+        return read(row.fields)
+    except KeyError as error:
+        raise UserError(f"{row.where}: the field {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{row.where}: {error}") from error
+
+
+def _deal(rows: dict[Split, list[_Row]]) -> dict[Split, list[_Row]]:
+    """The rows of three splits, where train gives a tenth to each of the others that is not there."""
+    shares: list[Split] = ["train"] * 8
+    shares.append("train" if "validation" in rows else "validation")
+    shares.append("train" if "test" in rows else "test")
+    dealt: dict[Split, list[_Row]] = {"train": [], "validation": [], "test": [], **rows, "train": []}
+    for row in rows.get("train", []):
+        digest = hashlib.sha256(row.question.encode()).digest()
+        dealt[shares[int.from_bytes(digest) % len(shares)]].append(row)
+    return dealt
+
+
+def _find(source: Source, path: str | None) -> dict[Split, list[_Row]]:
+    official = source.official()
+    folder = data_folder()
+    if path is not None:
+        place = find_path(path)
+        if place.is_file():
+            return {"train" if source.train else "test": _local(source, place, "row")}
+    else:
+        place = (folder or Path()) / source.folder
+        if folder is None or not _file(place, next(iter(official.values()))):
+            return {split: _from_hub(source, name, place if folder else None) for split, name in official.items()}
+    files = {split: file for split, name in official.items() if (file := _file(place, name))}
+    if not files:
+        raise UserError(f"{place}: none of {', '.join(f'{name}.jsonl[.gz]' for name in official.values())} is there")
+    drop = _train_rows_to_drop(source, place)
+    return {
+        split: [
+            row
+            for index, row in enumerate(_local(source, file, official[split]))
+            if split != "train" or index not in drop
+        ]
+        for split, file in files.items()
+    }
+
+
+def _file(folder: Path, split: str) -> Path | None:
+    return next((file for suffix in SUFFIXES if (file := folder / f"{split}{suffix}").is_file()), None)
+
+
+def _train_rows_to_drop(source: Source, place: Path) -> set[int]:
+    """The numbers of train rows that share their question with an evaluation split, as the data folder lists them."""
+    folder = data_folder()
+    if folder is None or place != folder / source.folder or not (folder / OVERLAPS).is_file():
+        return set()
+    return {
+        fields["row"]
+        for _, _, fields in read_objects(folder / OVERLAPS)
+        if (fields["dataset"], fields["split"]) == (source.folder, source.train)
+    }
+
+
+def _local(source: Source, file: Path, split: str) -> list[_Row]:
+    objects = ((where, fields) for where, _, fields in read_objects(file))
+    return list(_rows(source, split, objects))
+
+
+def _from_hub(source: Source, split: str, folder: Path | None) -> list[_Row]:
+    from datasets import load_dataset
+
+    try:
+        parts = [load_dataset(source.hub, config, split=split) for config in source.configs]
+    # The hub's clients raise what their libraries do: OSError, httpx.HTTPError, ValueError, …
+    except Exception as error:
+        wanted = f"{folder or '$SELFADAPT_DATA/' + source.folder}/{next(iter(source.official().values()))}.jsonl[.gz]"
+        raise UserError(
+            f"no file {wanted}, and the hub's {source.hub} ({split}) cannot be read "
+            f"({' '.join(str(error).split())}); put a file there with the hub's fields, or give one with the domain's path"
+        ) from error
+    objects = ((f"{source.hub} {split}:{index}", fields) for part in parts for index, fields in enumerate(part))
+    return list(_rows(source, split, objects))
+
+
+def _rows(source: Source, split: str, objects: Iterator[tuple[str, Fields]]) -> Iterator[_Row]:
+    for index, (where, fields) in enumerate(objects):
+        question = fields.get(source.question)
+        if not isinstance(question, str) or not question.strip():
+            state = "must be a text" if source.question in fields else "is missing"
+            raise UserError(f"{where}: the field {source.question!r} {state}")
+        yield _Row(f"{split}:{index}", where, fields, " ".join(question.casefold().split()))

@@ -1,0 +1,168 @@
+"""Where published rows come from, and that no question stands in two splits; with the smallest domain, GSM8K."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any, get_args
+
+import datasets
+import pytest
+
+from experts.domains import KINDS, Domain, Gsm8k, MultipleChoice, Split
+from experts.errors import UserError
+from tests.experts.domains.conftest import Put
+
+
+def row(number: int, **fields: Any) -> dict[str, Any]:
+    return {"question": f"What is {number} + 1?", "answer": f"One more.\n#### {number + 1}"} | fields
+
+
+def ids(domain: Domain, split: Split) -> list[str]:
+    return list(domain.load(split)["id"])
+
+
+def questions(domain: Domain, split: Split) -> set[str]:
+    return {" ".join(prompt[0]["content"].casefold().split()) for prompt in domain.load(split)["prompt"]}
+
+
+def test_tenths_of_train_stand_in_for_missing_splits(put: Put) -> None:
+    put("gsm8k/train.jsonl.gz", [row(number) for number in range(300)])
+    parts = {split: ids(Gsm8k(), split) for split in get_args(Split)}
+    assert sorted(sum(parts.values(), [])) == sorted(f"train:{number}" for number in range(300))
+    assert all(15 < len(parts[split]) < 50 for split in ("validation", "test"))
+    assert parts == {split: ids(Gsm8k(), split) for split in get_args(Split)}
+
+
+def test_official_splits_are_taken_whole(put: Put) -> None:
+    put("gsm8k/train.jsonl", [row(number) for number in range(100)])
+    before = ids(Gsm8k(), "validation")
+    put("gsm8k/test.jsonl", [row(number) for number in range(500, 520)])
+    assert ids(Gsm8k(), "test") == [f"test:{number}" for number in range(20)]
+    assert ids(Gsm8k(), "validation") == before
+    assert len(ids(Gsm8k(), "train")) == 100 - len(before)
+
+
+def test_a_question_stays_in_one_split(put: Put) -> None:
+    rows = [row(number) for number in range(100)]
+    shouted = [row(number, question=f"  WHAT is {number}  +  1? ") for number in range(100)]
+    put("gsm8k/train.jsonl", rows + shouted)
+    put("gsm8k/test.jsonl", [rows[3]])
+    parts = {split: questions(Gsm8k(), split) for split in get_args(Split)}
+    assert sum(map(len, parts.values())) == 100
+    assert all(not parts[a] & parts[b] for a, b in combinations(parts, 2))
+    assert "train:3" not in ids(Gsm8k(), "train") + ids(Gsm8k(), "validation")
+
+
+def test_rows_that_overlap_with_evaluation_splits_are_dropped(put: Put) -> None:
+    put("gsm8k/train.jsonl", [row(number) for number in range(100)])
+    overlaps = [
+        {"dataset": "gsm8k", "split": "train", "row": 5},
+        {"dataset": "gsm8k", "split": "validation", "row": 6},
+        {"dataset": "mbpp", "split": "train", "row": 7},
+    ]
+    put("_overlaps/train_rows_to_drop.jsonl", overlaps)
+    everything = {id_ for split in get_args(Split) for id_ in ids(Gsm8k(), split)}
+    assert everything == {f"train:{number}" for number in range(100) if number != 5}
+
+
+def test_a_path_goes_before_the_data_folder(put: Put, tmp_path: Path) -> None:
+    put("gsm8k/train.jsonl", [row(0)])
+    file = put("elsewhere/mine.jsonl", [row(number) for number in range(50)])
+    put("elsewhere/train.jsonl", [row(number) for number in range(60)])
+    put("elsewhere/test.jsonl", [row(70)])
+    for path in (str(file), "elsewhere/mine.jsonl"):
+        assert sum(len(ids(Gsm8k(path=path), split)) for split in get_args(Split)) == 50
+    assert ids(Gsm8k(path=str(file.parent)), "test") == ["test:0"]
+    with pytest.raises(UserError, match="nowhere"):
+        Gsm8k(path="nowhere").load("train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"none of train\.jsonl\[\.gz\], test"):
+        Gsm8k(path=str(tmp_path / "empty")).load("train")
+
+
+def test_the_hub_is_asked_where_there_is_no_file(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list([row(number) for number in range(*{"train": (80,), "test": (90, 99)}[split])])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert ids(Gsm8k(), "test") == [f"test:{number}" for number in range(9)]
+    assert set(asked) == {("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")}
+
+
+@pytest.mark.parametrize("folder_is_set", [True, False])
+def test_an_unreachable_hub(put: Put, monkeypatch: pytest.MonkeyPatch, folder_is_set: bool, tmp_path: Path) -> None:
+    if not folder_is_set:
+        monkeypatch.delenv("SELFADAPT_DATA")
+
+    def load_dataset(*args: object, **options: object) -> None:
+        raise ConnectionError("Couldn't reach it,\nsorry")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError) as error:
+        Gsm8k().load("train")
+    message = str(error.value)
+    place = str(tmp_path / "data") if folder_is_set else "$SELFADAPT_DATA"
+    assert f"{place}/gsm8k/train.jsonl[.gz]" in message
+    for part in ("openai/gsm8k", "Couldn't reach it, sorry", "path"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"question": "Why?"}, "the field 'answer' is missing"),
+        ({"answer": "#### 1"}, "the field 'question' is missing"),
+        ({"question": 7, "answer": "#### 1"}, "the field 'question' must be a text"),
+        ({"question": "Why?", "answer": "so"}, "the field 'answer' must end in '#### number'"),
+        ({"question": "Why?", "answer": 7}, "expected string"),
+    ],
+)
+def test_a_row_that_cannot_be_read(put: Put, bad: dict[str, Any], message: str) -> None:
+    file = put("gsm8k/train.jsonl", [row(0), bad])
+    put("gsm8k/test.jsonl", [row(2)])
+    with pytest.raises(UserError, match=message) as error:
+        for split in get_args(Split):
+            Gsm8k().load(split)
+    assert f"{file}:2: " in str(error.value)
+
+
+def test_files_that_are_no_rows(put: Put) -> None:
+    file = put("gsm8k/train.jsonl", [])
+    with pytest.raises(UserError, match="too few rows for a train split"):
+        Gsm8k().load("train")
+    file.write_text('{"question": \n')
+    with pytest.raises(UserError, match=r"train\.jsonl:1: not JSON"):
+        Gsm8k().load("train")
+    with pytest.raises(UserError, match="unknown split 'dev'"):
+        Gsm8k().load("dev")  # type: ignore[arg-type]
+
+
+PUBLISHED = ["gsm8k", "arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "mbpp"]
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_real_splits_are_disjoint_and_their_rows_judged_rightly(kind: str, real_data: Path) -> None:
+    domain = KINDS[kind]() if kind == "gsm8k" else KINDS[kind](kind=kind)
+    parts = {split: domain.load(split) for split in get_args(Split)}
+    asked = {split: questions(domain, split) for split in parts}
+    assert all(not asked[a] & asked[b] for a, b in combinations(asked, 2))
+    assert len(parts["train"]) > len(parts["test"]) > 30
+    if kind == "mbpp":
+        return  # whose answers are run, in test_code.py
+    rows = parts["test"].select(range(30))
+    columns = {name: rows[name] for name in rows.column_names}
+    target = "solution" if kind == "gsm8k" else "answer"
+    assert domain.reward(rows[target], **columns) == [1.0] * 30
+    assert domain.reward([""] * 30, **columns) == [0.0] * 30
+
+
+def test_kinds_need_nothing_but_the_kind() -> None:
+    for kind in PUBLISHED[1:6]:
+        domain = MultipleChoice(kind=kind)  # type: ignore[arg-type]
+        assert domain.name == kind
+        assert domain.description.endswith(".")
