@@ -10,12 +10,17 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from peft import get_peft_model
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from experts import Expert, Mixture
+from experts.domains import text_of
+from experts.engine import generate
 from experts.svf import SVFConfig, SVFLinear
 from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.run import train_expert
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{% for part in message['content'] %}"
@@ -23,6 +28,10 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def solid(colour: str) -> Image.Image:
+    return Image.new("RGB", (8, 8), colour)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Colours:
             {
                 "id": f"{split}-{i}",
                 "prompt": [{"role": "user", "content": "?"}],
-                "image": Image.new("RGB", (8, 8), ("red", "blue")[i % 2]),
+                "image": solid(("red", "blue")[i % 2]),
                 "answer": str(i % 2),
             }
             for i in range(32)
@@ -45,7 +54,7 @@ class Colours:
         return Dataset.from_list(rows)
 
     def reward(self, completions: list[Any], answer: list[str], **columns: Any) -> list[float]:
-        texts = [completion[-1]["content"] for completion in completions]
+        texts = [text_of(completion) for completion in completions]
         return [
             sum((ord(letter) < 80) == (right == "1") for letter in text) / max(len(text), 1)
             for text, right in zip(texts, answer, strict=True)
@@ -88,6 +97,51 @@ def seeing(tiny_tokenizer: Any) -> tuple[Any, Any]:
         model.model.multi_modal_projector.linear_2.weight.mul_(10)  # a picture speaks as loud as a word
     model.generation_config.update(pad_token_id=0, eos_token_id=2)
     return model, processor
+
+
+def test_a_run_validates_and_scores_with_the_pictures(seeing: tuple[Any, Any], tmp_path: Path) -> None:
+    model, processor = seeing
+    options = Reinforce(
+        learning_rate=0.1,
+        steps=40,
+        prompts_per_step=16,
+        max_new_tokens=1,
+        micro_batch_size=64,
+        validate_every=20,
+        validation_size=8,
+    )
+    adapter = SVFConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    result = train_expert(
+        model, processor, Colours(), adapter, options, tmp_path / "colours", base_name="tiny", recipe={}, test_size=8
+    )
+    # The greedy answer follows from the colour alone: blind, it is right for one of the two colours or for none.
+    assert set(result.expert_scores[::2]) == set(result.expert_scores[1::2]) == {1.0}
+    assert sum(result.base_scores) <= 4
+    expert = Expert.read(tmp_path / "colours")
+    assert len(expert.z) == 14
+
+
+def test_pictures_in_a_batch_are_answered_under_their_own_mixtures(seeing: tuple[Any, Any]) -> None:
+    model, processor = seeing
+    adapted = get_peft_model(model, SVFConfig(task_type="CAUSAL_LM")).eval()
+    with torch.no_grad():
+        for layer in adapted.modules():
+            if isinstance(layer, SVFLinear):
+                layer.svf_z["default"].copy_(torch.linspace(0.2, 1.8, len(layer.svf_z["default"])))
+    prompts = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+        for picture, text in zip(map(solid, ("red", "blue", "green")), ("?", "What colour?", "Say it."), strict=True)
+    ]
+    mixture = Mixture(("default",), torch.tensor([[1.0], [0.0], [0.5]]))
+    together = generate(adapted, processor, prompts, max_new_tokens=6, mixture=mixture)
+    alone = [
+        generate(adapted, processor, [prompt], max_new_tokens=6, mixture=mixture.rows([row]))[0]
+        for row, prompt in enumerate(prompts)
+    ]
+    assert together == alone
+    assert len(set(together)) == 3
+    (text_only,) = generate(adapted, processor, ["What colour?"], max_new_tokens=6)
+    assert isinstance(text_only, str)
 
 
 def test_the_reward_rises_for_who_sees_the_picture(seeing: tuple[Any, Any], tmp_path: Path) -> None:
