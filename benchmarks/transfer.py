@@ -23,7 +23,6 @@ from experts.transfer import compare, transfer
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe
 
-
 LETTERS = ReasoningGym(
     name="letters",
     description="Counting how many times a letter occurs in a piece of text.",
