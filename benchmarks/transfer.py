@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from experts.domains import ReasoningGym
 from experts.evaluation import accuracy, held_out_scores
 from experts.expert import Expert
 from experts.library import ExpertLibrary, shipped_library
@@ -22,10 +23,18 @@ from experts.transfer import compare, transfer
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe
 
+LETTERS = ReasoningGym(
+    name="letters",
+    description="Counting how many times a letter occurs in a piece of text.",
+    dataset="letter_counting",
+    parameters={"min_words": 1, "max_words": 3},
+    answer_in="last_number",
+)
+
 
 def descend(base: Any, tokenizer: Any, steps: int, learning_rate: float, rows: int = 8) -> None:
-    """Trains all weights of the base on next tokens, on the domain of the recipe `letters`."""
-    problems = read_recipe(find_recipe("smollm2-135m/letters")).domain.load("train").shuffle(seed=0)
+    """Trains all weights of the base on next tokens of questions about letters and their answers."""
+    problems = LETTERS.load("train").shuffle(seed=0)
     optimizer = torch.optim.AdamW(base.parameters(), lr=learning_rate)
     base.train()
     for step in range(steps):

@@ -10,14 +10,14 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TextIteratorStreamer
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
 from experts.mixture import Mixture
 from experts.svf import SVFLinear, SVFModel
 
-Chat = list[dict[str, str]]
+Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
 
 # While a step decodes fewer rows than this, reading the weights takes longer than computing with them.
 ROWS_PER_READ = {"cpu": 8, "cuda": 256}
@@ -28,19 +28,26 @@ def as_chat(prompt: str | Chat) -> Chat:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]) -> list[list[int]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat]) -> list[list[int]]:
     """Token ids of each chat, up to where the assistant's answer begins."""
-    if not prompts:
-        return []
+    return _encode(tokenizer, prompts)["input_ids"] if prompts else []
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat], **options: Any) -> Any:
     chats = [as_chat(prompt) for prompt in prompts]
-    encoding: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return encoding["input_ids"]
+    if isinstance(tokenizer, ProcessorMixin):
+        from trl.data_utils import prepare_multimodal_messages
+
+        chats = [prepare_multimodal_messages(chat) for chat in chats]  # the templates of processors want parts
+    return tokenizer.apply_chat_template(
+        cast(Any, chats), add_generation_prompt=True, tokenize=True, return_dict=True, **options
+    )
 
 
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     prompts: Sequence[str | Chat],
     *,
     max_new_tokens: int,
@@ -55,6 +62,7 @@ def generate(
     batch answered.
 
     Args:
+        tokenizer: of a vision-language model its processor; a part {"type": "image", "image": …} is then a picture.
         mixture: one row a prompt, of experts that `model` carries; None leaves the model as it is.
 
     Raises:
@@ -65,7 +73,12 @@ def generate(
     answers = [""] * len(ids)
     with evaluating(model):
         for rows in plan(model, [len(row) for row in ids], max_new_tokens, mixture, batch_size):
-            batch = pad(model, tokenizer, [ids[row] for row in rows])
+            if isinstance(tokenizer, ProcessorMixin):
+                here = [prompts[row] for row in rows]
+                batch = _encode(tokenizer, here, padding=True, padding_side="left", return_tensors="pt")
+                batch = batch.to(model.device, model.dtype)  # the dtype is that of the pictures
+            else:
+                batch = pad(model, tokenizer, [ids[row] for row in rows])
             with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
                 # [B, prompt + new]
                 output = cast(Any, model).generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)

@@ -10,7 +10,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from scipy.stats import binomtest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl.data_utils import prepare_multimodal_messages
 
 from experts.domains.base import Domain
 from experts.engine import generate
@@ -58,7 +59,7 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
 
 def held_out_scores(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     domain: Domain,
     rows: Dataset,
     *,
@@ -66,13 +67,20 @@ def held_out_scores(
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda answered: None,
 ) -> list[float]:
-    """The domain's score in [0, 1] of the model's greedy answer to each row, in order; shared out over processes."""
+    """The domain's score in [0, 1] of the model's greedy answer to each row, in order; shared out over processes.
+
+    A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
+    """
     with processes().split_between_processes(list(range(len(rows)))) as share:
         mine = rows.select(share)
+        prompts = list(mine["prompt"])
+        if "image" in mine.column_names:
+            pictures = mine["image"]
+            prompts = [prepare_multimodal_messages(p, images=[i]) for p, i in zip(prompts, pictures, strict=True)]
         answers = generate(
             model,
             tokenizer,
-            mine["prompt"],
+            prompts,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             on_batch=on_batch,

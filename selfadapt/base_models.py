@@ -41,7 +41,7 @@ def load_base(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a base model, in evaluation mode, and its tokenizer.
+    """Loads a base model, in evaluation mode, and its tokenizer; of a vision-language model, its processor.
 
     The tokenizer pads on the left with a token that is not an end token wherever the vocabulary has one. The model
     decodes greedily unless a call asks for something else, whatever its checkpoint says.
@@ -125,15 +125,16 @@ def _hub_answers(name: str) -> bool:
 def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`from_pretrained` for both halves; `options` as `_locate` gives them."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GgufConfig
 
     gguf_file = options.get("gguf_file")
     try:
         # A download keeps its progress bars.
         with nullcontext() if "local_files_only" in options else _no_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            sees = not gguf_file and _sees(source, **options)
+            tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
             quantization = GgufConfig(dequantize=True) if gguf_file else None
-            model = AutoModelForCausalLM.from_pretrained(
+            model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
                 source, dtype=dtype, quantization_config=quantization, **options
             )
             if gguf_file:
@@ -146,8 +147,20 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
             reason = _first_line(error)
             mend = "a base is a causal language model with its tokenizer"
         raise UserError(f"cannot load {str(Path(source, gguf_file or ''))!r}: {reason}; {mend}") from error
-    _settle_special_tokens(model, tokenizer)
+    _settle_special_tokens(model, tokenizer.tokenizer if sees else tokenizer)
     return model, tokenizer
+
+
+def _sees(source: str, **options: Any) -> bool:
+    """Whether the checkpoint is of a vision-language model, and of none that transformers also has as text alone."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    config = type(AutoConfig.from_pretrained(source, **options))
+    return config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config not in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 @contextmanager

@@ -14,7 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.embedding import PROMPTS, write_prompts
-from experts.domains import KINDS, Code, Gsm8k, HendrycksMath, Jsonl, MultipleChoice, ReasoningGym, WordProblems
+from experts.domains import (
+    KINDS,
+    Code,
+    Gsm8k,
+    HendrycksMath,
+    Jsonl,
+    MultipleChoice,
+    ReasoningGym,
+    Vqa,
+    WordProblems,
+)
 from experts.errors import UserError, unknown
 from experts.processes import processes
 from experts.training.methods import METHODS, SVF, Adapt
@@ -41,7 +51,7 @@ class Recipe:
     first of each, where it is not given.
     """
 
-    domain: ReasoningGym | Jsonl | WordProblems | Gsm8k | HendrycksMath | MultipleChoice | Code | Classification
+    domain: ReasoningGym | Jsonl | WordProblems | Gsm8k | HendrycksMath | MultipleChoice | Code | Vqa | Classification
     training: Annotated[Reinforce | NextToken, tyro.conf.arg(name="")]
     adapt: Annotated[Adapt, tyro.conf.arg(name="")] = field(default_factory=SVF)
     model: str = "smollm2-135m"

@@ -9,6 +9,7 @@ from experts.domains.jsonl import Jsonl
 from experts.domains.multiple_choice import MultipleChoice
 from experts.domains.reasoning_gym import ReasoningGym
 from experts.domains.rewards import REWARDS
+from experts.domains.vqa import Vqa
 from experts.domains.word_problems import WordProblems
 
 # A class with a field `kind` stands here once for each of its data sets.
@@ -18,6 +19,7 @@ KINDS: dict[str, type] = {
     "word_problems": WordProblems,
     "gsm8k": Gsm8k,
     "math": HendrycksMath,
+    "vqa": Vqa,
     **dict.fromkeys(multiple_choice.DATASETS, MultipleChoice),
     **dict.fromkeys(code.DATASETS, Code),
 }
@@ -35,6 +37,7 @@ __all__ = [
     "MultipleChoice",
     "ReasoningGym",
     "Split",
+    "Vqa",
     "WordProblems",
     "text_of",
 ]

@@ -1,0 +1,138 @@
+"""Questions about pictures, with the answers that several people gave: TextVQA, OK-VQA, or a folder of one's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.errors import UserError
+from experts.files import data_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+AGREEMENT = 3
+"""So many people must have given an answer for it to be right, where there are so many."""
+
+
+@dataclass(frozen=True)
+class Vqa:
+    """A picture and a question; an answer earns the share of three people that gave it (VQA accuracy).
+
+    A folder holds `train.jsonl`, `validation.jsonl` and `test.jsonl` with lines such as
+    `{"image": "1.png", "question": "What colour is it?", "answers": ["red", "red", "dark red"]}`; a picture's path is
+    relative to the folder. Of a data set on the hub, train and validation are 95 % and 5 % of `train_split`, and test
+    is `test_split`.
+    """
+
+    name: str
+    description: str
+    source: str
+    """A folder (relative to the current one or else to `$SELFADAPT_DATA`), or a hub id such as lmms-lab/textvqa."""
+    instruction: str = "Answer the question using a single word or phrase."
+    """Follows the question after a blank line."""
+    train_split: str = "train"
+    test_split: str = "validation"
+
+    def load(self, split: Split) -> Dataset:
+        """Rows with `id`, `prompt`, `image`, `answers` and `answer`, the most common one.
+
+        Raises:
+            UserError: for a missing source, a malformed line, a picture that does not load, or no rows.
+        """
+        folder = self._folder()
+        rows = self._from_hub(split) if folder is None else self._from_folder(folder, split)
+
+        def shape(question: str, answers: list[str]) -> dict[str, Any]:
+            prompt = [{"role": "user", "content": with_instruction(question, self.instruction)}]
+            return {"prompt": prompt, "answer": Counter(answers).most_common(1)[0][0]}
+
+        # Only these columns: reading the pictures for this would take as long as training on them.
+        return rows.map(shape, input_columns=["question", "answers"], remove_columns=["question"])
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """VQA accuracy; needs the column `answers`."""
+        return [
+            accuracy(text_of(completion), answers)
+            for completion, answers in zip(completions, columns["answers"], strict=True)
+        ]
+
+    def _folder(self) -> Path | None:
+        for parent in (Path(), data_folder()):
+            if parent is not None and (parent / self.source).is_dir():
+                return parent / self.source
+        return None
+
+    def _from_folder(self, folder: Path, split: Split) -> Dataset:
+        from datasets import Dataset, Features, List, Value
+        from datasets import Image as Picture
+
+        path = folder / f"{split}.jsonl"
+        if not path.is_file():
+            raise UserError(f"{folder} has no {path.name}")
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        rows = [_row(path, number, line) for number, line in lines if line.strip()]
+        if not rows:
+            raise UserError(f"{path} has no rows")
+        strings = {name: Value("string") for name in ("id", "question")}
+        features = Features(**strings, image=Picture(), answers=List(Value("string")))
+        return Dataset.from_list(rows, features=features)
+
+    def _from_hub(self, split: Split) -> Dataset:
+        from datasets import load_dataset
+
+        try:
+            rows = load_dataset(self.source, split=self.test_split if split == "test" else self.train_split)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.source} is no folder here, and the hub did not give it: {str(error).splitlines()[0]}"
+            ) from error
+        if split != "test":
+            rows = rows.train_test_split(test_size=0.05, seed=0)["train" if split == "train" else "test"]
+        ids = [str(name) for name in rows["question_id"]]
+        return rows.select_columns(["image", "question", "answers"]).add_column("id", ids)
+
+
+def accuracy(text: str, answers: Sequence[str]) -> float:
+    """The share of three people who gave this answer, at most 1; of all people where there are fewer.
+
+    >>> accuracy("The red.", ["red", "red", "Red", "crimson"]), accuracy("crimson", ["red", "red", "Red", "crimson"])
+    (1.0, 0.3333333333333333)
+    """
+    said = plain(text)
+    agreeing = sum(plain(answer) == said for answer in answers)
+    return min(1.0, agreeing / min(AGREEMENT, len(answers))) if said and answers else 0.0
+
+
+def plain(text: str) -> str:
+    """Lower case, without punctuation and articles, numbers as digits.
+
+    >>> plain("A Stop-Sign, with two birds!")
+    'stop sign with 2 birds'
+    """
+    words = re.sub(r"[^\w\s]", " ", text.lower().replace("'", "")).split()
+    return " ".join(str(NUMBERS.index(w)) if w in NUMBERS else w for w in words if w not in ("a", "an", "the"))
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    from PIL import Image
+
+    try:
+        row = json.loads(line)
+        picture, question, answers = path.parent / row["image"], str(row["question"]), [str(a) for a in row["answers"]]
+        if not answers or isinstance(row["answers"], str):
+            raise ValueError("answers is not a list of strings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}:{number}: a line must hold image, question and a list of answers ({error})") from error
+    try:
+        Image.open(picture).close()
+    except OSError as error:
+        raise UserError(f"{path}:{number}: the picture {picture} does not load: {error}") from error
+    return {"id": f"{path.stem}-{number}", "question": question, "image": str(picture), "answers": answers}
