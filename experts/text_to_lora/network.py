@@ -125,7 +125,7 @@ class AdapterNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.config = config
+        self.spec = config  # transformers' Trainer would write into a `config`
         d, dropout, matrices = config.latent_size, config.dropout, config.matrices
         modules = sorted({matrix.module for matrix in matrices})
         self.register_buffer(
@@ -165,7 +165,7 @@ class AdapterNetwork(nn.Module):
                 self.register_buffer(f"deviation_{number}", torch.ones(shape))
 
     def _head(self, matrix: Matrix) -> LoraHead | ZHead:
-        output, features = self.config.output, self.config.head_size
+        output, features = self.spec.output, self.spec.head_size
         if isinstance(output, Lora):
             return LoraHead(output.size, output.rank, matrix.out_features, matrix.in_features, features)
         longest = min(matrix.out_features, matrix.in_features)
@@ -182,7 +182,7 @@ class AdapterNetwork(nn.Module):
             x = x[:, :, None] + self.side(torch.arange(2, device=x.device))  # [B, M, 2, d]
         x = self.block2(x)
         if self.position is not None:
-            ranks = torch.arange(self.config.output.rank or 0, device=x.device)
+            ranks = torch.arange(self.spec.output.rank or 0, device=x.device)
             x = self.block2(x[..., None, :] + self.position(ranks))  # [B, M, 2, r, d]
         features = self.features(x)
         return [head(features[:, of_kind]) for of_kind, head in zip(self.kinds.values(), self.heads, strict=True)]
@@ -193,7 +193,7 @@ class AdapterNetwork(nn.Module):
 
     def denormalised(self, kind: int, numbers: Tensor) -> Tensor:
         """Numbers [B, N, P] on the scale of the adapters."""
-        if not self.config.normalised:
+        if not self.spec.normalised:
             return numbers
         return numbers * getattr(self, f"deviation_{kind}") + getattr(self, f"mean_{kind}")
 
@@ -203,7 +203,7 @@ class AdapterNetwork(nn.Module):
         z: dict[str, Tensor] = {}
         for of_kind, head, values in zip(self.kinds.values(), self.heads, numbers, strict=True):
             for column, index in enumerate(of_kind):
-                name, own = self.config.matrices[index].name, values[:, column]  # [B, P]
+                name, own = self.spec.matrices[index].name, values[:, column]  # [B, P]
                 if isinstance(head, LoraHead):
                     a, b = own.split([head.rank * head.in_features, head.rank * head.out_features], 1)
                     lora[name] = LowRank(
@@ -220,7 +220,7 @@ class AdapterNetwork(nn.Module):
         for of_kind in self.kinds.values():
             rows = []
             for index in of_kind:
-                adapter = written[self.config.matrices[index].name]
+                adapter = written[self.spec.matrices[index].name]
                 if isinstance(adapter, LowRank):
                     rows.append(torch.cat([adapter.a.flatten(1), adapter.b.transpose(1, 2).flatten(1)], 1))
                 else:

@@ -71,9 +71,9 @@ class TextToAdapter:
     """
 
     def __init__(self, network: AdapterNetwork, encoder: TaskEncoder) -> None:
-        if encoder.size != network.config.encoder_size:
+        if encoder.size != network.spec.encoder_size:
             raise UserError(
-                f"the network reads embeddings of {network.config.encoder_size} numbers ({network.config.encoder}), "
+                f"the network reads embeddings of {network.spec.encoder_size} numbers ({network.spec.encoder}), "
                 f"the encoder {encoder.name} gives {encoder.size}"
             )
         self.network = network
@@ -112,7 +112,7 @@ class TextToAdapter:
             UserError: if the folder holds no network, it is damaged, or its encoder cannot be loaded.
         """
         network = read_network(Path(folder))
-        name = network.config.encoder
+        name = network.spec.encoder
         if encoder is None:
             if name == BASE:
                 raise UserError(f"the network in {folder} reads descriptions with its base model: give it as encoder")
@@ -147,7 +147,7 @@ class TextToAdapter:
 
     def split(self, written: Written, descriptions: Sequence[str]) -> list[LoraAdapter] | list[Expert]:
         """The adapters of B descriptions, one by one."""
-        config = self.network.config
+        config = self.network.spec
         loras, experts = [], []
         for row, description in enumerate(descriptions):
             pairs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -166,8 +166,8 @@ class TextToAdapter:
 
 def write_network(network: AdapterNetwork, folder: Path) -> None:
     """Writes a network's two files into an existing folder."""
-    document = asdict(network.config)
-    document["output"]["kind"] = "lora" if isinstance(network.config.output, Lora) else "svf"
+    document = asdict(network.spec)
+    document["output"]["kind"] = "lora" if isinstance(network.spec.output, Lora) else "svf"
     (folder / "network.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / "network.safetensors")

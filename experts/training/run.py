@@ -90,7 +90,7 @@ def train_expert(
     """
     unfinished = unfinished_folder(output)
     log = Log(unfinished / "training_log.jsonl")
-    _prepare_folders(output, unfinished, recipe, resume=resume, replace=replace)
+    prepare_folders(output, unfinished, recipe, resume=resume, replace=replace)
     checkpoint = get_last_checkpoint(str(unfinished)) if resume else None
     done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if resume:
@@ -176,7 +176,7 @@ def unfinished_folder(output: Path) -> Path:
     return output.with_name(output.name + ".unfinished")
 
 
-def _prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
+def prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
     state = PartialState()
     if output.exists() and any(output.iterdir()) and not replace:
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
