@@ -62,8 +62,10 @@ class Targets:
     output: Lora | Svf
     adapters: Written
     """Matrix name → those of all names, in their order."""
-    descriptions: list[tuple[str, ...]]
-    """Of each, where the adapters themselves say; else empty."""
+    descriptions: list[str | None]
+    """Of each, where the adapters themselves say."""
+    fingerprint: str | None
+    """Of the base that experts belong to."""
 
 
 def read_targets(folder: Path) -> Targets:
@@ -76,27 +78,39 @@ def read_targets(folder: Path) -> Targets:
     if not paths:
         raise UserError(f"{folder} holds no adapters: no folder in it has an adapter_config.json")
     read = [_read(path) for path in paths]
-    first_output, first = read[0][:2]
-    for path, (output, tensors, _) in zip(paths, read, strict=True):
-        if output != first_output:
-            raise UserError(
-                f"the adapters in {folder} cannot be learned together: {paths[0].name} is {_say(first_output)}, "
-                f"{path.name} {_say(output)}"
-            )
-        if {k: [t.shape for t in v] for k, v in tensors.items()} != {k: [t.shape for t in v] for k, v in first.items()}:
-            raise UserError(f"the adapters in {folder} cannot be learned together: {path.name} has other matrices")
-    stacked = {
-        matrix: tuple(torch.stack([tensors[matrix][part] for _, tensors, _ in read]) for part in range(len(parts)))
-        for matrix, parts in first.items()
-    }
-    adapters: Any = {
-        matrix: LowRank(*parts) if isinstance(first_output, Lora) else parts[0] for matrix, parts in stacked.items()
-    }
-    return Targets([path.name for path in paths], first_output, adapters, [said for _, _, said in read])
+    first = read[0]
+    for path, adapter in zip(paths, read, strict=True):
+        problem = None
+        if adapter.output != first.output:
+            problem = f"{paths[0].name} is {_say(first.output)}, {path.name} {_say(adapter.output)}"
+        elif adapter.shapes != first.shapes:
+            problem = f"{path.name} has other matrices than {paths[0].name}"
+        elif adapter.fingerprint != first.fingerprint:
+            problem = f"{path.name} belongs to another base than {paths[0].name}"
+        if problem:
+            raise UserError(f"the adapters in {folder} cannot be learned together: {problem}")
+    adapters: Any = {}
+    for matrix, parts in first.tensors.items():
+        stacked = [torch.stack([adapter.tensors[matrix][part] for adapter in read]) for part in range(len(parts))]
+        adapters[matrix] = LowRank(*stacked) if isinstance(first.output, Lora) else stacked[0]
+    descriptions = [adapter.description for adapter in read]
+    return Targets([path.name for path in paths], first.output, adapters, descriptions, first.fingerprint)
 
 
-def _read(path: Path) -> tuple[Lora | Svf, dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
-    """The kind of an adapter, matrix name → (A, B) or (z,), and its own description."""
+@dataclass(frozen=True)
+class _Adapter:
+    output: Lora | Svf
+    tensors: Mapping[str, tuple[Tensor, ...]]
+    """Matrix name → (A, B) or (z,)."""
+    description: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def shapes(self) -> dict[str, list[torch.Size]]:
+        return {matrix: [part.shape for part in parts] for matrix, parts in self.tensors.items()}
+
+
+def _read(path: Path) -> _Adapter:
     try:
         document = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         kind = document.get("peft_type")
@@ -105,27 +119,28 @@ def _read(path: Path) -> tuple[Lora | Svf, dict[str, tuple[Tensor, ...]], tuple[
     if kind == "SVF":
         config = read_config(path)
         z = read_z(path)
-        own: Lora | Svf = Svf(rank=config.rank or max(map(len, z.values())), target_modules=sorted(z))
-        return own, {name: (vector,) for name, vector in z.items()}, (config.description,) if config.description else ()
+        output = Svf(rank=config.rank or max(map(len, z.values())), target_modules=sorted(z))
+        vectors = {name: (vector,) for name, vector in z.items()}
+        return _Adapter(output, vectors, config.description, config.base_fingerprint)
     if kind != "LORA":
         raise UserError(f"{path} is a {kind} adapter; a network learns to write LoRAs and SVF experts")
     try:
-        tensors = load_file(path / "adapter_model.safetensors")
-        names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
-        factors: dict[str, tuple[Tensor, ...]] = {
-            name: (
-                tensors[f"{PREFIX}{name}.lora_A.weight"].float(),
-                tensors[f"{PREFIX}{name}.lora_B.weight"].float(),
-            )
-            for name in names
-        }
-        output = Lora(document["r"], document["lora_alpha"], bool(document.get("use_rslora")), names)
+        return _read_lora(document, load_file(path / "adapter_model.safetensors"), path)
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(f"{path} is damaged, or not a plain LoRA: {error}") from error
+
+
+def _read_lora(document: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> _Adapter:
+    names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
+    factors: dict[str, tuple[Tensor, ...]] = {
+        name: (tensors[f"{PREFIX}{name}.lora_A.weight"].float(), tensors[f"{PREFIX}{name}.lora_B.weight"].float())
+        for name in names
+    }
+    output = Lora(document["r"], document["lora_alpha"], bool(document.get("use_rslora")), names)
     ranks = {len(pair[0]) for pair in factors.values()}
     if ranks != {output.rank}:
         raise UserError(f"{path} is a LoRA of mixed ranks, {sorted(ranks)}; a network writes one rank for all matrices")
-    return output, factors, ()
+    return _Adapter(output, factors)
 
 
 def _say(output: Lora | Svf) -> str:
@@ -213,7 +228,7 @@ def embedded_descriptions(
     """
     embedded = []
     for name, own in zip(targets.names, targets.descriptions, strict=True):
-        texts = of_tasks.get(name) or own
+        texts = of_tasks.get(name) or (own and (own,))
         if not texts:
             raise UserError(f"nobody describes the adapter {name}: no task has that name, and it says nothing itself")
         embedded.append(encoder(texts).cpu())

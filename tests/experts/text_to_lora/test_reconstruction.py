@@ -60,7 +60,7 @@ def test_a_library_is_read_as_it_was_written(kind: str, tmp_path: Path) -> None:
             assert targets.output == Lora(rank=2, target_modules=sorted(m.name for m in MATRICES))
         else:
             assert torch.equal(adapter[row], tensors["base_model.model.layers.1.q.svf_z"])
-            assert targets.descriptions[row] == DESCRIPTIONS[name][:1]
+            assert targets.descriptions[row] == DESCRIPTIONS[name][0]
 
 
 def make(folder: Path, encoder: Any, options: Reconstruction, size: Any = "L") -> Any:
