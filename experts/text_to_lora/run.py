@@ -29,8 +29,8 @@ from experts.text_to_lora.supervised import Supervised
 from experts.text_to_lora.writer import TextToAdapter, write_network
 from experts.training.callbacks import StopOnInterrupt
 from experts.training.log import Log
+from experts.training.objective import Diverged
 from experts.training.progress import Progress
-from experts.training.reinforce import Diverged
 from experts.training.run import Interrupted, prepare_folders, unfinished_folder
 
 Objective = Callable[[nn.Module, dict[str, Any]], Tensor]

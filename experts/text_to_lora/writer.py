@@ -18,7 +18,7 @@ from torch import Tensor
 from experts.errors import UserError
 from experts.expert import PREFIX, Expert
 from experts.files import atomic_folder
-from experts.text_to_lora.encoder import BASE, TaskEncoder, load_encoder, tidy
+from experts.text_to_lora.encoder import BASE, SentenceEncoder, TaskEncoder, tidy
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, NetworkConfig, Svf, Written
 from experts.text_to_lora.shapes import Matrix
 
@@ -116,7 +116,7 @@ class TextToAdapter:
         if encoder is None:
             if name == BASE:
                 raise UserError(f"the network in {folder} reads descriptions with its base model: give it as encoder")
-            encoder = load_encoder(name, trust_remote_code=trust_remote_code)
+            encoder = SentenceEncoder(name, trust_remote_code=trust_remote_code)
         elif encoder.name != name:
             raise UserError(f"the network in {folder} was trained with the encoder {name}, not {encoder.name}")
         return cls(network, encoder)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,11 @@ from peft import get_peft_model
 
 from experts.errors import UserError
 from experts.svf import SVFConfig
-from experts.text_to_lora.encoder import BUILT_IN, LastTokenEncoder, load_encoder, tidy
+from experts.text_to_lora.encoder import LastTokenEncoder, SentenceEncoder, tidy
 
 
 def test_the_built_in_encoder_brings_like_descriptions_together() -> None:
-    encode = load_encoder(BUILT_IN)
+    encode = SentenceEncoder()
     vectors = encode(["Add two numbers", "Compute the sum of two integers.", "Write a poem about the sea."])
     assert vectors.shape == (3, encode.size)
     assert vectors.dtype == torch.float32
@@ -41,7 +42,8 @@ def test_descriptions_are_tidied() -> None:
     assert tidy([" Add two numbers \n", "Why?"]) == ["Add two numbers.", "Why?"]
 
 
-@pytest.mark.parametrize("name", ["all-minilm", "no/such/encoder"])
-def test_an_unknown_encoder_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="unknown encoder"):
-        load_encoder(name)
+def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown text encoder 'all-minilm-l6'; did you mean 'all-MiniLM-L6-v2'"):
+        SentenceEncoder("all-minilm-l6")
+    with pytest.raises(UserError, match="no text encoder"):
+        SentenceEncoder(str(tmp_path))  # an empty folder
