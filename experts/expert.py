@@ -94,6 +94,19 @@ class Expert:
             config.description or Path(folder).name,
         )
 
+    @property
+    def config(self) -> SVFConfig:
+        """The PEFT configuration that its folder has."""
+        return SVFConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base,
+            target_modules=sorted(self.z),
+            rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
+            base_fingerprint=self.fingerprint,
+            description=self.description,
+            inference_mode=True,
+        )
+
     def write(self, folder: str | Path) -> None:
         """Writes a PEFT adapter folder, all or nothing.
 
@@ -103,17 +116,8 @@ class Expert:
         folder = Path(folder)
         if folder.exists():
             raise UserError(f"{folder} exists already; choose another folder, or remove it first")
-        config = SVFConfig(
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base,
-            target_modules=sorted(self.z),
-            rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
-            base_fingerprint=self.fingerprint,
-            description=self.description,
-            inference_mode=True,
-        )
         with atomic_folder(folder) as temporary:
-            config.save_pretrained(str(temporary))
+            self.config.save_pretrained(str(temporary))
             vectors = {f"{PREFIX}{matrix}{SUFFIX}": z.contiguous() for matrix, z in self.z.items()}
             save_file(vectors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
             card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"

@@ -20,6 +20,7 @@ from selfadapt.verbs.dispatch import dispatch
 from selfadapt.verbs.evaluate import evaluate
 from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.generate import generate
+from selfadapt.verbs.t2l import T2L, t2l, t2l_train
 from selfadapt.verbs.train import Train, train
 
 DESCRIPTION = (
@@ -34,16 +35,20 @@ VERBS: dict[str, Callable[..., Any]] = {
     "eval": evaluate,
     "compare": compare,
     "experts": experts,
+    "t2l": t2l,
 }
 # A verb with verbs of its own.
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
     "experts": EXPERTS,
+    "t2l": T2L,
 }
 
 
 def _run(args: list[str]) -> None:
     if args[:1] == ["train"] and len(args) > 1:
         train(args[1:])
+    elif args[:2] == ["t2l", "train"] and len(args) > 2:
+        t2l_train(args[2:])
     elif args and args[0] in GROUPS:
         group = args[0]
         tyro.extras.subcommand_cli_from_dict(

@@ -150,12 +150,24 @@ def _say(output: Lora | Svf) -> str:
 
 
 class Library:
-    """Targets as the network's own numbers, with the embedded descriptions of each."""
+    """Targets as the network's own numbers, with the embedded descriptions of each.
+
+    Raises:
+        UserError: if the adapters do not fit the network's matrices.
+    """
 
     def __init__(self, targets: Targets, network: AdapterNetwork, descriptions: Sequence[Tensor]) -> None:
+        for matrix in network.spec.matrices:
+            adapter = targets.adapters.get(matrix.name)
+            longest = min(matrix.out_features, matrix.in_features)
+            if isinstance(adapter, LowRank):
+                fits = (adapter.b.shape[1], adapter.a.shape[2]) == (matrix.out_features, matrix.in_features)
+            else:
+                fits = adapter is not None and adapter.shape[1] == min(longest, network.spec.output.rank or longest)
+            if not fits:
+                raise UserError(f"the adapters are for another base: nothing in them fits {matrix.name} of this one")
         self.numbers = network.numbers(targets.adapters)  # [adapters, N, P] a kind of matrix
         self.descriptions = descriptions  # [D, E] an adapter
-        self.of_kinds = len(self.numbers)
 
     def items(self, options: Reconstruction, chosen: Sequence[int]) -> Rounds:
         """As many random items as the run needs, a round of the chosen adapters after the other."""

@@ -105,7 +105,8 @@ class TextToAdapter:
         """Reads what `save_pretrained` wrote.
 
         Args:
-            encoder: by default the one that the network names; needed where that is the base itself.
+            encoder: by default the one that the network names; needed where that is the base itself
+                (`LastTokenEncoder`).
             trust_remote_code: let an encoder of the hub run the code that it brings.
 
         Raises:

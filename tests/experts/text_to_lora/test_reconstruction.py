@@ -158,6 +158,15 @@ def test_peft_s_own_mixed_ranks_are_refused(tiny_model: Any, tmp_path: Path) -> 
         read_targets(tmp_path)
 
 
+def test_adapters_of_another_base_are_refused(encoder: Any, tmp_path: Path) -> None:
+    for number, library in enumerate((lora_library, svf_library)):
+        targets = read_targets(library(tmp_path / str(number)))
+        for matrix in (Matrix("layers.0.q", 5, 6), Matrix("layers.0.k", 8, 6)):
+            network = TextToAdapter.untrained(targets.output, [matrix], encoder).network
+            with pytest.raises(UserError, match=f"another base: nothing in them fits {matrix.name}"):
+                Library(targets, network, [])
+
+
 def test_an_adapter_that_nobody_describes_is_named(encoder: Any, tmp_path: Path) -> None:
     targets = read_targets(lora_library(tmp_path))
     with pytest.raises(UserError, match="nobody describes the adapter french"):
