@@ -146,8 +146,8 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | lis
 
 def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume: bool) -> Result:
     tasks = recipe.data.load()
-    if not tasks.validation:
-        raise UserError("supervised training needs held-out tasks: set data.validation_tasks to 1 or more")
+    if not tasks.train or not tasks.validation:
+        raise UserError(f"{recipe.data.path} has no training tasks, or data.validation_tasks holds none of them out")
     base, tokenizer = load_base(recipe.model)
     encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: (base, tokenizer))
     torch.manual_seed(training.seed)

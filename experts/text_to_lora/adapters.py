@@ -43,6 +43,7 @@ class TaskAdapters:
     leave_out: int = 20
     """The first instances of each task are not trained on: they are for evaluation."""
     weight_decay: float = 0.01
+    """Of LoRAs; an expert's z would be pulled towards 0, and not towards the base."""
     warmup: float = 0.1
     """The share of the steps over which the learning rate rises; then it falls linearly."""
     max_grad_norm: float = 1.0
@@ -140,7 +141,7 @@ def _train(
             max_steps=options.steps,
             per_device_train_batch_size=max(options.instances_per_step // PartialState().num_processes, 1),
             learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
+            weight_decay=options.weight_decay if isinstance(output, Lora) else 0.0,
             warmup_steps=round(options.warmup * options.steps),
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,

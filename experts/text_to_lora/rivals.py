@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import ArrowConfig, PeftModel, create_arrow_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -171,6 +172,9 @@ def _averaged(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftMode
         names = [path.name for path in paths]
         tuner: Any = model.base_model
         tuner.add_weighted_adapter(names, [1 / len(names)] * len(names), "average", combination_type="cat")
+        for layer in tuner.modules():
+            if isinstance(layer, LoraLayer):
+                layer.scaling["average"] = 1.0  # it is in the factors; under rsLoRA PEFT would scale once more
         model.set_adapter("average")
         yield model
 

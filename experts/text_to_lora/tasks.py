@@ -96,7 +96,7 @@ class TaskData:
             key=lambda task: hashlib.sha256(task.name.encode()).digest(),
         )
         validation, train = learn[: self.validation_tasks], learn[self.validation_tasks :][: self.train_tasks]
-        if not train:
+        if learn and not train:
             raise UserError(f"{folder} has {len(learn)} training tasks: none is left beside {len(validation)} held out")
         return Tasks(train, validation, [task for task in tasks if task.split == "test"])
 

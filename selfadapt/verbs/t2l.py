@@ -135,7 +135,7 @@ def t2l_evaluate(
 
     scores = compare_methods(
         network,
-        TaskData(tasks, descriptions),
+        TaskData(tasks, descriptions, validation_tasks=0),
         model=model,
         with_definition=with_definition,
         adapters=adapters,
