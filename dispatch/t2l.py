@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.base import Dispatcher, question
 from experts.engine import Chat
@@ -18,8 +20,9 @@ from experts.expert import Expert
 from experts.fingerprint import fingerprint
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
+from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder
 from experts.text_to_lora.network import Svf
-from experts.text_to_lora.writer import TextToAdapter
+from experts.text_to_lora.writer import TextToAdapter, read_network
 
 Describe = Callable[[Sequence[str | Chat]], list[str | None]]
 """What each prompt's expert is written from; None leaves the prompt to the base."""
@@ -101,6 +104,31 @@ class T2LDispatcher:
             b"".join(bytes(p.detach().cpu().numpy().data) for p in writer.network.parameters())
         ).digest()
         self._carried: OrderedDict[str, None] = OrderedDict()  # names, the one used last at the end
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        network: Path,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        describe: Describe = by_prompt,
+        **options: Any,
+    ) -> T2LDispatcher:
+        """Reads a network that `selfadapt t2l train` wrote. Its `model` is then the one to answer with.
+
+        Args:
+            model: a base, or one that carries a library's experts.
+            options: `beside`, `share` and `kept`.
+
+        Raises:
+            UserError: if the folder holds no network, or not one that writes experts for this base.
+        """
+        read = read_network(network)
+        encoder = (
+            LastTokenEncoder(model, tokenizer) if read.spec.encoder == BASE else SentenceEncoder(read.spec.encoder)
+        )
+        writer = TextToAdapter(read, encoder)
+        return cls(writer, with_room(model, writer), describe, **options)
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
         descriptions = self.describe(prompts)

@@ -39,7 +39,7 @@ from experts.text_to_lora.supervised import (
     validation_items,
 )
 from experts.text_to_lora.tasks import TaskData
-from experts.text_to_lora.writer import TextToAdapter, read_network
+from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_network
 from selfadapt.base_models import BUILT_IN, load_base, load_config
 from selfadapt.recipes import checked, chosen, configs_folder, read_yaml
 
@@ -224,6 +224,14 @@ def _encoder(
     if name == BASE:
         return LastTokenEncoder(*base())
     return SentenceEncoder(name, trust_remote_code=trust_remote_code)
+
+
+def find_network(model: str | None) -> Path:
+    """The network that comes with a base; raises UserError if there is none."""
+    network = shipped_network(model or BUILT_IN)
+    if network is None:
+        raise UserError(f"no network comes with the base {model or BUILT_IN!r}; train one, and name it with --network")
+    return network
 
 
 def load_writer(network: Path, *, model: str | None = None, trust_remote_code: bool = False) -> TextToAdapter:

@@ -165,6 +165,12 @@ class TextToAdapter:
         return loras or experts
 
 
+def shipped_network(base_name: str) -> Path | None:
+    """The folder of the network that comes with the package for a base, or None."""
+    folder = Path(__file__).parent / "shipped" / base_name
+    return folder if (folder / "network.json").is_file() else None
+
+
 def write_network(network: AdapterNetwork, folder: Path) -> None:
     """Writes a network's two files into an existing folder."""
     document = asdict(network.spec)

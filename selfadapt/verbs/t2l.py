@@ -63,7 +63,7 @@ def t2l_train(args: list[str]) -> None:
 def t2l_generate(
     description: Positional[str],
     output: Path,
-    network: Path,
+    network: Path | None = None,
     model: str | None = None,
     trust_remote_code: bool = False,
     json: bool = False,
@@ -73,16 +73,17 @@ def t2l_generate(
     Args:
         description: what the task is, in a sentence.
         output: the adapter's folder, which must not exist.
-        network: the folder that `selfadapt t2l train` wrote.
-        model: the base that the adapter is for; only to check that it is the network's, by its config.
+        network: the folder that `selfadapt t2l train` wrote; by default the one that comes with the base.
+        model: the base that the adapter is for, of which only the config is read; by default the network's, or the
+            built-in one.
         trust_remote_code: let a text encoder of the hub run the code that it brings.
         json: print where the adapter is, and what it has, as JSON.
     """
     from dataclasses import asdict
 
-    from selfadapt.t2l import load_writer
+    from selfadapt.t2l import find_network, load_writer
 
-    writer = load_writer(network, model=model, trust_remote_code=trust_remote_code)
+    writer = load_writer(network or find_network(model), model=model, trust_remote_code=trust_remote_code)
     (adapter,) = writer.generate([description])
     adapter.write(output)
     spec = writer.network.spec

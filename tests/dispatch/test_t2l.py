@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from experts.errors import UserError
 from experts.fingerprint import fingerprint
 from experts.mixture import Mixture
 from experts.svf import SVFModel
+from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import Lora, Svf
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.shapes import read_matrices
@@ -129,6 +131,20 @@ def test_written_experts_mix_with_trained_ones(writer: TextToAdapter, tiny_model
     nobody = T2LDispatcher(writer, model, told("Add."), beside=Fixed(Mixture.of({})), share=0.25)(["a"])
     assert nobody.weights.tolist() == [[1.0]]
     assert len(generate(model, tiny_tokenizer, ["a", "b"], max_new_tokens=2, mixture=mixture)) == 2
+
+
+def test_a_folder_and_a_base_are_enough(
+    writer: TextToAdapter, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    matrices = writer.network.spec.matrices
+    encoder = LastTokenEncoder(tiny_model, tiny_tokenizer)
+    written = TextToAdapter.untrained(Svf(rank=8), matrices, encoder, fingerprint=fingerprint(tiny_model))
+    written.save_pretrained(tmp_path / "network")
+    dispatcher = T2LDispatcher.from_pretrained(tmp_path / "network", tiny_model, tiny_tokenizer, kept=3)
+    assert dispatcher(PROMPTS).weights.tolist() == [[1, 0], [0, 1], [1, 0]]
+    again = T2LDispatcher.from_pretrained(tmp_path / "network", dispatcher.model, tiny_tokenizer)
+    assert again.model is dispatcher.model  # it has room already
+    assert again(PROMPTS).names == dispatcher(PROMPTS).names
 
 
 def test_what_cannot_be_dispatched_is_refused(writer: TextToAdapter, tiny_model: Any) -> None:

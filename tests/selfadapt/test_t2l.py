@@ -220,6 +220,8 @@ def test_a_mistake_in_generating_is_one_line(run: Any, write_recipe: Any, tmp_pa
         assert (code, out) == (1, "")
         assert message in err
         assert not (tmp_path / "x").exists()
+    code, _, err = run("generate", "Write.", "--output", tmp_path / "x", "--model", "nobody/nothing")
+    assert (code, "no network comes with the base 'nobody/nothing'" in err) == (1, True)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
