@@ -101,6 +101,20 @@ class Expert:
             config.transferred_from,
         )
 
+    @property
+    def config(self) -> SVFConfig:
+        """The PEFT configuration that its folder has."""
+        return SVFConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base,
+            target_modules=sorted(self.z),
+            rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
+            base_fingerprint=self.fingerprint,
+            description=self.description,
+            transferred_from=self.transferred_from,
+            inference_mode=True,
+        )
+
     def write(self, folder: str | Path) -> None:
         """Writes a PEFT adapter folder, all or nothing.
 
@@ -110,26 +124,13 @@ class Expert:
         folder = Path(folder)
         if folder.exists():
             raise UserError(f"{folder} exists already; choose another folder, or remove it first")
-        config = self.config()
-        config.inference_mode = True
         with atomic_folder(folder) as temporary:
-            config.save_pretrained(str(temporary))
+            self.config.save_pretrained(str(temporary))
             save_file(self._state_dict(), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
             card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
             if self.transferred_from:
                 card += f"\nTrained on another base, {self.transferred_from}, and transferred: measure it before use.\n"
             (temporary / "README.md").write_text(card, encoding="utf-8")
-
-    def config(self) -> SVFConfig:
-        return SVFConfig(
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base,
-            target_modules=sorted(self.z),
-            rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
-            base_fingerprint=self.fingerprint,
-            description=self.description,
-            transferred_from=self.transferred_from,
-        )
 
     def weights_in(self, base: PreTrainedModel) -> dict[str, Tensor]:
         """W [m, n] of each adapted matrix.
@@ -155,7 +156,8 @@ class Expert:
             UserError: if the base lacks a matrix, or one has too few singular values.
         """
         self.weights_in(base)
-        config = self.config()
+        config = self.config
+        config.inference_mode = False
         config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
         model = cast(PeftModel, get_peft_model(base, config))
         set_peft_model_state_dict(model, self._state_dict())

@@ -19,7 +19,7 @@ from experts.files import atomic_folder, cache_folder, check_writable
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,21 @@ def load_base(
     source, options = _locate(name)
     model, tokenizer = _read(source, _dtype(dtype, place), **options)
     return model.to(place), tokenizer  # type: ignore[arg-type]
+
+
+def load_config(name: str = BUILT_IN) -> PreTrainedConfig:
+    """The configuration of a base, without its weights.
+
+    Raises:
+        UserError: where the name means nothing, or what it means cannot be fetched or read.
+    """
+    from transformers import AutoConfig
+
+    source, options = _locate(name)
+    try:
+        return AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -22,6 +22,7 @@ from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
 from selfadapt.verbs.import_ import import_
+from selfadapt.verbs.t2l import T2L, t2l, t2l_train
 from selfadapt.verbs.train import Train, train
 from selfadapt.verbs.transfer import transfer
 
@@ -40,16 +41,20 @@ VERBS: dict[str, Callable[..., Any]] = {
     "export": export,
     "transfer": transfer,
     "import": import_,
+    "t2l": t2l,
 }
 # A verb with verbs of its own.
 GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
     "experts": EXPERTS,
+    "t2l": T2L,
 }
 
 
 def _run(args: list[str]) -> None:
     if args[:1] == ["train"] and len(args) > 1:
         train(args[1:])
+    elif args[:2] == ["t2l", "train"] and len(args) > 2:
+        t2l_train(args[2:])
     elif args and args[0] in GROUPS:
         group = args[0]
         tyro.extras.subcommand_cli_from_dict(

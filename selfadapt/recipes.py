@@ -158,8 +158,8 @@ def make_recipe(document: Any, where: Path | str) -> Recipe:
     document = {"domain": {}, **document}
     for block, key, classes in BLOCKS:
         if block in document:
-            document[block] = _chosen(document[block], where, block, key, classes)
-    return _checked(Recipe, document, where, "")
+            document[block] = chosen(document[block], where, block, key, classes)
+    return checked(Recipe, document, where, "")
 
 
 def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
@@ -169,7 +169,7 @@ def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
     )
 
 
-def _chosen(document: Any, where: Path | str, block: str, key: str, classes: Mapping[str, Any]) -> Any:
+def chosen(document: Any, where: Path | str, block: str, key: str, classes: Mapping[str, Any]) -> Any:
     """An instance of the class that a block chooses by its `key`."""
     if not isinstance(document, dict):
         raise UserError(f"{where}: {block} must be a mapping")
@@ -181,10 +181,10 @@ def _chosen(document: Any, where: Path | str, block: str, key: str, classes: Map
     cls = classes[name]
     if key not in {f.name for f in fields(cls)}:
         document = {k: v for k, v in document.items() if k != key}
-    return _checked(cls, document, where, f"{block}.")
+    return checked(cls, document, where, f"{block}.")
 
 
-def _checked(cls: type, document: dict[str, Any], where: Path | str, prefix: str) -> Any:
+def checked(cls: type, document: dict[str, Any], where: Path | str, prefix: str) -> Any:
     """An instance of a dataclass from the mapping that a file holds for it."""
     known = [f.name for f in fields(cls)]
     for name in document:

@@ -89,7 +89,7 @@ def train_expert(
     """
     unfinished = unfinished_folder(output)
     log = Log(unfinished / "training_log.jsonl")
-    _prepare_folders(output, unfinished, recipe, resume=resume, replace=replace)
+    prepare_folders(output, unfinished, recipe, resume=resume, replace=replace)
     checkpoint = _last_checkpoint(unfinished) if resume else None
     done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if resume:
@@ -181,7 +181,7 @@ def _last_checkpoint(unfinished: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
-def _prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
+def prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
     state = processes()
     if output.exists() and any(output.iterdir()) and not replace:
         raise UserError(f"{output} exists already; choose another --output, or remove it first")

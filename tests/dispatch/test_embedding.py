@@ -103,5 +103,5 @@ def test_only_vectors_are_stored_and_damage_is_named(stored: ExpertLibrary) -> N
 
 
 def test_an_unknown_encoder_is_named(tmp_path: Any) -> None:
-    with pytest.raises(UserError, match="no text encoder"):
+    with pytest.raises(UserError, match="unknown text encoder"):
         encode(["hello"], str(tmp_path / "nothing"))

@@ -1,0 +1,149 @@
+"""How well a base does instances of tasks under each of several methods, and how sure that is.
+
+Tasks are the units: a mean is over tasks of the mean over their instances, and its interval is a bootstrap that draws
+whole tasks, because what is to be known is the next task and not the next instance of these.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from experts.engine import Chat, generate
+from experts.errors import UserError
+from experts.text_to_lora.examples import PromptStyle, make_example, pad_examples, token_losses
+from experts.text_to_lora.tasks import Instance, Task
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to answer: the model it runs, what it reads, and what is done for each task."""
+
+    name: str
+    chat: Callable[[Task, Instance], Chat]
+    model: Callable[[], AbstractContextManager[Any]]
+    """Gives the model within a block, and takes it back."""
+    task: Callable[[Task], AbstractContextManager[None]] = lambda task: nullcontext()
+    """Within the block the model is ready for a task."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one instance."""
+
+    task: str
+    id: str
+    loss: float
+    """Mean cross-entropy of the first right answer, in nats a token."""
+    rouge: float
+    """ROUGE-L of the greedy answer against the nearest of the right ones, in percent."""
+
+
+def evaluate(
+    method: Method,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    *,
+    instances: int = 20,
+    max_new_tokens: int = 48,
+    batch_size: int = 8,
+    on_task: Callable[[str], None] = lambda name: None,
+) -> list[Score]:
+    """The scores of a method on the first `instances` of each task, whose prompts and answers are read whole.
+
+    Raises:
+        UserError: if one does not fit the model's context.
+    """
+    style = PromptStyle(max_prompt_tokens=sys.maxsize, max_answer_tokens=sys.maxsize)
+    pad = tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    scores = []
+    with method.model() as model:
+        for task in tasks:
+            own = task.instances[:instances]
+            chats = [method.chat(task, instance) for instance in own]
+            examples = [
+                make_example(tokenizer, style, chat, instance.outputs[0])
+                for chat, instance in zip(chats, own, strict=True)
+            ]
+            losses: list[float] = []
+            with method.task(task), torch.inference_mode():
+                for start in range(0, len(examples), batch_size):
+                    batch = pad_examples(examples[start : start + batch_size], pad)
+                    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                    losses += token_losses(model, batch)[0].tolist()
+                answers = generate(model, tokenizer, chats, max_new_tokens=max_new_tokens, batch_size=batch_size)
+            scores += [
+                Score(task.name, instance.id, loss, rouge_l(answer, instance.outputs))
+                for instance, loss, answer in zip(own, losses, answers, strict=True)
+            ]
+            on_task(task.name)
+    return scores
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """The best ROUGE-L F-measure over the references in percent, stemmed as in Natural Instructions' evaluation."""
+    return 100 * max(_scorer().score(reference, answer)["rougeL"].fmeasure for reference in references)
+
+
+@cache
+def _scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UserError("ROUGE-L needs rouge-score: pip install 'selfadapt[eval]'") from error
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tasks with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def over_tasks(values: Mapping[str, Sequence[float]], *, resamples: int = 10_000, seed: int = 0) -> Estimate:
+    """The mean over tasks of their means, with the percentile bootstrap that draws tasks.
+
+    Args:
+        values: task → one value an instance.
+    """
+    means = np.array([np.mean(own) for own in values.values()])
+    drawn = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
+    low, high = np.quantile(means[drawn].mean(1), [0.025, 0.975])
+    return Estimate(float(means.mean()), float(low), float(high))
+
+
+def compare(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, dict[str, Estimate]]:
+    """Method → its `loss` and `rouge`, and `loss_difference` and `rouge_difference`: its own minus the reference's.
+
+    The differences are paired by instance, so that what is hard for everyone cancels.
+    """
+    table: dict[str, dict[str, Estimate]] = {}
+    of_reference = {(score.task, score.id): score for score in scores[reference]}
+    for method, own in scores.items():
+        columns: dict[str, dict[str, list[float]]] = {}
+        for score in own:
+            other = of_reference[score.task, score.id]
+            for column, value in {
+                "loss": score.loss,
+                "rouge": score.rouge,
+                "loss_difference": score.loss - other.loss,
+                "rouge_difference": score.rouge - other.rouge,
+            }.items():
+                columns.setdefault(column, {}).setdefault(score.task, []).append(value)
+        table[method] = {column: over_tasks(values) for column, values in columns.items()}
+    return table

@@ -1,0 +1,114 @@
+"""Instances of tasks as token batches, and the order in which a training run meets them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from experts.engine import Chat, tokenize
+from experts.text_to_lora.tasks import Instance, Task
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """What the base reads of an instance, and how much of it."""
+
+    with_definition: bool = True
+    """Put the task's definition before the input, as the paper does; without it, only the adapter knows the task."""
+    max_prompt_tokens: int = 512
+    """Longer prompts lose their beginning."""
+    max_answer_tokens: int = 512
+    """Longer answers lose their end."""
+
+    def chat(self, task: Task, instance: Instance) -> Chat:
+        text = f"{task.definition}\n\n{instance.input}" if self.with_definition else instance.input
+        return [{"role": "user", "content": text}]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one prompt and of the answer with its end token."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def make_example(tokenizer: PreTrainedTokenizerBase, style: PromptStyle, chat: Chat, answer: str) -> Example:
+    (prompt,) = tokenize(tokenizer, [chat])
+    ids = tokenizer.encode(answer, add_special_tokens=False)[: style.max_answer_tokens - 1]
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)
+    return Example(prompt[-style.max_prompt_tokens :], [*ids, end])
+
+
+def pad_examples(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask`, `position_ids` and `labels`, [B, T], padded on the left; no label is −100."""
+    length = max(len(example.prompt) + len(example.answer) for example in examples)
+    ids, mask, labels = [], [], []
+    for example in examples:
+        own = example.prompt + example.answer
+        free = length - len(own)
+        ids.append([pad] * free + own)
+        mask.append([0] * free + [1] * len(own))
+        labels.append([-100] * (length - len(example.answer)) + example.answer)
+    attention_mask = torch.tensor(mask)
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
+        "labels": torch.tensor(labels),
+    }
+
+
+def token_losses(
+    base: nn.Module, batch: dict[str, Tensor], *, label_smoothing: float = 0.0, neftune_alpha: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy of each row's answer tokens in nats, and their number: both [B].
+
+    Args:
+        label_smoothing: the share of the target that is spread over the vocabulary.
+        neftune_alpha: noise on the token embeddings, uniform in ±α/√(T·d) (arXiv 2310.05914).
+    """
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    if neftune_alpha:
+        embedded = base.get_input_embeddings()(inputs.pop("input_ids"))  # type: ignore[operator]
+        lengths = batch["attention_mask"].sum(1)[:, None, None]  # [B, 1, 1]
+        noise = torch.zeros_like(embedded).uniform_(-1, 1) * neftune_alpha / (lengths * embedded.shape[-1]).sqrt()
+        inputs["inputs_embeds"] = embedded + noise.to(embedded.dtype)
+    longest = int((batch["labels"] != -100).sum(1).max())
+    logits = base(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]  # [B, longest, V]
+    labels = batch["labels"][:, -longest:]
+    losses = F.cross_entropy(
+        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100, label_smoothing=label_smoothing
+    )
+    tokens = (labels != -100).sum(1)
+    return losses.sum(1) / tokens, tokens
+
+
+class Rounds(Dataset[Any]):
+    """`size` items, task after task in rounds: every round meets each task once, in an order of its own.
+
+    Item i is a function of the seed and i alone, so that a resumed run, and each of several processes, meets what an
+    uninterrupted single one would.
+    """
+
+    def __init__(self, tasks: int, size: int, seed: int, make: Callable[[int, random.Random], Any]) -> None:
+        self.tasks, self.size, self.seed, self.make = tasks, size, seed, make
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        """`make(task, chance)` of the item's task, with a source of chance for what is drawn within it."""
+        round_, place = divmod(index, self.tasks)
+        order = list(range(self.tasks))
+        random.Random(f"{self.seed}:{round_}").shuffle(order)
+        return self.make(order[place], random.Random(f"{self.seed}:{round_}:{place}"))

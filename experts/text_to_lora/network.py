@@ -1,0 +1,233 @@
+"""The hypernetwork: the embedding of a task description in, an adapter for every matrix of a base out.
+
+    task      description → encoder → Linear, LayerNorm                                     [d/2]
+    layer     number of the layer → Embedding, LayerNorm                                    [d/4]
+    module    q_proj, v_proj, … → Embedding, LayerNorm                                      [d/4]
+    mixer     of the three, side by side                                                    [d]
+    blocks    two residual ones; A or B (M, S) enters before the second, the rank (S) after it, which then runs again
+    head      one for each kind of matrix (experts.text_to_lora.heads)
+
+After arXiv 2506.06105 and its code, with two differences in M and S: the bias of a head holds a whole LoRA, so that
+they too start at the identity, and the rank enters as a learned embedding instead of a rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from experts.errors import UserError
+from experts.text_to_lora.heads import LoraHead, Size, ZHead
+from experts.text_to_lora.shapes import Matrix
+
+
+class LowRank(NamedTuple):
+    """The LoRAs of one matrix W [m, n] for B tasks: ΔW_b = scaling · B_b A_b."""
+
+    a: Tensor  # [B, r, n]
+    b: Tensor  # [B, m, r]
+
+
+Written = dict[str, LowRank] | dict[str, Tensor]
+"""Matrix name → LoRAs, or z [B, r]: what the network writes for B tasks."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The network writes LoRAs."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = True
+    """The difference is scaled by alpha / √rank; without it by alpha / rank."""
+    target_modules: str | list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
+    size: Size = "L"
+    """L writes A and B at once, M one after the other, S rank by rank: 55, 34 and 5 million parameters on 7B bases."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"the rank of a LoRA is at least 1, not {self.rank}")
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class Svf:
+    """The network writes SVF experts: z, one number a singular value."""
+
+    rank: int | None = None
+    """Only this many of the largest singular values of each matrix; None takes all."""
+    target_modules: str | list[str] = "all-linear"
+    """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise UserError(f"the rank of an expert is at least 1, or None for all singular values, not {self.rank}")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything that a saved network needs to be built again."""
+
+    output: Lora | Svf
+    matrices: tuple[Matrix, ...]
+    encoder: str
+    encoder_size: int
+    base: str | None = None
+    """The base's name."""
+    fingerprint: str | None = None
+    """Of the base whose singular values the experts rescale, or on which the network was trained."""
+    latent_size: int = 128
+    head_size: int = 512
+    dropout: float = 0.05
+    normalised: bool = False
+    """Trained to reconstruct: the heads write numbers that the library's means and deviations turn into adapters."""
+
+    def __post_init__(self) -> None:
+        if self.latent_size % 4:
+            raise UserError(f"latent_size must be a multiple of 4, not {self.latent_size}")
+
+
+class ResidualBlock(nn.Sequential):
+    """x + MLP(LayerNorm(x)) for x [..., d]."""
+
+    def __init__(self, d: int, dropout: float) -> None:
+        super().__init__(nn.LayerNorm(d), *_mlp(d, dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def _mlp(d: int, dropout: float) -> list[nn.Module]:
+    return [nn.Linear(d, 4 * d), nn.SiLU(), nn.Dropout(dropout), nn.Linear(4 * d, d), nn.SiLU(), nn.Dropout(dropout)]
+
+
+def _embedding(n: int, d: int) -> nn.Sequential:
+    return nn.Sequential(nn.Embedding(n, d), nn.LayerNorm(d))
+
+
+class AdapterNetwork(nn.Module):
+    """Writes an adapter for B tasks at once.
+
+    Its `forward` gives the heads' numbers, one tensor [B, N, P] a kind of matrix: N matrices of P numbers. `unpack`
+    makes adapters of them. A kind is a module name and shape for LoRAs, and a shape for experts.
+    """
+
+    module_ids: Tensor  # [M]
+    layers: Tensor  # [M]
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.spec = config  # transformers' Trainer would write into a `config`
+        d, dropout, matrices = config.latent_size, config.dropout, config.matrices
+        modules = sorted({matrix.module for matrix in matrices})
+        self.register_buffer(
+            "module_ids", torch.tensor([modules.index(matrix.module) for matrix in matrices]), persistent=False
+        )
+        self.register_buffer("layers", torch.tensor([matrix.layer for matrix in matrices]), persistent=False)
+
+        self.task = nn.Sequential(nn.Linear(config.encoder_size, d // 2), nn.LayerNorm(d // 2))
+        self.layer = _embedding(max(matrix.layer for matrix in matrices) + 1, d // 4)
+        self.module = _embedding(len(modules), d // 4)
+        self.mixer = nn.Sequential(nn.Dropout(dropout), *_mlp(d, dropout))
+        self.block1 = ResidualBlock(d, dropout)
+        self.block2 = ResidualBlock(d, dropout)
+        self.features = nn.Sequential(
+            nn.LayerNorm(d),
+            nn.Linear(d, 4 * d),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * d, config.head_size),
+            nn.SiLU(),
+        )
+        size = config.output.size if isinstance(config.output, Lora) else None
+        self.side = _embedding(2, d) if size in ("M", "S") else None  # A or B
+        self.position = _embedding(config.output.rank or 0, d) if size == "S" else None  # which rank of them
+
+        self.kinds: dict[tuple[object, ...], list[int]] = {}  # to the indices of its matrices
+        for index, matrix in enumerate(matrices):
+            kind: tuple[object, ...] = (matrix.out_features, matrix.in_features)
+            if isinstance(config.output, Lora):
+                kind = (matrix.module, *kind)
+            self.kinds.setdefault(kind, []).append(index)
+        self.heads = nn.ModuleList(self._head(matrices[of_kind[0]]) for of_kind in self.kinds.values())
+        for number, (of_kind, head) in enumerate(zip(self.kinds.values(), self.heads, strict=True)):
+            if config.normalised:
+                shape = (len(of_kind), _numbers(head))
+                self.register_buffer(f"mean_{number}", torch.zeros(shape))
+                self.register_buffer(f"deviation_{number}", torch.ones(shape))
+
+    def _head(self, matrix: Matrix) -> LoraHead | ZHead:
+        output, features = self.spec.output, self.spec.head_size
+        if isinstance(output, Lora):
+            return LoraHead(output.size, output.rank, matrix.out_features, matrix.in_features, features)
+        longest = min(matrix.out_features, matrix.in_features)
+        return ZHead(min(longest, output.rank or longest), features)
+
+    def forward(self, tasks: Tensor) -> list[Tensor]:
+        """Embedded descriptions [B, E] → for each kind of matrix the numbers of its adapters [B, N, P]."""
+        matrices = len(self.layers)
+        task = self.task(tasks)[:, None].expand(-1, matrices, -1)  # [B, M, d/2]
+        place = torch.cat([self.layer(self.layers), self.module(self.module_ids)], -1)  # [M, d/2]
+        x = self.mixer(torch.cat([task, place.expand(len(tasks), -1, -1)], -1))  # [B, M, d]
+        x = self.block1(x)
+        if self.side is not None:
+            x = x[:, :, None] + self.side(torch.arange(2, device=x.device))  # [B, M, 2, d]
+        x = self.block2(x)
+        if self.position is not None:
+            ranks = torch.arange(self.spec.output.rank or 0, device=x.device)
+            x = self.block2(x[..., None, :] + self.position(ranks))  # [B, M, 2, r, d]
+        features = self.features(x)
+        return [head(features[:, of_kind]) for of_kind, head in zip(self.kinds.values(), self.heads, strict=True)]
+
+    def unpack(self, numbers: Sequence[Tensor]) -> Written:
+        """The adapters that the numbers of `forward` are."""
+        return self.adapters([self.denormalised(kind, values) for kind, values in enumerate(numbers)])
+
+    def denormalised(self, kind: int, numbers: Tensor) -> Tensor:
+        """Numbers [B, N, P] on the scale of the adapters."""
+        if not self.spec.normalised:
+            return numbers
+        return numbers * getattr(self, f"deviation_{kind}") + getattr(self, f"mean_{kind}")
+
+    def adapters(self, numbers: Sequence[Tensor]) -> Written:
+        """The adapters whose own numbers are given, [B, N, P] a kind of matrix."""
+        lora: dict[str, LowRank] = {}
+        z: dict[str, Tensor] = {}
+        for of_kind, head, values in zip(self.kinds.values(), self.heads, numbers, strict=True):
+            for column, index in enumerate(of_kind):
+                name, own = self.spec.matrices[index].name, values[:, column]  # [B, P]
+                if isinstance(head, LoraHead):
+                    a, b = own.split([head.rank * head.in_features, head.rank * head.out_features], 1)
+                    lora[name] = LowRank(
+                        a.view(-1, head.rank, head.in_features),
+                        b.view(-1, head.rank, head.out_features).transpose(1, 2),
+                    )
+                else:
+                    z[name] = 1 + own
+        return lora or z
+
+    def numbers(self, written: Written) -> list[Tensor]:
+        """The inverse of `adapters`: the numbers [B, N, P] of given adapters."""
+        numbers = []
+        for of_kind in self.kinds.values():
+            rows = []
+            for index in of_kind:
+                adapter = written[self.spec.matrices[index].name]
+                if isinstance(adapter, LowRank):
+                    rows.append(torch.cat([adapter.a.flatten(1), adapter.b.transpose(1, 2).flatten(1)], 1))
+                else:
+                    rows.append(adapter - 1)
+            numbers.append(torch.stack(rows, 1))
+        return numbers
+
+
+def _numbers(head: nn.Module) -> int:
+    return len(head.bias) if isinstance(head, LoraHead) else head.linear.out_features  # type: ignore[union-attr, return-value]

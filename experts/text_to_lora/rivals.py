@@ -1,0 +1,189 @@
+"""What a written adapter is compared with: prompts, other adapters, and the controls that keep one honest."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import ArrowConfig, PeftModel, create_arrow_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experts.engine import Chat
+from experts.errors import UserError
+from experts.text_to_lora.encoder import rescaled
+from experts.text_to_lora.evaluation import Method
+from experts.text_to_lora.examples import PromptStyle
+from experts.text_to_lora.network import Lora, Written
+from experts.text_to_lora.rows import adapted_rows
+from experts.text_to_lora.supervised import base_factors
+from experts.text_to_lora.tasks import Instance, Task
+from experts.text_to_lora.writer import TextToAdapter
+
+
+def prompt_methods(base: PreTrainedModel, style: PromptStyle, *, shots: int = 3) -> list[Method]:
+    """The base itself, the base told the task in its prompt, and the base shown `shots` examples of it."""
+
+    def described(task: Task, instance: Instance) -> Chat:
+        return [{"role": "user", "content": f"{task.descriptions[0]}\n\n{instance.input}"}]
+
+    def shown(task: Task, instance: Instance) -> Chat:
+        turns: Chat = []
+        for given, answer in task.examples[:shots]:
+            turns += [
+                *style.chat(task, Instance("", given, (answer,))),
+                {"role": "assistant", "content": answer},
+            ]
+        return [*turns, *style.chat(task, instance)]
+
+    return [
+        Method("base", style.chat, lambda: nullcontext(base)),
+        Method("description in the prompt", described, lambda: nullcontext(base)),
+        Method(f"{shots} examples in the prompt", shown, lambda: nullcontext(base)),
+    ]
+
+
+def written_methods(
+    base: PreTrainedModel, writer: TextToAdapter, tasks: Sequence[Task], style: PromptStyle, *, seed: int = 0
+) -> list[Method]:
+    """Adapters written from the task's description, another task's, a random text's, and a random vector."""
+    output = writer.network.spec.output
+    scaling = output.scaling if isinstance(output, Lora) else 1.0
+    factors = None if isinstance(output, Lora) else base_factors(base, writer.network)
+    names = [task.name for task in tasks]
+
+    def method(name: str, write: Callable[[int], Written]) -> Method:
+        def of_task(task: Task) -> AbstractContextManager[None]:
+            return adapted_rows(base, write(names.index(task.name)), scaling=scaling, factors=factors)
+
+        return Method(name, style.chat, lambda: nullcontext(base), of_task)
+
+    def from_text(choose: Callable[[int], str]) -> Callable[[int], Written]:
+        return lambda index: writer.write([choose(index)])
+
+    def from_vector(index: int) -> Written:
+        vector = torch.randn(1, writer.encoder.size, generator=torch.Generator().manual_seed(seed + index))
+        return _write_from(writer, rescaled(vector))
+
+    return [
+        method("written", from_text(lambda index: tasks[index].descriptions[0])),
+        method(
+            "written, another task's description",
+            from_text(lambda index: tasks[(index + 1) % len(tasks)].descriptions[0]),
+        ),
+        method("written, random description", from_text(lambda index: random_text(seed + index))),
+        method("written, random vector", from_vector),
+    ]
+
+
+@torch.no_grad()
+def _write_from(writer: TextToAdapter, vectors: Tensor) -> Written:
+    network = writer.network.eval()
+    return network.unpack(network(vectors.to(next(network.parameters()).device)))
+
+
+def random_text(seed: int, words: int = 12) -> str:
+    """Letters without meaning, in the form of a sentence."""
+    chance = random.Random(seed)
+    return " ".join("".join(chance.choices(string.ascii_lowercase, k=chance.randint(2, 9))) for _ in range(words))
+
+
+def adapter_methods(
+    base: PreTrainedModel,
+    style: PromptStyle,
+    *,
+    adapters: Path | None = None,
+    multi_task: Path | None = None,
+    oracles: Path | None = None,
+) -> list[Method]:
+    """Those of the trained rivals whose folders are given.
+
+    Args:
+        adapters: one LoRA for each training task: their average, and Arrow, which routes every token among them
+            (arXiv 2405.11157).
+        multi_task: one adapter for all training tasks.
+        oracles: adapters trained on the evaluated tasks themselves, in folders of the tasks' names.
+    """
+    methods = []
+    if adapters is not None:
+        paths = _folders(adapters)
+        methods += [
+            Method("average of LoRAs", style.chat, lambda: _averaged(base, paths)),
+            Method("Arrow routing of LoRAs", style.chat, lambda: _arrow(base, paths)),
+        ]
+    if multi_task is not None:
+        methods.append(Method("multi-task adapter", style.chat, lambda: _loaded(base, {"default": multi_task})))
+    if oracles is not None:
+        methods.append(_oracle(base, style, oracles))
+    return methods
+
+
+def _oracle(base: PreTrainedModel, style: PromptStyle, folder: Path) -> Method:
+    paths = {path.name: path for path in _folders(folder)}
+    carried: list[PeftModel] = []
+
+    @contextmanager
+    def model() -> Iterator[PeftModel]:
+        with _loaded(base, paths) as loaded:
+            carried.append(loaded)
+            yield loaded
+            carried.clear()
+
+    @contextmanager
+    def of_task(task: Task) -> Iterator[None]:
+        if task.name not in paths:
+            raise UserError(f"{folder} holds no adapter for {task.name}")
+        carried[0].set_adapter(task.name)
+        yield
+
+    return Method("adapter of the task itself", style.chat, model, of_task)
+
+
+def _folders(folder: Path) -> list[Path]:
+    paths = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    if not paths:
+        raise UserError(f"{folder} holds no adapters: no folder in it has an adapter_config.json")
+    return paths
+
+
+@contextmanager
+def _loaded(base: PreTrainedModel, paths: dict[str, Path]) -> Iterator[PeftModel]:
+    """The base with adapters under their names, the first one active; and the base as it was, afterwards."""
+    (first, path), *others = paths.items()
+    model = PeftModel.from_pretrained(base, str(path), adapter_name=first)
+    try:
+        for name, path in others:
+            model.load_adapter(str(path), name)
+        yield model.eval()
+    finally:
+        model.unload()
+
+
+@contextmanager
+def _averaged(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
+    """The mean of the differences that the LoRAs make, exactly: their factors side by side."""
+    with _loaded(base, {path.name: path for path in paths}) as model:
+        names = [path.name for path in paths]
+        tuner: Any = model.base_model
+        tuner.add_weighted_adapter(names, [1 / len(names)] * len(names), "average", combination_type="cat")
+        for layer in tuner.modules():
+            if isinstance(layer, LoraLayer):
+                layer.scaling["average"] = 1.0  # it is in the factors; under rsLoRA PEFT would scale once more
+        model.set_adapter("average")
+        yield model
+
+
+@contextmanager
+def _arrow(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
+    config = ArrowConfig(top_k=min(3, len(paths)))
+    model = create_arrow_model(base, [str(path) for path in paths], config)
+    try:
+        yield model.eval()
+    finally:
+        model.unload()

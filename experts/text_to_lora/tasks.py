@@ -1,0 +1,237 @@
+"""Tasks in the style of Natural Instructions: a definition, instances, and descriptions from another file.
+
+A folder holds tasks in one of two ways:
+
+- `tasks.jsonl` (task, split, Definition, Positive Examples) beside `train.jsonl` and `test.jsonl` (task, id, input,
+  output), plain or `.gz`;
+- upstream's: `tasks/task*.json` (Definition, Positive Examples, Instances) with the names of either split in
+  `splits/default/train_tasks.txt` and `test_tasks.txt`.
+
+Either way the official split is kept: tasks of the test list never train and choose nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experts.errors import UserError
+from experts.files import data_folder
+from experts.text_to_lora.excluded import is_excluded
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One input, and every output that is right."""
+
+    id: str
+    input: str
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as people describe it, with instances."""
+
+    name: str
+    split: str
+    definition: str
+    instances: tuple[Instance, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()
+    """(input, output) pairs of the definition; not among the instances."""
+    descriptions: tuple[str, ...] = ()
+    """At least one: the definition, where nobody wrote others."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of a run; no task is in two of the lists."""
+
+    train: list[Task]
+    validation: list[Task]
+    test: list[Task]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Where the tasks of a run come from."""
+
+    path: str = "natural_instructions"
+    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub."""
+    descriptions: str | None = None
+    """A JSON Lines file of `task` (or `task_name`) and `descriptions`; without it definitions describe the tasks."""
+    descriptions_per_task: int = 128
+    """The first so many of a task's are used."""
+    train_tasks: int | None = None
+    """Only this many of the training tasks; None takes all."""
+    validation_tasks: int = 8
+    """Of the official training tasks, held out to choose the best step."""
+
+    def load(self) -> Tasks:
+        """Reads the tasks; those that hold evaluation text of benchmarks are left out (`excluded.py`).
+
+        Which of the training tasks validate, and which come first among those that train, depends on nothing but their
+        names.
+
+        Raises:
+            UserError: if something is missing or malformed, with the file and the field, or tasks are too few.
+        """
+        folder = _find(self.path, Path.is_dir) or _from_hub(self.path)
+        tasks = [task for task in read_tasks(folder) if not is_excluded(task.name)]
+        if self.descriptions is not None:
+            file = _find(self.descriptions, Path.is_file)
+            if file is None:
+                raise UserError(f"no file of descriptions {self.descriptions!r}, here or in SELFADAPT_DATA")
+            tasks = described(tasks, read_descriptions(file))
+        tasks = [replace(task, descriptions=task.descriptions[: self.descriptions_per_task]) for task in tasks]
+        learn = sorted(
+            (task for task in tasks if task.split == "train"),
+            key=lambda task: hashlib.sha256(task.name.encode()).digest(),
+        )
+        validation, train = learn[: self.validation_tasks], learn[self.validation_tasks :][: self.train_tasks]
+        if learn and not train:
+            raise UserError(f"{folder} has {len(learn)} training tasks: none is left beside {len(validation)} held out")
+        return Tasks(train, validation, [task for task in tasks if task.split == "test"])
+
+
+def read_tasks(folder: Path) -> list[Task]:
+    """All tasks of a folder that are in either split, in the order of their names; described by their definitions.
+
+    Raises:
+        UserError: naming the file and the field, if one is missing or malformed.
+    """
+    rows = _either(folder / "tasks.jsonl")
+    tasks = list(_from_rows(folder, rows)) if rows else list(_from_upstream(folder))
+    if not tasks:
+        raise UserError(f"{folder} holds no tasks: neither tasks.jsonl nor tasks/task*.json beside splits/default")
+    return sorted(tasks, key=lambda task: task.name)
+
+
+def _from_rows(folder: Path, file: Path) -> Iterator[Task]:
+    instances: dict[str, list[Instance]] = {}
+    for split in ("train", "test"):
+        rows = _either(folder / f"{split}.jsonl")
+        for row, where in _json_lines(rows) if rows else ():
+            instances.setdefault(_text(row, "task", where), []).append(_instance(row, where))
+    for row, where in _json_lines(file):
+        name, split = _text(row, "task", where), _text(row, "split", where)
+        if split not in ("train", "test"):
+            raise UserError(f"{where}: split must be train or test, not {split!r}")
+        yield _task(name, split, row, instances.get(name, []), where)
+
+
+def _from_upstream(folder: Path) -> Iterator[Task]:
+    for split in ("train", "test"):
+        names = folder / "splits" / "default" / f"{split}_tasks.txt"
+        for name in names.read_text(encoding="utf-8").split() if names.is_file() else ():
+            file = folder / "tasks" / f"{name}.json"
+            if not file.is_file():
+                continue  # a part of the collection is a collection
+            try:
+                row = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{file}: not JSON ({error})") from error
+            if not isinstance(row, dict) or not isinstance(row.get("Instances"), list):
+                raise UserError(f"{file}: the field 'Instances' is missing, or not a list")
+            where = [f"{file}: instance {number}" for number in range(len(row["Instances"]))]
+            yield _task(name, split, row, list(map(_instance, row["Instances"], where)), str(file))
+
+
+def _task(name: str, split: str, row: dict[str, Any], instances: list[Instance], where: str) -> Task:
+    definition = row.get("Definition")
+    if isinstance(definition, list):
+        definition = "\n".join(map(str, definition))
+    if not isinstance(definition, str) or not definition.strip():
+        raise UserError(f"{where}: the field 'Definition' is missing, or empty")
+    if not instances:
+        raise UserError(f"{where}: {name} has no instances")
+    examples = row.get("Positive Examples") or []
+    pairs = tuple((_text(example, "input", where), _text(example, "output", where)) for example in examples)
+    return Task(name, split, definition.strip(), tuple(instances), pairs, (definition.strip(),))
+
+
+def _instance(row: Any, where: str) -> Instance:
+    outputs = row.get("output") if isinstance(row, dict) else None
+    outputs = [outputs] if isinstance(outputs, str) else outputs
+    text = _text(row, "input", where)
+    if not isinstance(outputs, list) or not outputs or not all(isinstance(output, str) for output in outputs):
+        raise UserError(f"{where}: the field 'output' is missing, or not a list of strings")
+    return Instance(str(row.get("id", where)), text, tuple(outputs))
+
+
+def _text(row: Any, name: str, where: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(name), str):
+        raise UserError(f"{where}: the field {name!r} is missing, or not a string")
+    return row[name]
+
+
+def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
+    """Task → its descriptions. A `task_name` like `Lots-of-LoRAs/task067_…` wins over `task`.
+
+    Raises:
+        UserError: naming the line and the field, if one is missing or malformed.
+    """
+    descriptions = {}
+    for row, where in _json_lines(file):
+        name = row.get("task_name") or _text(row, "task", where)
+        texts = row.get("descriptions")
+        sentences = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
+        if not texts or not sentences:
+            raise UserError(f"{where}: the field 'descriptions' is missing, or not a list of sentences")
+        descriptions[str(name).rpartition("/")[2]] = tuple(texts)
+    return descriptions
+
+
+def described(tasks: Iterable[Task], descriptions: dict[str, tuple[str, ...]]) -> list[Task]:
+    """The tasks with the descriptions that someone wrote for them; those without keep their definition."""
+    return [replace(task, descriptions=descriptions.get(task.name, task.descriptions)) for task in tasks]
+
+
+def _json_lines(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each object and where it stands."""
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                where = f"{file.name}:{number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{where}: not JSON ({error})") from error
+                if not isinstance(row, dict):
+                    raise UserError(f"{where}: not a JSON object")
+                yield row, where
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+
+
+def _either(file: Path) -> Path | None:
+    """A file, or the same with `.gz`."""
+    return next((path for path in (file, file.with_name(file.name + ".gz")) if path.is_file()), None)
+
+
+def _find(path: str, kind: Any) -> Path | None:
+    places = [Path(path).expanduser()]
+    if (data := data_folder()) and not places[0].is_absolute():
+        places.append(data / path)
+    return next((place for place in places if kind(place)), None)
+
+
+def _from_hub(name: str) -> Path:
+    """A snapshot of a data set on the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise UserError(f"no folder of tasks {name!r}, here or in SELFADAPT_DATA")
+    try:
+        wanted = ["*.json", "*.jsonl", "*.jsonl.gz", "splits/*"]
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted, etag_timeout=10))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"no folder {name!r} here, and the hub does not give a data set of that name") from error

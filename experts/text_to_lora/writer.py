@@ -1,0 +1,203 @@
+"""A trained network with its encoder: descriptions in, adapters that can be saved out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from experts.errors import UserError
+from experts.expert import PREFIX, Expert
+from experts.files import atomic_folder
+from experts.text_to_lora.encoder import BASE, SentenceEncoder, TaskEncoder, tidy
+from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, NetworkConfig, Svf, Written
+from experts.text_to_lora.shapes import Matrix
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """One LoRA: matrix name → A [r, n] and B [m, r]; ΔW = scaling · B A."""
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    output: Lora
+    base: str | None = None
+    description: str = ""
+
+    def write(self, folder: str | Path) -> None:
+        """Writes a PEFT LoRA folder, all or nothing; it loads without this package.
+
+        Raises:
+            UserError: if the folder exists.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise UserError(f"{folder} exists already; choose another folder, or remove it first")
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base,
+            target_modules=sorted(self.factors),
+            r=self.output.rank,
+            lora_alpha=self.output.alpha,  # type: ignore[arg-type]
+            use_rslora=self.output.rslora,
+            inference_mode=True,
+        )
+        tensors = {}
+        for matrix, (a, b) in self.factors.items():
+            tensors[f"{PREFIX}{matrix}.lora_A.weight"] = a.contiguous()
+            tensors[f"{PREFIX}{matrix}.lora_B.weight"] = b.contiguous()
+        with atomic_folder(folder) as temporary:
+            config.save_pretrained(str(temporary))
+            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+            card = f"# {folder.name}\n\n{self.description}\n\nA LoRA for the base `{self.base}`.\n"
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+class TextToAdapter:
+    """A network and the encoder that it was trained with.
+
+        writer = TextToAdapter.from_pretrained("path/to/network")
+        writer.generate(["Sums of two numbers."])[0].write("path/to/adapter")
+
+    Everything happens without the base: its matrices are named in the network's configuration.
+    """
+
+    def __init__(self, network: AdapterNetwork, encoder: TaskEncoder) -> None:
+        if encoder.size != network.spec.encoder_size:
+            raise UserError(
+                f"the network reads embeddings of {network.spec.encoder_size} numbers ({network.spec.encoder}), "
+                f"the encoder {encoder.name} gives {encoder.size}"
+            )
+        self.network = network
+        self.encoder = encoder
+
+    @classmethod
+    def untrained(
+        cls,
+        output: Lora | Svf,
+        matrices: Sequence[Matrix],
+        encoder: TaskEncoder,
+        *,
+        base: str | None = None,
+        fingerprint: str | None = None,
+        **sizes: Any,
+    ) -> TextToAdapter:
+        """A fresh network for a base with these matrices, which writes the identity adapter.
+
+        Args:
+            sizes: `latent_size`, `head_size` and `dropout`, where they should not be the paper's.
+        """
+        config = NetworkConfig(output, tuple(matrices), encoder.name, encoder.size, base, fingerprint, **sizes)
+        return cls(AdapterNetwork(config).eval(), encoder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, encoder: TaskEncoder | None = None, trust_remote_code: bool = False
+    ) -> TextToAdapter:
+        """Reads what `save_pretrained` wrote.
+
+        Args:
+            encoder: by default the one that the network names; needed where that is the base itself
+                (`LastTokenEncoder`).
+            trust_remote_code: let an encoder of the hub run the code that it brings.
+
+        Raises:
+            UserError: if the folder holds no network, it is damaged, or its encoder cannot be loaded.
+        """
+        network = read_network(Path(folder))
+        name = network.spec.encoder
+        if encoder is None:
+            if name == BASE:
+                raise UserError(f"the network in {folder} reads descriptions with its base model: give it as encoder")
+            encoder = SentenceEncoder(name, trust_remote_code=trust_remote_code)
+        elif encoder.name != name:
+            raise UserError(f"the network in {folder} was trained with the encoder {name}, not {encoder.name}")
+        return cls(network, encoder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `network.json` and `network.safetensors` into a folder, all or nothing; an older one is replaced."""
+        with atomic_folder(Path(folder)) as temporary:
+            write_network(self.network, temporary)
+
+    @torch.no_grad()
+    def write(self, descriptions: Sequence[str]) -> Written:
+        """The adapters of B descriptions as tensors: matrix name → LoRAs, or z [B, r].
+
+        Raises:
+            UserError: if a description is empty.
+        """
+        device = next(self.network.parameters()).device
+        self.network.eval()
+        return self.network.unpack(self.network(self.encoder(tidy(descriptions)).to(device)))
+
+    def generate(self, descriptions: Sequence[str]) -> list[LoraAdapter] | list[Expert]:
+        """One adapter a description, each with a `write(folder)`.
+
+        Raises:
+            UserError: if a description is empty.
+        """
+        return self.split(self.write(descriptions), descriptions)
+
+    def split(self, written: Written, descriptions: Sequence[str]) -> list[LoraAdapter] | list[Expert]:
+        """The adapters of B descriptions, one by one."""
+        config = self.network.spec
+        loras, experts = [], []
+        for row, description in enumerate(descriptions):
+            pairs: dict[str, tuple[Tensor, Tensor]] = {}
+            z: dict[str, Tensor] = {}
+            for matrix, adapter in written.items():
+                if isinstance(adapter, LowRank):
+                    pairs[matrix] = (adapter.a[row].cpu(), adapter.b[row].cpu())
+                else:
+                    z[matrix] = adapter[row].cpu()
+            if isinstance(config.output, Lora):
+                loras.append(LoraAdapter(pairs, config.output, config.base, description))
+            else:
+                experts.append(Expert(z, config.base, config.fingerprint, description))
+        return loras or experts
+
+
+def shipped_network(base_name: str) -> Path | None:
+    """The folder of the network that comes with the package for a base, or None."""
+    folder = Path(__file__).parent / "shipped" / base_name
+    return folder if (folder / "network.json").is_file() else None
+
+
+def write_network(network: AdapterNetwork, folder: Path) -> None:
+    """Writes a network's two files into an existing folder."""
+    document = asdict(network.spec)
+    document["output"]["kind"] = "lora" if isinstance(network.spec.output, Lora) else "svf"
+    (folder / "network.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / "network.safetensors")
+
+
+def read_network(folder: Path) -> AdapterNetwork:
+    """The network that `write_network` left in a folder.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    path = folder / "network.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no text-to-adapter network: it has no network.json")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kind = {"lora": Lora, "svf": Svf}[document["output"].pop("kind")]
+        document["output"] = TypeAdapter(kind).validate_python(document["output"])
+        network = AdapterNetwork(TypeAdapter(NetworkConfig).validate_python(document))
+        network.load_state_dict(load_file(folder / "network.safetensors"))
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {next(iter(str(error).splitlines()), '')}") from error
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{folder / 'network.safetensors'} is damaged or missing: {reason}") from error
+    return network.eval()

@@ -1,0 +1,288 @@
+"""Text-to-LoRA from files: a recipe in, a trained network or a folder of adapters out; a comparison of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experts.errors import UserError, unknown
+from experts.fingerprint import fingerprint
+from experts.text_encoder import BUILT_IN as BUILT_IN_ENCODER
+from experts.text_to_lora.adapters import TaskAdapters, train_adapters
+from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
+from experts.text_to_lora.evaluation import Score, evaluate
+from experts.text_to_lora.examples import PromptStyle
+from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.reconstruction import (
+    Library,
+    Reconstruction,
+    ReconstructionLoss,
+    collate,
+    embedded_descriptions,
+    read_targets,
+)
+from experts.text_to_lora.rivals import adapter_methods, prompt_methods, written_methods
+from experts.text_to_lora.run import Result, train_network
+from experts.text_to_lora.shapes import check_same_matrices, read_matrices
+from experts.text_to_lora.supervised import (
+    AnswerLoss,
+    Collator,
+    Supervised,
+    base_factors,
+    training_items,
+    validation_items,
+)
+from experts.text_to_lora.tasks import TaskData
+from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_network
+from selfadapt.base_models import BUILT_IN, load_base, load_config
+from selfadapt.recipes import checked, chosen, configs_folder, read_yaml
+
+BLOCKS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("output", "kind", {"lora": Lora, "svf": Svf}),
+    ("training", "kind", {"supervised": Supervised, "reconstruction": Reconstruction, "adapters": TaskAdapters}),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the network, where they are not the paper's."""
+
+    latent_size: int = 128
+    head_size: int = 512
+    dropout: float = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is written, how it is learned, and from which tasks.
+
+    In the file, `output.kind` is lora or svf, and `training.kind` is supervised, reconstruction or adapters (the
+    trained adapters that the other two are compared with, and that reconstruction needs).
+    """
+
+    output: Lora | Svf
+    """For reconstruction the library decides about everything but the size."""
+    training: Annotated[Supervised | Reconstruction | TaskAdapters, tyro.conf.arg(name="")]
+    data: TaskData = field(default_factory=TaskData)
+    model: str = "smollm2-135m"
+    """A built-in name, a hub id, or a folder."""
+    encoder: str = BUILT_IN_ENCODER
+    """A built-in name, a hub id or a folder; "base" is the base model's own last token."""
+    trust_remote_code: bool = False
+    """Let an encoder of the hub run the code that it brings; the paper's needs it."""
+    network: Sizes = field(default_factory=Sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the YAML file would say, every default spelled out."""
+        document = asdict(self)
+        for block, key, classes in BLOCKS:
+            kind = next(name for name, cls in classes.items() if type(getattr(self, block)) is cls)
+            document[block] = {key: kind, **document[block]}
+        return document
+
+
+def find_recipe(name: str) -> Path:
+    """A file, or a shipped recipe such as `smollm2-135m/t2l/lora`.
+
+    Raises:
+        UserError: if there is neither, with the nearest names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {
+        path.relative_to(configs_folder()).with_suffix("").as_posix(): path
+        for path in configs_folder().glob("*/t2l/*.yaml")
+    }
+    if name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    raise unknown("recipe", name, shipped)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads and checks a recipe; raises UserError, one line that names the file, the field, and what it should be."""
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is not a recipe: it must hold {', '.join(f.name for f in fields(Recipe))}")
+    document = {"output": {}, "training": {}, **document}
+    for block, key, classes in BLOCKS:
+        document[block] = chosen(document[block], path, block, key, classes)
+    for block, cls in (("data", TaskData), ("network", Sizes)):
+        if isinstance(document.get(block), dict):
+            document[block] = checked(cls, document[block], path, f"{block}.")
+    return checked(Recipe, document, path, "")
+
+
+def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
+    """The recipe with fields replaced from the command line: `--steps 100 --data.train-tasks 16`."""
+    return tyro.cli(
+        Recipe, default=recipe, args=list(args), prog=prog, config=(tyro.conf.AvoidSubcommands,), description=""
+    )
+
+
+def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | list[Path]:
+    """Trains what the recipe asks for.
+
+    Returns:
+        The result of a network's run, or the folders of trained adapters.
+
+    Raises:
+        UserError: for anything that the recipe, the data or the folders lack.
+    """
+    training = recipe.training
+    if isinstance(training, Supervised):
+        return _train_supervised(recipe, training, output, resume)
+    if isinstance(training, Reconstruction):
+        return _train_reconstruction(recipe, training, output, resume)
+    tasks = recipe.data.load()
+    base, tokenizer = load_base(recipe.model)
+    return train_adapters(base, tokenizer, tasks, recipe.output, training, output, base_name=recipe.model)
+
+
+def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume: bool) -> Result:
+    tasks = recipe.data.load()
+    if not tasks.train or not tasks.validation:
+        raise UserError(f"{recipe.data.path} has no training tasks, or data.validation_tasks holds none of them out")
+    base, tokenizer = load_base(recipe.model)
+    encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: (base, tokenizer))
+    torch.manual_seed(training.seed)
+    writer = TextToAdapter.untrained(
+        recipe.output,
+        read_matrices(base, recipe.output.target_modules),
+        encoder,
+        base=recipe.model,
+        fingerprint=fingerprint(base),
+        **asdict(recipe.network),
+    )
+    writer.network.to(base.device)
+    assert isinstance(tokenizer.pad_token_id, int)
+    return train_network(
+        writer,
+        AnswerLoss(base, writer.network, training),
+        training_items(tasks.train, tokenizer, encoder, training),
+        validation_items(tasks.validation, tokenizer, encoder, training),
+        Collator(tokenizer.pad_token_id),
+        training,
+        output,
+        recipe=recipe.to_dict(),
+        resume=resume,
+    )
+
+
+def _train_reconstruction(recipe: Recipe, training: Reconstruction, output: Path, resume: bool) -> Result:
+    targets = read_targets(Path(training.adapters))
+    if type(targets.output) is not type(recipe.output):
+        kind = "lora" if isinstance(targets.output, Lora) else "svf"
+        raise UserError(f"{training.adapters} holds adapters of the kind {kind}: set output.kind to that")
+    written = targets.output
+    if isinstance(written, Lora) and isinstance(recipe.output, Lora):
+        written = replace(written, size=recipe.output.size)
+    encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: load_base(recipe.model))
+    torch.manual_seed(training.seed)
+    writer = TextToAdapter.untrained(
+        written,
+        read_matrices(load_config(recipe.model), written.target_modules),
+        encoder,
+        base=recipe.model,
+        fingerprint=targets.fingerprint,
+        normalised=training.loss == "normalised",
+        **asdict(recipe.network),
+    )
+    factors = None
+    if isinstance(written, Svf) and training.loss == "difference":
+        factors = base_factors(load_base(recipe.model)[0], writer.network)
+    tasks = recipe.data.load()
+    described = {task.name: task.descriptions for task in (*tasks.train, *tasks.validation, *tasks.test)}
+    library = Library(targets, writer.network, embedded_descriptions(targets, described, encoder))
+    rows = list(range(len(targets.names)))
+    held_out, learned = rows[: training.validation_adapters], rows[training.validation_adapters :]
+    if not learned:
+        raise UserError(f"{training.adapters} has {len(rows)} adapters: none is left beside {len(held_out)} held out")
+    if training.loss == "normalised":
+        library.normalise(writer.network, learned)
+    return train_network(
+        writer,
+        ReconstructionLoss(writer.network, training.loss, factors),
+        library.items(training, learned),
+        [library.item(row) for row in held_out or learned],
+        collate,
+        training,
+        output,
+        recipe=recipe.to_dict(),
+        resume=resume,
+    )
+
+
+def _encoder(
+    name: str, trust_remote_code: bool, base: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+) -> TaskEncoder:
+    if name == BASE:
+        return LastTokenEncoder(*base())
+    return SentenceEncoder(name, trust_remote_code=trust_remote_code)
+
+
+def find_network(model: str | None) -> Path:
+    """The network that comes with a base; raises UserError if there is none."""
+    network = shipped_network(model or BUILT_IN)
+    if network is None:
+        raise UserError(f"no network comes with the base {model or BUILT_IN!r}; train one, and name it with --network")
+    return network
+
+
+def load_writer(network: Path, *, model: str | None = None, trust_remote_code: bool = False) -> TextToAdapter:
+    """A trained network with its encoder.
+
+    Args:
+        model: the base that the adapters are for, whose matrices are then compared with the network's; its config is
+            enough.
+
+    Raises:
+        UserError: if the folder holds no network, or one for another base.
+    """
+    read = read_network(network)
+    spec = read.spec
+    if model is not None:
+        check_same_matrices(spec.matrices, read_matrices(load_config(model), spec.output.target_modules))
+    encoder = _encoder(spec.encoder, trust_remote_code, lambda: load_base(model or spec.base or BUILT_IN))
+    return TextToAdapter(read, encoder)
+
+
+def compare_methods(
+    network: Path | None,
+    data: TaskData,
+    *,
+    model: str,
+    with_definition: bool,
+    adapters: Path | None,
+    multi_task: Path | None,
+    oracles: Path | None,
+    instances: int,
+    max_new_tokens: int,
+    say: Callable[[str], None],
+    trust_remote_code: bool = False,
+) -> dict[str, list[Score]]:
+    """The scores of every method that there is something for, on the test tasks."""
+    tasks = data.load().test
+    if not tasks:
+        raise UserError(f"{data.path} has no test tasks")
+    style = PromptStyle(with_definition)
+    base, tokenizer = load_base(model)
+    methods = prompt_methods(base, style)
+    if network is not None:
+        writer = load_writer(network, trust_remote_code=trust_remote_code)
+        wanted = writer.network.spec.fingerprint
+        if wanted is not None and wanted != fingerprint(base):
+            raise UserError(f"{network} was trained for a base with fingerprint {wanted}, {model!r} is another")
+        writer.network.to(base.device)
+        methods += written_methods(base, writer, tasks, style)
+    methods += adapter_methods(base, style, adapters=adapters, multi_task=multi_task, oracles=oracles)
+    scores = {}
+    for method in methods:
+        say(method.name)
+        scores[method.name] = evaluate(method, tokenizer, tasks, instances=instances, max_new_tokens=max_new_tokens)
+    return scores

@@ -1,0 +1,175 @@
+"""`selfadapt t2l train|generate|evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import Positional
+
+from selfadapt.verbs import show
+
+
+@dataclass(frozen=True)
+class T2LTrain:
+    """Train the network, or the adapters, of a recipe. Its fields are options too: `t2l train RECIPE --help`."""
+
+    recipe: Positional[str]
+    """A YAML file, or a shipped recipe such as smollm2-135m/t2l/lora."""
+    output: Path | None = None
+    """The folder of the network, or of the adapters; by default runs/ and the recipe's name."""
+    resume: bool = False
+    """Go on with a run that was interrupted; adapters that are there already are never trained again."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def t2l_train(args: list[str]) -> None:
+    """`selfadapt t2l train`: our own options first, then those that the recipe's fields give."""
+    help_flags = {"-h", "--help"}.intersection(args)
+    if help_flags and len(args) == 1:
+        tyro.cli(T2LTrain, args=args, prog="selfadapt t2l train")
+    options, fields = tyro.cli(
+        T2LTrain, args=[a for a in args if a not in help_flags], prog="selfadapt t2l train", return_unknown_args=True
+    )
+    fields += help_flags
+
+    from accelerate import PartialState
+
+    from experts.text_to_lora.run import Result
+    from selfadapt.t2l import find_recipe, override, read_recipe, train
+
+    path = find_recipe(options.recipe)
+    recipe = override(read_recipe(path), fields, prog=f"selfadapt t2l train {options.recipe}")
+    output = options.output or Path("runs") / f"t2l-{path.stem}"
+    result = train(recipe, output, resume=options.resume)
+    if isinstance(result, Result):
+        report: dict[str, Any] = {
+            "network": str(result.network),
+            "parameters": result.parameters,
+            "best_step": result.best_step,
+            "validations": result.validations,
+            "train_seconds": result.train_seconds,
+        }
+    else:
+        report = {"adapters": [str(adapter) for adapter in result]}
+    if PartialState().is_main_process:
+        show(report, options.json, str(output))
+
+
+def t2l_generate(
+    description: Positional[str],
+    output: Path,
+    network: Path | None = None,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+    json: bool = False,
+) -> None:
+    """Write an adapter from a description: a PEFT LoRA folder, or an expert's. Needs none of the base's weights.
+
+    Args:
+        description: what the task is, in a sentence.
+        output: the adapter's folder, which must not exist.
+        network: the folder that `selfadapt t2l train` wrote; by default the one that comes with the base.
+        model: the base that the adapter is for, of which only the config is read; by default the network's, or the
+            built-in one.
+        trust_remote_code: let a text encoder of the hub run the code that it brings.
+        json: print where the adapter is, and what it has, as JSON.
+    """
+    from dataclasses import asdict
+
+    from selfadapt.t2l import find_network, load_writer
+
+    writer = load_writer(network or find_network(model), model=model, trust_remote_code=trust_remote_code)
+    (adapter,) = writer.generate([description])
+    adapter.write(output)
+    spec = writer.network.spec
+    document = {
+        "adapter": str(output),
+        "kind": type(spec.output).__name__.lower(),
+        "base": spec.base,
+        "matrices": len(spec.matrices),
+        **asdict(spec.output),
+    }
+    show(document, json, str(output))
+
+
+def t2l_evaluate(
+    network: Positional[Path | None] = None,
+    model: str = "smollm2-135m",
+    tasks: str = "natural_instructions",
+    descriptions: str | None = None,
+    with_definition: bool = False,
+    adapters: Path | None = None,
+    multi_task: Path | None = None,
+    oracles: Path | None = None,
+    instances: int = 20,
+    max_new_tokens: int = 48,
+    trust_remote_code: bool = False,
+    json: bool = False,
+) -> None:
+    """Compare written adapters with rivals and controls on the official test tasks: loss and ROUGE-L.
+
+    Args:
+        network: the folder that `selfadapt t2l train` wrote; without it only the rivals are compared.
+        model: the base: a built-in name, a hub id or a folder.
+        tasks: the folder of the tasks, or a data set on the hub.
+        descriptions: a JSON Lines file of descriptions; without it definitions describe the tasks.
+        with_definition: put the task's definition before every input.
+        adapters: a folder of one LoRA for each training task, for their average and for Arrow routing.
+        multi_task: the adapter that was trained on all training tasks.
+        oracles: a folder of adapters that were trained on the test tasks themselves.
+        instances: of each task.
+        max_new_tokens: the most that an answer may have.
+        trust_remote_code: let a text encoder of the hub run the code that it brings.
+        json: print estimates with their intervals, and the scores of all instances, as JSON.
+    """
+    import sys
+    from dataclasses import asdict
+
+    from experts.text_to_lora.evaluation import compare
+    from experts.text_to_lora.tasks import TaskData
+    from selfadapt.t2l import compare_methods
+
+    scores = compare_methods(
+        network,
+        TaskData(tasks, descriptions, validation_tasks=0),
+        model=model,
+        with_definition=with_definition,
+        adapters=adapters,
+        multi_task=multi_task,
+        oracles=oracles,
+        instances=instances,
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    reference = "base" if network is None else "written"
+    table = compare(scores, reference)
+    rows = [
+        f"| {name} | {own['loss']} | {own['loss_difference']} | {own['rouge']} | {own['rouge_difference']} |"
+        for name, own in table.items()
+    ]
+    text = "\n".join(
+        [
+            f"| method | nats a token | minus {reference} | ROUGE-L | minus {reference} |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+    document = {
+        "reference": reference,
+        "estimates": {name: {key: asdict(value) for key, value in own.items()} for name, own in table.items()},
+        "scores": {name: [asdict(score) for score in own] for name, own in scores.items()},
+    }
+    show(document, json, text)
+
+
+def t2l() -> None:
+    """Train networks that write adapters from descriptions, write one, and compare them with rivals."""
+
+
+T2L: dict[str, Callable[..., Any]] = {"train": T2LTrain, "generate": t2l_generate, "evaluate": t2l_evaluate}

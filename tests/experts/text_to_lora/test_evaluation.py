@@ -1,0 +1,192 @@
+"""The comparison: scores that mean what they say, intervals whose units are tasks, rivals that are what they claim."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from experts.engine import generate, loglikelihood
+from experts.errors import UserError
+from experts.text_to_lora.adapters import TaskAdapters, train_adapters
+from experts.text_to_lora.evaluation import Method, Score, compare, evaluate, over_tasks, rouge_l
+from experts.text_to_lora.examples import PromptStyle
+from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.reconstruction import read_targets
+from experts.text_to_lora.rivals import adapter_methods, prompt_methods, random_text, written_methods
+from experts.text_to_lora.tasks import Instance, Task, Tasks
+
+STYLE = PromptStyle(with_definition=False)
+
+
+def task(name: str, answer: str, instances: int = 6) -> Task:
+    return Task(
+        name,
+        "test",
+        f"Write {answer}.",
+        tuple(Instance(f"{name}{i}", f"input {i}", (answer,)) for i in range(instances)),
+        (("given", answer), ("also given", answer)),
+        (f"Always write {answer}.",),
+    )
+
+
+TASKS = [task("a", "aaa"), task("b", "bbb")]
+
+
+def test_scores_are_those_of_the_engine(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    method = Method("base", STYLE.chat, lambda: nullcontext(tiny_model))
+    scores = evaluate(method, tiny_tokenizer, TASKS, instances=3, max_new_tokens=4, batch_size=2)
+    assert [(s.task, s.id) for s in scores] == [(t.name, f"{t.name}{i}") for t in TASKS for i in range(3)]
+    prompts = [f"input {i}" for i in range(3)]
+    total = loglikelihood(tiny_model, tiny_tokenizer, prompts, ["aaa<|im_end|>"] * 3)
+    torch.testing.assert_close(torch.tensor([s.loss for s in scores[:3]]), -total / 4, atol=1e-4, rtol=1e-4)
+    answers = generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=4)
+    assert [s.rouge for s in scores[:3]] == [rouge_l(answer, ["aaa"]) for answer in answers]
+
+
+def test_rouge_takes_the_nearest_reference() -> None:
+    assert rouge_l("the cats sat", ["a dog", "the cat sat"]) == 100
+    assert rouge_l("the cat", ["the cat sat down"]) == pytest.approx(100 * 2 / 3)
+    assert rouge_l("", ["x"]) == 0
+
+
+def test_tasks_are_the_units_of_the_interval() -> None:
+    few = over_tasks({"a": [0.0] * 100, "b": [1.0] * 100})
+    assert (few.mean, few.low, few.high) == (0.5, 0.0, 1.0)  # 200 instances, but two tasks
+    assert over_tasks({"a": [0.0, 1.0], "b": [1.0]}).mean == 0.75  # a task counts once, however long
+    assert over_tasks({"a": [0.3], "b": [0.3]}).low == pytest.approx(0.3)
+    many = over_tasks({str(i): [i / 100] for i in range(101)})
+    assert many.high - many.low == pytest.approx(2 * 1.96 * 0.2915 / 101**0.5, rel=0.05)
+
+
+def test_differences_are_paired() -> None:
+    hard = {"a": 3.0, "b": 1.0, "c": 2.0}
+    scores = {
+        "written": [Score(name, "0", loss, 50.0) for name, loss in hard.items()],
+        "base": [Score(name, "0", loss + 0.25, 40.0) for name, loss in hard.items()],
+    }
+    table = compare(scores, "written")
+    assert table["base"]["loss_difference"].low == pytest.approx(0.25)
+    assert table["base"]["loss_difference"].high == pytest.approx(0.25)
+    assert table["base"]["rouge_difference"].mean == -10
+    assert table["base"]["loss"].high - table["base"]["loss"].low > 0.5
+    assert table["written"]["loss_difference"].mean == 0
+
+
+def test_prompts_say_what_their_names_say(tiny_model: Any) -> None:
+    base, described, shown = prompt_methods(tiny_model, STYLE, shots=2)
+    instance = TASKS[0].instances[0]
+    assert [m["content"] for m in base.chat(TASKS[0], instance)] == ["input 0"]
+    assert [m["content"] for m in described.chat(TASKS[0], instance)] == ["Always write aaa.\n\ninput 0"]
+    assert [m["content"] for m in shown.chat(TASKS[0], instance)] == ["given", "aaa", "also given", "aaa", "input 0"]
+    with_definition = prompt_methods(tiny_model, replace(STYLE, with_definition=True))[0]
+    assert with_definition.chat(TASKS[0], instance)[0]["content"] == "Write aaa.\n\ninput 0"
+
+
+@pytest.mark.parametrize("output", [Lora(), Svf(rank=8)], ids=str)
+def test_controls_differ_from_the_description_only_in_what_they_are_written_from(
+    output: Any, make_writer: Any, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    writer = make_writer(output, trained=True)
+    right, other, text, vector = written_methods(tiny_model, writer, TASKS, STYLE)
+    scores = {
+        method.name: evaluate(method, tiny_tokenizer, TASKS, instances=2, max_new_tokens=1)
+        for method in (right, other, text, vector)
+    }
+    assert len({tuple(score.loss for score in own) for own in scores.values()}) == 4
+    swapped = [replace(a, descriptions=b.descriptions) for a, b in zip(TASKS, TASKS[::-1], strict=True)]
+    right = written_methods(tiny_model, writer, swapped, STYLE)[0]
+    assert evaluate(right, tiny_tokenizer, swapped, instances=2, max_new_tokens=1) == scores[other.name]
+    assert evaluate(prompt_methods(tiny_model, STYLE)[0], tiny_tokenizer, TASKS, instances=2, max_new_tokens=1)
+
+
+def test_random_text_is_a_function_of_its_seed() -> None:
+    assert random_text(1) == random_text(1) != random_text(2)
+    assert len(random_text(1).split()) == 12
+
+
+OPTIONS = TaskAdapters(steps=30, learning_rate=0.02, leave_out=2, instances_per_step=4, prompt=STYLE)
+
+
+@pytest.mark.parametrize("output", [Lora(), Svf(rank=16)], ids=str)
+def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
+    output: Any, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    tasks = Tasks(TASKS, [], [])
+    train = lambda: train_adapters(  # noqa: E731
+        tiny_model, tiny_tokenizer, tasks, output, OPTIONS, tmp_path / "adapters", base_name="tiny"
+    )
+    paths = train()
+    assert [path.name for path in paths] == ["a", "b"]
+    after = tiny_model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert not list((tmp_path / "adapters").glob(".*"))
+
+    targets = read_targets(tmp_path / "adapters")  # what reconstruction learns from
+    assert targets.names == ["a", "b"]
+    if isinstance(output, Svf):
+        assert targets.descriptions == ["Always write aaa.", "Always write bbb."]
+        assert targets.fingerprint is not None
+    else:
+        starts = [load_file(path / "adapter_model.safetensors") for path in paths]
+        key = next(key for key in starts[0] if "lora_A" in key)
+        assert (starts[0][key] - starts[1][key]).abs().mean() < starts[0][key].abs().mean()  # one beginning
+
+    (oracle,) = adapter_methods(tiny_model, STYLE, oracles=tmp_path / "adapters")
+    known = evaluate(oracle, tiny_tokenizer, TASKS, instances=2, max_new_tokens=3)
+    base = evaluate(prompt_methods(tiny_model, STYLE)[0], tiny_tokenizer, TASKS, instances=2, max_new_tokens=3)
+    assert all(own.loss < other.loss - 1 for own, other in zip(known, base, strict=True))
+    stamp = (paths[0] / "adapter_model.safetensors").stat().st_mtime_ns
+    train()  # nothing is trained twice
+    assert (paths[0] / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="no adapter for c"):
+        evaluate(oracle, tiny_tokenizer, [task("c", "ccc")], instances=1)
+
+
+def test_rivals_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    tasks = Tasks(TASKS, [], [])
+    train_adapters(tiny_model, tiny_tokenizer, tasks, Lora(), OPTIONS, tmp_path / "each", base_name="tiny")
+    one = replace(OPTIONS, one_for_all=True)
+    train_adapters(tiny_model, tiny_tokenizer, tasks, Lora(), one, tmp_path / "all", base_name="tiny")
+    methods = adapter_methods(tiny_model, STYLE, adapters=tmp_path / "each", multi_task=tmp_path / "all")
+    assert [m.name for m in methods] == ["average of LoRAs", "Arrow routing of LoRAs", "multi-task adapter"]
+    ids = torch.arange(3, 20)[None]
+    before = tiny_model(ids).logits
+    outputs = {}
+    for method in methods:
+        with method.model() as model, torch.no_grad():
+            outputs[method.name] = model(ids).logits
+        assert torch.equal(tiny_model(ids).logits, before)
+    assert all(not torch.allclose(logits, before) for logits in outputs.values())
+
+    # The average of the weight differences, not the product of averaged factors.
+    scaling = Lora().scaling
+    matrix = "model.layers.1.self_attn.v_proj"
+    difference = torch.zeros_like(tiny_model.get_submodule(matrix).weight)
+    for name in ("a", "b"):
+        tensors = load_file(tmp_path / "each" / name / "adapter_model.safetensors")
+        prefix = f"base_model.model.{matrix}"
+        difference += scaling / 2 * tensors[f"{prefix}.lora_B.weight"] @ tensors[f"{prefix}.lora_A.weight"]
+    with methods[0].model() as model:
+        assert isinstance(model, PeftModel)
+        found = model.get_submodule(f"base_model.model.{matrix}").get_delta_weight("average")  # type: ignore[operator]
+    torch.testing.assert_close(found, difference, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"leave_out": 6}, "a has 6 instances"), ({"split": "test"}, "no test tasks")]
+)
+def test_tasks_without_enough_instances_are_named(
+    change: dict[str, Any], message: str, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    options, tasks = replace(OPTIONS, **change), Tasks(TASKS, [], [])
+    with pytest.raises(UserError, match=message):
+        train_adapters(tiny_model, tiny_tokenizer, tasks, Lora(), options, tmp_path / "x", base_name="tiny")

@@ -1,0 +1,173 @@
+"""Training by reconstruction: a library comes back from its descriptions, or is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from experts.errors import UserError
+from experts.expert import Expert
+from experts.text_to_lora.network import Lora, LowRank
+from experts.text_to_lora.reconstruction import (
+    Library,
+    Reconstruction,
+    ReconstructionLoss,
+    collate,
+    embedded_descriptions,
+    read_targets,
+)
+from experts.text_to_lora.run import train_network
+from experts.text_to_lora.shapes import Matrix
+from experts.text_to_lora.supervised import base_factors
+from experts.text_to_lora.writer import LoraAdapter, TextToAdapter
+
+DESCRIPTIONS = {"adding": ("Add numbers.", "Sums!"), "rhyming": ("Find a rhyme.",), "french": ("Say it in French.",)}
+MATRICES = [Matrix("layers.0.q", 8, 6), Matrix("layers.1.q", 8, 6), Matrix("layers.0.v", 4, 6)]
+
+
+def lora_library(folder: Path, rank: int = 2) -> Path:
+    torch.manual_seed(0)
+    for name in DESCRIPTIONS:
+        factors = {m.name: (torch.randn(rank, m.in_features), torch.randn(m.out_features, rank)) for m in MATRICES}
+        LoraAdapter(factors, Lora(rank=rank)).write(folder / name)
+    return folder
+
+
+def svf_library(folder: Path) -> Path:
+    torch.manual_seed(0)
+    for name, texts in DESCRIPTIONS.items():
+        z = {m.name: 1 + 0.1 * torch.randn(min(m.out_features, m.in_features)) for m in MATRICES}
+        Expert(z, "tiny", "0123", texts[0]).write(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "svf"])
+def test_a_library_is_read_as_it_was_written(kind: str, tmp_path: Path) -> None:
+    targets = read_targets(lora_library(tmp_path) if kind == "lora" else svf_library(tmp_path))
+    assert targets.names == sorted(DESCRIPTIONS)
+    for row, name in enumerate(targets.names):
+        tensors = load_file(tmp_path / name / "adapter_model.safetensors")
+        adapter = targets.adapters["layers.1.q"]
+        if isinstance(adapter, LowRank):
+            assert torch.equal(adapter.b[row], tensors["base_model.model.layers.1.q.lora_B.weight"])
+            assert targets.output == Lora(rank=2, target_modules=sorted(m.name for m in MATRICES))
+        else:
+            assert torch.equal(adapter[row], tensors["base_model.model.layers.1.q.svf_z"])
+            assert targets.descriptions[row] == DESCRIPTIONS[name][0]
+
+
+def make(folder: Path, encoder: Any, options: Reconstruction, size: Any = "L") -> Any:
+    targets = read_targets(folder)
+    output = replace(targets.output, size=size) if isinstance(targets.output, Lora) else targets.output
+    normalised = options.loss == "normalised"
+    writer = TextToAdapter.untrained(output, MATRICES, encoder, normalised=normalised, dropout=0.0)
+    library = Library(targets, writer.network, embedded_descriptions(targets, DESCRIPTIONS, encoder))
+    if normalised:
+        library.normalise(writer.network, [0, 1, 2])
+    return writer, library, targets
+
+
+@pytest.mark.parametrize("kind", ["lora", "svf"])
+@pytest.mark.parametrize("size", ["L", "S"])
+def test_a_normalised_network_begins_at_the_mean_of_the_library(
+    kind: str, size: str, encoder: Any, tmp_path: Path
+) -> None:
+    options = Reconstruction(1, "")
+    folder = lora_library(tmp_path) if kind == "lora" else svf_library(tmp_path)
+    writer, _, targets = make(folder, encoder, options, size)
+    means = [numbers.mean(0) for numbers in writer.network.numbers(targets.adapters)]
+    for numbers, mean in zip(writer.network.numbers(writer.write(["Anything."])), means, strict=True):
+        torch.testing.assert_close(numbers[0], mean)
+
+
+@pytest.mark.parametrize("kind", ["lora", "svf"])
+@pytest.mark.parametrize("loss", ["normalised", "difference"])
+def test_the_library_comes_back_from_its_descriptions(kind: str, loss: Any, encoder: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = lora_library(tmp_path / kind) if kind == "lora" else svf_library(tmp_path / kind)
+    options = Reconstruction(
+        300, "", loss, learning_rate=3e-3, adapters_per_step=3, micro_batch_size=3, validate_every=100, weight_decay=0
+    )
+    writer, library, targets = make(folder, encoder, options)
+    base = torch.nn.ModuleDict()  # only its weights matter here
+    factors = None
+    if kind == "svf" and loss == "difference":
+        weights = {m.name: torch.nn.Linear(m.in_features, m.out_features) for m in MATRICES}
+        base.get_submodule = weights.__getitem__  # type: ignore[method-assign, assignment]
+        factors = base_factors(base, writer.network)
+    result = train_network(
+        writer,
+        ReconstructionLoss(writer.network, loss, factors),
+        library.items(options, [0, 1, 2]),
+        [library.item(row) for row in range(3)],
+        collate,
+        options,
+        tmp_path / "network",
+        recipe={},
+    )
+    assert result.validations[300] < 0.15 * result.validations[0]
+    again = TextToAdapter.from_pretrained(tmp_path / "network", encoder=encoder)
+    for row, name in enumerate(targets.names):
+        for text in DESCRIPTIONS[name]:
+            for matrix, adapter in again.write([text]).items():
+                wanted = targets.adapters[matrix]
+                if isinstance(adapter, LowRank):
+                    found, wanted = adapter.b @ adapter.a, (wanted.b @ wanted.a)[row]
+                else:
+                    found, wanted = adapter - 1, wanted[row] - 1
+                assert (found[0] - wanted).norm() < 0.3 * wanted.norm()
+
+
+def test_libraries_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no adapters"):
+        read_targets(tmp_path)
+    folder = lora_library(tmp_path / "mixed")
+    (folder / "french" / "adapter_config.json").rename(tmp_path / "kept.json")
+    config = json.loads((tmp_path / "kept.json").read_text())
+
+    def refused(change: dict[str, Any], message: str) -> None:
+        (folder / "french" / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(UserError, match=message):
+            read_targets(folder)
+
+    refused({"lora_alpha": 3}, "adding is a LoRA of rank 2 and scaling 11.3 .* french a LoRA of rank 2 and scaling 2.1")
+    refused({"r": 4}, "mixed ranks")
+    refused({"peft_type": "IA3"}, "is a IA3 adapter")
+    tensors = load_file(folder / "french" / "adapter_model.safetensors")
+    three = {k: v.repeat_interleave(2, 0 if "lora_A" in k else 1) for k, v in tensors.items()}
+    save_file(three, folder / "french" / "adapter_model.safetensors")
+    refused({"r": 4}, "adding is a LoRA of rank 2 .* french a LoRA of rank 4")
+    save_file({k: v for k, v in tensors.items() if "lora_B" not in k}, folder / "french" / "adapter_model.safetensors")
+    refused({}, "is damaged, or not a plain LoRA")
+    (folder / "french" / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="not a JSON object"):
+        read_targets(folder)
+
+
+def test_peft_s_own_mixed_ranks_are_refused(tiny_model: Any, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 2}, task_type="CAUSAL_LM")
+    get_peft_model(tiny_model, config).save_pretrained(str(tmp_path / "one"), save_embedding_layers=False)
+    with pytest.raises(UserError, match=r"a LoRA of mixed ranks, \[2, 4\]"):
+        read_targets(tmp_path)
+
+
+def test_adapters_of_another_base_are_refused(encoder: Any, tmp_path: Path) -> None:
+    for number, library in enumerate((lora_library, svf_library)):
+        targets = read_targets(library(tmp_path / str(number)))
+        for matrix in (Matrix("layers.0.q", 5, 6), Matrix("layers.0.k", 8, 6)):
+            network = TextToAdapter.untrained(targets.output, [matrix], encoder).network
+            with pytest.raises(UserError, match=f"another base: nothing in them fits {matrix.name}"):
+                Library(targets, network, [])
+
+
+def test_an_adapter_that_nobody_describes_is_named(encoder: Any, tmp_path: Path) -> None:
+    targets = read_targets(lora_library(tmp_path))
+    with pytest.raises(UserError, match="nobody describes the adapter french"):
+        embedded_descriptions(targets, {"adding": ("Add.",)}, encoder)

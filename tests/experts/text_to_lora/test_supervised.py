@@ -1,0 +1,214 @@
+"""End-to-end training: what a batch is, what the loss is, and that a run learns, stops and resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from experts.errors import UserError
+from experts.text_to_lora.examples import PromptStyle, Rounds, make_example, pad_examples, token_losses
+from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.run import Result, train_network
+from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
+from experts.text_to_lora.tasks import Instance, Task
+from experts.text_to_lora.writer import TextToAdapter
+from experts.training.objective import Diverged
+from experts.training.run import Interrupted
+
+STYLE = PromptStyle(with_definition=False, max_prompt_tokens=24, max_answer_tokens=8)
+SMALL = Lora(size="S")
+OPTIONS = Supervised(
+    steps=6, learning_rate=1e-3, tasks_per_step=4, validate_every=2, validation_instances=2, prompt=STYLE
+)
+
+
+def letter_tasks(names: str) -> list[Task]:
+    """The answer is always the letter that the description names, whatever the input."""
+    return [
+        Task(
+            letter,
+            "train",
+            f"Write {letter * 5}.",
+            tuple(Instance(f"{letter}{i}", f"input {i}", (letter * 3,)) for i in range(8)),
+            descriptions=(f"Write {letter * 5}.", f"Say {letter * 6}!"),
+        )
+        for letter in names
+    ]
+
+
+@pytest.fixture
+def train(tiny_model: Any, tiny_tokenizer: Any, make_writer: Any, tmp_path: Path) -> Any:
+    """`train(name, options)` trains a fresh network for the tiny base into `tmp_path/name`."""
+
+    def train(name: str, options: Supervised, output: Any = SMALL, dropout: float = 0.05, **kwargs: Any) -> Result:
+        torch.manual_seed(options.seed)
+        writer = make_writer(output, dropout=dropout)
+        tasks = letter_tasks("abcdef")
+        return train_network(
+            writer,
+            AnswerLoss(tiny_model, writer.network, options),
+            training_items(tasks, tiny_tokenizer, writer.encoder, options),
+            validation_items(letter_tasks("gh"), tiny_tokenizer, writer.encoder, options),
+            Collator(tiny_tokenizer.pad_token_id),
+            options,
+            tmp_path / name,
+            recipe={"name": "letters"},
+            **kwargs,
+        )
+
+    return train
+
+
+def test_an_example_ends_the_answer_and_keeps_the_end_of_the_prompt(tiny_tokenizer: Any) -> None:
+    style = PromptStyle(max_prompt_tokens=20, max_answer_tokens=4)
+    task = letter_tasks("a")[0]
+    example = make_example(tiny_tokenizer, style, style.chat(task, task.instances[0]), "yes, sir")
+    assert tiny_tokenizer.decode(example.answer) == "yes<|im_end|>"
+    assert len(example.prompt) == 20
+    assert tiny_tokenizer.decode(example.prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert style.chat(task, task.instances[0])[0]["content"] == "Write aaaaa.\n\ninput 0"
+    assert replace(style, with_definition=False).chat(task, task.instances[0])[0]["content"] == "input 0"
+
+
+def test_the_loss_of_a_row_is_the_mean_over_its_answer_whatever_the_padding(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    def example(prompt: str, answer: str) -> Any:
+        return make_example(tiny_tokenizer, PromptStyle(), [{"role": "user", "content": prompt}], answer)
+
+    examples = [example("short", "yes"), example("a much longer prompt", "certainly not")]
+    with torch.no_grad():
+        losses, tokens = token_losses(tiny_model, pad_examples(examples, 0))
+        for row, one in enumerate(examples):
+            logits = tiny_model(torch.tensor([one.prompt + one.answer])).logits[0]
+            wanted = F.cross_entropy(logits[len(one.prompt) - 1 : -1], torch.tensor(one.answer))
+            torch.testing.assert_close(losses[row], wanted, atol=1e-4, rtol=1e-4)
+    assert tokens.tolist() == [4, 14]
+
+
+def test_smoothing_and_noise_change_the_loss(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    batch = pad_examples([make_example(tiny_tokenizer, STYLE, [{"role": "user", "content": "x"}], "yes")] * 2, 0)
+    with torch.no_grad():
+        plain, _ = token_losses(tiny_model, batch)
+        smooth, _ = token_losses(tiny_model, batch, label_smoothing=0.5)
+        noisy, _ = token_losses(tiny_model, batch, neftune_alpha=5.0)
+    assert plain[0] == plain[1]
+    assert not torch.isclose(smooth[0], plain[0])
+    assert not torch.isclose(noisy[0], noisy[1])
+
+
+def test_a_round_meets_every_task_once_and_items_depend_on_nothing_else() -> None:
+    rounds = Rounds(5, 23, seed=1, make=lambda task, chance: (task, chance.random()))
+    items = [rounds[i] for i in range(len(rounds))]
+    for start in range(0, 20, 5):
+        assert sorted(task for task, _ in items[start : start + 5]) == [0, 1, 2, 3, 4]
+    assert len({chance for _, chance in items}) == 23
+    assert rounds[17] == items[17]
+    assert [task for task, _ in items[:5]] != [task for task, _ in items[5:10]]
+    assert items != [Rounds(5, 23, seed=2, make=lambda task, chance: (task, chance.random()))[i] for i in range(23)]
+
+
+def test_items_draw_instances_and_descriptions(tiny_tokenizer: Any, encoder: Any) -> None:
+    tasks = letter_tasks("abcdef")
+    items = training_items(tasks, tiny_tokenizer, encoder, replace(OPTIONS, steps=30))
+    known = {tuple(encoder([text])[0].tolist()) for task in tasks for text in task.descriptions}
+    seen = Counter(tuple(items[i].task.tolist()) for i in range(len(items)))
+    assert set(seen) == known
+    assert len({tuple(items[i].example.prompt) for i in range(len(items))}) == 8
+
+
+@pytest.mark.parametrize("output", [Lora(), Lora(size="S"), Svf(rank=8)], ids=str)
+def test_it_learns_to_follow_descriptions(
+    output: Any, train: Any, tiny_model: Any, tiny_tokenizer: Any, encoder: Any, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, steps=60, learning_rate=1e-2, tasks_per_step=6, validate_every=20, neftune_alpha=0.0)
+    result = train("network", options, output)
+    assert result.validations[20] < result.validations[0]
+    writer = TextToAdapter.from_pretrained(tmp_path / "network", encoder=encoder)
+    loss = AnswerLoss(tiny_model, writer.network, options)
+    collate = Collator(tiny_tokenizer.pad_token_id)
+    items = validation_items(letter_tasks("abcdef"), tiny_tokenizer, encoder, options)
+    with torch.no_grad():
+        right = loss(writer.network, collate(items))
+        others = [replace(a, task=b.task) for a, b in zip(items, items[2:] + items[:2], strict=True)]
+        wrong = loss(writer.network, collate(others))
+    assert right < wrong - 0.1
+
+
+def test_the_folder_tells_what_it_is(train: Any, tmp_path: Path) -> None:
+    result = train("network", OPTIONS)
+    assert {path.name for path in (tmp_path / "network").iterdir()} == {
+        "network.json",
+        "network.safetensors",
+        "training_log.jsonl",
+        "README.md",
+    }
+    assert not (tmp_path / "network.unfinished").exists()
+    assert sorted(result.validations) == [0, 2, 4, 6]
+    assert f"{result.parameters:,} parameters" in (tmp_path / "network" / "README.md").read_text()
+    with pytest.raises(UserError, match="exists already"):
+        train("network", OPTIONS)
+
+
+class Interrupt(TrainerCallback):
+    """Presses Ctrl-C during a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_an_interrupted_run_resumes_to_the_same_network(train: Any, tmp_path: Path, step: int) -> None:
+    options = replace(OPTIONS, micro_batch_size=2)
+    train("whole", options)
+    with pytest.raises(Interrupted, match=f"step {step}"):
+        train("parts", options, callbacks=[Interrupt(step)])
+    assert not (tmp_path / "parts").exists()
+    with pytest.raises(UserError, match="--resume"):
+        train("parts", options)
+    train("parts", options, resume=True)
+    whole, parts = ((tmp_path / name / "network.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_it_stops_early_and_keeps_the_best(train: Any) -> None:
+    result = train("network", replace(OPTIONS, steps=40, learning_rate=0.2, warmup=0.0, patience=2, validate_every=1))
+    assert max(result.validations) < 40
+    assert result.validations[result.best_step] == min(loss for step, loss in result.validations.items() if step)
+
+
+def test_nan_stops_the_run_and_keeps_the_best_network(train: Any, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="smaller learning rate"):
+        train("network", replace(OPTIONS, steps=40, learning_rate=5.0, warmup=0.0, validate_every=1))
+    tensors = load_file(tmp_path / "network" / "network.safetensors").values()
+    assert all(torch.isfinite(tensor).all() for tensor in tensors)
+
+
+def test_micro_batches_do_not_change_a_step(train: Any) -> None:
+    # Without dropout and noise, whose random numbers depend on the shapes that ask for them.
+    options = replace(OPTIONS, steps=4, neftune_alpha=0.0)
+    results = [train(f"by {size}", replace(options, micro_batch_size=size), dropout=0.0) for size in (4, 2, 1)]
+    assert results[0].validations[4] != pytest.approx(results[0].validations[0], abs=0.01)
+    for result in results[1:]:
+        assert result.validations == pytest.approx(results[0].validations, abs=1e-4)
+
+
+def test_steps_that_do_not_divide_are_refused(train: Any) -> None:
+    with pytest.raises(UserError, match="does not divide"):
+        train("network", replace(OPTIONS, tasks_per_step=5, micro_batch_size=2))
+    with pytest.raises(UserError, match="at least 1"):
+        Supervised(steps=0)
