@@ -9,13 +9,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch.base import Dispatcher, Fixed
 from dispatch.embedding import EmbeddingDispatcher
 from dispatch.prompt import Calibration, PromptDispatcher
+from dispatch.t2l import T2LDispatcher
 from experts.errors import UserError, unknown
 from experts.library import CLASSIFIER, ExpertLibrary
 from experts.mixture import Mixture
 
-__all__ = ["Calibration", "Dispatcher", "EmbeddingDispatcher", "Fixed", "PromptDispatcher", "find_dispatcher"]
+__all__ = [
+    "Calibration",
+    "Dispatcher",
+    "EmbeddingDispatcher",
+    "Fixed",
+    "PromptDispatcher",
+    "T2LDispatcher",
+    "find_dispatcher",
+]
 
-DISPATCHERS = ("none", "prompt", "classifier", "embedding")
+DISPATCHERS = ("none", "prompt", "classifier", "embedding", "t2l")
 
 
 def find_dispatcher(
@@ -27,6 +36,8 @@ def find_dispatcher(
         UserError: with the nearest names, if it means nothing; or if the library lacks what it needs.
     """
     check_dispatcher(name, library)
+    if name == "t2l":
+        return T2LDispatcher.from_pretrained(network_path(library), model, tokenizer)
     if name == "none" or not library.names:
         return Fixed(Mixture.of({}))
     if name.endswith(".json"):
@@ -61,6 +72,13 @@ def check_dispatcher(name: str, library: ExpertLibrary) -> None:
             f"the library {library.folder} has no classification expert; train one (configs/smollm2-135m/"
             "classifier.yaml is an example) and put it there with `selfadapt experts add FOLDER --classifier`"
         )
+    elif name == "t2l" and not network_path(library).is_dir():
+        raise UserError(f"there is no {network_path(library)}; put a network there that `selfadapt t2l train` has made")
+
+
+def network_path(library: ExpertLibrary) -> Path:
+    """Where the network that writes experts from prompts lies in a library."""
+    return library.folder / "t2l"
 
 
 def calibration_path(library: ExpertLibrary, reader: str) -> Path:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
+from dispatch import Dispatcher, Fixed, T2LDispatcher, check_dispatcher, find_dispatcher
 from experts.engine import Chat, generate, loglikelihood, stream
 from experts.errors import UserError
 from experts.expert import Expert
@@ -74,7 +74,8 @@ class SelfAdaptiveModel:
         Args:
             model: a built-in name, a hub id or a folder; by default the library's base.
             library: a folder of experts; by default those that come with the base.
-            dispatch: "none" for the plain base, "prompt", "classifier", "embedding", an expert's name, or a `MIX.json`.
+            dispatch: "none" for the plain base, "prompt", "classifier", "embedding", "t2l", an expert's
+                name, or a `MIX.json`.
 
         Raises:
             UserError: if the library belongs to another base, or `dispatch` means nothing.
@@ -86,7 +87,10 @@ class SelfAdaptiveModel:
         check_dispatcher(dispatch, experts)
         base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device)
         adaptive = experts.load(base)
-        return cls(adaptive, tokenizer, find_dispatcher(dispatch, experts, cast(Any, adaptive), tokenizer))
+        dispatcher = find_dispatcher(dispatch, experts, cast(Any, adaptive), tokenizer)
+        if isinstance(dispatcher, T2LDispatcher):
+            adaptive = dispatcher.model  # which has room for experts, also where the library had none
+        return cls(adaptive, tokenizer, dispatcher)
 
     def dispatch(self, prompts: Sequence[str | Chat]) -> Mixture:
         """Pass one alone: the mixture of each prompt.

@@ -15,6 +15,10 @@ from transformers import AutoModelForCausalLM
 from experts import ExpertLibrary, Mixture
 from experts.engine import Chat, generate
 from experts.errors import UserError
+from experts.text_to_lora.encoder import LastTokenEncoder
+from experts.text_to_lora.network import Svf
+from experts.text_to_lora.shapes import read_matrices
+from experts.text_to_lora.writer import TextToAdapter
 from selfadapt import SelfAdaptiveModel
 
 PROMPTS = ["one", "two and a bit", "three", "four!"]
@@ -84,6 +88,24 @@ def test_an_answer_explains_itself(library: ExpertLibrary) -> None:
     model.dispatcher = ByLength()
     text = str(model.generate([PROMPTS[2]], max_new_tokens=4)[0])
     assert re.search(r"\[a 0\.50, b 0\.50; pass one \d+\.\d\d s, pass two \d+\.\d\d s\]$", text)
+
+
+def test_experts_can_be_written_from_the_prompts(library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    """By a network in the library's folder; also where the library is empty."""
+    empty = ExpertLibrary.create(library.folder.with_name("empty"), library.base, library.fingerprint)
+    output = Svf(rank=8)
+    matrices = read_matrices(tiny_model.config, output.target_modules)
+    encoder = LastTokenEncoder(tiny_model, tiny_tokenizer)
+    network = TextToAdapter.untrained(output, matrices, encoder, fingerprint=library.fingerprint)
+    for each in (library, empty):
+        with pytest.raises(UserError, match="there is no .*t2l"):
+            SelfAdaptiveModel.from_pretrained(library=each, dispatch="t2l")
+        network.save_pretrained(each.folder / "t2l")
+        model = SelfAdaptiveModel.from_pretrained(library=each, dispatch="t2l")
+        got = model.generate(PROMPTS, max_new_tokens=8)
+        # An untrained network writes the identity.
+        assert [answer.text for answer in got] == answers(empty, "none")
+        assert all(name.startswith("t2l-") for answer in got for name in answer.mixture[0])
 
 
 def test_mistakes_are_one_line(library: ExpertLibrary, tiny_folder: Path, tmp_path: Path) -> None:
