@@ -100,7 +100,8 @@ def _deal(rows: dict[Split, list[_Row]]) -> dict[Split, list[_Row]]:
     shares: list[Split] = ["train"] * 8
     shares.append("train" if "validation" in rows else "validation")
     shares.append("train" if "test" in rows else "test")
-    dealt: dict[Split, list[_Row]] = {"train": [], "validation": [], "test": [], **rows, "train": []}
+    dealt: dict[Split, list[_Row]] = {split: [] for split in get_args(Split)}
+    dealt |= {split: given for split, given in rows.items() if split != "train"}
     for row in rows.get("train", []):
         digest = hashlib.sha256(row.question.encode()).digest()
         dealt[shares[int.from_bytes(digest) % len(shares)]].append(row)
@@ -160,10 +161,10 @@ def _from_hub(source: Source, split: str, folder: Path | None) -> list[_Row]:
         parts = [load_dataset(source.hub, config, split=split) for config in source.configs]
     # The hub's clients raise what their libraries do: OSError, httpx.HTTPError, ValueError, …
     except Exception as error:
-        wanted = f"{folder or '$SELFADAPT_DATA/' + source.folder}/{next(iter(source.official().values()))}.jsonl[.gz]"
+        place = f"{folder or '$SELFADAPT_DATA/' + source.folder}/{next(iter(source.official().values()))}.jsonl[.gz]"
         raise UserError(
-            f"no file {wanted}, and the hub's {source.hub} ({split}) cannot be read "
-            f"({' '.join(str(error).split())}); put a file there with the hub's fields, or give one with the domain's path"
+            f"there is no file {place}, and the hub's {source.hub} ({split}) cannot be read "
+            f"({' '.join(str(error).split())}); put a file with the hub's fields there, or name one as the path"
         ) from error
     objects = ((f"{source.hub} {split}:{index}", fields) for part in parts for index, fields in enumerate(part))
     return list(_rows(source, split, objects))

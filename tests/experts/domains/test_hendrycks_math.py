@@ -10,9 +10,7 @@ from tests.experts.domains.conftest import Put
 
 def test_rows_and_rewards(put: Put) -> None:
     solution = r"Half of one is $\boxed{\frac{1}{2}}$."
-    put(
-        "math/train.jsonl", [{"problem": "Half of 2?", "solution": r"\boxed{1}", "level": "Level 1", "type": "Algebra"}]
-    )
+    put("math/train.jsonl", [{"problem": "Half of 2?", "solution": r"\boxed{1}"}])
     put("math/test.jsonl", [{"problem": "Half of 1?", "solution": solution}])
     domain = HendrycksMath()
     row = domain.load("test")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +29,7 @@ def questions(domain: Domain, split: Split) -> set[str]:
 def test_tenths_of_train_stand_in_for_missing_splits(put: Put) -> None:
     put("gsm8k/train.jsonl.gz", [row(number) for number in range(300)])
     parts = {split: ids(Gsm8k(), split) for split in get_args(Split)}
-    assert sorted(sum(parts.values(), [])) == sorted(f"train:{number}" for number in range(300))
+    assert sorted(chain(*parts.values())) == sorted(f"train:{number}" for number in range(300))
     assert all(15 < len(parts[split]) < 50 for split in ("validation", "test"))
     assert parts == {split: ids(Gsm8k(), split) for split in get_args(Split)}
 
@@ -124,11 +124,13 @@ def test_an_unreachable_hub(put: Put, monkeypatch: pytest.MonkeyPatch, folder_is
 )
 def test_a_row_that_cannot_be_read(put: Put, bad: dict[str, Any], message: str) -> None:
     file = put("gsm8k/train.jsonl", [row(0), bad])
-    put("gsm8k/test.jsonl", [row(2)])
-    with pytest.raises(UserError, match=message) as error:
-        for split in get_args(Split):
+    messages = []
+    for split in get_args(Split):
+        try:
             Gsm8k().load(split)
-    assert f"{file}:2: " in str(error.value)
+        except UserError as error:
+            messages.append(str(error))
+    assert any(f"{file}:2: " in text and message in text for text in messages)
 
 
 def test_files_that_are_no_rows(put: Put) -> None:

@@ -1,0 +1,178 @@
+"""The inside of `experts.sandbox`: a script that shuts itself in, then runs the program from its standard input.
+
+Three processes, one in another: the first makes the namespaces; the second supervises (as process 1 of its namespace,
+so that nothing in there outlives it); the third gives up all rights and is the program. It imports nothing but the
+standard library, and nothing of this package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+import types
+from typing import Any, NoReturn
+
+NOBODY = 65534
+TIME_IS_UP = 124
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
+MNT_DETACH = 2
+SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 0x1, 0x2
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+CAPABILITY_VERSION = 0x20080522
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    program = sys.stdin.read()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.closerange(3, 256)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if settings["way"] == "namespaces":
+        enter_namespaces(settings["home"], settings["readable"], settings["disk"])
+        if first := os.fork():
+            os._exit(shell_code(os.waitpid(first, 0)[1]))
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+    if child := os.fork():
+        supervise(child, settings["seconds"], alone=settings["way"] == "limits")
+    give_up_rights(settings["limits"])
+    run(program)
+
+
+def enter_namespaces(root: str, readable: list[str], disk: int) -> None:
+    """New namespaces for everything, and in them a file system with `readable` and an empty /tmp."""
+    user, group = os.getuid(), os.getgid()
+    spaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+    call("unshare", spaces | (CLONE_NEWUSER if user else 0))
+    if user:
+        for file, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{file}", "w") as handle:
+                handle.write(text)
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    for path in readable:
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), root + path)
+        else:
+            os.makedirs(root + path)
+            mount(path, root + path, None, MS_BIND | MS_REC)
+    os.mkdir(root + "/dev")
+    for device in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
+        os.close(os.open(root + device, os.O_CREAT))
+        mount(device, root + device, None, MS_BIND)
+    os.mkdir(root + "/tmp")
+    read_only(root)
+    mount("tmpfs", root + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=1777")
+    os.chdir(root)
+    call("pivot_root", b".", b".")
+    call("umount2", b".", MNT_DETACH)
+    os.chdir("/tmp")
+
+
+def read_only(path: str) -> None:
+    """All mounts at and below the path."""
+    attributes = struct.pack("4Q", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
+    call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, attributes, len(attributes))
+
+
+def supervise(child: int, seconds: float, alone: bool) -> NoReturn:
+    """Waits for the program, at most `seconds`, and ends as it ended.
+
+    What it leaves behind dies with process 1 of its namespace; `alone`, without a namespace, we have to kill it.
+    """
+    deadline = time.monotonic() + seconds
+    code = TIME_IS_UP
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == child:
+            code = shell_code(status)
+            break
+        if pid == 0:
+            time.sleep(0.002)
+    if alone:
+        kill_descendants()
+    os._exit(code)
+
+
+def kill_descendants() -> None:
+    """Whoever loses a parent becomes a child of ours, and is killed next."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as children:
+            for pid in children.read().split():
+                os.kill(int(pid), signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def give_up_rights(limits: dict[str, int]) -> None:
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user has cleared it
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    # An ordinary user has all rights in a user namespace of its own, to mount and to unmount as well.
+    call("capset", struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
+    for name, value in limits.items():
+        _, most = resource.getrlimit(getattr(resource, name))
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def run(program: str) -> NoReturn:
+    module = types.ModuleType("program")
+    sys.modules["program"] = module  # where dataclasses look for it
+    sys.argv = ["program"]
+    code = 1
+    try:
+        exec(compile(program, "program.py", "exec"), module.__dict__)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    try:
+        sys.stdout.flush()
+    finally:
+        os._exit(code & 0xFF)
+
+
+def shell_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    texts = [None if text is None else text.encode() for text in (source, target, kind)]
+    call("mount", *texts, ctypes.c_ulong(flags), data.encode())
+
+
+def prctl(option: int, value: int) -> None:
+    call("prctl", option, *map(ctypes.c_ulong, (value, 0, 0, 0)))
+
+
+def call(name: str, *arguments: Any) -> None:
+    if getattr(libc, name)(*arguments) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+
+
+if __name__ == "__main__":
+    main()
