@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import ArrowConfig, PeftModel, create_arrow_model
+from peft import ArrowConfig, PeftConfig, PeftModel, PeftType, create_arrow_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -113,6 +113,8 @@ def adapter_methods(
     methods = []
     if adapters is not None:
         paths = _folders(adapters)
+        if any(PeftConfig.from_pretrained(str(path)).peft_type != PeftType.LORA for path in paths):
+            raise UserError(f"{adapters} holds other adapters than LoRAs; the average and Arrow are of LoRAs")
         methods += [
             Method("average of LoRAs", style.chat, lambda: _averaged(base, paths)),
             Method("Arrow routing of LoRAs", style.chat, lambda: _arrow(base, paths)),

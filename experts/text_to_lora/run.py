@@ -19,7 +19,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from experts.errors import UserError
@@ -158,7 +158,8 @@ def train_network(
         if done < options.steps:
             trainer.train(resume_from_checkpoint=checkpoint)
         else:
-            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+            trainer._load_best_model()
     except Diverged as error:
         if trainer.state.best_model_checkpoint is None:
             raise

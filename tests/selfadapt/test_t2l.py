@@ -229,6 +229,7 @@ def test_shipped_recipes_are_right(path: Path) -> None:
     name = path.relative_to(configs_folder()).with_suffix("").as_posix()
     assert find_recipe(name) == path
     document, spelled_out = yaml.safe_load(path.read_text()), read_recipe(path).to_dict()
+    assert json.loads(json.dumps(spelled_out)) == spelled_out  # a resumed run compares them
     for block in ("training", "output", "data"):
         for key, value in document[block].items():
             found = spelled_out[block][key]
