@@ -193,7 +193,8 @@ def _bubblewrap(root: bool) -> list[str]:
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
     command += ["--ro-bind", str(CHILD), "/child.py", "--perms", "1777", "--size", str(DISK), "--tmpfs", "/tmp"]
-    return [*command, "--chdir", "/tmp"]
+    # The rest of what bubblewrap makes is without a bound on its size.
+    return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
 
 
 def _readable() -> list[str]:

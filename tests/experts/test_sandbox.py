@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +29,18 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
 
 
 def survivors(mark: float) -> list[str]:
-    """The processes of a run with this time limit, which is on their command lines."""
+    """The processes of a run with this time limit, which is on their command lines.
+
+    A namespace goes down with its first process, but bubblewrap does not wait for it.
+    """
+    for _ in range(100):
+        if not (found := processes(mark)):
+            break
+        time.sleep(0.05)
+    return found
+
+
+def processes(mark: float) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -228,6 +240,7 @@ def test_there_is_no_network(way: Way) -> None:
         port = server.getsockname()[1]
         caller = f"""
 import socket
+import time
 try:
     socket.create_connection(("127.0.0.1", {port}), timeout=1)
     print("connected")
