@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
@@ -150,13 +151,14 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         # float64 only serves to check the arithmetic.
         return torch.float64 if self.base_layer.weight.dtype == torch.float64 else torch.float32
 
+    def deltas(self, adapter_names: list[str]) -> Tensor:
+        """z_k − 1 of each expert [K, r], zero where one of a smaller rank has nothing."""
+        z = pad_sequence([self.svf_z[name] for name in adapter_names], batch_first=True, padding_value=1.0)
+        return F.pad(z - 1, (0, len(self.svf_s) - z.shape[1]))
+
     def delta(self, adapter_names: list[str]) -> Tensor:
-        """δ = Σ_k (z_k − 1) [r], zero where an expert of a smaller rank has nothing."""
-        delta = torch.zeros_like(self.svf_s)
-        for name in adapter_names:
-            z = self.svf_z[name]
-            delta = delta + F.pad(z - 1, (0, len(delta) - len(z)))
-        return delta
+        """δ = Σ_k (z_k − 1) [r] of at least one expert."""
+        return self.deltas(adapter_names).sum(0)
 
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
         """Changes whenever one of these experts' z, or the base's weight, may have changed."""
@@ -265,11 +267,12 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if rest or x.ndim != 3:
             raise ValueError(f"{len(mixture.scale)} mixtures do not fit an input of shape {list(x.shape)}")
         scale = mixture.scale if beams == 1 else mixture.scale.repeat_interleave(beams, 0)
-        hidden = F.linear(x, self.svf_vt)
-        hidden = (hidden * scale[:, None]).to(hidden.dtype)
+        hidden = F.linear(x, self.svf_vt).mul_(scale[:, None])  # [B·beams, T, r]
         if mixture.whole:
             return F.linear(hidden, self.svf_u, self.base_layer.bias)
-        return self.base_layer(x).add_(F.linear(hidden, self.svf_u))
+        y = self.base_layer(x)
+        y.flatten(0, 1).addmm_(hidden.flatten(0, 1), self.svf_u.T)
+        return y
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
         # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.

@@ -226,7 +226,7 @@ def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | No
     own = [k for k, name in enumerate(names) if name in layer.svf_z]
     if not alpha[:, own].any():
         return None
-    deltas = torch.stack([layer.delta([names[k]]) for k in own])  # [K', r]
+    deltas = layer.deltas([names[k] for k in own])  # [K', r]
     return alpha[:, own].to(deltas) @ deltas
 
 
