@@ -1,8 +1,10 @@
 """Held-out problems of all shipped domains in one list: who answers best?
 
-python benchmarks/mixed_domains.py [--per-domain 64] [--new-tokens 16] [--output runs/mixed_domains.json]
+python benchmarks/mixed_domains.py [--per-domain 64] [--new-tokens 16] [--calibrate 48] [--output RESULTS.json]
 
 Compares the base, every expert alone, every dispatcher, and the oracle, which knows the domain of each problem.
+`--calibrate N` first fits the calibration of `prompt` and `classifier` on N training prompts of each domain and
+keeps it in the library.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
-from dispatch import Dispatcher, Fixed, find_dispatcher
+from dispatch import Calibration, Dispatcher, Fixed, PromptDispatcher, calibration_path, find_dispatcher
 from experts.domains import Domain
 from experts.engine import generate
 from experts.evaluation import Accuracy, accuracy, mcnemar
@@ -31,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-domain", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--calibrate", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/mixed_domains.json"))
     options = parser.parse_args()
     folder = shipped_library("smollm2-135m")
@@ -39,6 +43,8 @@ def main() -> None:
     base, tokenizer = load_base()
     model: Any = library.load(base)
     domains: list[Domain] = [read_recipe(find_recipe(f"smollm2-135m/{name}")).domain for name in library.names]
+    if options.calibrate:
+        _calibrate(model, tokenizer, library, domains, options.calibrate)
     rows = [domain.load("test").to_list()[: options.per_domain] for domain in domains]
     prompts = [row["prompt"] for own in rows for row in own]
     owner = torch.tensor([k for k, own in enumerate(rows) for _ in own])
@@ -67,6 +73,18 @@ def main() -> None:
         print(name, accuracy(found[name]["scores"]), flush=True)
     write_json(options.output, found)
     _table(found, library.names, owner)
+
+
+def _calibrate(
+    model: Any, tokenizer: PreTrainedTokenizerBase, library: ExpertLibrary, domains: Sequence[Domain], each: int
+) -> None:
+    prompts = [row["prompt"] for domain in domains for row in domain.load("train").to_list()[:each]]
+    labels = torch.arange(len(domains)).repeat_interleave(each)
+    for reader in ("prompt", "classifier"):
+        dispatcher = find_dispatcher(reader, library, model, tokenizer)
+        assert isinstance(dispatcher, PromptDispatcher)
+        calibration = Calibration.fitted(dispatcher.scores(prompts), labels)
+        calibration.write(calibration_path(library, reader), library.names)
 
 
 def _right(mixture: Mixture, names: Sequence[str], owner: torch.Tensor) -> float:
