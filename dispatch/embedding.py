@@ -49,7 +49,7 @@ class EmbeddingDispatcher:
         prompts: Sequence[Tensor],
         *,
         encoder: str = BUILT_IN,
-        false_alarms: float = 0.04,
+        false_alarms: float = 0.02,
         soft: bool = False,
     ) -> None:
         self.names = tuple(names)
@@ -64,7 +64,7 @@ class EmbeddingDispatcher:
 
     @classmethod
     def from_library(
-        cls, library: ExpertLibrary, *, false_alarms: float = 0.04, soft: bool = False
+        cls, library: ExpertLibrary, *, false_alarms: float = 0.02, soft: bool = False
     ) -> EmbeddingDispatcher:
         """Reads the prompt embeddings that lie beside the library's experts.
 
