@@ -5,7 +5,8 @@ the data set under `$SELFADAPT_DATA`, the hub. So what a split holds does not de
 today.
 
 Where the place has an official split, it is that split. Where it has none, validation and test are a tenth of the
-train rows each, chosen by a hash of the question, and train is the rest. A question that stands in several splits
+train rows each, chosen by a hash of the question, and train is the rest. The tenth for test is not trained on even
+where there is an official test: another copy of the data may have no other. A question that stands in several splits
 stays in the first of test, validation, train.
 """
 
@@ -96,15 +97,19 @@ def _read(read: Callable[[Fields], dict[str, Any]], row: _Row) -> dict[str, Any]
 
 
 def _deal(rows: dict[Split, list[_Row]]) -> dict[Split, list[_Row]]:
-    """The rows of three splits, where train gives a tenth to each of the others that is not there."""
+    """The rows of three splits, where train gives a tenth to each of the others that is not there.
+
+    The tenth for test is never trained on: another copy of the data may have no other test.
+    """
     shares: list[Split] = ["train"] * 8
-    shares.append("train" if "validation" in rows else "validation")
-    shares.append("train" if "test" in rows else "test")
+    shares += ["train" if "validation" in rows else "validation", "test"]
     dealt: dict[Split, list[_Row]] = {split: [] for split in get_args(Split)}
     dealt |= {split: given for split, given in rows.items() if split != "train"}
     for row in rows.get("train", []):
         digest = hashlib.sha256(row.question.encode()).digest()
-        dealt[shares[int.from_bytes(digest) % len(shares)]].append(row)
+        share = shares[int.from_bytes(digest) % len(shares)]
+        if share == "train" or share not in rows:
+            dealt[share].append(row)
     return dealt
 
 

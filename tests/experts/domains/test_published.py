@@ -36,20 +36,22 @@ def test_tenths_of_train_stand_in_for_missing_splits(put: Put) -> None:
 
 def test_official_splits_are_taken_whole(put: Put) -> None:
     put("gsm8k/train.jsonl", [row(number) for number in range(100)])
-    before = ids(Gsm8k(), "validation")
+    before = {split: ids(Gsm8k(), split) for split in get_args(Split)}
     put("gsm8k/test.jsonl", [row(number) for number in range(500, 520)])
     assert ids(Gsm8k(), "test") == [f"test:{number}" for number in range(20)]
-    assert ids(Gsm8k(), "validation") == before
-    assert len(ids(Gsm8k(), "train")) == 100 - len(before)
+    assert ids(Gsm8k(), "validation") == before["validation"]
+    assert ids(Gsm8k(), "train") == before["train"]  # what is the test of a copy without one is never trained on
 
 
 def test_a_question_stays_in_one_split(put: Put) -> None:
     rows = [row(number) for number in range(100)]
     shouted = [row(number, question=f"  WHAT is {number}  +  1? ") for number in range(100)]
     put("gsm8k/train.jsonl", rows + shouted)
+    held_out = questions(Gsm8k(), "test")
     put("gsm8k/test.jsonl", [rows[3]])
     parts = {split: questions(Gsm8k(), split) for split in get_args(Split)}
-    assert sum(map(len, parts.values())) == 100
+    assert not parts["test"] & held_out
+    assert sum(map(len, parts.values())) == 100 - len(held_out)
     assert all(not parts[a] & parts[b] for a, b in combinations(parts, 2))
     assert "train:3" not in ids(Gsm8k(), "train") + ids(Gsm8k(), "validation")
 
