@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,14 @@ import pytest
 
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from selfadapt.cli import main
 
 PROMPTS = {"What is 3 plus 4?": "a", "Add 5 and 6.": "a", "What does a cow eat?": "b", "Hi, how are you?": "base"}
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, library: ExpertLibrary) -> Any:
+def run(run: Any, library: ExpertLibrary) -> Any:
     """`run("dispatch", …)` on the library → (exit code, stdout, stderr)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        arguments = [*map(str, args), "--library", str(library.folder)]
-        monkeypatch.setattr(sys, "argv", ["selfadapt", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *args: run(*args, "--library", library.folder)
 
 
 @pytest.fixture
@@ -121,5 +108,4 @@ def test_labels_that_mean_nothing_are_named(run: Any, tmp_path: Path, line: str,
     code, out, err = run("dispatch", "--evaluate", path)
     assert (code, out) == (1, "")
     assert message in err
-    assert err.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
