@@ -54,6 +54,7 @@ def generate(
     mixture: Mixture | None = None,
     batch_size: int = 32,
     on_batch: Callable[[int], None] = lambda answered: None,
+    sequence_bias: dict[tuple[int, ...], float] | None = None,
 ) -> list[str]:
     """The greedy answer to each prompt, in the order of the prompts.
 
@@ -64,10 +65,12 @@ def generate(
     Args:
         tokenizer: of a vision-language model its processor; a part {"type": "image", "image": …} is then a picture.
         mixture: one row a prompt, of experts that `model` carries; None leaves the model as it is.
+        sequence_bias: nats that a sequence's last token gets where the others stand before it, as in transformers.
 
     Raises:
         UserError: if a prompt and its answer do not fit the model's context.
     """
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "sequence_bias": sequence_bias}
     ids = tokenize(tokenizer, prompts)
     check_context(model, max(map(len, ids), default=0), max_new_tokens)
     answers = [""] * len(ids)
@@ -81,7 +84,7 @@ def generate(
                 batch = pad(model, tokenizer, [ids[row] for row in rows])
             with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
                 # [B, prompt + new]
-                output = cast(Any, model).generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+                output = cast(Any, model).generate(**batch, **options)
             texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
+from experts.constrained import constraint_of
 from experts.domains.base import Domain
 from experts.engine import generate
 from experts.processes import processes
@@ -71,6 +72,7 @@ def held_out_scores(
 
     A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
     """
+    constraint = constraint_of(domain, tokenizer)
     with processes().split_between_processes(list(range(len(rows)))) as share:
         mine = rows.select(share)
         prompts = list(mine["prompt"])
@@ -84,6 +86,7 @@ def held_out_scores(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             on_batch=on_batch,
+            sequence_bias=constraint.sequence_bias() if constraint else None,
         )
         columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
         scores = domain.reward(answers, **columns)

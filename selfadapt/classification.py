@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -31,11 +31,18 @@ class Classification:
     train_size: int = 2000
     validation_size: int = 256
     test_size: int = 512
+    instructions: bool = True
+    """Whether prompts keep what their domains tell about the form of an answer, which says much about the domain."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if len(self.recipes) < 2:
             raise UserError(f"{self.name}: there must be at least two recipes whose domains are told apart")
+
+    @property
+    def answers(self) -> list[str]:
+        """The names, which is all that a completion may say."""
+        return [domain.name for domain in self._domains()]
 
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt` and `answer`, in an order of chance."""
@@ -63,4 +70,7 @@ class Classification:
     def _domains(self) -> list[Domain]:
         from selfadapt.recipes import find_recipe, read_recipe  # which knows this class
 
-        return [read_recipe(find_recipe(recipe)).domain for recipe in self.recipes]
+        domains: list[Any] = [read_recipe(find_recipe(recipe)).domain for recipe in self.recipes]
+        if self.instructions:
+            return domains
+        return [replace(domain, instruction="") if hasattr(domain, "instruction") else domain for domain in domains]

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
+from experts.constrained import Constraint, constraint_of
 from experts.domains.base import Domain
 from experts.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
@@ -76,10 +77,11 @@ BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask"
 
 
 class ReinforceTrainer(RLOOTrainer):
-    """RLOO with the choice of baseline and parametrisation, and a stop at the first NaN."""
+    """RLOO with the choice of baseline and parametrisation, answers from a few, and a stop at the first NaN."""
 
-    def __init__(self, *args: Any, options: Reinforce, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, options: Reinforce, constraint: Constraint | None = None, **kwargs: Any) -> None:
         self.options = options
+        self.constraint = constraint
         self._sampled_logps: list[Tensor] = []
         self._rewards = torch.empty(0)
         super().__init__(*args, **kwargs)
@@ -99,7 +101,8 @@ class ReinforceTrainer(RLOOTrainer):
         if sampled and not self.options.kl:
             # TRL asks for the likelihood under π_old. It is π itself, so that `_compute_loss` does not need it.
             return input_ids.new_zeros((len(input_ids), logits_to_keep), dtype=torch.float32), None, None
-        if self.accelerator.device.type == "cpu" and kwargs.get("pixel_values") is None:
+        ours = self.constraint is not None or self.accelerator.device.type == "cpu"
+        if ours and kwargs.get("pixel_values") is None:
             result = self._token_logps(model, input_ids, attention_mask, logits_to_keep)
         else:
             result = super()._get_per_token_logps_and_entropies(
@@ -122,10 +125,13 @@ class ReinforceTrainer(RLOOTrainer):
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
             logits = model(
                 input_ids=ids, attention_mask=mask, logits_to_keep=logits_to_keep + 1, use_cache=False
-            ).logits
+            ).logits[:, :-1]  # [b, T, V]: position t − 1 predicts token t
+            completions = ids[:, -logits_to_keep:]
+            if self.constraint is not None:
+                logits = logits + self.constraint.bias(completions, logits.shape[-1])
             row_logps, row_entropies = selective_log_softmax_and_entropy(
-                logits[:, :-1],  # [b, T, V]: position t − 1 predicts token t
-                ids[:, -logits_to_keep:],
+                logits,
+                completions,
                 entropy_requires_grad=False,
                 temperature=self.temperature,
             )
@@ -224,8 +230,10 @@ def make_trainer(
     )
     if sigmoid:  # its optimiser clips the gradient of p
         arguments["max_grad_norm"] = 0.0
+    constraint = constraint_of(domain, tokenizer)
     args = RLOOConfig(
         **arguments,
+        generation_kwargs={"sequence_bias": constraint.sequence_bias()} if constraint else None,
         num_generations=options.samples_per_prompt,
         max_completion_length=options.max_new_tokens,
         temperature=options.temperature,
@@ -240,6 +248,7 @@ def make_trainer(
         peft_config=adapter,
         callbacks=callbacks,
         options=options,
+        constraint=constraint,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

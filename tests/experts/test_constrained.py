@@ -1,0 +1,121 @@
+"""Under a constraint a model is a distribution over the answers, and the same one wherever it is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from experts.constrained import Constraint
+from experts.engine import generate, pad, tokenize
+from experts.evaluation import held_out_scores
+from experts.svf import SVFConfig
+from experts.training.reinforce import Reinforce, make_trainer
+
+ANSWERS = ["cat", "car", "dog", "do"]
+PROMPTS = [f"Which one is {i}?" for i in range(16)]
+
+
+@dataclass(frozen=True)
+class Animals:
+    """A domain with a few answers, of which the first is the right one."""
+
+    name: str = "animals"
+    description: str = "Name the animal."
+    answers: tuple[str, ...] = tuple(ANSWERS)
+
+    def load(self, split: str) -> Dataset:
+        rows = [{"id": p, "prompt": [{"role": "user", "content": p}], "answer": "cat"} for p in PROMPTS]
+        return Dataset.from_list(rows)
+
+    def reward(self, completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        return [float(text == right) for text, right in zip(texts, answer, strict=True)]
+
+
+@pytest.fixture
+def options() -> Reinforce:
+    return Reinforce(
+        learning_rate=0.1, steps=12, prompts_per_step=16, samples_per_prompt=4, max_new_tokens=4, micro_batch_size=64
+    )
+
+
+def likelihoods(model: Any, tokenizer: Any, constraint: Constraint) -> torch.Tensor:
+    """p(answer | prompt) under the bias: [prompts, answers]."""
+    heads = tokenize(tokenizer, PROMPTS)
+    columns = []
+    for answer in constraint.answers:
+        batch = pad(model, tokenizer, [[*head, *answer] for head in heads])
+        logits = model(**batch).logits[:, -len(answer) - 1 : -1]
+        chosen = torch.tensor([answer] * len(heads))
+        logps = (logits + constraint.bias(chosen, logits.shape[-1])).log_softmax(-1)
+        columns.append(logps.gather(2, chosen[..., None]).sum((1, 2)).exp())
+    return torch.stack(columns, 1)
+
+
+@torch.no_grad()
+def test_the_answers_share_all_of_the_probability(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    constraint = Constraint(tiny_tokenizer, ANSWERS)
+    p = likelihoods(tiny_model, tiny_tokenizer, constraint)
+    torch.testing.assert_close(p.sum(1), torch.ones(len(p)))
+    assert (p > 1e-6).all()
+
+
+@torch.no_grad()
+def test_samples_follow_that_distribution(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    constraint = Constraint(tiny_tokenizer, ANSWERS)
+    wanted = likelihoods(tiny_model, tiny_tokenizer, constraint)[0]
+    batch = pad(tiny_model, tiny_tokenizer, tokenize(tiny_tokenizer, PROMPTS[:1]))
+    torch.manual_seed(0)
+    bias = constraint.sequence_bias()
+    ids = tiny_model.generate(**batch, max_new_tokens=4, do_sample=True, num_return_sequences=2000, sequence_bias=bias)
+    texts = tiny_tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert set(texts) <= set(ANSWERS)
+    got = torch.tensor([texts.count(answer) / len(texts) for answer in ANSWERS])
+    torch.testing.assert_close(got, wanted, atol=0.045, rtol=0)  # four standard errors
+
+
+def test_a_greedy_answer_is_one_of_them(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    bias = Constraint(tiny_tokenizer, ANSWERS).sequence_bias()
+    answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4, sequence_bias=bias)
+    assert set(answers) <= set(ANSWERS)
+    assert not set(generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4)) & set(ANSWERS)
+
+
+def test_a_model_that_never_says_them_learns_which_is_right(
+    tiny_model: Any, tiny_tokenizer: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path, [])
+    trainer.args.save_strategy = "no"
+    constraint = Constraint(tiny_tokenizer, ANSWERS)
+
+    def right() -> float:
+        with torch.no_grad():
+            return likelihoods(trainer.model, tiny_tokenizer, constraint)[:, 0].mean().item()
+
+    before = right()
+    trainer.train()
+    assert right() > before + 0.2
+    trainer.model.eval()
+    scores = held_out_scores(
+        trainer.model, tiny_tokenizer, Animals(), Animals().load("test"), max_new_tokens=options.max_new_tokens
+    )
+    assert sum(scores) > 0
+
+
+def test_the_likelihood_that_is_trained_is_the_constrained_one(
+    tiny_model: Any, tiny_tokenizer: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    options = replace(options, baseline="none", reward="raw")
+    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path, [])
+    rows = [row for row in Animals().load("train").select(range(4)) for _ in range(4)]
+    batch = trainer._generate_and_score_completions(rows)
+    texts = tiny_tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+    assert set(texts) <= set(ANSWERS)
+    p = likelihoods(trainer.model, tiny_tokenizer, Constraint(tiny_tokenizer, ANSWERS))[:4]
+    wanted = -sum(p[i // 4, 0].log() for i, text in enumerate(texts) if text == "cat") / len(texts)
+    torch.testing.assert_close(trainer._compute_loss(trainer.model, batch), wanted, rtol=1e-4, atol=1e-5)
