@@ -3,7 +3,8 @@
 python benchmarks/dispatch_accuracy.py [--per-domain 400] [--classifier FOLDER] [--output runs/dispatch_accuracy.json]
 
 Everything is fitted on training splits and measured on held-out questions, without the domains' instructions. BoolQ
-passages and small talk belong to no expert. `--classifier` is the expert of configs/smollm2-135m/paper_classifier.yaml.
+passages and small talk belong to no expert. `--classifier` measures the expert of
+configs/smollm2-135m/paper_classifier.yaml instead of the other dispatchers.
 """
 
 from __future__ import annotations
@@ -67,27 +68,27 @@ def main() -> None:
     strange = {"BoolQ": asked("boolq", "validation", 200), "small talk": small_talk}
     print({name: len(own) for name, own in zip([*NAMES, *strange], [*held_out, *strange.values()], strict=True)})
 
-    vectors = [encode(own) for own in train]
-    described = encode(list(categories.values()))
     base, tokenizer = load_base()
-    model: Any = base
+    ways: dict[str, Any]
     if options.classifier:
-        model = PeftModel.from_pretrained(base, str(options.classifier), adapter_name="classifier").eval()
-    prompt = PromptDispatcher(model, tokenizer, categories)
-    sample = [text for own in train for text in own[:CALIBRATED_ON]]
-    answers = torch.tensor([k for k, own in enumerate(train) for _ in own[:CALIBRATED_ON]])
-    calibrated = PromptDispatcher(
-        model, tokenizer, categories, calibration=Calibration.fitted(prompt.scores(sample), answers)
-    )
-    ways: dict[str, Any] = {
-        "embedding, forced": EmbeddingDispatcher(NAMES, described, vectors, false_alarms=0),
-        "embedding": EmbeddingDispatcher(NAMES, described, vectors),
-        "prompt, descriptions only": prompt,
-        f"prompt, calibrated on {CALIBRATED_ON} each": calibrated,
-    }
-    if options.classifier:
+        model: Any = PeftModel.from_pretrained(base, str(options.classifier), adapter_name="classifier").eval()
         names = Calibration.of_names(len(NAMES))
-        ways["classifier"] = PromptDispatcher(model, tokenizer, categories, expert="classifier", calibration=names)
+        ways = {"classifier": PromptDispatcher(model, tokenizer, categories, expert="classifier", calibration=names)}
+    else:
+        vectors = [encode(own) for own in train]
+        described = encode(list(categories.values()))
+        prompt = PromptDispatcher(base, tokenizer, categories)
+        sample = [text for own in train for text in own[:CALIBRATED_ON]]
+        answers = torch.tensor([k for k, own in enumerate(train) for _ in own[:CALIBRATED_ON]])
+        calibration = Calibration.fitted(prompt.scores(sample), answers)
+        ways = {
+            "embedding, forced": EmbeddingDispatcher(NAMES, described, vectors, false_alarms=0),
+            "embedding": EmbeddingDispatcher(NAMES, described, vectors),
+            "prompt, descriptions only": prompt,
+            f"prompt, calibrated on {CALIBRATED_ON} each": PromptDispatcher(
+                base, tokenizer, categories, calibration=calibration
+            ),
+        }
 
     columns = ("right", *NAMES, "kept", *(f"{name} to the base" for name in strange))
     table = Table("", *columns, title=f"n = {len(questions)}")
