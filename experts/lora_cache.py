@@ -132,6 +132,10 @@ class LoraCache:
                 self._held -= Counter(names)
                 self._make_room()
 
+    def holds(self, mixture: Mixture) -> bool:
+        """Whether someone holds the LoRA of a mixture for one prompt."""
+        return self._held[mixture_name(mixture)] > 0
+
     def _adapter(self, mixture: Mixture) -> Adapter | None:
         name = mixture_name(mixture)
         if not name:
