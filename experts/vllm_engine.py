@@ -75,6 +75,7 @@ class VLLMModel:
             if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
                 chosen["kv_cache_memory_bytes"] = CPU_CACHE
         if library is not None:
+            mend_base_rows()
             rank = served_rank(library)  # before the decompositions, which may take a while
             self.loras = LoraCache(library, base)
             chosen |= {
@@ -95,6 +96,31 @@ class VLLMModel:
         from vllm import SamplingParams
 
         return SamplingParams(temperature=0, max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
+
+
+def mend_base_rows() -> None:
+    """Gives rows without a LoRA the base alone; call it in the process that holds the model, before any request.
+
+    On a CPU, vLLM 0.32 looks such a row's LoRA up at index −1 among its places, which is the last of them: the row is
+    answered by whatever LoRA lies there. On a GPU its kernels leave these rows out.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    shrink = lora_ops.bgmv_shrink
+    if getattr(shrink, "spares_base_rows", False):
+        return
+
+    def bgmv_shrink(inputs: Tensor, weights: Tensor, output: Tensor, indices: Tensor, scaling: float = 1.0) -> None:
+        shrink(inputs, weights, output, indices, scaling)  # output [tokens, r] is A x
+        output[indices < 0] = 0
+
+    bgmv_shrink.spares_base_rows = True  # type: ignore[attr-defined]
+    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
 
 
 def served_rank(library: ExpertLibrary) -> int:

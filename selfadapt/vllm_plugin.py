@@ -9,10 +9,12 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from experts.errors import UserError
+from experts.vllm_engine import mend_base_rows
 
 
 def register() -> None:
     """The entry point `selfadapt` of the group `vllm.general_plugins`."""
+    mend_base_rows()
     LoRAResolverRegistry.register_resolver("selfadapt", MixtureResolver())
 
 
@@ -27,7 +29,8 @@ class MixtureResolver(LoRAResolver):
         """The LoRA of a mixture; None for names that other resolvers may know.
 
         Raises:
-            UserError: if the name has a mistake in it, the base is not the library's, it is the base, or there is room for no more.
+            UserError: if the name has a mistake in it or means the base, vLLM's base is not the library's, or room is
+                short.
         """
         return await asyncio.to_thread(self._resolve, base_model_name, lora_name)
 
