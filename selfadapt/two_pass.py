@@ -122,11 +122,15 @@ class SelfAdaptiveModel:
         options: Mapping[str, Any] | None,
     ) -> SelfAdaptiveModel:
         check_installed()
+        if device is not None:
+            raise UserError("vLLM has its device by how it was built; leave out device")
+        if dtype is None and torch.accelerator.is_available():
+            dtype = "auto"  # the checkpoint's, as load_base has it there
         plain = dispatch == "none" and library is None
         experts = None if plain else find_library(model, library)
         dispatcher = Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts)
         name = model or (BUILT_IN if experts is None else experts.base)
-        base, tokenizer = load_base(name, dtype=dtype, device=device)
+        base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
         return cls(VLLMModel(base, tokenizer, experts, options), tokenizer, dispatcher)
 
     def dispatch(self, prompts: Sequence[str | Chat]) -> Mixture:
