@@ -75,9 +75,12 @@ class TwoPasses:
             await self.app(scope, receive, send)
             return
         body = await _body(receive)
+        try:
+            request = json.loads(body)
+        except ValueError:  # vLLM says so
+            request = None
         with ExitStack() as answered:
             try:
-                request = json.loads(body)
                 mixture = await asyncio.to_thread(self._mixture, request)
                 if mixture is not None:
                     await asyncio.to_thread(answered.enter_context, self.loras.hold(mixture))
@@ -85,8 +88,6 @@ class TwoPasses:
             except UserError as error:
                 await _refuse(send, str(error))
                 return
-            except ValueError:  # no JSON: vLLM says so
-                pass
             length = [(b"content-length", str(len(body)).encode())]
             headers = [header for header in scope["headers"] if header[0] != b"content-length"] + length
             await self.app({**scope, "headers": headers}, _again(body, receive), send)
