@@ -130,6 +130,8 @@ class SelfAdaptiveModel:
         experts = None if plain else find_library(model, library)
         dispatcher = Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts)
         name = model or (BUILT_IN if experts is None else experts.base)
+        if name.endswith(".gguf"):
+            raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
         base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
         return cls(VLLMModel(base, tokenizer, experts, options), tokenizer, dispatcher)
 

@@ -26,6 +26,7 @@ from experts.engine import loglikelihood
 from experts.errors import UserError
 from experts.library import shipped_library
 from selfadapt import SelfAdaptiveModel, load_base
+from selfadapt.serving import serving
 
 pytestmark = [
     pytest.mark.vllm,
@@ -156,6 +157,10 @@ def test_a_mistake_is_one_line(
     on_vllm.dispatcher = Fixed(Mixture.of({}))
     with pytest.raises(UserError, match="exceed the model's context"):
         on_vllm.generate(PROMPTS[:1], max_new_tokens=100_000)
+    with pytest.raises(UserError, match="leave out device"):
+        SelfAdaptiveModel.from_pretrained(library=library, engine="vllm", device="cpu")
+    with pytest.raises(UserError, match=r"save_pretrained it"):
+        SelfAdaptiveModel.from_pretrained("some.gguf", library=library, engine="vllm")
     with pytest.raises(UserError, match="looks into the base"):
         SelfAdaptiveModel.from_pretrained(library=library, dispatch="prompt", engine="vllm")
     large = ExpertLibrary.create(tmp_path / "large", library.base, library.fingerprint)
@@ -169,7 +174,9 @@ def test_a_mistake_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_plugin_resolves_names_to_loras(library: ExpertLibrary, smollm2_folder: Path) -> None:
+def test_the_plugin_resolves_names_to_loras(
+    library: ExpertLibrary, smollm2_folder: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vllm.lora.resolver import LoRAResolverRegistry
     from vllm.plugins import load_general_plugins
 
@@ -182,6 +189,12 @@ def test_the_plugin_resolves_names_to_loras(library: ExpertLibrary, smollm2_fold
     assert asyncio.run(resolve(str(smollm2_folder), "another")) is None
     with pytest.raises(UserError, match="did you mean 'sums'"):
         asyncio.run(resolve(str(smollm2_folder), "mix:sumz=1"))
+    with pytest.raises(UserError, match="fingerprint"):
+        asyncio.run(resolve(str(tiny_folder), "sums"))
+    monkeypatch.setattr(serving().loras, "keep", 1)
+    with pytest.raises(UserError, match="--middleware"):  # which would know that the first is needed no more
+        asyncio.run(resolve(str(smollm2_folder), "sums"))
+    assert Path(request.lora_path).is_dir()
 
 
 def test_trl_sends_vllm_the_names_and_weights_it_knows(
