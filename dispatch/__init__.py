@@ -28,17 +28,21 @@ DISPATCHERS = ("none", "prompt", "classifier", "embedding", "t2l")
 
 
 def find_dispatcher(
-    name: str, library: ExpertLibrary, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    name: str,
+    library: ExpertLibrary,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Dispatcher:
     """What `--dispatch NAME` means: a dispatcher, an expert of the library, or a `MIX.json`.
 
+    Args:
+        model: the base with the library's experts, and `tokenizer` its own; None where another engine runs it.
+
     Raises:
-        UserError: with the nearest names, if it means nothing; or if the library lacks what it needs.
+        UserError: with the nearest names, if it means nothing; or if the library or the engine lacks what it needs.
     """
     check_dispatcher(name, library)
-    if name == "t2l":
-        return T2LDispatcher.from_pretrained(network_path(library), model, tokenizer)
-    if name == "none" or not library.names:
+    if name == "none" or not (library.names or name == "t2l"):
         return Fixed(Mixture.of({}))
     if name.endswith(".json"):
         return Fixed(Mixture.read(Path(name)))
@@ -46,6 +50,13 @@ def find_dispatcher(
         return Fixed(Mixture.of({name: 1.0}))
     if name == "embedding":
         return EmbeddingDispatcher.from_library(library)
+    if model is None or tokenizer is None:
+        raise UserError(
+            f"the dispatcher {name!r} looks into the base, which only the native engine lets it; "
+            "choose embedding, an expert or a MIX.json"
+        )
+    if name == "t2l":
+        return T2LDispatcher.from_pretrained(network_path(library), model, tokenizer)
     calibration = Calibration.read(calibration_path(library, name), library.names)
     if name == "classifier":
         return PromptDispatcher(

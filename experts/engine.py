@@ -10,7 +10,13 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TextIteratorStreamer
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TextIteratorStreamer,
+)
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
@@ -72,7 +78,7 @@ def generate(
     """
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "sequence_bias": sequence_bias}
     ids = tokenize(tokenizer, prompts)
-    check_context(model, max(map(len, ids), default=0), max_new_tokens)
+    check_context(model.config, max(map(len, ids), default=0), max_new_tokens)
     answers = [""] * len(ids)
     with evaluating(model):
         for rows in plan(model, [len(row) for row in ids], max_new_tokens, mixture, batch_size):
@@ -106,7 +112,7 @@ def stream(
         UserError: if the prompt and its answer do not fit the model's context.
     """
     ids = tokenize(tokenizer, [prompt])
-    check_context(model, len(ids[0]), max_new_tokens)
+    check_context(model.config, len(ids[0]), max_new_tokens)
     batch = pad(model, tokenizer, ids)
     pieces = TextIteratorStreamer(cast(Any, tokenizer), skip_prompt=True, skip_special_tokens=True)
 
@@ -154,14 +160,9 @@ def loglikelihood(
     Raises:
         UserError: if the lists differ in length, a continuation is empty, or a pair does not fit the context.
     """
-    if len(prompts) != len(continuations):
-        raise UserError(f"{len(prompts)} prompts need as many continuations, not {len(continuations)}")
-    heads = tokenize(tokenizer, prompts)
-    tails = [tokenizer.encode(text, add_special_tokens=False) for text in continuations]
-    if not all(tails):
-        raise UserError("a continuation must have at least one token")
+    heads, tails = pairs(tokenizer, prompts, continuations)
     ids = [head + tail for head, tail in zip(heads, tails, strict=True)]
-    check_context(model, max(map(len, ids), default=0), 0)
+    check_context(model.config, max(map(len, ids), default=0), 0)
     scores = torch.zeros(len(ids))
     with evaluating(model):
         for rows in plan(model, [len(row) for row in ids], 0, mixture, batch_size):
@@ -176,6 +177,22 @@ def loglikelihood(
             for row, of_row in zip(rows, taken, strict=True):
                 scores[row] = of_row[longest - len(tails[row]) :].sum()
     return scores
+
+
+def pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat], continuations: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each prompt, and of its continuation.
+
+    Raises:
+        UserError: if the lists differ in length, or a continuation is empty.
+    """
+    if len(prompts) != len(continuations):
+        raise UserError(f"{len(prompts)} prompts need as many continuations, not {len(continuations)}")
+    tails = [tokenizer.encode(text, add_special_tokens=False) for text in continuations]
+    if not all(tails):
+        raise UserError("a continuation must have at least one token")
+    return tokenize(tokenizer, prompts), tails
 
 
 def under(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
@@ -250,9 +267,9 @@ def pad(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, 
     return tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
 
 
-def check_context(model: PreTrainedModel | PeftModel, longest: int, new_tokens: int) -> None:
+def check_context(config: PreTrainedConfig, longest: int, new_tokens: int) -> None:
     """Raises UserError if a prompt of `longest` tokens and the new ones do not fit the model's context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and longest + new_tokens > context:
         raise UserError(
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's context of {context}; "

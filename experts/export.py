@@ -63,7 +63,7 @@ class Lora:
 
     a: dict[str, Tensor]  # matrix → [k, n]
     b: dict[str, Tensor]  # matrix → [m, k]
-    energy: float
+    energy: float = 1.0
     """The share of Σ‖W' − W‖² over all matrices that is kept; 1.0 is exact."""
 
     @property
@@ -103,17 +103,27 @@ def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) ->
 
 def write_lora(folder: Path, base: PreTrainedModel, lora: Lora, expert: Expert) -> None:
     """Writes a PEFT LoRA adapter into an existing folder."""
+    conv1d = all(isinstance(base.get_submodule(matrix), Conv1D) for matrix in lora.a)
+    save_lora(folder, lora, expert.base, conv1d=conv1d)
+
+
+def save_lora(folder: Path, lora: Lora, base_name: str | None, *, conv1d: bool = False) -> None:
+    """The same without the base.
+
+    Args:
+        conv1d: whether the adapted modules are transformers' Conv1D, which keep W transposed.
+    """
     largest = max(lora.ranks.values())
     differing = {matrix: rank for matrix, rank in lora.ranks.items() if rank != largest}
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=expert.base,
+        base_model_name_or_path=base_name,
         r=largest,
         lora_alpha=largest,  # B carries the scale
         rank_pattern=differing,
         alpha_pattern=dict(differing),
         target_modules=sorted(lora.a),
-        fan_in_fan_out=all(isinstance(base.get_submodule(matrix), Conv1D) for matrix in lora.a),
+        fan_in_fan_out=conv1d,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
@@ -177,7 +187,7 @@ def log_likelihood(
     with evaluating(model):
         for text in texts:
             ids = torch.tensor([[*begin, *tokenizer(text)["input_ids"]]], device=model.device)  # [1, T]
-            check_context(model, ids.shape[1], 0)
+            check_context(model.config, ids.shape[1], 0)
             logits = model(input_ids=ids).logits[0, :-1].float()  # [T − 1, V]
             total -= F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
             tokens += ids.shape[1] - 1

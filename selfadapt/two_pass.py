@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +15,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch import Dispatcher, Fixed, T2LDispatcher, check_dispatcher, find_dispatcher
-from experts.engine import Chat, generate, loglikelihood, stream
-from experts.errors import UserError
+from experts import engine as native_engine
+from experts import vllm_engine
+from experts.engine import Chat
+from experts.errors import UserError, unknown
 from experts.expert import Expert
 from experts.export import fixed_expert
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
+from experts.vllm_engine import VLLMModel, check_installed
 from selfadapt.base_models import BUILT_IN, load_base
+
+ENGINES = ("native", "vllm")
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,15 @@ class SelfAdaptiveModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, dispatcher: Dispatcher
+        self,
+        model: PreTrainedModel | PeftModel | VLLMModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dispatcher: Dispatcher,
     ) -> None:
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.dispatcher = dispatcher
+        self._engine: Any = vllm_engine if isinstance(model, VLLMModel) else native_engine
         self._turn = threading.RLock()
 
     @classmethod
@@ -68,6 +77,8 @@ class SelfAdaptiveModel:
         *,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        engine: str = "native",
+        engine_options: Mapping[str, Any] | None = None,
     ) -> SelfAdaptiveModel:
         """Loads a base with all experts of a library.
 
@@ -76,10 +87,18 @@ class SelfAdaptiveModel:
             library: a folder of experts; by default those that come with the base.
             dispatch: "none" for the plain base, "prompt", "classifier", "embedding", "t2l", an expert's
                 name, or a `MIX.json`.
+            engine: "native", or "vllm" where that is installed: experts of limited rank, each mixture as a LoRA.
+            engine_options: for `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
 
         Raises:
-            UserError: if the library belongs to another base, or `dispatch` means nothing.
+            UserError: if the library belongs to another base, `dispatch` means nothing, or the engine cannot do it.
         """
+        if engine not in ENGINES:
+            raise unknown("engine", engine, ENGINES)
+        if engine == "vllm":
+            return cls._on_vllm(model, library, dispatch, dtype, device, engine_options)
+        if engine_options:
+            raise UserError("engine_options are vLLM's; the native engine has none")
         if dispatch == "none" and library is None:  # the plain base need not have any experts
             base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device)
             return cls(base, tokenizer, Fixed(Mixture.of({})))
@@ -91,6 +110,30 @@ class SelfAdaptiveModel:
         if isinstance(dispatcher, T2LDispatcher):
             adaptive = dispatcher.model  # which has room for experts, also where the library had none
         return cls(adaptive, tokenizer, dispatcher)
+
+    @classmethod
+    def _on_vllm(
+        cls,
+        model: str | None,
+        library: str | Path | ExpertLibrary | None,
+        dispatch: str,
+        dtype: torch.dtype | str | None,
+        device: torch.device | str | None,
+        options: Mapping[str, Any] | None,
+    ) -> SelfAdaptiveModel:
+        check_installed()
+        if device is not None:
+            raise UserError("vLLM has its device by how it was built; leave out device")
+        if dtype is None and torch.accelerator.is_available():
+            dtype = "auto"  # the checkpoint's, as load_base has it there
+        plain = dispatch == "none" and library is None
+        experts = None if plain else find_library(model, library)
+        dispatcher = Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts)
+        name = model or (BUILT_IN if experts is None else experts.base)
+        if name.endswith(".gguf"):
+            raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
+        base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
+        return cls(VLLMModel(base, tokenizer, experts, options), tokenizer, dispatcher)
 
     def dispatch(self, prompts: Sequence[str | Chat]) -> Mixture:
         """Pass one alone: the mixture of each prompt.
@@ -115,7 +158,7 @@ class SelfAdaptiveModel:
             start = time.perf_counter()
             mixture = self.dispatcher(prompts)
             dispatched = time.perf_counter()
-            texts = generate(
+            texts = self._engine.generate(
                 self.model,
                 self.tokenizer,
                 prompts,
@@ -130,7 +173,9 @@ class SelfAdaptiveModel:
         """Both passes for one prompt: the pieces of its answer as they are written. Other calls wait for the last."""
         with self._turn:
             mixture = self.dispatcher([prompt])
-            yield from stream(self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture)
+            yield from self._engine.stream(
+                self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture
+            )
 
     def loglikelihood(
         self, prompts: Sequence[str | Chat], continuations: Sequence[str], *, batch_size: int = 32
@@ -143,7 +188,7 @@ class SelfAdaptiveModel:
         _check(prompts)
         with self._turn:
             mixture = self.dispatcher(prompts)
-            return loglikelihood(
+            return self._engine.loglikelihood(
                 self.model, self.tokenizer, prompts, continuations, mixture=mixture, batch_size=batch_size
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -17,6 +18,7 @@ def generate(
     model: str | None = None,
     library: Path | None = None,
     max_new_tokens: int = 64,
+    engine: Literal["native", "vllm"] = "native",
     json: bool = False,
 ) -> None:
     """Answer prompts with the base, an expert, or a mixture.
@@ -28,6 +30,7 @@ def generate(
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts; by default those that come with the base.
         max_new_tokens: the most that an answer may have.
+        engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
     from experts.errors import UserError
@@ -35,7 +38,7 @@ def generate(
 
     if not prompts:
         raise UserError("there is no prompt to answer; give one or more")
-    adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch)
+    adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch, engine=engine)
     if len(prompts) == 1 and not json and sys.stdout.isatty():
         for piece in adaptive.stream(prompts[0], max_new_tokens=max_new_tokens):
             print(piece, end="", flush=True)

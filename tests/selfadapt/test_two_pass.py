@@ -124,3 +124,15 @@ def test_mistakes_are_one_line(library: ExpertLibrary, tiny_folder: Path, tmp_pa
     library.fingerprint = "another"
     with pytest.raises(UserError, match="fingerprint another"):
         SelfAdaptiveModel.from_pretrained(library=library)
+
+
+def test_an_engine_that_does_not_exist_or_is_not_installed_is_one_line(
+    library: ExpertLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="unknown engine 'vlm'; did you mean 'vllm'"):
+        SelfAdaptiveModel.from_pretrained(library=library, engine="vlm")
+    with pytest.raises(UserError, match="the native engine has none"):
+        SelfAdaptiveModel.from_pretrained(library=library, engine_options={"seed": 1})
+    monkeypatch.setattr("experts.vllm_engine.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="not installed here: `make setup-vllm`"):
+        SelfAdaptiveModel.from_pretrained(library=library, engine="vllm")

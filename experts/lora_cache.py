@@ -1,0 +1,163 @@
+"""Mixtures as LoRAs on disk, made when they are asked for, and only so many of them at a time.
+
+Experts limited to the largest singular values share the factors of their base, so that a mixture of any number of them
+is one exact LoRA: A = Vᵀ and B = U diag(s · Σ_k α_k (z_k − 1)), of the largest rank among them. Engines that know
+nothing of SVF serve that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from experts.errors import UserError
+from experts.export import Lora, fixed_expert, save_lora
+from experts.files import atomic_folder
+from experts.library import ExpertLibrary
+from experts.mixture import Mixture
+from experts.svf.decomposition import decompose
+
+PREFIX = "mix:"
+
+
+def mixture_name(mixture: Mixture) -> str:
+    """The one name of a mixture for one prompt: `mix:code=0.3,math=0.7`, and "" for the base.
+
+    Experts stand in alphabetical order, and a weight has the digits that tell it from every other float32.
+    """
+    weights = sorted(mixture[0].items())
+    text = ",".join(f"{name}={np.format_float_positional(np.float32(weight), trim='-')}" for name, weight in weights)
+    if mixture.per_matrix:
+        own = "".join(f"{matrix}{alpha[0].tolist()}" for matrix, alpha in sorted(mixture.per_matrix.items()))
+        text += f",{hashlib.sha256((str(mixture.names) + own).encode()).hexdigest()[:16]}"
+    return f"{PREFIX}{text}" if text else ""
+
+
+def read_mixture_name(name: str, library: ExpertLibrary) -> Mixture:
+    """The mixture that `mix:code=0.3,math=0.7`, or an expert's name, stands for.
+
+    Raises:
+        UserError: if it is neither, or names an expert that the library does not have.
+    """
+    if not name.startswith(PREFIX):
+        library.path(name)
+        return Mixture.of({name: 1.0})
+    weights: list[tuple[str, float]] = []
+    for part in name.removeprefix(PREFIX).split(","):
+        expert, _, weight = part.partition("=")
+        if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", weight, re.IGNORECASE):
+            raise UserError(f"{name!r} is not a mixture; write {PREFIX}EXPERT=WEIGHT,EXPERT=WEIGHT")
+        library.path(expert)
+        if expert in dict(weights):
+            raise UserError(f"{name!r} names the expert {expert!r} twice")
+        weights.append((expert, float(weight)))
+    return Mixture.of(dict(weights))
+
+
+class Adapter(NamedTuple):
+    """A LoRA on disk: a PEFT adapter folder."""
+
+    name: str
+    number: int
+    """From 1; another LoRA, or the same made again, has another."""
+    path: Path
+
+
+class LoraCache:
+    """The LoRAs of a library's mixtures, in a temporary folder that ends with the process. Safe for several threads.
+
+    Args:
+        base: what the library's experts adapt; it is not kept.
+        keep: how many LoRAs stay on disk; those least recently held make room for others, unless they are held.
+
+    Raises:
+        UserError: if the library was made for another base, or an expert is damaged.
+    """
+
+    def __init__(self, library: ExpertLibrary, base: PreTrainedModel, *, keep: int = 32) -> None:
+        library.check_base(base)
+        self.library = library
+        self.keep = keep
+        experts = {name: library.expert(name) for name in library.names}
+        weights: dict[str, Tensor] = {}
+        for expert in experts.values():
+            weights |= expert.weights_in(base)
+        self._conv1d = any(isinstance(base.get_submodule(matrix), Conv1D) for matrix in weights)
+        self._vt: dict[str, Tensor] = {}  # matrix → [r, n]
+        self._us: dict[str, Tensor] = {}  # matrix → U diag(s) [m, r]
+        for matrix, weight in weights.items():
+            r = max(len(expert.z.get(matrix, ())) for expert in experts.values())
+            u, s, vt = (factor.float().cpu() for factor in decompose(weight, r))
+            self._vt[matrix], self._us[matrix] = vt, u * s
+        self._folder = TemporaryDirectory(prefix="selfadapt-loras-")
+        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
+        self._held: Counter[str] = Counter()
+        self._numbers = itertools.count(1)
+        self._lock = Lock()
+
+    @property
+    def matrices(self) -> list[str]:
+        """The names of all matrices that an expert of the library adapts."""
+        return list(self._vt)
+
+    @contextmanager
+    def hold(self, mixture: Mixture) -> Iterator[list[Adapter | None]]:
+        """The LoRA of each row, None for the base; they stay on disk for as long as the block lasts.
+
+        Raises:
+            UserError: if the mixture names an expert that the library does not have.
+        """
+        rows = [mixture.rows([row]) for row in range(len(mixture))]
+        names = {name for name in map(mixture_name, rows) if name}
+        with self._lock:
+            self._held.update(names)
+        try:
+            yield [self._adapter(row) for row in rows]
+        finally:
+            with self._lock:
+                self._held -= Counter(names)
+                self._make_room()
+
+    def holds(self, mixture: Mixture) -> bool:
+        """Whether someone holds the LoRA of a mixture for one prompt."""
+        return self._held[mixture_name(mixture)] > 0
+
+    def _adapter(self, mixture: Mixture) -> Adapter | None:
+        name = mixture_name(mixture)
+        if not name:
+            return None
+        with self._lock:
+            if name not in self._adapters:
+                # Made again it has the same path: who remembers that finds it there.
+                path = Path(self._folder.name, hashlib.sha256(name.encode()).hexdigest()[:16])
+                with atomic_folder(path) as unfinished:
+                    save_lora(unfinished, self._lora(mixture), self.library.base, conv1d=self._conv1d)
+                self._adapters[name] = Adapter(name, next(self._numbers), path)
+            self._adapters.move_to_end(name)
+            self._make_room()
+            return self._adapters[name]
+
+    def _lora(self, mixture: Mixture) -> Lora:
+        z = fixed_expert(self.library, mixture).z
+        a = {matrix: self._vt[matrix][: len(of_matrix)].contiguous() for matrix, of_matrix in z.items()}
+        b = {matrix: self._us[matrix][:, : len(of_matrix)] * (of_matrix - 1) for matrix, of_matrix in z.items()}
+        return Lora(a, b)
+
+    def _make_room(self) -> None:
+        unheld = [name for name in self._adapters if not self._held[name]]
+        for name in unheld[: max(0, len(self._adapters) - self.keep)]:
+            shutil.rmtree(self._adapters.pop(name).path)

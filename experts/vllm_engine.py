@@ -1,0 +1,249 @@
+"""Runs a base under a mixture of experts inside vLLM, with a LoRA for every mixture: the surface of experts.engine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from experts.engine import Chat, check_context, pairs, tokenize
+from experts.errors import UserError
+from experts.library import ExpertLibrary
+from experts.lora_cache import LoraCache
+from experts.mixture import Mixture
+
+LORAS_AT_ONCE = 8  # mixtures in one step of vLLM; the requests of others wait for a place
+CPU_CACHE = 2 << 30  # bytes of keys and values on a CPU, where vLLM would take nearly all memory
+
+
+def check_installed() -> None:
+    """Raises UserError, with the way to install it, if there is no vLLM here."""
+    if find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed here: `make setup-vllm` makes an environment with it for CPUs, .venv-vllm; "
+            "on a GPU, `pip install vllm`"
+        )
+
+
+class VLLMModel:
+    """A base inside vLLM and the LoRAs of its library's mixtures.
+
+    Args:
+        base: where it was loaded from, its dtype and its end tokens are vLLM's too; its weights are not kept.
+        library: experts of limited rank; None for the plain base.
+        options: for `vllm.LLM`, over those chosen here.
+
+    Raises:
+        UserError: if vLLM is not installed, the library is another base's, or vLLM cannot run base or experts.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+        library: ExpertLibrary | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_installed()
+        if isinstance(tokenizer, ProcessorMixin):
+            raise UserError("a vision-language model answers on the native engine only; leave out engine='vllm'")
+        # In this process: nothing has to be guarded by `if __name__ == "__main__"` or sent to another one.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        self.config = base.config
+        self.loras: LoraCache | None = None
+        self._ends = base.generation_config.eos_token_id
+        self._requests = itertools.count()
+        chosen: dict[str, Any] = {
+            "model": base.name_or_path,
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "disable_log_stats": True,
+        }
+        if current_platform.is_cpu():
+            chosen["enforce_eager"] = True  # compiling takes minutes
+            if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+                chosen["kv_cache_memory_bytes"] = CPU_CACHE
+        if library is not None:
+            mend_base_rows()
+            rank = served_rank(library)  # before the decompositions, which may take a while
+            self.loras = LoraCache(library, base)
+            chosen |= {
+                "enable_lora": bool(library.names),
+                "max_lora_rank": rank,
+                "lora_target_modules": sorted({matrix.rpartition(".")[2] for matrix in self.loras.matrices}),
+                "max_loras": LORAS_AT_ONCE,
+                "max_cpu_loras": self.loras.keep,
+            }
+        try:
+            self.llm = LLM(**chosen | dict(options or {}))
+        except (ValueError, TypeError) as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"vLLM cannot run {base.name_or_path}: {said}; the native engine may") from error
+
+    def parameters(self, max_new_tokens: int, **more: Any) -> Any:
+        """Greedy `vllm.SamplingParams` that end where the base ends."""
+        from vllm import SamplingParams
+
+        return SamplingParams(temperature=0, max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
+
+
+def mend_base_rows() -> None:
+    """Gives rows without a LoRA the base alone; call it in the process that holds the model, before any request.
+
+    On a CPU, vLLM 0.32 looks such a row's LoRA up at index −1 among its places, which is the last of them: the row is
+    answered by whatever LoRA lies there. On a GPU its kernels leave these rows out.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    shrink = lora_ops.bgmv_shrink
+    if getattr(shrink, "spares_base_rows", False):
+        return
+
+    def bgmv_shrink(inputs: Tensor, weights: Tensor, output: Tensor, indices: Tensor, scaling: float = 1.0) -> None:
+        shrink(inputs, weights, output, indices, scaling)  # output [tokens, r] is A x
+        output[indices < 0] = 0
+
+    bgmv_shrink.spares_base_rows = True  # type: ignore[attr-defined]
+    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
+
+
+def served_rank(library: ExpertLibrary) -> int:
+    """The smallest rank that vLLM has room for and that all experts of a library fit into.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from vllm.config.lora import MaxLoRARanks
+
+    served = sorted(get_args(MaxLoRARanks))
+    ranks = {name: max(map(len, library.z(name).values())) for name in library.names}
+    for name, rank in ranks.items():
+        if rank > served[-1]:
+            nearest = f"the largest ranks of a LoRA there are {served[-2]} and {served[-1]}"
+            raise UserError(
+                f"the expert {name!r} adapts {rank} singular values of a matrix, too many for vLLM: {nearest}; take it "
+                "out of the library and serve what `selfadapt export` makes of it, merged or a LoRA of such a rank"
+            )
+    return min(rank for rank in served if rank >= max(ranks.values(), default=0))
+
+
+def generate(
+    model: VLLMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Chat],
+    *,
+    max_new_tokens: int,
+    mixture: Mixture,
+    batch_size: int = 32,
+) -> list[str]:
+    """The greedy answer to each prompt, in the order of the prompts; at most `batch_size` are in vLLM at once.
+
+    Raises:
+        UserError: if a prompt and its answer do not fit the model's context.
+    """
+    ids = tokenize(tokenizer, prompts)
+    check_context(model.config, max(map(len, ids), default=0), max_new_tokens)
+    outputs = _run(model, ids, model.parameters(max_new_tokens, detokenize=False), mixture, batch_size)
+    return tokenizer.batch_decode([output.outputs[0].token_ids for output in outputs], skip_special_tokens=True)
+
+
+def stream(
+    model: VLLMModel, tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture
+) -> Iterator[str]:
+    """The greedy answer to one prompt, piece by piece as it is written.
+
+    Raises:
+        UserError: if the prompt and its answer do not fit the model's context.
+    """
+    from vllm.sampling_params import RequestOutputKind
+
+    (ids,) = tokenize(tokenizer, [prompt])
+    check_context(model.config, len(ids), max_new_tokens)
+    engine = model.llm.llm_engine
+    parameters = model.parameters(max_new_tokens, output_kind=RequestOutputKind.DELTA)
+    with _adapters(model, mixture) as (adapter,):
+        request = engine.add_request(
+            f"stream-{next(model._requests)}", {"prompt_token_ids": ids}, parameters, lora_request=adapter
+        )
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.outputs[0].text:
+                        yield output.outputs[0].text
+        finally:
+            engine.abort_request([request], internal=True)
+
+
+def loglikelihood(
+    model: VLLMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Chat],
+    continuations: Sequence[str],
+    *,
+    mixture: Mixture,
+    batch_size: int = 32,
+) -> Tensor:
+    """log p(continuation | prompt) of each pair, in nats, summed over the continuation's tokens: [B], float32.
+
+    Raises:
+        UserError: if the lists differ in length, a continuation is empty, or a pair does not fit the context.
+    """
+    heads, tails = pairs(tokenizer, prompts, continuations)
+    ids = [head + tail for head, tail in zip(heads, tails, strict=True)]
+    check_context(model.config, max(map(len, ids), default=0), 1)  # vLLM always writes a token
+    outputs = _run(model, ids, model.parameters(1, prompt_logprobs=0, detokenize=False), mixture, batch_size)
+    scores = [
+        sum(logps[token].logprob for logps, token in zip(output.prompt_logprobs[-len(tail) :], tail, strict=True))
+        for output, tail in zip(outputs, tails, strict=True)
+    ]
+    return torch.tensor(scores)
+
+
+@contextmanager
+def _adapters(model: VLLMModel, mixture: Mixture) -> Iterator[list[Any]]:
+    """The `LoRARequest` of each row, None for the base; their files are there as long as the block lasts."""
+    from vllm.lora.request import LoRARequest
+
+    if model.loras is None:
+        if not mixture.is_base:
+            raise UserError("this model carries no experts, and the mixture is not the base")
+        yield [None] * len(mixture)
+        return
+    with model.loras.hold(mixture) as adapters:
+        yield [adapter and LoRARequest(adapter.name, adapter.number, str(adapter.path)) for adapter in adapters]
+
+
+def _run(model: VLLMModel, ids: list[list[int]], parameters: Any, mixture: Mixture, batch_size: int) -> list[Any]:
+    """vLLM's output for each row of token ids, rows of one mixture together."""
+    if model.loras is not None:
+        batch_size = min(batch_size, model.loras.keep)
+    group_of = mixture.groups()
+    order = sorted(range(len(ids)), key=lambda row: group_of[row])
+    outputs: dict[int, Any] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        with _adapters(model, mixture.rows(rows)) as adapters:
+            finished = model.llm.generate(
+                [{"prompt_token_ids": ids[row]} for row in rows],
+                parameters,
+                lora_request=adapters,
+                use_tqdm=False,
+            )
+        outputs |= zip(rows, finished, strict=True)
+    return [outputs[row] for row in range(len(ids))]

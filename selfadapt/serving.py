@@ -1,0 +1,157 @@
+"""What a server does for every request: `auto` becomes the mixture that its prompt asks for, which is there in time.
+
+    vllm serve BASE --enable-lora … --middleware selfadapt.serving.TwoPasses
+
+vLLM asks a plugin (selfadapt.vllm_plugin) for the LoRA that a model name stands for, but shows it no prompt, and never
+says when it needs it no more. This ASGI middleware stands before it, sees prompts, and keeps a request's LoRA on disk
+until it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dispatch import Dispatcher, find_dispatcher
+from experts.engine import Chat
+from experts.errors import UserError
+from experts.library import ExpertLibrary
+from experts.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
+from experts.mixture import Mixture
+from selfadapt.base_models import load_base
+from selfadapt.two_pass import find_library
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+AUTO = "auto"
+ASKED = ("/v1/chat/completions", "/v1/completions")
+
+
+class Serving(NamedTuple):
+    """What the middleware and the plugin of one server share."""
+
+    loras: LoraCache
+    dispatcher: Dispatcher
+    base: str
+    """Where the base was loaded from."""
+
+
+@cache
+def serving() -> Serving:
+    """The library `$SELFADAPT_LIBRARY` (a folder; by default that of the built-in base), dispatched by
+    `$SELFADAPT_DISPATCH` ("embedding" by default, an expert, or a `MIX.json`).
+
+    Raises:
+        UserError: if there is no such library, its base cannot be loaded, or the dispatcher needs the base.
+    """
+    folder = os.environ.get("SELFADAPT_LIBRARY")
+    library = find_library(None, Path(folder).expanduser() if folder else None)
+    dispatcher = find_dispatcher(os.environ.get("SELFADAPT_DISPATCH", "embedding"), library)
+    base, _ = load_base(library.base)
+    return Serving(LoraCache(library, base), dispatcher, str(base.name_or_path))
+
+
+class TwoPasses:
+    """ASGI middleware: pass one for requests to the model `auto`, and a hold on the LoRA of every mixture.
+
+    A mixture gets its one name, whatever the order and the digits it was asked for with; the name stands in the
+    response. What is not for a mixture passes through.
+    """
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+        self.loras, self.dispatcher, _ = serving()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in ASKED:
+            await self.app(scope, receive, send)
+            return
+        body = await _body(receive)
+        try:
+            request = json.loads(body)
+        except ValueError:  # vLLM says so
+            request = None
+        with ExitStack() as answered:
+            try:
+                mixture = await asyncio.to_thread(self._mixture, request)
+                if mixture is not None:
+                    await asyncio.to_thread(answered.enter_context, self.loras.hold(mixture))
+                    body = json.dumps(request | {"model": mixture_name(mixture) or None}).encode()  # None is the base
+            except UserError as error:
+                await _refuse(send, str(error))
+                return
+            length = [(b"content-length", str(len(body)).encode())]
+            headers = [header for header in scope["headers"] if header[0] != b"content-length"] + length
+            await self.app({**scope, "headers": headers}, _again(body, receive), send)
+
+    def _mixture(self, request: Any) -> Mixture | None:
+        """What the request's model stands for; None where that is not ours to say."""
+        name = request.get("model") if isinstance(request, dict) else None
+        if name == AUTO:
+            return self.dispatcher([_prompt(request)])
+        if isinstance(name, str) and is_ours(name, self.loras.library):
+            return read_mixture_name(name, self.loras.library)
+        return None
+
+
+def is_ours(model: str, library: ExpertLibrary) -> bool:
+    """Whether a model's name is meant to be a mixture's or an expert's."""
+    return model.startswith(PREFIX) or model in library.names
+
+
+@cache
+def check_base(served: str) -> None:
+    """Raises UserError if the base that vLLM serves, a folder or hub id, is not the library's."""
+    if served != serving().base:
+        serving().loras.library.check_base(load_base(served)[0])
+
+
+def _prompt(request: Mapping[str, Any]) -> str | Chat:
+    """What a dispatcher can read of a request: a text, or a chat whose messages are texts."""
+    if isinstance(request.get("prompt"), str):
+        return request["prompt"]
+    try:
+        return [{"role": message["role"], "content": _text(message["content"])} for message in request["messages"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the model {AUTO!r} needs messages, or one text as its prompt: it reads them") from error
+
+
+def _text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
+async def _body(receive: Receive) -> bytes:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """`receive` for a request whose body was read already, and perhaps changed."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def again() -> Message:
+        return next(messages, None) or await receive()
+
+    return again
+
+
+async def _refuse(send: Send, what: str) -> None:
+    """400, in OpenAI's form."""
+    error = {"message": what, "type": "BadRequestError", "param": "model", "code": 400}
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})

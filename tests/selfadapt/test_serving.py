@@ -1,0 +1,144 @@
+"""What stands before vLLM's server: who answers `auto`, and that a LoRA is there for as long as it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from experts import ExpertLibrary
+from experts.errors import UserError
+from experts.lora_cache import read_mixture_name
+from selfadapt.serving import ASKED, TwoPasses, serving
+
+CHAT, COMPLETION = ASKED
+
+
+class Server:
+    """In vLLM's place: notes what comes through, and `meanwhile` may look around."""
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.bodies: list[bytes] = []
+        self.meanwhile = meanwhile
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        assert not message["more_body"]
+        assert dict(scope["headers"])[b"content-length"] == str(len(message["body"])).encode()
+        self.bodies.append(message["body"])
+        self.meanwhile()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def post(app: Any, path: str, body: bytes) -> tuple[int, bytes]:
+    """The status and body of the response to a request that comes in two pieces."""
+    sent: list[Any] = []
+    half = len(body) // 2
+    pieces = iter(
+        [
+            {"type": "http.request", "body": body[:half], "more_body": True},
+            {"type": "http.request", "body": body[half:], "more_body": False},
+        ]
+    )
+
+    async def receive() -> Any:
+        return next(pieces)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    asyncio.run(app({"type": "http", "path": path, "headers": headers}, receive, send))
+    return sent[0]["status"], sent[1]["body"]
+
+
+@pytest.fixture
+def server_of_b(library: ExpertLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    monkeypatch.setenv("SELFADAPT_LIBRARY", str(library.folder))
+    monkeypatch.setenv("SELFADAPT_DISPATCH", "b")
+    serving.cache_clear()
+    yield monkeypatch
+    serving.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [("auto", "mix:b=1"), ("mix:b=.30,a=7e-1", "mix:a=0.7,b=0.3"), ("a", "mix:a=1"), ("mix:a=0", None)],
+)
+def test_a_mixture_goes_on_under_its_one_name_and_is_held(
+    server_of_b: pytest.MonkeyPatch, model: str, wanted: str | None
+) -> None:
+    mixture = read_mixture_name(wanted or "mix:a=0", serving().loras.library)
+    held: list[bool] = []
+    server = Server(lambda: held.append(serving().loras.holds(mixture)))
+    asked = {"model": model, "messages": [{"role": "user", "content": "Which animal barks?"}], "stream": True}
+    assert post(TwoPasses(server), CHAT, json.dumps(asked).encode())[0] == 200
+    assert json.loads(server.bodies[0]) == asked | {"model": wanted}
+    assert held == [wanted is not None]
+    assert not serving().loras.holds(mixture)  # it has been answered
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"messages": [{"role": "system", "content": "Sum it up."}, {"role": "user", "content": "Which animal barks?"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Which animal barks?"}]}]},
+        {"prompt": "Which animal barks?"},
+    ],
+)
+def test_auto_is_dispatched_by_what_was_asked(server_of_b: pytest.MonkeyPatch, asked: dict[str, Any]) -> None:
+    seen: list[str] = []
+    server = Server()
+    app = TwoPasses(server)
+
+    def dispatcher(prompts: list[Any]) -> Any:
+        prompt = prompts[0]
+        seen.append(prompt if isinstance(prompt, str) else prompt[-1]["content"])
+        return read_mixture_name("mix:a=0.5", serving().loras.library)
+
+    app.dispatcher = dispatcher  # type: ignore[assignment]
+    post(app, CHAT if "messages" in asked else COMPLETION, json.dumps(asked | {"model": "auto"}).encode())
+    assert seen == ["Which animal barks?"]
+    assert json.loads(server.bodies[0])["model"] == "mix:a=0.5"
+
+
+@pytest.mark.parametrize("body", [b'{"model": "another",  "n": 1}', b"not json", b"[]", b'{"model": 3}', b'{"n":1}'])
+def test_what_is_for_no_mixture_passes_through(server_of_b: pytest.MonkeyPatch, body: bytes) -> None:
+    server = Server()
+    assert post(TwoPasses(server), CHAT, body) == (200, b"{}")
+    assert post(TwoPasses(server), COMPLETION, body) == (200, b"{}")
+    assert server.bodies == [body, body]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"model": "mix:c=1"}, "unknown expert 'c'"),
+        ({"model": "mix:a"}, "write mix:EXPERT=WEIGHT"),
+        ({"model": "auto"}, "needs messages"),
+        ({"model": "auto", "prompt": ["one", "two"]}, "one text"),
+        ({"model": "auto", "messages": [{"role": "user", "content": [{"type": "text"}]}]}, "needs messages"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(
+    server_of_b: pytest.MonkeyPatch, request_: dict[str, Any], message: str
+) -> None:
+    server = Server()
+    status, body = post(TwoPasses(server), CHAT, json.dumps(request_).encode())
+    assert status == 400
+    assert message in json.loads(body)["error"]["message"]
+    assert "\n" not in json.loads(body)["error"]["message"]
+    assert not server.bodies
+
+
+@pytest.mark.parametrize("dispatch", ["prompt", "classifier", "nobody"])
+def test_a_dispatcher_that_a_server_cannot_have_is_refused_at_the_start(
+    server_of_b: pytest.MonkeyPatch, dispatch: str
+) -> None:
+    server_of_b.setenv("SELFADAPT_DISPATCH", dispatch)
+    with pytest.raises(UserError):
+        TwoPasses(Server())
