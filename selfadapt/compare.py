@@ -16,6 +16,7 @@ from peft import PeftModel
 from rich.console import Console
 
 from dispatch.few_shot import search
+from experts.domains.code import check_programs
 from experts.errors import UserError
 from experts.evaluation import accuracy, constant_answer, held_out_scores
 from experts.files import check_writable
@@ -46,7 +47,8 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
         only: a pattern of cell names, such as `svf-*/sums/*`.
 
     Raises:
-        UserError: for results of another experiment, or where nothing matches `only`.
+        UserError: for results of another experiment, where nothing matches `only`, or where a domain's answers are
+            programs that cannot be run here.
         Interrupted: after Ctrl-C, once the running cell has a checkpoint.
     """
     if processes().num_processes > 1:
@@ -61,6 +63,8 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
     if not cells:
         names = ", ".join(cell.name for cell in experiment.cells)
         raise UserError(f"no cell matches {only!r}; the cells are {names}")
+    for name in {name for cell in cells.values() for name in cell.evaluated_on}:
+        check_programs(experiment.evaluations[name].domain)
     console = Console(stderr=True)
     retry = {line.cell for line in _own_lines(results, cells) if line.error}
     while True:
