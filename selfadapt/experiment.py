@@ -1,7 +1,7 @@
 """An experiment: one YAML file that spells out a grid of methods × domains × seeds, and what each is evaluated on.
 
     domains: {sums: smollm2-135m/sums}      # name → a recipe, by name or written out
-    unseen: {sums: smollm2-135m/sums}     # only evaluated on
+    unseen: {groups: smollm2-135m/groups} # only evaluated on
     dispatchers: [embedding, few-shot]    # who of a library answers there; also an expert's name
     library: my/experts                   # by default the experts that come with the base
     recipe: {test_size: 256}              # laid over the recipe of every domain
