@@ -16,6 +16,7 @@ from trl.data_utils import prepare_multimodal_messages
 from experts.constrained import constraint_of
 from experts.domains.base import Domain
 from experts.engine import generate
+from experts.mixture import Mixture
 from experts.processes import processes
 
 
@@ -66,11 +67,13 @@ def held_out_scores(
     *,
     max_new_tokens: int,
     batch_size: int = 64,
+    mixture: Mixture | None = None,
     on_batch: Callable[[int], None] = lambda answered: None,
 ) -> list[float]:
     """The domain's score in [0, 1] of the model's greedy answer to each row, in order; shared out over processes.
 
     A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
+    A mixture has a row for each of `rows`, of experts that `model` carries; None leaves the model as it is.
     """
     constraint = constraint_of(domain, tokenizer)
     with processes().split_between_processes(list(range(len(rows)))) as share:
@@ -85,6 +88,7 @@ def held_out_scores(
             prompts,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            mixture=None if mixture is None else mixture.rows(share),
             on_batch=on_batch,
             sequence_bias=constraint.sequence_bias() if constraint else None,
         )

@@ -6,17 +6,18 @@ wall clock, and a bound on its output. When it ends, or its time does, everythin
 shut in beyond that depends on the machine; the first of these that works is taken, and logged once:
 
 bubblewrap
-    `bwrap`: of the machine's files it sees only system libraries and Python, read-only; no network; no other process.
+    `bwrap`: of the machine's files it sees only system libraries, Python and its installed packages, read-only; no
+    network; no other process.
 namespaces
     The same by namespaces of our own, where the kernel lets this user have them.
 limits
-    None of that. As root, programs run as nobody, so what nobody may read, write or reach on the network is open to
-    them. As an ordinary user they can do what that user can: read and delete the user's files, open connections,
-    signal the user's processes, and outlive us if they kill their supervisor.
+    None of that. As root, what everybody may read, write or reach on the network is open to them. As an ordinary user
+    they can do what that user can: read and delete the user's files, open connections, signal the user's processes, and
+    outlive us if they kill their supervisor.
 
-As root, programs run as nobody in all three. Nothing here protects against holes in the kernel, nor against a program
-that uses up its share of CPU and memory: 32 processes of 512 MB each are allowed. It is off unless the environment says
-`SELFADAPT_RUN_CODE=1`.
+As root, each running program has in all three a user of its own, who owns nothing else. Nothing here protects against
+holes in the kernel, nor against a program that uses up its share of CPU and memory: 32 processes of 512 MB each are
+allowed. It is off unless the environment says `SELFADAPT_RUN_CODE=1`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ import os
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from experts.errors import UserError
@@ -42,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 Way = Literal["bubblewrap", "namespaces", "limits"]
 CHILD = Path(__file__).with_name("sandbox_child.py")
-NOBODY = 65534
+# Nobody's: systemd's table of user ids leaves these free, and a container that maps 16 bits of them has them, too.
+USERS = range(60600, 61100)
 # What Python needs to run: its own folder is added to these.
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64")
 
@@ -53,6 +59,9 @@ FILE_SIZE = 16 * 2**20
 DISK = 64 * 2**20
 PROCESSES = 32
 OUTPUT = 2**16
+
+# Libraries that start a thread for each core would break the limit on processes.
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 PROBE = "import heapq, math\nprint('ready')"
 
@@ -77,7 +86,12 @@ def run_python(program: str, *, seconds: float = WALL_SECONDS) -> Run:
             "this runs programs that a model wrote, in a sandbox; allow it with the environment variable "
             "SELFADAPT_RUN_CODE=1 (what the sandbox covers: docs/domains.md)"
         )
-    return _run(program, way(), seconds)
+    with _finding:
+        found = way()
+    return _run(program, found, seconds)
+
+
+_finding = Lock()  # the first programs come from several threads at once
 
 
 @cache
@@ -101,25 +115,24 @@ def way() -> Way:
                 logger.info("model-written programs run shut in by %s", each)
             return each
         failures.append(f"{each}: {' '.join(run.output.split()[-12:]) or f'exit code {run.exit_code}'}")
-    reachable = f"; user nobody must be able to read {sys.base_prefix}" if os.getuid() == 0 else ""
+    reachable = f"; every user must be able to read {sys.base_prefix}" if os.getuid() == 0 else ""
     raise UserError(f"no sandbox works here ({'; '.join(failures)}){reachable}")
 
 
 def _run(program: str, way: Way, seconds: float) -> Run:
-    with tempfile.TemporaryDirectory(prefix="selfadapt-", ignore_cleanup_errors=True) as home:
-        if os.getuid() == 0:
-            os.chown(home, NOBODY, NOBODY)
-        command = _command(way, home, seconds)
+    with _user() as user, tempfile.TemporaryDirectory(prefix="selfadapt-", ignore_cleanup_errors=True) as home:
+        if user != os.getuid():
+            os.chown(home, user, user)
+        command = _command(way, home, seconds, user)
         if not (executable := shutil.which(command[0])):
             return Run(f"there is no {command[0]}", 127)
-        environment = {"PATH": "/usr/bin:/bin", "HOME": home if way == "limits" else "/tmp", "LANG": "C.UTF-8"}
         process = subprocess.Popen(
             command,
             executable=executable,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**ENVIRONMENT, "HOME": home if way == "limits" else "/tmp"},
             cwd=home,
             start_new_session=True,
         )
@@ -145,6 +158,26 @@ def _run(program: str, way: Way, seconds: float) -> Run:
         return Run(output.decode(errors="replace"), code if code >= 0 else 128 - code)
 
 
+@contextmanager
+def _user() -> Iterator[int]:
+    """Who a program runs as: ourselves, or as root a user whom no other program has, of whatever process of ours.
+
+    The limit on processes counts those of a user, so that programs of one user would take them from each other.
+    """
+    if os.getuid() != 0:
+        yield os.getuid()
+        return
+    for user in USERS:
+        with socket.socket(socket.AF_UNIX) as taken:
+            try:
+                taken.bind(f"\0selfadapt-sandbox-{user}")  # a name without a file, free again when it is closed
+            except OSError:
+                continue
+            yield user
+            return
+    raise UserError(f"more than {len(USERS)} programs at once")
+
+
 def _read(pipe: int, deadline: float) -> bytes:
     """What comes through the pipe until it ends, the bound is reached, or the time is up."""
     output = b""
@@ -158,16 +191,18 @@ def _read(pipe: int, deadline: float) -> bytes:
     return output
 
 
-def _command(way: Way, home: str, seconds: float) -> list[str]:
+def _command(way: Way, home: str, seconds: float, user: int) -> list[str]:
     root = os.getuid() == 0
     # In a user namespace of its own a process counts from nought; otherwise all of the user's count.
-    others = 0 if way != "limits" and not root else _threads_of(NOBODY if root else os.getuid())
+    others = 0 if way != "limits" and not root else _threads_of(user)
     settings = {
         "way": way,
         "seconds": seconds,
         "home": home,
         "disk": DISK,
         "readable": _readable(),
+        "packages": _packages(),
+        "user": user,
         "limits": {
             "RLIMIT_CPU": CPU_SECONDS,
             "RLIMIT_AS": MEMORY,
@@ -185,11 +220,11 @@ def _command(way: Way, home: str, seconds: float) -> list[str]:
 def _bubblewrap(root: bool) -> list[str]:
     command = ["bwrap", "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
     command += ["--unshare-uts", "--dev", "/dev"]
-    # As root, to become nobody: a namespace's own nobody would still be root to the limit on processes.
+    # As root, to become the user: a namespace's own would still be root to the limit on processes.
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
-    for folder in reversed(Path(os.path.realpath(sys.base_prefix)).parents[:-1]):
-        command += ["--perms", "0755", "--dir", str(folder)]  # readable for nobody, too
     for path in _readable():
+        for folder in reversed(Path(path).parents[:-1]):
+            command += ["--perms", "0755", "--dir", str(folder)]  # readable for that user, too
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
     command += ["--ro-bind", str(CHILD), "/child.py", "--perms", "1777", "--size", str(DISK), "--tmpfs", "/tmp"]
@@ -198,9 +233,16 @@ def _bubblewrap(root: bool) -> list[str]:
 
 
 def _readable() -> list[str]:
-    python = os.path.realpath(sys.base_prefix)
-    own = [] if any(Path(python).is_relative_to(path) for path in SYSTEM) else [python]
-    return [path for path in SYSTEM if os.path.exists(path)] + own
+    paths = [path for path in SYSTEM if os.path.exists(path)]
+    for path in (os.path.realpath(sys.base_prefix), *_packages()):
+        if not any(Path(path).is_relative_to(above) for above in paths):
+            paths.append(path)
+    return paths
+
+
+def _packages() -> list[str]:
+    """The folders of installed packages, numpy's for one; a checkout that is on the path is none of the program's."""
+    return [path for path in map(os.path.realpath, sys.path) if Path(path).name in ("site-packages", "dist-packages")]
 
 
 def _threads_of(user: int) -> int:

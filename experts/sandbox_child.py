@@ -19,7 +19,6 @@ import traceback
 import types
 from typing import Any, NoReturn
 
-NOBODY = 65534
 TIME_IS_UP = 124
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -50,7 +49,8 @@ def main() -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     if child := os.fork():
         supervise(child, settings["seconds"], alone=settings["way"] == "limits")
-    give_up_rights(settings["limits"])
+    give_up_rights(settings["user"], settings["limits"])
+    sys.path += settings["packages"]
     run(program)
 
 
@@ -121,11 +121,11 @@ def kill_descendants() -> None:
             return
 
 
-def give_up_rights(limits: dict[str, int]) -> None:
+def give_up_rights(user: int, limits: dict[str, int]) -> None:
     if os.getuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user has cleared it
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     # An ordinary user has all rights in a user namespace of its own, to mount and to unmount as well.

@@ -8,23 +8,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import cast
 
 from datasets import Dataset
 from filelock import FileLock, Timeout
+from peft import PeftModel
 from rich.console import Console
 
+from dispatch.few_shot import search
+from experts.domains.code import check_programs
 from experts.errors import UserError
 from experts.evaluation import accuracy, constant_answer, held_out_scores
 from experts.files import check_writable
 from experts.fingerprint import fingerprint
+from experts.mixture import Mixture
 from experts.processes import processes
 from experts.training.log import Log
 from experts.training.run import Interrupted, unfinished_folder
 from selfadapt.base_models import load_base
-from selfadapt.experiment import Cell, Evaluation, Experiment
+from selfadapt.experiment import EXAMPLES, FEW_SHOT, Cell, Evaluation, Experiment
 from selfadapt.memory import PeakMemory
 from selfadapt.recipes import train_recipe
 from selfadapt.results import BASE, Line, add_results, read_results
+from selfadapt.two_pass import SelfAdaptiveModel
 
 POLL = 2.0
 """Seconds between two looks at the cells that other processes are working on."""
@@ -41,7 +47,8 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
         only: a pattern of cell names, such as `svf-*/sums/*`.
 
     Raises:
-        UserError: for results of another experiment, or where nothing matches `only`.
+        UserError: for results of another experiment, where nothing matches `only`, or where a domain's answers are
+            programs that cannot be run here.
         Interrupted: after Ctrl-C, once the running cell has a checkpoint.
     """
     if processes().num_processes > 1:
@@ -56,6 +63,8 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
     if not cells:
         names = ", ".join(cell.name for cell in experiment.cells)
         raise UserError(f"no cell matches {only!r}; the cells are {names}")
+    for name in {name for cell in cells.values() for name in cell.evaluated_on}:
+        check_programs(experiment.evaluations[name].domain)
     console = Console(stderr=True)
     retry = {line.cell for line in _own_lines(results, cells) if line.error}
     while True:
@@ -104,8 +113,10 @@ def run_cell(cell: Cell, experiment: Experiment, folder: Path, lines: Sequence[L
         reference=cell.reference,
     )
     try:
-        if cell.recipe is None:
+        if cell.method == BASE:
             return _evaluate_base(line, experiment)
+        if cell.recipe is None:
+            return _evaluate_dispatched(line, experiment)
         return _train(cell, line, experiment, folder, _base_scores(cell, experiment, lines))
     except Interrupted:
         raise
@@ -122,6 +133,46 @@ def _evaluate_base(line: Line, experiment: Experiment) -> list[Line]:
     rows = _test_rows(evaluation)
     scores = held_out_scores(base, tokenizer, evaluation.domain, rows, max_new_tokens=evaluation.max_new_tokens)
     return [_scored(replace(line, fingerprint=fingerprint(base)), rows, scores)]
+
+
+def _evaluate_dispatched(line: Line, experiment: Experiment) -> list[Line]:
+    """The answers of a library's experts, as a dispatcher, a few-shot search, or an expert's name mixes them."""
+    library = experiment.library
+    assert library is not None
+    evaluation = experiment.evaluations[line.evaluated_on]
+    rows = _test_rows(evaluation)
+    few_shot = line.method == FEW_SHOT
+    adaptive = SelfAdaptiveModel.from_pretrained(experiment.model, library, "none" if few_shot else line.method)
+    if few_shot:
+        start = time.perf_counter()
+        mixture = _search(adaptive, library.names, evaluation).expand(len(rows))
+        line = replace(line, train_seconds=round(time.perf_counter() - start, 1))
+    else:
+        mixture = adaptive.dispatch(list(rows["prompt"]))
+    scores = held_out_scores(
+        adaptive.model,
+        adaptive.tokenizer,
+        evaluation.domain,
+        rows,
+        max_new_tokens=evaluation.max_new_tokens,
+        mixture=mixture,
+    )
+    weights = dict(zip(mixture.names, mixture.weights.mean(0).tolist(), strict=True))
+    line = replace(line, mixture=weights, fingerprint=library.fingerprint)
+    return [_scored(line, rows, scores)]
+
+
+def _search(adaptive: SelfAdaptiveModel, names: Sequence[str], evaluation: Evaluation) -> Mixture:
+    """The mixture that suits the first training rows of a domain."""
+    train = evaluation.domain.load("train")
+    return search(
+        cast(PeftModel, adaptive.model),  # carrying all experts
+        adaptive.tokenizer,
+        names,
+        list(train.select(range(min(EXAMPLES, len(train))))),
+        evaluation.domain.reward,
+        evaluation.search,
+    ).mixture
 
 
 def _base_scores(cell: Cell, experiment: Experiment, lines: Sequence[Line]) -> list[float] | None:

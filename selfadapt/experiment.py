@@ -1,7 +1,9 @@
 """An experiment: one YAML file that spells out a grid of methods × domains × seeds, and what each is evaluated on.
 
     domains: {sums: smollm2-135m/sums}      # name → a recipe, by name or written out
-    unseen: {sums: smollm2-135m/sums}     # only evaluated on
+    unseen: {groups: smollm2-135m/groups} # only evaluated on
+    dispatchers: [embedding, few-shot]    # who of a library answers there; also an expert's name
+    library: my/experts                   # by default the experts that come with the base
     recipe: {test_size: 256}              # laid over the recipe of every domain
     seeds: [0]
     methods:                              # name → what it lays over that
@@ -10,8 +12,9 @@
     quick: {seeds: [0], methods: {lora: }, domains: {sums: }}   # a smaller grid: names select, values are laid over
 
 A list of learning rates are candidates: all are trained with the smallest seed, and the one that is best on the
-validation split is kept for the other seeds. The base is always part of the grid; every method is tested against it
-and against each method that is a `reference`.
+validation split is kept for the other seeds. Dispatchers, which train nothing, are evaluated on the unseen domains
+alone. The base is always part of the grid; every method and dispatcher is tested against it and against each method
+that is a `reference`.
 """
 
 from __future__ import annotations
@@ -24,14 +27,22 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dispatch import check_dispatcher
+from dispatch.few_shot import Search
 from experts.domains import Domain
 from experts.errors import UserError, unknown
+from experts.library import ExpertLibrary
 from selfadapt.recipes import BLOCKS, DEFAULTS, Recipe, configs_folder, find_recipe, make_recipe, read_yaml
 from selfadapt.results import BASE, Line, chosen_rate
+from selfadapt.two_pass import find_library
 
-FIELDS = ("domains", "methods", "unseen", "recipe", "seeds", "quick")
+FIELDS = ("domains", "methods", "unseen", "dispatchers", "library", "recipe", "seeds", "quick")
 RECIPE_FIELDS = [field.name for field in fields(Recipe)]
 METHOD_FIELDS = ("adapt", "training", "seeds", "reference")
+FEW_SHOT = "few-shot"
+DISPATCHERS = ("prompt", "classifier", "embedding", FEW_SHOT)
+EXAMPLES = 10
+"""The first training rows of an unseen domain, which the few-shot search may look at."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +53,19 @@ class Evaluation:
     max_new_tokens: int
     size: int
 
+    @property
+    def search(self) -> Search:
+        """How a few-shot mixture for the domain is searched."""
+        return Search(max_new_tokens=self.max_new_tokens)
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run, or for the base none, and its evaluations."""
+    """One training run, or for the base and the dispatchers none, and its evaluations."""
 
     method: str
     recipe: Recipe | None
-    """None is the base."""
+    """None where nothing is trained."""
     trained_on: str | None
     evaluated_on: tuple[str, ...]
     reference: bool
@@ -69,7 +85,7 @@ class Cell:
     def name(self) -> str:
         """As `Line.cell`."""
         if self.recipe is None:
-            return f"{BASE}/{self.evaluated_on[0]}"
+            return f"{self.method}/{self.evaluated_on[0]}"
         return f"{self.method}/{self.trained_on}/lr{self.learning_rate:g}/seed{self.seed}"
 
 
@@ -80,6 +96,8 @@ class Experiment:
     name: str
     model: str
     evaluations: dict[str, Evaluation]
+    library: ExpertLibrary | None
+    """Whose experts the dispatchers choose from; None without dispatchers."""
     cells: list[Cell]
 
     def needs(self, cell: Cell, lines: list[Line]) -> bool | None:
@@ -145,6 +163,10 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
         Cell(BASE, None, None, (name,), False, _settings(models, [evaluation]))
         for name, evaluation in evaluations.items()
     ]
+    dispatchers = _dispatchers(document, path)
+    library = find_library(models[0], document.get("library")) if dispatchers else None
+    if library is not None:
+        cells += _dispatched(dispatchers, library, {name: evaluations[name] for name in unseen}, path)
     trained = [
         Cell(method, recipe, name, (name, *unseen), changes.get("reference", False), settings)
         for method, changes in document["methods"].items()
@@ -158,7 +180,42 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
             raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")
     # The smallest seeds first: they choose the learning rates.
     cells += sorted(trained, key=lambda cell: cell.seed)
-    return Experiment(path.stem + ("-quick" if quick else ""), models[0], evaluations, cells)
+    return Experiment(path.stem + ("-quick" if quick else ""), models[0], evaluations, library, cells)
+
+
+def _dispatchers(document: Mapping[str, Any], path: Path) -> list[str]:
+    names = document.get("dispatchers") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{path}: dispatchers must be a list of names")
+    if both := sorted(document["methods"].keys() & set(names)):
+        raise UserError(f"{path}: {both[0]} is a dispatcher, and no name for a method")
+    if not isinstance(document.get("library"), str | None):
+        raise UserError(f"{path}: library must be a folder")
+    return list(dict.fromkeys(names))
+
+
+def _dispatched(
+    names: Sequence[str], library: ExpertLibrary, unseen: Mapping[str, Evaluation], path: Path
+) -> Iterator[Cell]:
+    """A cell for every dispatcher on every unseen domain."""
+    experts = _contents(library.folder)
+    for name in names:
+        if name not in (known := [*DISPATCHERS, *library.names]):
+            raise UserError(f"{path}: {unknown('dispatcher or expert', name, known)}")
+        if name != FEW_SHOT:
+            check_dispatcher(name, library)
+        for domain, evaluation in unseen.items():
+            made_by = [library.base, experts, name, *([repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else [])]
+            yield Cell(name, None, None, (domain,), False, _settings(made_by, [evaluation]))
+
+
+def _contents(folder: Path) -> str:
+    """A hash of all that a library's dispatchers and experts follow from."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".json", ".safetensors"):
+            digest.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _untrained(document: Mapping[str, Any], where: str) -> Recipe:
@@ -209,7 +266,7 @@ def _quick(document: dict[str, Any], path: Path) -> dict[str, Any]:
     quick = _mapping(document.get("quick"), f"{path}: quick", FIELDS[:-1])
     if not quick:
         raise UserError(f"{path} has no quick block, and so no quick grid")
-    smaller = document | {key: quick[key] for key in ("seeds",) if key in quick}
+    smaller = document | {key: quick[key] for key in ("seeds", "dispatchers", "library") if key in quick}
     smaller["recipe"] = _merge(*(_mapping(d.get("recipe"), f"{path}: recipe") for d in (document, quick)))
     for block in ("domains", "unseen", "methods"):
         if block in quick:

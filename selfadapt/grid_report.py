@@ -28,7 +28,10 @@ class Paired:
 
 @dataclass(frozen=True)
 class Row:
-    """A method, trained on one domain and evaluated on one: all its seeds at the chosen learning rate."""
+    """A method, trained on one domain and evaluated on one: all its seeds at the chosen learning rate.
+
+    Or the base, or a dispatcher, which are trained on none.
+    """
 
     method: str
     trained_on: str | None
@@ -48,11 +51,13 @@ class Row:
     """MiB, the largest of the seeds'."""
     best_steps: list[int]
     against: dict[str, Paired]
-    """The base, and every reference that was trained on the same domain."""
+    """The base, and every reference that was trained on the same domain; for a dispatcher, on any."""
+    mixture: dict[str, float] | None
+    """A dispatcher's: the mean weight of each expert over the items."""
 
 
 def write_report(results: Path, output: Path) -> list[Row]:
-    """Writes `report.md`, `accuracy.png` and `gain.png` into `output`, and returns the rows of the tables.
+    """Writes `report.md` and its plots into `output`, and returns the rows of the tables.
 
     Raises:
         UserError: if there are no results, or they cannot be compared.
@@ -63,7 +68,10 @@ def write_report(results: Path, output: Path) -> list[Row]:
         raise UserError(f"{results} has no results to report")
     with atomic_file(output / "report.md") as temporary:
         temporary.write_text(page(lines, rows), encoding="utf-8")
-    for name, plot in (("accuracy.png", plot_accuracy), ("gain.png", plot_gain)):
+    plots = {"accuracy.png": plot_accuracy, "gain.png": plot_gain}
+    if any(row.mixture for row in rows):
+        plots["weights.png"] = plot_weights
+    for name, plot in plots.items():
         with atomic_file(output / name) as temporary:
             plot(rows, temporary)
     return rows
@@ -84,9 +92,9 @@ def make_rows(lines: Sequence[Line]) -> list[Row]:
     for (name, method, trained_on), group in groups.items():
         scores = _scores(group)
         rivals = {BASE: groups.get((name, BASE, None))} | {
-            other: rival
+            other if trained_on else f"{other} ({domain})": rival
             for (where, other, domain), rival in groups.items()
-            if where == name and domain == trained_on and rival[0].reference
+            if where == name and rival[0].reference and trained_on in (domain, None)
         }
         against = {
             other: Paired(float(scores.mean() - _scores(rival).mean()), sign_flip(scores, _scores(rival)))
@@ -109,6 +117,7 @@ def make_rows(lines: Sequence[Line]) -> list[Row]:
                 peak_memory=max((line.peak_memory for line in group if line.peak_memory), default=None),
                 best_steps=[line.best_step for line in group if line.best_step is not None],
                 against=against,
+                mixture=group[0].mixture,
             )
         )
     return sorted(_adjusted(rows), key=lambda row: (row.evaluated_on, row.trained_on or "", row.method))
@@ -148,11 +157,13 @@ validation split. Intervals are 95 %: Wilson's for one seed; for several, the me
 over seeds and items, which with few seeds understates what another seed may bring. Differences are in points, with
 the p-value of an exact sign-flip permutation test over the items (for one seed each, McNemar's exact test), adjusted
 after Holm for all {comparisons} comparisons here, and **bold** where that is below 0.05. Seconds are those of the
-training steps alone, a mean over the seeds; memory is the process's peak, the base included.""",
+training steps (or a few-shot search) alone, a mean over the seeds; memory is the process's peak, the base included.""",
             *sections,
+            *_weights(rows),
             *_learning_rates(lines),
             *_failures(lines),
-            "![accuracy](accuracy.png)\n\n![gain against parameters](gain.png)\n",
+            "![accuracy](accuracy.png)\n\n![gain against parameters](gain.png)\n"
+            + ("\n![weights of the experts](weights.png)\n" if any(row.mixture for row in rows) else ""),
         ]
     )
 
@@ -174,7 +185,7 @@ def _table(rows: Sequence[Row]) -> str:
             cells += [f"{row.parameters:,}", f"{row.train_seconds:.0f}", f"{row.peak_memory or ''}"]
             cells += [f"{row.learning_rate:g}", ", ".join(map(str, row.best_steps))]
         else:
-            cells += [""] * 5
+            cells += ["", f"{row.train_seconds:.0f}" if row.train_seconds else "", *[""] * 3]
         body.append(cells)
     width = len(head)
     body.append(["always the most common answer"] + [""] * (width - 1))
@@ -187,6 +198,23 @@ def _difference(paired: Paired | None) -> str:
         return ""
     text = f"{100 * paired.points:+.1f} (p = {paired.p_holm:.2g})"
     return f"**{text}**" if paired.p_holm < 0.05 else text
+
+
+def _weights(rows: Sequence[Row]) -> list[str]:
+    """What each dispatcher made of the experts, on average over the items."""
+    mixed = [(row.evaluated_on, row.method, row.mixture) for row in rows if row.mixture]
+    if not mixed:
+        return []
+    experts = list(dict.fromkeys(name for *_, mixture in mixed for name in mixture))
+    table = [["domain", "dispatcher", *experts], ["---"] * (2 + len(experts))]
+    table += [[domain, method, *(f"{mixture.get(e, 0):.2f}" for e in experts)] for domain, method, mixture in mixed]
+    head = """## Weights of the experts
+
+Means over the items; what is left over of 1 belongs to the base. Those of `few-shot`, the same for every item, were
+searched on a few training examples, and may be negative or sum to more.
+
+"""
+    return [head + "\n".join(f"| {' | '.join(cells)} |" for cells in table)]
 
 
 def _learning_rates(lines: Sequence[Line]) -> list[str]:
@@ -221,7 +249,7 @@ def _failures(lines: Sequence[Line]) -> list[str]:
 
 
 def _colours(rows: Sequence[Row]) -> dict[str, str]:
-    return {method: f"C{i}" for i, method in enumerate(dict.fromkeys(row.method for row in rows if row.trained_on))}
+    return {method: f"C{i}" for i, method in enumerate(dict.fromkeys(row.method for row in rows if row.method != BASE))}
 
 
 def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
@@ -264,6 +292,33 @@ def plot_gain(rows: Sequence[Row], path: Path) -> None:
     axes.set(xscale="log", xlabel="trained parameters", ylabel="points over the base")
     if axes.lines[1:]:
         axes.legend(fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_weights(rows: Sequence[Row], path: Path) -> None:
+    """One panel an unseen domain: the mean weight that each dispatcher gives each expert."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    mixed = [row for row in rows if row.mixture]
+    panels = list(dict.fromkeys(row.evaluated_on for row in mixed))
+    methods = list(dict.fromkeys(row.method for row in mixed))
+    experts = list(dict.fromkeys(name for row in mixed for name in row.mixture or {}))
+    colours = _colours(rows)
+    figure = Figure(figsize=(8, 2.5 * len(panels)), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(len(panels), 1, sharey=True)), panels, strict=True):
+        for row in mixed:
+            if row.evaluated_on == name:
+                offset = (methods.index(row.method) - (len(methods) - 1) / 2) * 0.8 / len(methods)
+                heights = [(row.mixture or {}).get(expert, 0.0) for expert in experts]
+                axes.bar(np.arange(len(experts)) + offset, heights, 0.8 / len(methods), color=colours[row.method])
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(title=name, ylabel="mean weight", xticks=range(len(experts)), xticklabels=experts)
+    figure.legend(
+        handles=[Patch(color=colours[method], label=method) for method in methods],
+        loc="outside lower center",
+        ncols=len(methods),
+    )
     figure.savefig(path, format="png", dpi=120)
 
 

@@ -16,15 +16,18 @@ from experts.files import atomic_file
 
 VERSION = 1
 BASE = "base"
+OPTIONAL = {"mixture"}
+"""The fields that a line has only where they say something."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One evaluation of one trained method, or of the base; or the failure of a cell, which has an `error` alone."""
+    """One evaluation of one trained method, of a dispatcher, or of the base; or the failure of a cell, which has an
+    `error` alone."""
 
     method: str
     trained_on: str | None
-    """None is the base."""
+    """None where nothing is trained: the base, or a dispatcher."""
     learning_rate: float | None
     seed: int
     evaluated_on: str
@@ -54,8 +57,11 @@ class Line:
     best_step: int | None = None
     parameters: int = 0
     train_seconds: float = 0.0
+    """Of the training steps, or of the few-shot search."""
     peak_memory: int | None = None
     """MiB of the process while it trained, or of the accelerator, where there is one."""
+    mixture: dict[str, float] | None = None
+    """A dispatcher's: the mean weight of each expert over the items."""
     version: int = VERSION
 
     @property
@@ -93,7 +99,10 @@ def read_results(path: Path) -> list[Line]:
                 f"{where} is of version {version} of the results file, this program reads version {VERSION}; "
                 "choose another --output, or the program that wrote it"
             )
-        if set(entry) != known or (entry["right"], entry["n"]) != (entry["scores"].count("1"), len(entry["scores"])):
+        if set(entry) | OPTIONAL != known or (entry["right"], entry["n"]) != (
+            entry["scores"].count("1"),
+            len(entry["scores"]),
+        ):
             raise UserError(f"{where} is damaged: remove it, and its cell is done again")
         lines.append(Line(**entry))
     return lines
@@ -110,6 +119,7 @@ def add_results(path: Path, new: Sequence[Line]) -> None:
 
 def _text(line: Line) -> str:
     entry: dict[str, Any] = asdict(line)
+    entry = {name: value for name, value in entry.items() if name not in OPTIONAL or value is not None}
     return json.dumps({"version": entry.pop("version"), **entry}, ensure_ascii=False) + "\n"
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.base import Completion, Domain, Split, text_of, with_instruction
 from experts.domains.published import Fields, Source, load_published
 from experts.errors import unknown
 from experts.sandbox import run_python
@@ -144,6 +144,12 @@ def _passes(program: str, tests: str) -> float:
     word = secrets.token_hex(8)
     run = run_python(f"{program}\n{tests}\n__import__('os').write(1, b'{word}')\n")
     return float(run.exit_code == 0 and word in run.output)
+
+
+def check_programs(domain: Domain) -> None:
+    """Raises UserError, before any work is done, where a domain's answers are programs, and none can be run here."""
+    if isinstance(domain, Code):
+        run_python("")
 
 
 def code_of(text: str) -> str:

@@ -6,8 +6,8 @@ today.
 
 Where the place has an official split, it is that split. Where it has none, validation and test are a tenth of the
 train rows each, chosen by a hash of the question, and train is the rest. The tenth for test is not trained on even
-where there is an official test: another copy of the data may have no other. A question that stands in several splits
-stays in the first of test, validation, train.
+where there is an official test: another copy of the data may have no other. A question that stands in several splits,
+whatever its case, spacing and punctuation, stays in the first of test, validation, train.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ class _Row:
     where: str
     fields: Fields
     question: str
+    """In small letters, with single spaces: what rows are dealt out by."""
+
+    @property
+    def asks(self) -> str:
+        """The letters and digits of the question: the same in rows that may not stand in different splits."""
+        return "".join(filter(str.isalnum, self.question))
 
 
 def load_published(source: Source, path: str | None, split: Split, read: Callable[[Fields], dict[str, Any]]) -> Dataset:
@@ -78,8 +84,8 @@ def load_published(source: Source, path: str | None, split: Split, read: Callabl
     asked: set[str] = set()
     dealt = _deal(_find(source, path))
     for part in ("test", "validation", "train"):
-        rows = [row for row in dealt[part] if row.question not in asked]
-        asked.update(row.question for row in rows)
+        rows = [row for row in dealt[part] if row.asks not in asked]
+        asked.update(row.asks for row in rows)
         if part == split:
             break
     if not rows:
@@ -105,9 +111,10 @@ def _deal(rows: dict[Split, list[_Row]]) -> dict[Split, list[_Row]]:
     shares += ["train" if "validation" in rows else "validation", "test"]
     dealt: dict[Split, list[_Row]] = {split: [] for split in get_args(Split)}
     dealt |= {split: given for split, given in rows.items() if split != "train"}
+    share_of: dict[str, Split] = {}
     for row in rows.get("train", []):
         digest = hashlib.sha256(row.question.encode()).digest()
-        share = shares[int.from_bytes(digest) % len(shares)]
+        share = share_of.setdefault(row.asks, shares[int.from_bytes(digest) % len(shares)])
         if share == "train" or share not in rows:
             dealt[share].append(row)
     return dealt
@@ -127,12 +134,12 @@ def _find(source: Source, path: str | None) -> dict[Split, list[_Row]]:
     files = {split: file for split, name in official.items() if (file := _file(place, name))}
     if not files:
         raise UserError(f"{place}: none of {', '.join(f'{name}.jsonl[.gz]' for name in official.values())} is there")
-    drop = _train_rows_to_drop(source, place)
+    drop = _rows_to_drop(source, place)
     return {
         split: [
             row
             for index, row in enumerate(_local(source, file, official[split]))
-            if split != "train" or index not in drop
+            if split == "test" or (official[split], index) not in drop
         ]
         for split, file in files.items()
     }
@@ -142,15 +149,15 @@ def _file(folder: Path, split: str) -> Path | None:
     return next((file for suffix in SUFFIXES if (file := folder / f"{split}{suffix}").is_file()), None)
 
 
-def _train_rows_to_drop(source: Source, place: Path) -> set[int]:
-    """The numbers of train rows that share their question with an evaluation split, as the data folder lists them."""
+def _rows_to_drop(source: Source, place: Path) -> set[tuple[str, int]]:
+    """The rows that share their question with a test, by official split and number, as the data folder lists them."""
     folder = data_folder()
     if folder is None or place != folder / source.folder or not (folder / OVERLAPS).is_file():
         return set()
     return {
-        fields["row"]
+        (fields["split"], fields["row"])
         for _, _, fields in read_objects(folder / OVERLAPS)
-        if (fields["dataset"], fields["split"]) == (source.folder, source.train)
+        if fields["dataset"] == source.folder
     }
 
 

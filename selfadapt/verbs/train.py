@@ -40,10 +40,12 @@ def train(args: list[str]) -> None:
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
 
+    from experts.domains.code import check_programs
     from experts.processes import processes
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
 
+    check_programs(recipe.domain)
     processes()  # each takes its own accelerator, before a base is loaded onto it
     base, tokenizer = load_base(recipe.model)
     output = options.output or Path("runs") / path.stem

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from experts.evaluation import Accuracy, accuracy, constant_answer, mcnemar
+from experts.domains import Jsonl
+from experts.engine import generate
+from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores, mcnemar
+from experts.library import ExpertLibrary
+from experts.mixture import Mixture
 
 
 def test_wilson_interval_against_the_textbook() -> None:
@@ -25,3 +32,27 @@ def test_mcnemar_is_the_binomial_test_of_the_changed() -> None:
     after = [1.0] * 8 + [0.0] * 2 + [1.0] * 5
     assert mcnemar(before, after) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
     assert mcnemar(before, before) == 1.0
+
+
+def test_each_row_is_answered_under_its_own_mixture(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerBase, library: ExpertLibrary
+) -> None:
+    model = library.load(tiny_model)
+    prompts = ["Who?", "What is it?", "Why?"]
+    mixture = Mixture(("a", "b"), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]))
+    answers = generate(model, tiny_tokenizer, prompts, max_new_tokens=6, mixture=mixture)
+    assert answers != generate(model, tiny_tokenizer, prompts, max_new_tokens=6, mixture=Mixture.of({}, 3))
+    rows = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": prompt}] for prompt in prompts],
+            "answer": answers,
+            "choices": [None] * 3,
+        }
+    )
+    domain = Jsonl(name="own", description="", path="", judged_by="exact")
+
+    def scores(mixture: Mixture) -> list[float]:
+        return held_out_scores(model, tiny_tokenizer, domain, rows, max_new_tokens=6, batch_size=2, mixture=mixture)
+
+    assert scores(mixture) == [1.0] * 3
+    assert scores(Mixture.of({}, 3)) != [1.0] * 3

@@ -14,6 +14,21 @@ import yaml
 from experts.library import ExpertLibrary
 
 
+def test_train_and_compare_refuse_programs_before_any_work(
+    run: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SELFADAPT_RUN_CODE", raising=False)
+    document = yaml.safe_load(recipe.read_text()) | {"model": "no/base", "domain": {"kind": "mbpp"}}
+    recipe.write_text(yaml.safe_dump(document))
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({"domains": {"mbpp": document}, "methods": {"svf": {}}}))
+    for verb, path in (("train", recipe), ("compare", grid)):
+        code, out, err = run(verb, path, "--output", tmp_path / "out")
+        assert (code, out) == (1, "")
+        assert "SELFADAPT_RUN_CODE=1" in err
+        assert len(err.splitlines()) == 1
+
+
 def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
     code, out, err = run("train", recipe, "--output", tmp_path / "expert", "--json", "--steps", 1)
     assert code == 0, err

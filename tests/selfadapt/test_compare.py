@@ -16,6 +16,7 @@ from filelock import FileLock
 from peft import AutoPeftModelForCausalLM
 
 from experts.errors import UserError
+from experts.library import ExpertLibrary
 from selfadapt import compare as grid
 from selfadapt.cli import main
 from selfadapt.compare import compare
@@ -61,6 +62,17 @@ def experiment(path: Path) -> Experiment:
 @pytest.fixture
 def quick(path: Path) -> Experiment:
     """The bases and one cell of SVF."""
+    return read_experiment(path, quick=True)
+
+
+@pytest.fixture
+def dispatched(document: dict[str, Any], library: ExpertLibrary, tmp_path: Path) -> Experiment:
+    """The bases, three dispatchers on the unseen domain, and one cell of LoRA."""
+    lora = {"training": {"learning_rate": 0.05}, "seeds": [0]}
+    document["quick"] = {"methods": {"lora": lora}}
+    document |= {"dispatchers": ["prompt", "a", "few-shot"], "library": str(library.folder)}
+    path = tmp_path / "dispatched.yaml"
+    path.write_text(yaml.safe_dump(document))
     return read_experiment(path, quick=True)
 
 
@@ -190,6 +202,41 @@ def test_a_cell_that_another_process_has_is_left_to_it(
     thread.join()
     assert sorted(begun) == ["base/letters", "base/numbers"]
     assert timeless(got) == timeless(theirs)
+
+
+def test_dispatchers_answer_the_same_items_of_unseen_domains(dispatched: Experiment, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    lines = compare(dispatched, output, resume=False)
+    names = {"prompt/letters", "a/letters", "few-shot/letters"}
+    assert names < {line.cell for line in lines}
+    by_cell = {(line.cell, line.evaluated_on): line for line in lines}
+    own = {name: by_cell[name, "letters"] for name in names}
+    base = by_cell["base/letters", "letters"]
+    assert all((line.items, line.n, line.fingerprint) == (base.items, 4, base.fingerprint) for line in own.values())
+    assert own["a/letters"].mixture == {"a": 1.0}
+    assert sum((own["prompt/letters"].mixture or {}).values()) == pytest.approx(1)
+    assert set(own["few-shot/letters"].mixture or {}) == {"a", "b"}
+    assert own["few-shot/letters"].train_seconds > 0
+
+    # A cell that is gone is done again, and alone, to the same mixture.
+    results = output / "results.jsonl"
+    results.write_text("".join(t + "\n" for t in results.read_text().splitlines() if '"few-shot"' not in t))
+    assert timeless(compare(dispatched, output, resume=True)) == timeless(lines)
+
+    rows = {row.method: row for row in write_report(results, output) if row.evaluated_on == "letters"}
+    assert all(set(rows[name].against) == {"base", "lora (numbers)"} for name in ("prompt", "a", "few-shot"))
+    assert rows["a"].against["base"].points == pytest.approx(rows["a"].accuracy - rows["base"].accuracy)
+    assert rows["few-shot"].mixture == own["few-shot/letters"].mixture
+    assert "| letters | a | 1.00 |" in (output / "report.md").read_text()
+    assert (output / "weights.png").stat().st_size > 0
+
+
+def test_lines_say_of_a_mixture_only_where_there_is_one(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    lines = [line("base", "01"), line("few-shot", "10", trained_on=None, learning_rate=None, mixture={"a": -0.5})]
+    add_results(results, lines)
+    assert ["mixture" in json.loads(text) for text in results.read_text().splitlines()] == [False, True]
+    assert read_results(results) == lines
 
 
 def test_only_some_cells(experiment: Experiment, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from experts.errors import UserError
+from experts.library import ExpertLibrary
 from experts.training.methods import IA3, SVF, LoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
@@ -76,6 +77,21 @@ def test_quick_selects_and_overrides(tmp_path: Path) -> None:
     assert experiment.name == "grid-quick"
 
 
+def test_dispatchers_have_a_cell_on_each_unseen_domain_and_change_no_other(
+    tmp_path: Path, library: ExpertLibrary
+) -> None:
+    before = read_experiment(written(tmp_path, DOCUMENT))
+    path = written(tmp_path, {**DOCUMENT, "dispatchers": ["few-shot", "a"], "library": str(library.folder)})
+    experiment = read_experiment(path)
+    new = [cell for cell in experiment.cells if cell not in before.cells]
+    assert [cell.name for cell in new] == ["few-shot/letters", "a/letters"]
+    assert [cell for cell in experiment.cells if cell not in new] == before.cells
+    assert all(experiment.needs(cell, []) for cell in new)
+    # Another library is another experiment.
+    library.remove("b")
+    assert {cell.settings for cell in read_experiment(path).cells[3:5]}.isdisjoint(cell.settings for cell in new)
+
+
 def test_later_seeds_wait_for_the_choice_of_a_rate(tmp_path: Path) -> None:
     experiment = read_experiment(written(tmp_path, DOCUMENT))
     cells = {cell.name: cell for cell in experiment.cells}
@@ -117,6 +133,10 @@ def test_overlay_keeps_what_it_is_not_told_to_change() -> None:
         ({"methods": {"svf": {"adapt": {"method": "lorra"}}}}, "svf on sums: unknown method 'lorra'"),
         ({"methods": {"svf": {"training": {"learning_rate": ["fast"]}}}}, "svf on sums: training.learning_rate"),
         ({"domains": {"sums": "smollm2-135m/sumz"}}, "unknown recipe 'smollm2-135m/sumz'"),
+        ({"dispatchers": "prompt"}, "dispatchers must be a list of names"),
+        ({"dispatchers": ["prompt"], "library": 3}, "library must be a folder"),
+        ({"dispatchers": ["promt"]}, "unknown dispatcher or expert 'promt'; did you mean 'prompt'"),
+        ({"dispatchers": ["lora"]}, "lora is a dispatcher, and no name for a method"),
         ({"unseen": {"sums": RECIPE}}, "sums is trained on, and so not unseen"),
         ({"unseen": {"x": {**RECIPE, "model": "other"}}}, "one experiment has one base, not other and smollm2-135m"),
         ({"quick": {"methods": {"ia3": None}}}, "quick: methods: unknown field 'ia3'"),

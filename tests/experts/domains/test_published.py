@@ -23,7 +23,8 @@ def ids(domain: Domain, split: Split) -> list[str]:
 
 
 def questions(domain: Domain, split: Split) -> set[str]:
-    return {" ".join(prompt[0]["content"].casefold().split()) for prompt in domain.load(split)["prompt"]}
+    """What is asked, whatever its case, spacing and punctuation."""
+    return {"".join(filter(str.isalnum, prompt[0]["content"].casefold())) for prompt in domain.load(split)["prompt"]}
 
 
 def test_tenths_of_train_stand_in_for_missing_splits(put: Put) -> None:
@@ -46,7 +47,8 @@ def test_official_splits_are_taken_whole(put: Put) -> None:
 def test_a_question_stays_in_one_split(put: Put) -> None:
     rows = [row(number) for number in range(100)]
     shouted = [row(number, question=f"  WHAT is {number}  +  1? ") for number in range(100)]
-    put("gsm8k/train.jsonl", rows + shouted)
+    punctuated = [row(number, question=f"“What, is {number}+1”") for number in range(100)]
+    put("gsm8k/train.jsonl", rows + shouted + punctuated)
     held_out = questions(Gsm8k(), "test")
     put("gsm8k/test.jsonl", [rows[3]])
     parts = {split: questions(Gsm8k(), split) for split in get_args(Split)}
@@ -66,6 +68,20 @@ def test_rows_that_overlap_with_evaluation_splits_are_dropped(put: Put) -> None:
     put("_overlaps/train_rows_to_drop.jsonl", overlaps)
     everything = {id_ for split in get_args(Split) for id_ in ids(Gsm8k(), split)}
     assert everything == {f"train:{number}" for number in range(100) if number != 5}
+
+
+def test_validation_rows_that_overlap_are_dropped_and_test_rows_are_not(put: Put) -> None:
+    def science(number: int) -> dict[str, Any]:
+        choices = {"label": ["A", "B"], "text": ["yes", "no"]}
+        return {"id": str(number), "question": f"Is {number} even?", "choices": choices, "answerKey": "AB"[number % 2]}
+
+    for start, split in enumerate(("train", "validation", "test")):
+        put(f"arc_easy/{split}.jsonl", [science(100 * start + number) for number in range(40)])
+    overlaps = [{"dataset": "arc_easy", "split": split, "row": 3} for split in ("validation", "test")]
+    put("_overlaps/train_rows_to_drop.jsonl", overlaps)
+    domain = MultipleChoice(kind="arc_easy")
+    assert ids(domain, "validation") == [f"validation:{number}" for number in range(40) if number != 3]
+    assert ids(domain, "test") == [f"test:{number}" for number in range(40)]
 
 
 def test_a_path_goes_before_the_data_folder(put: Put, tmp_path: Path) -> None:
