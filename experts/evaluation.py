@@ -76,22 +76,25 @@ def held_out_scores(
     A mixture has a row for each of `rows`, of experts that `model` carries; None leaves the model as it is.
     """
     constraint = constraint_of(domain, tokenizer)
-    with processes().split_between_processes(list(range(len(rows)))) as share:
-        mine = rows.select(share)
-        prompts = list(mine["prompt"])
-        if "image" in mine.column_names:
-            pictures = mine["image"]
-            prompts = [prepare_multimodal_messages(p, images=[i]) for p, i in zip(prompts, pictures, strict=True)]
-        answers = generate(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            mixture=None if mixture is None else mixture.rows(share),
-            on_batch=on_batch,
-            sequence_bias=constraint.sequence_bias() if constraint else None,
-        )
-        columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
-        scores = domain.reward(answers, **columns)
-    return gather_object(scores)
+    # Equally many rows for each process, some twice: those that share the base out must run it equally often.
+    state = processes()
+    most = -(-len(rows) // state.num_processes)
+    share = [row % len(rows) for row in range(most * state.process_index, most * (state.process_index + 1))]
+    mine = rows.select(share)
+    prompts = list(mine["prompt"])
+    if "image" in mine.column_names:
+        pictures = mine["image"]
+        prompts = [prepare_multimodal_messages(p, images=[i]) for p, i in zip(prompts, pictures, strict=True)]
+    answers = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        mixture=None if mixture is None else mixture.rows(share),
+        on_batch=on_batch,
+        sequence_bias=constraint.sequence_bias() if constraint else None,
+    )
+    columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
+    scores = domain.reward(answers, **columns)
+    return gather_object(scores)[: len(rows)]

@@ -84,6 +84,7 @@ def train_recipe(
     resume: bool,
     replace: bool = False,
     base_scores: list[float] | None = None,
+    shard_base: bool = False,
 ) -> Result:
     """`train_expert` with everything that the recipe says; raises what that raises.
 
@@ -103,6 +104,7 @@ def train_recipe(
         resume=resume,
         replace=replace,
         base_scores=base_scores,
+        shard_base=shard_base,
     )
     answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
     if answers and processes().is_main_process and find_spec("sentence_transformers"):

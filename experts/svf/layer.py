@@ -123,6 +123,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self._merged_weight: Tensor | None = None
         self._merged_key: tuple[Any, ...] | None = None
         self._invalidations = 0
+        self.keeps_merged = True  # False where the base is shared out over processes: a merged copy would be whole
         self.mixture: LayerMixture | None = None  # of the batch at hand; None follows the active adapters
         self.update_layer(adapter_name, rank, inference)
 
@@ -245,10 +246,10 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         # Autocast rounds a merged weight to half precision, as a half-precision base does.
         full_precision = weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(x.device.type)
 
-        if wants_gradient and full_precision and full_rank:
+        if wants_gradient and full_precision and full_rank and self.keeps_merged:
             factors = (self.svf_u, self.svf_s, self.svf_vt)
             return MergedLinear.apply(x, self.delta(active), bias, self._merged(active), *factors)
-        if wants_gradient or (trained and not full_precision):
+        if wants_gradient or not self.keeps_merged or (trained and not full_precision):
             return self.base_layer(x, *args, **kwargs) + self._factored(x, self.delta(active))
         return F.linear(x, self._merged(active), bias)
 

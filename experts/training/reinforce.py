@@ -29,6 +29,7 @@ from experts.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 from experts.training.objective import Diverged, check_learning_rate, trainer_arguments
 from experts.training.parametrization import SigmoidAdamW
+from experts.training.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,26 @@ BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask"
 class ReinforceTrainer(RLOOTrainer):
     """RLOO with the choice of baseline and parametrisation, answers from a few, and a stop at the first NaN."""
 
-    def __init__(self, *args: Any, options: Reinforce, constraint: Constraint | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        options: Reinforce,
+        constraint: Constraint | None = None,
+        shard_base: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.options = options
         self.constraint = constraint
+        self.shard_base = shard_base
         self._sampled_logps: list[Tensor] = []
         self._rewards = torch.empty(0)
         super().__init__(*args, **kwargs)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self.shard_base:
+            shard(model)
+        else:
+            super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.options.parametrization == "sigmoid":
@@ -209,6 +224,8 @@ def make_trainer(
     options: Reinforce,
     folder: Path,
     callbacks: list[TrainerCallback],
+    *,
+    shard_base: bool = False,
 ) -> ReinforceTrainer:
     """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
 
@@ -249,6 +266,7 @@ def make_trainer(
         callbacks=callbacks,
         options=options,
         constraint=constraint,
+        shard_base=shard_base,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -71,6 +71,7 @@ def train_expert(
     resume: bool = False,
     replace: bool = False,
     base_scores: list[float] | None = None,
+    shard_base: bool = False,
 ) -> Result:
     """Trains, keeps the expert that was best on the validation split, scores it on the test split, writes it.
 
@@ -80,6 +81,7 @@ def train_expert(
         base_name, recipe: what the model card says of where the expert comes from.
         test_size: held-out problems for the score in the card, answered by the base and by the expert.
         base_scores: the base's own scores on those problems, where they are known.
+        shard_base: every process keeps a share of the base instead of all of it; it may be on the CPU until then.
         resume: go on from `<output>.unfinished/`, with the result of an uninterrupted run.
 
     Raises:
@@ -100,11 +102,8 @@ def train_expert(
     interrupt = StopOnInterrupt(progress)
     callbacks = [StopAtNaN(), Validation(tokenizer, domain, options, log, progress), StepLog(log, progress), interrupt]
     set_seed(options.seed)  # some adapters begin at random values
-    trainer: Trainer
-    if isinstance(options, Reinforce):
-        trainer = make_trainer(base, tokenizer, domain, adapter, options, unfinished, callbacks)
-    else:
-        trainer = make_next_token_trainer(base, tokenizer, domain, adapter, options, unfinished, callbacks)
+    make: Any = make_trainer if isinstance(options, Reinforce) else make_next_token_trainer
+    trainer: Trainer = make(base, tokenizer, domain, adapter, options, unfinished, callbacks, shard_base=shard_base)
     model = cast(PeftModel, trainer.model)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     diverged: Diverged | None = None

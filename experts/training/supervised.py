@@ -24,6 +24,7 @@ from experts.domains.base import Domain
 from experts.engine import tokenize
 from experts.errors import UserError
 from experts.training.objective import Diverged, check_learning_rate, trainer_arguments
+from experts.training.sharding import shard
 
 TARGETS = ("solution", "completion", "answer")
 """The columns that may hold what the model should write, the first of a row's that is there."""
@@ -63,6 +64,16 @@ class NextTokenTrainer(Trainer):
     """transformers' trainer, with a stop at the first NaN and the time of each step in the log."""
 
     _seconds = 0.0
+
+    def __init__(self, *args: Any, shard_base: bool = False, **kwargs: Any) -> None:
+        self.shard_base = shard_base
+        super().__init__(*args, **kwargs)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self.shard_base:
+            shard(model)
+        else:
+            super()._move_model_to_device(model, device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         start = time.perf_counter()
@@ -128,6 +139,8 @@ def make_next_token_trainer(
     options: NextToken,
     folder: Path,
     callbacks: list[TrainerCallback],
+    *,
+    shard_base: bool = False,
 ) -> NextTokenTrainer:
     """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
 
@@ -149,6 +162,7 @@ def make_next_token_trainer(
         compute_loss_func=answer_loss,
         processing_class=tokenizer,
         callbacks=callbacks,
+        shard_base=shard_base,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

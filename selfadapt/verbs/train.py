@@ -21,6 +21,8 @@ class Train:
     """The expert's folder; by default runs/ and the recipe's name."""
     resume: bool = False
     """Go on with a run that was interrupted."""
+    shard_base: bool = False
+    """Give every process a share of the base instead of all of it: for a base that does not fit one accelerator."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -40,6 +42,8 @@ def train(args: list[str]) -> None:
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
 
+    import torch
+
     from experts.domains.code import check_programs
     from experts.processes import processes
     from selfadapt.base_models import load_base
@@ -47,9 +51,11 @@ def train(args: list[str]) -> None:
 
     check_programs(recipe.domain)
     processes()  # each takes its own accelerator, before a base is loaded onto it
-    base, tokenizer = load_base(recipe.model)
+    # A base that is to be shared out never is on the accelerator as a whole.
+    place = {"device": "cpu", "dtype": "auto"} if options.shard_base and torch.accelerator.is_available() else {}
+    base, tokenizer = load_base(recipe.model, **place)
     output = options.output or Path("runs") / path.stem
-    result = train_recipe(recipe, base, tokenizer, output, resume=options.resume)
+    result = train_recipe(recipe, base, tokenizer, output, resume=options.resume, shard_base=options.shard_base)
     report = {
         "expert": str(result.expert),
         "parameters": result.parameters,

@@ -29,15 +29,19 @@ def launch(*command: object) -> list[str]:
     return [sys.executable, *LAUNCH.split(), *map(str, command)]
 
 
-def test_two_processes_train_one_expert(recipe: Path, tmp_path: Path) -> None:
-    command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--json")
+@pytest.mark.parametrize("options", [(), ("--shard-base",)])
+def test_two_processes_train_one_expert(recipe: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    # Five problems and two processes: one of them has to answer one twice.
+    sizes = ("--validation-size", "5", "--test-size", "5")
+    command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--json", *sizes)
+    command += options
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)  # printed once, by the first process
-    assert report["n"] == 4
+    assert report["n"] == 5
     entries = [json.loads(line) for line in (tmp_path / "expert" / "training_log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if "reward" in entry] == [1, 2]
-    assert [entry["n"] for entry in entries if "right" in entry] == [4, 4, 4]
+    assert [entry["n"] for entry in entries if "right" in entry] == [5, 5, 5]
     assert not (tmp_path / "expert.unfinished").exists()
 
 
@@ -52,8 +56,9 @@ def test_two_processes_learn_what_one_does(
     assert facts["processes"] == 2
     assert facts["broadcast_buffers"] is False  # the factors are constants, and large
     for kind in ("recorded", "answers", "live"):
-        first, second = (load_file(tmp_path / f"{kind}-{rank}.safetensors") for rank in range(2))
-        assert all(torch.equal(z, second[name]) for name, z in first.items())
+        for name in (kind, f"sharded-{kind}"):
+            first, second = (load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in range(2))
+            assert all(torch.equal(z, second[name]) for name, z in first.items())
 
     worker = runpy.run_path(str(script))
     base = load_base(str(tiny_folder))[0]
@@ -62,34 +67,46 @@ def test_two_processes_learn_what_one_does(
         "answers": worker["train_on_answers"](base, tiny_tokenizer, letters, tmp_path),
     }
     for kind, trainer in alone.items():
-        trained_by_two = load_file(tmp_path / f"{kind}-0.safetensors")
-        for name, z in worker["vectors"](trainer).items():
-            torch.testing.assert_close(z, trained_by_two[name], atol=1e-4, rtol=0)
-            assert (z - 1).abs().max() > 0.02
+        for together in (kind, f"sharded-{kind}"):
+            trained_by_two = load_file(tmp_path / f"{together}-0.safetensors")
+            for name, z in worker["vectors"](trainer).items():
+                torch.testing.assert_close(z, trained_by_two[name], atol=1e-4, rtol=0)
+                assert (z - 1).abs().max() > 0.02
 
-    assert facts["all_parameters_are_sharded"]  # FSDP: a half of the base each, one row of the batch each
-    sharded = load_file(tmp_path / "sharded-0.safetensors")
+    assert facts["share"] == pytest.approx(0.5, abs=0.01)  # of the base, in each process
+    sharded = load_file(tmp_path / "bfloat16-0.safetensors")
     wanted = worker["gradients"](worker["small_expert"](load_base(str(tiny_folder))[0]), worker["IDS"])
     for name, gradient in wanted.items():
         torch.testing.assert_close(sharded[name], gradient, atol=0.05 * float(gradient.abs().max()), rtol=0)
 
-    rewards = facts["rewards"]
-    # Four standard errors of a mean over ten steps of 64 samples.
-    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
+    for rewards in facts["rewards"].values():
+        # Four standard errors of a mean over ten steps of 64 samples.
+        assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
+
+
+def test_one_process_has_nothing_to_share_out(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--shard-base"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "there is one process" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
-def test_a_run_whose_worker_was_killed_resumes_to_the_same_expert(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--shard-base",)])
+def test_a_run_whose_worker_was_killed_resumes_to_the_same_expert(
+    recipe: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     document = yaml.safe_load(recipe.read_text())
     document["training"] |= {"steps": 60, "validate_every": 10, "learning_rate": 0.01}
     recipe.write_text(yaml.safe_dump(document))
 
-    def train(name: str, *options: str) -> subprocess.Popen[bytes]:
-        command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / name, *options)
+    def train(name: str, *more: str) -> subprocess.Popen[bytes]:
+        command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / name, *options, *more)
         return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
-    def finish(name: str, *options: str) -> dict[str, torch.Tensor]:
-        assert train(name, *options).wait() == 0
+    def finish(name: str, *more: str) -> dict[str, torch.Tensor]:
+        assert train(name, *more).wait() == 0
         return load_file(tmp_path / name / "adapter_model.safetensors")
 
     killed = train("killed")

@@ -1,6 +1,6 @@
 """What each process of `test_processes.py` runs.
 
-Training on recorded completions and on given answers, live training, and a step of a model that is sharded.
+Training on recorded completions and on given answers, live training, and all of that with the base shared out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed import all_reduce
 from torch.distributed.tensor import DTensor
 
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer
+from experts.training.sharding import shard
 from experts.training.supervised import NextToken, NextTokenTrainer, make_next_token_trainer
 
 OPTIONS = Reinforce(
@@ -36,9 +36,11 @@ IDS = torch.arange(3, 43).view(2, 20)
 LIVE = replace(OPTIONS, learning_rate=0.1, steps=30, prompts_per_step=16, micro_batch_size=64, max_new_tokens=3)
 
 
-def train(base: Any, tokenizer: Any, domain: Any, options: Reinforce, folder: Path, recorded: bool) -> ReinforceTrainer:
+def train(
+    base: Any, tokenizer: Any, domain: Any, options: Reinforce, folder: Path, recorded: bool, shard_base: bool = False
+) -> ReinforceTrainer:
     """A trained trainer. Recorded completions depend on the prompt and on the number of the sample, and not on z."""
-    trainer = make_trainer(base, tokenizer, domain, SVFConfig(), options, folder, [])
+    trainer = make_trainer(base, tokenizer, domain, SVFConfig(), options, folder, [], shard_base=shard_base)
     trainer.args.save_strategy = "no"
 
     def replay(prompts: list[list[int]], *_: Any) -> list[list[int]]:
@@ -57,7 +59,9 @@ def train(base: Any, tokenizer: Any, domain: Any, options: Reinforce, folder: Pa
     return trainer
 
 
-def train_on_answers(base: Any, tokenizer: Any, domain: Any, folder: Path) -> NextTokenTrainer:
+def train_on_answers(
+    base: Any, tokenizer: Any, domain: Any, folder: Path, shard_base: bool = False
+) -> NextTokenTrainer:
     """A trained trainer; the answers are the prompts' numbers, repeated one to seven times."""
 
     class Answered(type(domain)):  # type: ignore[misc]
@@ -66,7 +70,9 @@ def train_on_answers(base: Any, tokenizer: Any, domain: Any, folder: Path) -> Ne
             texts = [prompt[0]["content"] * (1 + row % 7) for row, prompt in enumerate(rows["prompt"])]
             return rows.add_column("answer", texts)
 
-    trainer = make_next_token_trainer(base, tokenizer, Answered(), SVFConfig(), SUPERVISED, folder, [])
+    trainer = make_next_token_trainer(
+        base, tokenizer, Answered(), SVFConfig(), SUPERVISED, folder, [], shard_base=shard_base
+    )
     trainer.args.save_strategy = "no"
     trainer.train()
     return trainer
@@ -87,8 +93,7 @@ def small_expert(base: Any) -> PeftModel:
 
 def gradients(model: PeftModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     model(input_ids=ids, labels=ids).loss.backward()
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def main(folder: Path, checkpoint: str) -> None:
@@ -96,27 +101,39 @@ def main(folder: Path, checkpoint: str) -> None:
 
     from selfadapt import load_base
 
-    recorded = train(*load_base(checkpoint), Letters(), OPTIONS, folder, recorded=True)
-    rank = recorded.accelerator.process_index
-    save_file(vectors(recorded), folder / f"recorded-{rank}.safetensors")
-    answers = train_on_answers(*load_base(checkpoint), Letters(), folder)
-    save_file(vectors(answers), folder / f"answers-{rank}.safetensors")
-    live = train(*load_base(checkpoint), Letters(), LIVE, folder, recorded=False)
-    save_file(vectors(live), folder / f"live-{rank}.safetensors")
+    def load() -> Any:
+        return load_base(checkpoint)
 
-    sharded = small_expert(load_base(checkpoint)[0])
-    mesh = init_device_mesh("cpu", (2,))
-    for block in sharded.base_model.model.model.layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    shares = [isinstance(p, DTensor) for p in sharded.parameters()]
-    save_file(gradients(sharded, IDS[rank : rank + 1]), folder / f"sharded-{rank}.safetensors")
+    trainers: dict[str, Any] = {
+        "recorded": train(*load(), Letters(), OPTIONS, folder, recorded=True),
+        "answers": train_on_answers(*load(), Letters(), folder),
+        "live": train(*load(), Letters(), LIVE, folder, recorded=False),
+        "sharded-recorded": train(*load(), Letters(), OPTIONS, folder, recorded=True, shard_base=True),
+        "sharded-answers": train_on_answers(*load(), Letters(), folder, shard_base=True),
+        "sharded-live": train(*load(), Letters(), LIVE, folder, recorded=False, shard_base=True),
+    }
+    rank = trainers["live"].accelerator.process_index
+    for name, trainer in trainers.items():
+        save_file(vectors(trainer), folder / f"{name}-{rank}.safetensors")
+
+    half_precision = small_expert(load()[0])
+    shard(half_precision)
+    found = gradients(half_precision, IDS[rank : rank + 1])
+    for gradient in found.values():  # which DDP does in training
+        all_reduce(gradient)
+        gradient /= 2
+    save_file(found, folder / f"bfloat16-{rank}.safetensors")
     if rank == 0:
+        frozen = [p for p in half_precision.parameters() if not p.requires_grad]
         facts = {
-            "processes": recorded.accelerator.num_processes,
-            "broadcast_buffers": recorded.model_wrapped.broadcast_buffers,
-            "all_parameters_are_sharded": all(shares),
-            "rewards": [entry["reward"] for entry in live.state.log_history if "reward" in entry],
+            "processes": trainers["recorded"].accelerator.num_processes,
+            "broadcast_buffers": trainers["recorded"].model_wrapped.broadcast_buffers,
+            "share": sum(p.to_local().numel() for p in frozen if isinstance(p, DTensor))
+            / sum(p.numel() for p in frozen),
+            "rewards": {
+                name: [entry["reward"] for entry in trainers[name].state.log_history if "reward" in entry]
+                for name in ("live", "sharded-live")
+            },
         }
         (folder / "facts.json").write_text(json.dumps(facts))
 
