@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import PeftModel
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -27,7 +29,7 @@ def shard(model: PeftModel) -> None:
         raise UserError("shard_base: there is one process, and so nothing to share out; start several with torchrun")
     if isinstance(model, FSDPModule):
         return
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     trained = {p for p in model.parameters() if p.requires_grad}
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     blocks = set(base._no_split_modules or ())
