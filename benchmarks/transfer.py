@@ -1,6 +1,6 @@
 """A shipped expert on a fine-tuned descendant of its base: how comparable the two are, and what the expert earns there.
 
-python benchmarks/transfer.py [--steps 10] [--learning-rate 5e-6]
+python benchmarks/transfer.py [--expert stories] [--steps 10] [--learning-rate 5e-6]
 
 The descendant is the built-in base after all its weights were trained on the questions and answers of another domain.
 """
@@ -55,13 +55,15 @@ def descend(base: Any, tokenizer: Any, steps: int, learning_rate: float, rows: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--expert", default="stories")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=5e-6)
     options = parser.parse_args()
-    recipe = read_recipe(find_recipe("smollm2-135m/sums"))
+    recipe = read_recipe(find_recipe(f"smollm2-135m/{options.expert}"))
     problems = recipe.domain.load("test")
+    problems = problems.select(range(min(recipe.test_size, len(problems))))
     base, tokenizer = load_base()
-    expert = ExpertLibrary.open(shipped_library("smollm2-135m") or Path()).expert("sums")
+    expert = ExpertLibrary.open(shipped_library("smollm2-135m") or Path()).expert(options.expert)
 
     def earns(who: str, model: Any, its_expert: Expert | None) -> None:
         running: Any = its_expert.attach(model) if its_expert else model

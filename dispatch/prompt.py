@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from experts.mixture import Mixture
 
 TEMPLATE = "Categories:\n{categories}\n\n{question}\n\nCategory?"
 MARK = "\x00"  # stands for the question while the template is cut in two
+Tokens = tuple[int, ...]
 LONGEST = 384  # tokens of a question that are read: what it is about shows early
 
 
@@ -97,9 +98,10 @@ class PromptDispatcher:
 
         log p(answer) = Σ_i log softmax over the tokens that may stand at i of logit(token_i)
 
-    One prefill is enough wherever the answers differ in their first token. Small models favour some answers whatever
-    the question; a calibration takes that off. Without one fitted on labelled prompts, the experts' own descriptions
-    are asked about, and their mean score is taken off.
+    What answers have in common before they part is read behind the question, in the same prefill. Only answers that
+    part in several places, not all on one way, need further passes. Small models favour some answers whatever the
+    question; a calibration takes that off. Without one fitted on labelled prompts, the experts' own descriptions are
+    asked about, and their mean score is taken off.
 
     Args:
         model: the base, with or without experts.
@@ -138,10 +140,12 @@ class PromptDispatcher:
             tokenizer.encode(text, add_special_tokens=False) for text in _around(tokenizer, categories)
         )
         # The end of the turn tells an answer from a longer one that begins with it.
+        end = cast(int, tokenizer.eos_token_id)
         self._names, self._descriptions = (
-            [[*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id] for answer in answers]
+            [(*tokenizer.encode(answer, add_special_tokens=False), end) for answer in answers]
             for answers in (categories.keys(), categories.values())
         )
+        self._ways = _ways([*_branches(self._names), *_branches(self._descriptions)])
         self._prefix: DynamicCache | None = None
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
@@ -157,7 +161,7 @@ class PromptDispatcher:
     def scores(self, prompts: Sequence[str | Chat]) -> Tensor:
         """log p(name | prompt) and log p(description | prompt) of every expert, side by side: [B, 2K]."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        room = context - len(self._before) - len(self._after) - max(map(len, self._names + self._descriptions))
+        room = context - len(self._before) - len(self._after) - max(map(len, self._ways))
         if room < 1:
             raise UserError(f"{len(self.categories)} categories leave no room for a question in {context} tokens")
         questions = [
@@ -169,48 +173,37 @@ class PromptDispatcher:
         with evaluating(self.model), under(self.model, self.reader):
             if self._prefix is None:
                 self._prefix = DynamicCache(config=self.model.config.get_text_config())
-                self._step(pad(self.model, self.tokenizer, [self._before]), self._prefix)
+                before = torch.tensor([self._before], device=self.model.device)
+                self._step(before, torch.ones_like(before), self._prefix, 1)
             for start in range(0, len(by_length), self.batch_size):
                 rows = by_length[start : start + self.batch_size]
-                cache = copy.deepcopy(self._prefix)
-                cache.batch_repeat_interleave(len(rows))
-                batch = pad(self.model, self.tokenizer, [questions[row] + self._after for row in rows])
-                here = batch["attention_mask"]  # [B, T]
-                batch["attention_mask"] = torch.cat([here.new_ones(len(rows), len(self._before)), here], 1)
-                logits = self._step(batch, cache)  # [B, V]
-                scores[rows] = torch.cat(
-                    [
-                        self._choose(logits, answers, 0, batch["attention_mask"], cache)
-                        for answers in (self._names, self._descriptions)
-                    ],
-                    1,
-                )
+                scores[rows] = self._scores([questions[row] for row in rows], copy.deepcopy(self._prefix))
         return scores
 
-    def _step(self, batch: Any, cache: DynamicCache) -> Tensor:
-        """The logits [B, V] after tokens that follow the cached ones; the mask covers both."""
-        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)[:, -batch["input_ids"].shape[1] :]
-        output: Any = self.model(**batch, position_ids=positions, past_key_values=cache, logits_to_keep=1)
-        return output.logits[:, -1].float()
+    def _scores(self, questions: list[list[int]], cache: DynamicCache) -> Tensor:
+        """`scores` of one batch; the cache holds what stands before a question."""
+        cache.batch_repeat_interleave(len(questions))
+        first, *others = self._ways
+        batch = pad(self.model, self.tokenizer, [[*asked, *self._after, *first] for asked in questions])
+        here = batch["attention_mask"]  # [B, T]
+        mask = torch.cat([here.new_ones(len(here), len(self._before)), here], 1)
+        logits = self._step(batch["input_ids"], mask, cache, len(first) + 1)
+        found = {first[:depth]: logits[:, depth] for depth in range(len(first) + 1)}
+        answer = mask.shape[1] - len(first)  # where it begins
+        for way, previous in zip(others, self._ways, strict=False):
+            cache.crop(-len(previous))
+            ids = torch.tensor([way] * len(here)).to(here)
+            logits = self._step(ids, torch.cat([mask[:, :answer], torch.ones_like(ids)], 1), cache, len(way))
+            found |= {way[: depth + 1]: logits[:, depth] for depth in range(len(way))}
+        return torch.cat([_choose(answers, found) for answers in (self._names, self._descriptions)], 1).cpu()
 
-    def _choose(
-        self, logits: Tensor, answers: Sequence[list[int]], depth: int, mask: Tensor, cache: DynamicCache
-    ) -> Tensor:
-        """log p of the rest of each answer [B, len(answers)]; their first `depth` tokens are the same, and cached."""
-        tokens = sorted({answer[depth] for answer in answers})
-        branches = logits[:, tokens].log_softmax(1).cpu()
-        chosen = branches[:, [tokens.index(answer[depth]) for answer in answers]]
-        for token in tokens:
-            columns = [i for i, answer in enumerate(answers) if answer[depth] == token]
-            same = [answers[i] for i in columns]
-            if len(same) > 1 and any(answer != same[0] for answer in same):
-                longer = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                following = self._step(
-                    {"input_ids": torch.full_like(mask[:, :1], token), "attention_mask": longer}, cache
-                )
-                chosen[:, columns] += self._choose(following, same, depth + 1, longer, cache)
-                cache.crop(-1)
-        return chosen
+    def _step(self, ids: Tensor, mask: Tensor, cache: DynamicCache, keep: int) -> Tensor:
+        """The logits [B, keep, V] at the last of tokens [B, T] that follow the cached ones. The mask covers both."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output: Any = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=keep
+        )
+        return output.logits.float()
 
     def _written(self, prompts: Sequence[str | Chat]) -> Mixture:
         names = list(self.categories)
@@ -224,6 +217,34 @@ class PromptDispatcher:
         )
         found = torch.tensor([[float(name.casefold() in text.casefold()) for name in names] for text in texts])
         return Mixture(tuple(names), found * (found.sum(1, keepdim=True) == 1))
+
+
+def _branches(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:
+    """Where answers part: what they have in common so far → the tokens that may follow."""
+    following: dict[Tokens, set[int]] = {}
+    for answer in answers:
+        for depth, token in enumerate(answer):
+            following.setdefault(answer[:depth], set()).add(token)
+    return {prefix: sorted(tokens) for prefix, tokens in following.items() if len(tokens) > 1}
+
+
+def _ways(prefixes: Sequence[Tokens]) -> list[Tokens]:
+    """The prefixes that none of the others begins with, the longest first."""
+    kept: list[Tokens] = []
+    for prefix in sorted({(), *prefixes}, key=len, reverse=True):
+        if not any(longer[: len(prefix)] == prefix for longer in kept):
+            kept.append(prefix)
+    return kept
+
+
+def _choose(answers: Sequence[Tokens], found: Mapping[Tokens, Tensor]) -> Tensor:
+    """log p of each answer [B, K], from the logits [B, V] wherever answers part."""
+    total = found[()].new_zeros(len(found[()]), len(answers))
+    for prefix, tokens in _branches(answers).items():
+        logps = found[prefix][:, tokens].log_softmax(1)
+        columns = [k for k, answer in enumerate(answers) if answer[: len(prefix)] == prefix]
+        total[:, columns] += logps[:, [tokens.index(answers[k][len(prefix)]) for k in columns]]
+    return total
 
 
 def asking(categories: Mapping[str, str], asked: str) -> str:
