@@ -1,4 +1,7 @@
-"""A population of mixtures scored as rows of batches, against one merge and one generation run for each.
+"""A population of mixtures scored as rows of batches, against one merge and one run for each.
+
+The run for each answers its examples in one batch; it does so without and with the likelihoods of the right answers,
+which the search breaks ties by.
 
 python benchmarks/few_shot.py [--rounds 3] [--candidates 32] [--examples 10] [--per model]
 """
@@ -13,7 +16,9 @@ from sidebyside import side_by_side
 from torch import Tensor
 
 from dispatch.few_shot import Search, matrix_groups, score
+from experts.engine import generate, loglikelihood
 from experts.library import ExpertLibrary, shipped_library
+from experts.mixture import Mixture
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe
 
@@ -42,15 +47,30 @@ def main() -> None:
     def together() -> None:
         found["together"] = score(model, tokenizer, library.names, alphas, groups, rows, domain.reward, search)
 
-    def one_by_one() -> None:
-        alone = [
-            score(model, tokenizer, library.names, alpha[None], groups, rows, domain.reward, search) for alpha in alphas
-        ]
-        found["one by one"] = torch.cat(alone)
+    prompts = [row["prompt"] for row in rows]
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+
+    def one_by_one(likelihoods: bool) -> None:
+        scores = torch.zeros(len(alphas), 2)
+        for candidate, alpha in enumerate(alphas):
+            # [1, K, G] → a mixture that all rows share, which runs on merged weights
+            of_matrix = {matrix: alpha[None, :, group].expand(len(rows), -1) for matrix, group in groups.items()}
+            mixture = Mixture(tuple(library.names), torch.zeros(len(rows), len(library)), of_matrix)
+            texts = generate(model, tokenizer, prompts, max_new_tokens=search.max_new_tokens, mixture=mixture)
+            scores[candidate, 0] = torch.tensor(domain.reward(texts, **columns)).mean()
+            if likelihoods:
+                answers = loglikelihood(model, tokenizer, prompts, columns["answer"], mixture=mixture)
+                scores[candidate, 1] = answers.mean()
+        if likelihoods:
+            found["one by one"] = scores
 
     side_by_side(
         f"{options.candidates} candidates × {options.examples} examples, weights per {options.per}",
-        {"rows of batches": together, "one merge and one run each": one_by_one},
+        {
+            "rows of batches": together,
+            "one merge and one generation each": lambda: one_by_one(likelihoods=False),
+            "and one likelihood run": lambda: one_by_one(likelihoods=True),
+        },
         against="rows of batches",
         rounds=options.rounds,
         warmup=0,

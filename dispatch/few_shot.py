@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from experts.engine import generate, loglikelihood
+from dispatch.population import answer_all
 from experts.errors import UserError
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
@@ -100,7 +100,7 @@ def search(
     candidates = torch.stack(finalists)
     scores = score(model, tokenizer, names, candidates, groups, choosing, reward, options)
     winner = max(range(len(candidates)), key=lambda c: tuple(scores[c].tolist()))
-    return Found(_mixture(names, candidates[winner : winner + 1], groups, 1), *scores[winner].tolist())
+    return Found(_mixture(names, candidates[winner : winner + 1], groups), *scores[winner].tolist())
 
 
 def score(
@@ -114,21 +114,20 @@ def score(
     options: Search,
 ) -> Tensor:
     """Mean reward and mean log-likelihood of each candidate [C, 2]; all candidates' examples are rows of batches."""
-    many = [row for _ in range(len(alphas)) for row in rows]
-    mixture = _mixture(names, alphas, groups, len(rows))
-    columns = {column: [row[column] for row in many] for column in rows[0]}
-    prompts, answers = columns.pop("prompt"), columns["answer"]
-    texts = generate(
+    columns = {column: [row[column] for row in rows] for column in rows[0]}
+    prompts = columns.pop("prompt")
+    texts, likelihoods = answer_all(
         model,
         tokenizer,
         prompts,
+        columns["answer"],
+        _mixture(names, alphas, groups),
         max_new_tokens=options.max_new_tokens,
-        mixture=mixture,
         batch_size=options.batch_size,
     )
-    rewards = torch.tensor(reward(texts, **columns))
-    likelihoods = loglikelihood(model, tokenizer, prompts, answers, mixture=mixture, batch_size=options.batch_size)
-    return torch.stack([rewards, likelihoods], 1).view(len(alphas), len(rows), 2).mean(1)
+    many = {name: values * len(alphas) for name, values in columns.items()}
+    rewards = torch.tensor(reward([text for own in texts for text in own], **many)).view_as(likelihoods)
+    return torch.stack([rewards, likelihoods], 2).mean(1)
 
 
 def matrix_groups(model: PeftModel, per: str) -> dict[str, int]:
@@ -143,9 +142,8 @@ def matrix_groups(model: PeftModel, per: str) -> dict[str, int]:
     return {matrix: numbers[layer] for matrix, layer in layers.items()}
 
 
-def _mixture(names: Sequence[str], alphas: Tensor, groups: dict[str, int], repeats: int) -> Mixture:
-    """α [C, K, G] as a mixture of C · repeats rows, each candidate's side by side."""
-    alphas = alphas.repeat_interleave(repeats, 0)
+def _mixture(names: Sequence[str], alphas: Tensor, groups: dict[str, int]) -> Mixture:
+    """α [C, K, G] as a mixture of C rows."""
     if alphas.shape[2] == 1:
         return Mixture(tuple(names), alphas[:, :, 0])
     per_matrix = {matrix: alphas[:, :, group] for matrix, group in groups.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.base import decide, question
-from experts.engine import Chat, evaluating, generate, pad, under
+from experts.engine import Chat, evaluating, follow, generate, pad, under
 from experts.errors import UserError
 from experts.files import write_json
 from experts.mixture import Mixture
@@ -23,7 +23,7 @@ from experts.mixture import Mixture
 TEMPLATE = "Categories:\n{categories}\n\n{question}\n\nCategory?"
 MARK = "\x00"  # stands for the question while the template is cut in two
 Tokens = tuple[int, ...]
-LONGEST = 384  # tokens of a question that are read: what it is about shows early
+END = 40  # tokens at either end of a question that are read: what it is about shows there
 
 
 @dataclass(frozen=True)
@@ -162,19 +162,18 @@ class PromptDispatcher:
         """log p(name | prompt) and log p(description | prompt) of every expert, side by side: [B, 2K]."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         room = context - len(self._before) - len(self._after) - max(map(len, self._ways))
-        if room < 1:
+        if room < 2:
             raise UserError(f"{len(self.categories)} categories leave no room for a question in {context} tokens")
-        questions = [
-            self.tokenizer.encode(question(prompt), add_special_tokens=False)[: min(room, LONGEST)]
-            for prompt in prompts
-        ]
+        end = min(END, room // 2)
+        asked = (self.tokenizer.encode(question(prompt), add_special_tokens=False) for prompt in prompts)
+        questions = [ids if len(ids) <= 2 * end else ids[:end] + ids[-end:] for ids in asked]
         scores = torch.zeros(len(prompts), 2 * len(self.categories))
         by_length = sorted(range(len(prompts)), key=lambda row: len(questions[row]))
         with evaluating(self.model), under(self.model, self.reader):
             if self._prefix is None:
                 self._prefix = DynamicCache(config=self.model.config.get_text_config())
                 before = torch.tensor([self._before], device=self.model.device)
-                self._step(before, torch.ones_like(before), self._prefix, 1)
+                follow(self.model, before, torch.ones_like(before), self._prefix, keep=1)
             for start in range(0, len(by_length), self.batch_size):
                 rows = by_length[start : start + self.batch_size]
                 scores[rows] = self._scores([questions[row] for row in rows], copy.deepcopy(self._prefix))
@@ -187,23 +186,16 @@ class PromptDispatcher:
         batch = pad(self.model, self.tokenizer, [[*asked, *self._after, *first] for asked in questions])
         here = batch["attention_mask"]  # [B, T]
         mask = torch.cat([here.new_ones(len(here), len(self._before)), here], 1)
-        logits = self._step(batch["input_ids"], mask, cache, len(first) + 1)
+        logits = follow(self.model, batch["input_ids"], mask, cache, keep=len(first) + 1)
         found = {first[:depth]: logits[:, depth] for depth in range(len(first) + 1)}
         answer = mask.shape[1] - len(first)  # where it begins
         for way, previous in zip(others, self._ways, strict=False):
             cache.crop(-len(previous))
             ids = torch.tensor([way] * len(here)).to(here)
-            logits = self._step(ids, torch.cat([mask[:, :answer], torch.ones_like(ids)], 1), cache, len(way))
+            longer = torch.cat([mask[:, :answer], torch.ones_like(ids)], 1)
+            logits = follow(self.model, ids, longer, cache, keep=len(way))
             found |= {way[: depth + 1]: logits[:, depth] for depth in range(len(way))}
         return torch.cat([_choose(answers, found) for answers in (self._names, self._descriptions)], 1).cpu()
-
-    def _step(self, ids: Tensor, mask: Tensor, cache: DynamicCache, keep: int) -> Tensor:
-        """The logits [B, keep, V] at the last of tokens [B, T] that follow the cached ones. The mask covers both."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output: Any = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=keep
-        )
-        return output.logits.float()
 
     def _written(self, prompts: Sequence[str | Chat]) -> Mixture:
         names = list(self.categories)

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
+    Cache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -265,6 +266,18 @@ def _costs(model: PeftModel, whole: bool) -> tuple[float, float]:
 def pad(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> Any:
     """`input_ids` and `attention_mask` [B, T] on the model's device, padded on the left."""
     return tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+
+
+def follow(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor, cache: Cache, keep: int) -> Tensor:
+    """The logits [B, keep, V], float32, at the last of some tokens [B, T] that come after those in the cache.
+
+    `mask` covers both, and may have holes; positions count what it shows. The cache is extended.
+    """
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    output = cast(Any, model)(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=keep
+    )
+    return output.logits.float()
 
 
 def check_context(config: PreTrainedConfig, longest: int, new_tokens: int) -> None:
