@@ -16,6 +16,7 @@ from peft import PeftModel
 from rich.console import Console
 
 from dispatch.few_shot import search
+from dispatch.t2l import PREFIX as WRITTEN
 from experts.domains.code import check_programs
 from experts.errors import UserError
 from experts.evaluation import accuracy, constant_answer, held_out_scores
@@ -157,7 +158,10 @@ def _evaluate_dispatched(line: Line, experiment: Experiment) -> list[Line]:
         max_new_tokens=evaluation.max_new_tokens,
         mixture=mixture,
     )
-    weights = dict(zip(mixture.names, mixture.weights.mean(0).tolist(), strict=True))
+    weights: dict[str, float] = {}
+    for name, weight in zip(mixture.names, mixture.weights.mean(0).tolist(), strict=True):
+        name = "written" if name.startswith(WRITTEN) else name
+        weights[name] = weights.get(name, 0.0) + weight
     line = replace(line, mixture=weights, fingerprint=library.fingerprint)
     return [_scored(line, rows, scores)]
 

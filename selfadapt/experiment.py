@@ -32,7 +32,7 @@ from dispatch.few_shot import Search
 from experts.domains import Domain
 from experts.errors import UserError, unknown
 from experts.library import ExpertLibrary
-from selfadapt.recipes import BLOCKS, DEFAULTS, Recipe, configs_folder, find_recipe, make_recipe, read_yaml
+from selfadapt.recipes import BLOCKS, Recipe, configs_folder, find_recipe, make_recipe, merge, overlay, read_yaml
 from selfadapt.results import BASE, Line, chosen_rate
 from selfadapt.two_pass import find_library
 
@@ -40,7 +40,7 @@ FIELDS = ("domains", "methods", "unseen", "dispatchers", "library", "recipe", "s
 RECIPE_FIELDS = [field.name for field in fields(Recipe)]
 METHOD_FIELDS = ("adapt", "training", "seeds", "reference")
 FEW_SHOT = "few-shot"
-DISPATCHERS = ("prompt", "classifier", "embedding", FEW_SHOT)
+DISPATCHERS = ("prompt", "classifier", "embedding", "t2l", FEW_SHOT)
 EXAMPLES = 10
 """The first training rows of an unseen domain, which the few-shot search may look at."""
 
@@ -237,41 +237,17 @@ def _recipes(document: Mapping[str, Any], method: Mapping[str, Any], seeds: Any,
             yield make_recipe({**document, "training": {**training, **candidate, "seed": seed}}, where)
 
 
-def overlay(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's document with changes laid over it, field by field.
-
-    Where a change chooses another method, objective or kind of domain, the fields that both know keep their values and
-    the others are dropped.
-    """
-    merged = _merge(document, changes)
-    for block, key, classes in BLOCKS:
-        before, after = (d.get(block) or {} for d in (document, merged))
-        name = str(after.get(key, DEFAULTS.get(key)))
-        if name != before.get(key, DEFAULTS.get(key)) and name in classes:
-            known = {key, *(f.name for f in fields(classes[name])), *(changes.get(block) or {})}
-            merged[block] = {field: value for field, value in after.items() if field in known}
-    return merged
-
-
-def _merge(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(document)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def _quick(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """The grid of the quick block: the names it has, with its values laid over theirs."""
     quick = _mapping(document.get("quick"), f"{path}: quick", FIELDS[:-1])
     if not quick:
         raise UserError(f"{path} has no quick block, and so no quick grid")
     smaller = document | {key: quick[key] for key in ("seeds", "dispatchers", "library") if key in quick}
-    smaller["recipe"] = _merge(*(_mapping(d.get("recipe"), f"{path}: recipe") for d in (document, quick)))
+    smaller["recipe"] = merge(*(_mapping(d.get("recipe"), f"{path}: recipe") for d in (document, quick)))
     for block in ("domains", "unseen", "methods"):
         if block in quick:
             names = _mapping(quick[block], f"{path}: quick: {block}", list(document[block]))
-            smaller[block] = {name: _merge(document[block][name], changes or {}) for name, changes in names.items()}
+            smaller[block] = {name: merge(document[block][name], changes or {}) for name, changes in names.items()}
     return smaller
 
 

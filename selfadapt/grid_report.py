@@ -3,57 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experts.errors import UserError
 from experts.files import atomic_file
-from selfadapt.results import BASE, Line, chosen_rate, read_results
-from selfadapt.statistics import holm, interval, sign_flip
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A method against another one on the same items."""
-
-    points: float
-    """Difference of the shares of right answers, in [−1, 1]."""
-    p: float
-    p_holm: float = 1.0
-    """Adjusted for all comparisons of the results file."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method, trained on one domain and evaluated on one: all its seeds at the chosen learning rate.
-
-    Or the base, or a dispatcher, which are trained on none.
-    """
-
-    method: str
-    trained_on: str | None
-    evaluated_on: str
-    learning_rate: float | None
-    seeds: list[int]
-    n: int
-    accuracy: float
-    """Share of right answers, the mean over the seeds."""
-    interval: tuple[float, float]
-    constant: float
-    """Share that the most common answer alone would get right."""
-    parameters: int
-    train_seconds: float
-    """The mean over the seeds."""
-    peak_memory: int | None
-    """MiB, the largest of the seeds'."""
-    best_steps: list[int]
-    against: dict[str, Paired]
-    """The base, and every reference that was trained on the same domain; for a dispatcher, on any."""
-    mixture: dict[str, float] | None
-    """A dispatcher's: the mean weight of each expert over the items."""
+from selfadapt.grid_plots import plot_accuracy, plot_gain, plot_weights
+from selfadapt.grid_rows import Paired, Row, make_rows
+from selfadapt.results import Line, chosen_rate, read_results
 
 
 def write_report(results: Path, output: Path) -> list[Row]:
@@ -75,69 +33,6 @@ def write_report(results: Path, output: Path) -> list[Row]:
         with atomic_file(output / name) as temporary:
             plot(rows, temporary)
     return rows
-
-
-def make_rows(lines: Sequence[Line]) -> list[Row]:
-    """One row for each method, trained domain and evaluated domain that has results, base first."""
-    groups: dict[tuple[str, str, str | None], list[Line]] = {}
-    for line in lines:
-        if line.error is None and (line.trained_on is None or line.learning_rate == _chosen(lines, line)):
-            groups.setdefault((line.evaluated_on, line.method, line.trained_on), []).append(line)
-    for name in {name for name, _, _ in groups}:
-        used = [line for (where, _, _), group in groups.items() if where == name for line in group]
-        if len({(line.items, line.fingerprint) for line in used}) > 1:
-            raise UserError(f"the results on {name} are of different items or bases, and cannot be compared")
-
-    rows = []
-    for (name, method, trained_on), group in groups.items():
-        scores = _scores(group)
-        rivals = {BASE: groups.get((name, BASE, None))} | {
-            other if trained_on else f"{other} ({domain})": rival
-            for (where, other, domain), rival in groups.items()
-            if where == name and rival[0].reference and trained_on in (domain, None)
-        }
-        against = {
-            other: Paired(float(scores.mean() - _scores(rival).mean()), sign_flip(scores, _scores(rival)))
-            for other, rival in rivals.items()
-            if rival and method not in (other, BASE)
-        }
-        rows.append(
-            Row(
-                method=method,
-                trained_on=trained_on,
-                evaluated_on=name,
-                learning_rate=group[0].learning_rate,
-                seeds=[line.seed for line in group],
-                n=group[0].n,
-                accuracy=float(scores.mean()),
-                interval=interval(scores),
-                constant=group[0].constant / group[0].n,
-                parameters=group[0].parameters,
-                train_seconds=float(np.mean([line.train_seconds for line in group])),
-                peak_memory=max((line.peak_memory for line in group if line.peak_memory), default=None),
-                best_steps=[line.best_step for line in group if line.best_step is not None],
-                against=against,
-                mixture=group[0].mixture,
-            )
-        )
-    return sorted(_adjusted(rows), key=lambda row: (row.evaluated_on, row.trained_on or "", row.method))
-
-
-def _chosen(lines: Sequence[Line], line: Line) -> float | None:
-    return chosen_rate([each for each in lines if (each.method, each.trained_on) == (line.method, line.trained_on)])
-
-
-def _scores(lines: Sequence[Line]) -> np.ndarray:
-    return np.array([[int(digit) for digit in line.scores] for line in lines])  # [seeds, items]
-
-
-def _adjusted(rows: list[Row]) -> list[Row]:
-    """The rows with Holm's correction for all comparisons in them."""
-    adjusted = iter(holm([paired.p for row in rows for paired in row.against.values()]))
-    return [
-        replace(row, against={other: replace(p, p_holm=next(adjusted)) for other, p in row.against.items()})
-        for row in rows
-    ]
 
 
 def page(lines: Sequence[Line], rows: Sequence[Row]) -> str:
@@ -246,80 +141,6 @@ def _learning_rates(lines: Sequence[Line]) -> list[str]:
 def _failures(lines: Sequence[Line]) -> list[str]:
     failed = [f"- {line.cell}: {line.error}" for line in lines if line.error]
     return ["\n".join(["## Failed cells", "", *failed])] if failed else []
-
-
-def _colours(rows: Sequence[Row]) -> dict[str, str]:
-    return {method: f"C{i}" for i, method in enumerate(dict.fromkeys(row.method for row in rows if row.method != BASE))}
-
-
-def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
-    """One panel an evaluated domain: every method with its interval, the base, and the most common answer."""
-    from matplotlib.figure import Figure  # without pyplot, which would start a GUI backend
-
-    panels = list(dict.fromkeys(row.evaluated_on for row in rows))
-    shown = [[row for row in rows if row.evaluated_on == name] for name in panels]
-    height = 1 + 0.3 * max(map(len, shown))
-    figure = Figure(figsize=(8, height * len(panels)), layout="constrained")
-    colours = _colours(rows)
-    for axes, name, own in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels, shown, strict=True):
-        for y, row in enumerate(reversed(own)):
-            low, high = row.interval
-            errors = [[max(0.0, row.accuracy - low)], [max(0.0, high - row.accuracy)]]
-            colour = colours.get(row.method, "black")
-            axes.errorbar([row.accuracy], [y], xerr=errors, marker="o", capsize=3, color=colour)
-            if row.method == BASE:
-                axes.axvline(row.accuracy, color="black", linestyle="--", linewidth=0.8, label="base")
-        axes.axvline(own[0].constant, color="tab:gray", linestyle=":", linewidth=0.8, label="most common answer")
-        axes.legend(loc="lower right", fontsize="small")
-        several = len({row.trained_on for row in own if row.trained_on}) > 1
-        labels = [row.method + (f" ({row.trained_on})" if several and row.trained_on else "") for row in reversed(own)]
-        axes.set(title=name, xlabel="share of right answers", yticks=range(len(own)), yticklabels=labels, xlim=(0, 1))
-    figure.savefig(path, format="png", dpi=120)
-
-
-def plot_gain(rows: Sequence[Row], path: Path) -> None:
-    """Points gained over the base on the trained domain, against the number of trained parameters."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    own = [row for row in rows if row.trained_on == row.evaluated_on and BASE in row.against]
-    for method, colour in _colours(rows).items():
-        points = [(row.parameters, 100 * row.against[BASE].points) for row in own if row.method == method]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o", color=colour, label=method)
-    axes.axhline(0, color="black", linestyle="--", linewidth=0.8)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="points over the base")
-    if axes.lines[1:]:
-        axes.legend(fontsize="small")
-    figure.savefig(path, format="png", dpi=120)
-
-
-def plot_weights(rows: Sequence[Row], path: Path) -> None:
-    """One panel an unseen domain: the mean weight that each dispatcher gives each expert."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    mixed = [row for row in rows if row.mixture]
-    panels = list(dict.fromkeys(row.evaluated_on for row in mixed))
-    methods = list(dict.fromkeys(row.method for row in mixed))
-    experts = list(dict.fromkeys(name for row in mixed for name in row.mixture or {}))
-    colours = _colours(rows)
-    figure = Figure(figsize=(8, 2.5 * len(panels)), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(len(panels), 1, sharey=True)), panels, strict=True):
-        for row in mixed:
-            if row.evaluated_on == name:
-                offset = (methods.index(row.method) - (len(methods) - 1) / 2) * 0.8 / len(methods)
-                heights = [(row.mixture or {}).get(expert, 0.0) for expert in experts]
-                axes.bar(np.arange(len(experts)) + offset, heights, 0.8 / len(methods), color=colours[row.method])
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(title=name, ylabel="mean weight", xticks=range(len(experts)), xticklabels=experts)
-    figure.legend(
-        handles=[Patch(color=colours[method], label=method) for method in methods],
-        loc="outside lower center",
-        ncols=len(methods),
-    )
-    figure.savefig(path, format="png", dpi=120)
 
 
 def document(rows: Sequence[Row]) -> list[Mapping[str, Any]]:

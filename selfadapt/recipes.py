@@ -164,6 +164,31 @@ def make_recipe(document: Any, where: Path | str) -> Recipe:
     return checked(Recipe, document, where, "")
 
 
+def overlay(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's document with changes laid over it, field by field.
+
+    Where a change chooses another method, objective or kind of domain, the fields that both know keep their values and
+    the others are dropped.
+    """
+    merged = merge(document, changes)
+    for block, key, classes in BLOCKS:
+        before, after = (d.get(block) or {} for d in (document, merged))
+        name = str(after.get(key, DEFAULTS.get(key)))
+        if name != before.get(key, DEFAULTS.get(key)) and name in classes:
+            known = {key, *(f.name for f in fields(classes[name])), *(changes.get(block) or {})}
+            merged[block] = {field: value for field, value in after.items() if field in known}
+    return merged
+
+
+def merge(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with changes laid over it, field by field."""
+    merged = dict(document)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
     """The recipe with fields replaced from the command line: `--learning-rate 1e-3 --domain.seed 5`."""
     return tyro.cli(

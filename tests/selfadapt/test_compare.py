@@ -17,11 +17,16 @@ from peft import AutoPeftModelForCausalLM
 
 from experts.errors import UserError
 from experts.library import ExpertLibrary
+from experts.text_to_lora.encoder import LastTokenEncoder
+from experts.text_to_lora.network import Svf
+from experts.text_to_lora.shapes import read_matrices
+from experts.text_to_lora.writer import TextToAdapter
 from selfadapt import compare as grid
 from selfadapt.cli import main
 from selfadapt.compare import compare
 from selfadapt.experiment import Experiment, read_experiment
-from selfadapt.grid_report import make_rows, write_report
+from selfadapt.grid_report import write_report
+from selfadapt.grid_rows import make_rows
 from selfadapt.results import Line, add_results, chosen_rate, read_results
 
 
@@ -66,11 +71,18 @@ def quick(path: Path) -> Experiment:
 
 
 @pytest.fixture
-def dispatched(document: dict[str, Any], library: ExpertLibrary, tmp_path: Path) -> Experiment:
-    """The bases, three dispatchers on the unseen domain, and one cell of LoRA."""
+def dispatched(
+    document: dict[str, Any], library: ExpertLibrary, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> Experiment:
+    """The bases, four dispatchers on the unseen domain, and one cell of LoRA."""
+    output = Svf(rank=8)
+    matrices = read_matrices(tiny_model.config, output.target_modules)
+    encoder = LastTokenEncoder(tiny_model, tiny_tokenizer)
+    network = TextToAdapter.untrained(output, matrices, encoder, fingerprint=library.fingerprint)
+    network.save_pretrained(library.folder / "t2l")
     lora = {"training": {"learning_rate": 0.05}, "seeds": [0]}
     document["quick"] = {"methods": {"lora": lora}}
-    document |= {"dispatchers": ["prompt", "a", "few-shot"], "library": str(library.folder)}
+    document |= {"dispatchers": ["prompt", "a", "t2l", "few-shot"], "library": str(library.folder)}
     path = tmp_path / "dispatched.yaml"
     path.write_text(yaml.safe_dump(document))
     return read_experiment(path, quick=True)
@@ -207,7 +219,7 @@ def test_a_cell_that_another_process_has_is_left_to_it(
 def test_dispatchers_answer_the_same_items_of_unseen_domains(dispatched: Experiment, tmp_path: Path) -> None:
     output = tmp_path / "out"
     lines = compare(dispatched, output, resume=False)
-    names = {"prompt/letters", "a/letters", "few-shot/letters"}
+    names = {"prompt/letters", "a/letters", "t2l/letters", "few-shot/letters"}
     assert names < {line.cell for line in lines}
     by_cell = {(line.cell, line.evaluated_on): line for line in lines}
     own = {name: by_cell[name, "letters"] for name in names}
@@ -217,6 +229,8 @@ def test_dispatchers_answer_the_same_items_of_unseen_domains(dispatched: Experim
     assert sum((own["prompt/letters"].mixture or {}).values()) == pytest.approx(1)
     assert set(own["few-shot/letters"].mixture or {}) == {"a", "b"}
     assert own["few-shot/letters"].train_seconds > 0
+    assert own["t2l/letters"].mixture == {"written": 1.0}
+    assert own["t2l/letters"].scores == base.scores  # an untrained network writes the identity
 
     # A cell that is gone is done again, and alone, to the same mixture.
     results = output / "results.jsonl"

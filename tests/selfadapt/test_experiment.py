@@ -14,8 +14,8 @@ from experts.library import ExpertLibrary
 from experts.training.methods import IA3, SVF, LoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
-from selfadapt.experiment import Experiment, find_experiment, overlay, read_experiment
-from selfadapt.recipes import configs_folder
+from selfadapt.experiment import Experiment, find_experiment, read_experiment
+from selfadapt.recipes import configs_folder, overlay
 from selfadapt.results import Line
 
 DOMAIN = {"kind": "reasoning_gym", "name": "sums", "description": "Sums.", "dataset": "chain_sum"}

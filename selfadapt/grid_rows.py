@@ -1,0 +1,116 @@
+"""What a grid says of each method: accuracy, interval, and paired tests against the base and the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experts.errors import UserError
+from selfadapt.results import BASE, Line, chosen_rate
+from selfadapt.statistics import holm, interval, sign_flip
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A method against another one on the same items."""
+
+    points: float
+    """Difference of the shares of right answers, in [−1, 1]."""
+    p: float
+    p_holm: float = 1.0
+    """Adjusted for all comparisons of the results file."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, trained on one domain and evaluated on one: all its seeds at the chosen learning rate.
+
+    Or the base, or a dispatcher, which are trained on none.
+    """
+
+    method: str
+    trained_on: str | None
+    evaluated_on: str
+    learning_rate: float | None
+    seeds: list[int]
+    n: int
+    accuracy: float
+    """Share of right answers, the mean over the seeds."""
+    interval: tuple[float, float]
+    constant: float
+    """Share that the most common answer alone would get right."""
+    parameters: int
+    train_seconds: float
+    """The mean over the seeds."""
+    peak_memory: int | None
+    """MiB, the largest of the seeds'."""
+    best_steps: list[int]
+    against: dict[str, Paired]
+    """The base, and every reference that was trained on the same domain; for a dispatcher, on any."""
+    mixture: dict[str, float] | None
+    """A dispatcher's: the mean weight of each expert over the items."""
+
+
+def make_rows(lines: Sequence[Line]) -> list[Row]:
+    """One row for each method, trained domain and evaluated domain that has results, base first."""
+    groups: dict[tuple[str, str, str | None], list[Line]] = {}
+    for line in lines:
+        if line.error is None and (line.trained_on is None or line.learning_rate == _chosen(lines, line)):
+            groups.setdefault((line.evaluated_on, line.method, line.trained_on), []).append(line)
+    for name in {name for name, _, _ in groups}:
+        used = [line for (where, _, _), group in groups.items() if where == name for line in group]
+        if len({(line.items, line.fingerprint) for line in used}) > 1:
+            raise UserError(f"the results on {name} are of different items or bases, and cannot be compared")
+
+    rows = []
+    for (name, method, trained_on), group in groups.items():
+        scores = _scores(group)
+        rivals = {BASE: groups.get((name, BASE, None))} | {
+            other if trained_on else f"{other} ({domain})": rival
+            for (where, other, domain), rival in groups.items()
+            if where == name and rival[0].reference and trained_on in (domain, None)
+        }
+        against = {
+            other: Paired(float(scores.mean() - _scores(rival).mean()), sign_flip(scores, _scores(rival)))
+            for other, rival in rivals.items()
+            if rival and method not in (other, BASE)
+        }
+        rows.append(
+            Row(
+                method=method,
+                trained_on=trained_on,
+                evaluated_on=name,
+                learning_rate=group[0].learning_rate,
+                seeds=[line.seed for line in group],
+                n=group[0].n,
+                accuracy=float(scores.mean()),
+                interval=interval(scores),
+                constant=group[0].constant / group[0].n,
+                parameters=group[0].parameters,
+                train_seconds=float(np.mean([line.train_seconds for line in group])),
+                peak_memory=max((line.peak_memory for line in group if line.peak_memory), default=None),
+                best_steps=[line.best_step for line in group if line.best_step is not None],
+                against=against,
+                mixture=group[0].mixture,
+            )
+        )
+    return sorted(_adjusted(rows), key=lambda row: (row.evaluated_on, row.trained_on or "", row.method))
+
+
+def _chosen(lines: Sequence[Line], line: Line) -> float | None:
+    return chosen_rate([each for each in lines if (each.method, each.trained_on) == (line.method, line.trained_on)])
+
+
+def _scores(lines: Sequence[Line]) -> np.ndarray:
+    return np.array([[int(digit) for digit in line.scores] for line in lines])  # [seeds, items]
+
+
+def _adjusted(rows: list[Row]) -> list[Row]:
+    """The rows with Holm's correction for all comparisons in them."""
+    adjusted = iter(holm([paired.p for row in rows for paired in row.against.values()]))
+    return [
+        replace(row, against={other: replace(p, p_holm=next(adjusted)) for other, p in row.against.items()})
+        for row in rows
+    ]
