@@ -37,6 +37,7 @@ class Search:
     """The spread never falls below this: a few equal scores must not end the search."""
     max_new_tokens: int = 32
     batch_size: int = 64
+    """Rows of 512 tokens that a batch may be as large as; shorter rows are the more."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -13,6 +13,9 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from experts.engine import Chat, check_context, evaluating, follow, pad, pairs, under
 from experts.mixture import Mixture
 
+ROW = 512
+"""Tokens of a row, as `batch_size` counts them: shorter rows are the more."""
+
 
 @torch.inference_mode()
 def answer_all(
@@ -31,6 +34,9 @@ def answer_all(
     template among it, is read once a mixture. The right answer is read behind each prompt. That gives its likelihood,
     and it is a draft of the greedy answer, of which only what comes after the first difference is written.
 
+    Args:
+        batch_size: rows of 512 tokens that a batch may be as large as.
+
     Raises:
         UserError: if a prompt and its answer do not fit the model's context.
     """
@@ -42,7 +48,7 @@ def answer_all(
     rests = [head[len(shared) :] for head in heads]
     texts: list[list[str]] = []
     likelihoods = []
-    at_once = max(1, batch_size // len(prompts))
+    at_once = max(1, batch_size * ROW // (longest * len(prompts)))  # mixtures
     with evaluating(model):
         for start in range(0, len(mixture), at_once):
             some = mixture.rows(list(range(len(mixture)))[start : start + at_once])
