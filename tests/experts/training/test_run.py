@@ -84,6 +84,11 @@ def test_the_same_seed_gives_the_same_expert(train: Any, options: Reinforce) -> 
     assert log_of(first.expert) != log_of(other.expert)
 
 
+def with_callback(make: Any, callback: TrainerCallback) -> Any:
+    """A function that makes trainers, with one more callback for each."""
+    return lambda *args, **options: make(*args[:-1], [*args[-1], callback], **options)
+
+
 class Interrupt(TrainerCallback):
     """Presses Ctrl-C during a step."""
 
@@ -102,9 +107,8 @@ def test_an_interrupted_run_resumes_to_the_same_expert(
     options = replace(options, steps=6, parametrization=parametrization, schedule="cosine")
     whole = train("whole", options)
 
-    make_trainer = run.make_trainer
     with monkeypatch.context() as patch:
-        patch.setattr(run, "make_trainer", lambda *args: make_trainer(*args[:-1], [*args[-1], Interrupt(step)]))
+        patch.setattr(run, "make_trainer", with_callback(run.make_trainer, Interrupt(step)))
         with pytest.raises(Interrupted, match=f"step {step}"):
             train("parts", options)
     assert not (tmp_path / "parts").exists()
@@ -127,8 +131,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_expert(
             if state.global_step == 2:
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
-    make_trainer = run.make_trainer
-    monkeypatch.setattr(run, "make_trainer", lambda *args: make_trainer(*args[:-1], [*args[-1], Poison()]))
+    monkeypatch.setattr(run, "make_trainer", with_callback(run.make_trainer, Poison()))
     with pytest.raises(Diverged, match="step 3"):
         train("expert", options)
     assert all(torch.isfinite(z).all() for z in z_of(tmp_path / "expert").values())

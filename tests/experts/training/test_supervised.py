@@ -123,9 +123,9 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(
 
     make, callbacks = run.make_next_token_trainer, []
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         callbacks.extend(args[-1])
-        return make(*args[:-1], [*args[-1], Interrupt()])
+        return make(*args[:-1], [*args[-1], Interrupt()], **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "make_next_token_trainer", interrupted)
