@@ -129,7 +129,7 @@ def run_cell(cell: Cell, experiment: Experiment, folder: Path, lines: Sequence[L
 
 
 def _evaluate_base(line: Line, experiment: Experiment) -> list[Line]:
-    base, tokenizer = load_base(experiment.model)
+    base, tokenizer = load_base(experiment.model, dtype=experiment.dtype)
     evaluation = experiment.evaluations[line.evaluated_on]
     rows = _test_rows(evaluation)
     scores = held_out_scores(base, tokenizer, evaluation.domain, rows, max_new_tokens=evaluation.max_new_tokens)
@@ -143,7 +143,9 @@ def _evaluate_dispatched(line: Line, experiment: Experiment) -> list[Line]:
     evaluation = experiment.evaluations[line.evaluated_on]
     rows = _test_rows(evaluation)
     few_shot = line.method == FEW_SHOT
-    adaptive = SelfAdaptiveModel.from_pretrained(experiment.model, library, "none" if few_shot else line.method)
+    adaptive = SelfAdaptiveModel.from_pretrained(
+        experiment.model, library, "none" if few_shot else line.method, dtype=experiment.dtype
+    )
     if few_shot:
         start = time.perf_counter()
         mixture = _search(adaptive, library.names, evaluation).expand(len(rows))
@@ -189,7 +191,7 @@ def _base_scores(cell: Cell, experiment: Experiment, lines: Sequence[Line]) -> l
 def _train(cell: Cell, line: Line, experiment: Experiment, folder: Path, base_scores: list[float] | None) -> list[Line]:
     assert cell.recipe is not None
     with PeakMemory() as memory:
-        base, tokenizer = load_base(experiment.model)
+        base, tokenizer = load_base(experiment.model, dtype=experiment.dtype)
         base_fingerprint = fingerprint(base)
         going_on = unfinished_folder(folder).exists()
         result = train_recipe(

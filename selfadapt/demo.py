@@ -30,7 +30,7 @@ def demo(output: Path) -> dict[str, Any]:
     unfinished = unfinished_folder(expert)
     if unfinished.exists():
         console.print("going on with the demo that was interrupted")
-    base, tokenizer = load_base(recipe.model)
+    base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     parameters_of_lora = lora_parameters(base)
     result = train_recipe(recipe, base, tokenizer, expert, resume=unfinished.exists(), replace=True)
     report = {

@@ -95,6 +95,8 @@ class Experiment:
 
     name: str
     model: str
+    dtype: str | None
+    """Of the base, as in a recipe."""
     evaluations: dict[str, Evaluation]
     library: ExpertLibrary | None
     """Whose experts the dispatchers choose from; None without dispatchers."""
@@ -151,22 +153,24 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
     if both := sorted(domains.keys() & unseen.keys()):
         raise UserError(f"{path}: {both[0]} is trained on, and so not unseen")
     recipes = {name: _untrained(recipe, f"{path}: {name}") for name, recipe in (domains | unseen).items()}
-    models = sorted({recipe.model for recipe in recipes.values()})
-    if len(models) > 1:
-        raise UserError(f"{path}: one experiment has one base, not {' and '.join(models)}")
+    bases = {(recipe.model, recipe.dtype) for recipe in recipes.values()}
+    if len(bases) > 1:
+        said = sorted(f"{model} in {dtype}" if dtype else model for model, dtype in bases)
+        raise UserError(f"{path}: one experiment has one base, not {' and '.join(said)}")
+    ((model, dtype),) = bases
     evaluations = {
         name: Evaluation(recipe.domain, recipe.training.max_new_tokens, recipe.test_size)
         for name, recipe in recipes.items()
     }
 
     cells = [
-        Cell(BASE, None, None, (name,), False, _settings(models, [evaluation]))
+        Cell(BASE, None, None, (name,), False, _settings([model, dtype], [evaluation]))
         for name, evaluation in evaluations.items()
     ]
     dispatchers = _dispatchers(document, path)
-    library = find_library(models[0], document.get("library")) if dispatchers else None
+    library = find_library(model, document.get("library")) if dispatchers else None
     if library is not None:
-        cells += _dispatched(dispatchers, library, {name: evaluations[name] for name in unseen}, path)
+        cells += _dispatched(dispatchers, library, dtype, {name: evaluations[name] for name in unseen}, path)
     trained = [
         Cell(method, recipe, name, (name, *unseen), changes.get("reference", False), settings)
         for method, changes in document["methods"].items()
@@ -180,7 +184,7 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
             raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")
     # The smallest seeds first: they choose the learning rates.
     cells += sorted(trained, key=lambda cell: cell.seed)
-    return Experiment(path.stem + ("-quick" if quick else ""), models[0], evaluations, library, cells)
+    return Experiment(path.stem + ("-quick" if quick else ""), model, dtype, evaluations, library, cells)
 
 
 def _dispatchers(document: Mapping[str, Any], path: Path) -> list[str]:
@@ -195,7 +199,7 @@ def _dispatchers(document: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _dispatched(
-    names: Sequence[str], library: ExpertLibrary, unseen: Mapping[str, Evaluation], path: Path
+    names: Sequence[str], library: ExpertLibrary, dtype: str | None, unseen: Mapping[str, Evaluation], path: Path
 ) -> Iterator[Cell]:
     """A cell for every dispatcher on every unseen domain."""
     experts = _contents(library.folder)
@@ -205,7 +209,13 @@ def _dispatched(
         if name != FEW_SHOT:
             check_dispatcher(name, library)
         for domain, evaluation in unseen.items():
-            made_by = [library.base, experts, name, *([repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else [])]
+            made_by = [
+                library.base,
+                dtype,
+                experts,
+                name,
+                *([repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else []),
+            ]
             yield Cell(name, None, None, (domain,), False, _settings(made_by, [evaluation]))
 
 

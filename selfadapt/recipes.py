@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -56,6 +56,9 @@ class Recipe:
     adapt: Annotated[Adapt, tyro.conf.arg(name="")] = field(default_factory=SVF)
     model: str = "smollm2-135m"
     """A built-in name, a hub id, or a folder."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Of the base; by default float32 on a CPU, and the checkpoint's own (auto) on an accelerator. z is
+    float32 all the same."""
     test_size: int = 256
     """Held-out problems on which the base and the finished expert are compared."""
 

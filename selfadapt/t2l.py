@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -72,6 +72,9 @@ class Recipe:
     data: TaskData = field(default_factory=TaskData)
     model: str = "smollm2-135m"
     """A built-in name, a hub id, or a folder."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Of the base; by default float32 on a CPU, and the checkpoint's own (auto) on an accelerator. What is trained
+    is float32 all the same."""
     encoder: str = BUILT_IN_ENCODER
     """A built-in name, a hub id or a folder; "base" is the base model's own last token."""
     trust_remote_code: bool = False
@@ -140,7 +143,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | lis
     if isinstance(training, Reconstruction):
         return _train_reconstruction(recipe, training, output, resume)
     tasks = recipe.data.load()
-    base, tokenizer = load_base(recipe.model)
+    base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     return train_adapters(base, tokenizer, tasks, recipe.output, training, output, base_name=recipe.model)
 
 
@@ -148,7 +151,7 @@ def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume
     tasks = recipe.data.load()
     if not tasks.train or not tasks.validation:
         raise UserError(f"{recipe.data.path} has no training tasks, or data.validation_tasks holds none of them out")
-    base, tokenizer = load_base(recipe.model)
+    base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: (base, tokenizer))
     torch.manual_seed(training.seed)
     writer = TextToAdapter.untrained(
@@ -182,7 +185,7 @@ def _train_reconstruction(recipe: Recipe, training: Reconstruction, output: Path
     written = targets.output
     if isinstance(written, Lora) and isinstance(recipe.output, Lora):
         written = replace(written, size=recipe.output.size)
-    encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: load_base(recipe.model))
+    encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: load_base(recipe.model, dtype=recipe.dtype))
     torch.manual_seed(training.seed)
     writer = TextToAdapter.untrained(
         written,
@@ -195,7 +198,7 @@ def _train_reconstruction(recipe: Recipe, training: Reconstruction, output: Path
     )
     factors = None
     if isinstance(written, Svf) and training.loss == "difference":
-        factors = base_factors(load_base(recipe.model)[0], writer.network)
+        factors = base_factors(load_base(recipe.model, dtype=recipe.dtype)[0], writer.network)
     tasks = recipe.data.load()
     described = {task.name: task.descriptions for task in (*tasks.train, *tasks.validation, *tasks.test)}
     library = Library(targets, writer.network, embedded_descriptions(targets, described, encoder))
@@ -257,6 +260,7 @@ def compare_methods(
     data: TaskData,
     *,
     model: str,
+    dtype: str | None = None,
     with_definition: bool,
     adapters: Path | None,
     multi_task: Path | None,
@@ -271,7 +275,7 @@ def compare_methods(
     if not tasks:
         raise UserError(f"{data.path} has no test tasks")
     style = PromptStyle(with_definition)
-    base, tokenizer = load_base(model)
+    base, tokenizer = load_base(model, dtype=dtype)
     methods = prompt_methods(base, style)
     if network is not None:
         writer = load_writer(network, trust_remote_code=trust_remote_code)

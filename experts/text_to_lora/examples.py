@@ -84,7 +84,9 @@ def token_losses(
         noise = torch.zeros_like(embedded).uniform_(-1, 1) * neftune_alpha / (lengths * embedded.shape[-1]).sqrt()
         inputs["inputs_embeds"] = embedded + noise.to(embedded.dtype)
     longest = int((batch["labels"] != -100).sum(1).max())
-    logits = base(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]  # [B, longest, V]
+    # Indices and not a number: a slice of hidden states is not contiguous, and the head slower for it.
+    kept = torch.arange(-longest - 1, -1, device=batch["labels"].device)
+    logits = base(**inputs, logits_to_keep=kept, use_cache=False).logits  # [B, longest, V]
     labels = batch["labels"][:, -longest:]
     losses = F.cross_entropy(
         logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100, label_smoothing=label_smoothing

@@ -100,6 +100,7 @@ def t2l_generate(
 def t2l_evaluate(
     network: Positional[Path | None] = None,
     model: str = "smollm2-135m",
+    dtype: str | None = None,
     tasks: str = "natural_instructions",
     descriptions: str | None = None,
     with_definition: bool = False,
@@ -116,6 +117,7 @@ def t2l_evaluate(
     Args:
         network: the folder that `selfadapt t2l train` wrote; without it only the rivals are compared.
         model: the base: a built-in name, a hub id or a folder.
+        dtype: of the base; by default float32 on a CPU, and the checkpoint's own on an accelerator.
         tasks: the folder of the tasks, or a data set on the hub.
         descriptions: a JSON Lines file of descriptions; without it definitions describe the tasks.
         with_definition: put the task's definition before every input.
@@ -138,6 +140,7 @@ def t2l_evaluate(
         network,
         TaskData(tasks, descriptions, validation_tasks=0),
         model=model,
+        dtype=dtype,
         with_definition=with_definition,
         adapters=adapters,
         multi_task=multi_task,

@@ -52,7 +52,8 @@ def train(args: list[str]) -> None:
     check_programs(recipe.domain)
     processes()  # each takes its own accelerator, before a base is loaded onto it
     # A base that is to be shared out never is on the accelerator as a whole.
-    place = {"device": "cpu", "dtype": "auto"} if options.shard_base and torch.accelerator.is_available() else {}
+    shared_out = options.shard_base and torch.accelerator.is_available()
+    place = {"device": "cpu", "dtype": recipe.dtype or "auto"} if shared_out else {"dtype": recipe.dtype}
     base, tokenizer = load_base(recipe.model, **place)
     output = options.output or Path("runs") / path.stem
     result = train_recipe(recipe, base, tokenizer, output, resume=options.resume, shard_base=options.shard_base)

@@ -195,8 +195,13 @@ def test_it_stops_early_and_keeps_the_best(train: Any) -> None:
 
 
 def test_nan_stops_the_run_and_keeps_the_best_network(train: Any, tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match="smaller learning rate"):
-        train("network", replace(OPTIONS, steps=40, learning_rate=5.0, warmup=0.0, validate_every=1))
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step == 2:
+                next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    with pytest.raises(Diverged, match="step 3"):
+        train("network", replace(OPTIONS, validate_every=1), callbacks=[Poison()])
     tensors = load_file(tmp_path / "network" / "network.safetensors").values()
     assert all(torch.isfinite(tensor).all() for tensor in tensors)
 
