@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
-from trl.trainer.utils import selective_log_softmax_and_entropy
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import pad, selective_log_softmax_and_entropy, split_tensor_dict
 
 from experts.constrained import Constraint, constraint_of
 from experts.domains.base import Domain
@@ -30,6 +31,7 @@ from experts.svf import SVFConfig, SVFLinear
 from experts.training.objective import Diverged, check_learning_rate, trainer_arguments
 from experts.training.parametrization import SigmoidAdamW
 from experts.training.sharding import shard
+from experts.training.shared_prompts import completion_logits, sample
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask"
 
 
 class ReinforceTrainer(RLOOTrainer):
-    """RLOO with the choice of baseline and parametrisation, answers from a few, and a stop at the first NaN."""
+    """RLOO with the choice of baseline and parametrisation, answers from a few, prompts that are read once for all
+    their samples, and a stop at the first NaN."""
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class ReinforceTrainer(RLOOTrainer):
         self.shard_base = shard_base
         self._sampled_logps: list[Tensor] = []
         self._rewards = torch.empty(0)
+        self._micro_batches: list[dict[str, Any]] = []
         super().__init__(*args, **kwargs)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
@@ -132,15 +136,15 @@ class ReinforceTrainer(RLOOTrainer):
     ) -> tuple[Tensor, Tensor, None]:
         """log π(y_t) and the entropy at t, both [B, T], of the last T = `logits_to_keep` tokens.
 
-        TRL's fused head projects the tokens of the prompts on the vocabulary too where there is no Triton, which
-        more than doubles a step on a CPU.
+        TRL reads a prompt once for each of its samples, and where there is no Triton its fused head projects the
+        tokens of the prompts on the vocabulary too.
         """
         logps, entropies = [], []
         rows = self.args.per_device_train_batch_size
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
-            logits = model(
-                input_ids=ids, attention_mask=mask, logits_to_keep=logits_to_keep + 1, use_cache=False
-            ).logits[:, :-1]  # [b, T, V]: position t − 1 predicts token t
+            logits = completion_logits(
+                model, ids, mask, logits_to_keep, share=not self.options.gradient_checkpointing
+            )  # [b, T, V]
             completions = ids[:, -logits_to_keep:]
             if self.constraint is not None:
                 logits = logits + self.constraint.bias(completions, logits.shape[-1])
@@ -153,6 +157,32 @@ class ReinforceTrainer(RLOOTrainer):
             logps.append(row_logps)
             entropies.append(row_entropies)
         return torch.cat(logps), torch.cat(entropies), None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """The micro-batch at hand. TRL shuffles a step's completions; here those of one prompt stay together."""
+        if "image" in generation_batch[0]:
+            return super()._prepare_inputs(generation_batch)
+        micro_batch = self._step % self.args.gradient_accumulation_steps
+        if micro_batch == 0:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._micro_batches = split_tensor_dict(batch, self.args.gradient_accumulation_steps)
+        return self._micro_batches[micro_batch]
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
+        """Token ids of each completion, its end token the last."""
+        if multimodal_fields:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        samples = self.options.samples_per_prompt
+        once = [torch.tensor(ids, device=self.accelerator.device) for ids in prompt_ids[::samples]]
+        ids = pad(once, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        mask = pad([torch.ones_like(prompt) for prompt in once], padding_value=0, padding_side="left")
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs
+        ) as model:
+            completions = sample(model, ids, mask, samples, self.generation_config)
+        ends = torch.isin(completions, torch.tensor(self.eos_token_ids, device=completions.device))
+        lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, completions.shape[1])
+        return [row[:length] for row, length in zip(completions.tolist(), lengths.tolist(), strict=True)]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """−mean_B( A · Σ_t log π(y_t) ). TRL's clipped ratio to π_old has the same gradient where π_old = π."""

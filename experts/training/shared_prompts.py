@@ -1,0 +1,70 @@
+"""The completions of one prompt share its computation: it is read once, in sampling and in training.
+
+With S samples of C tokens to a prompt of P, a step passes P + S·C tokens through the base instead of S·(P + C). The
+gradient is the same: that of the prompt's keys and values is the sum over the completions that look at them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+
+def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor]:
+    """The keys and values of prompts [P, L], padded on the left, and the logits [P, 1, V] of what comes next.
+
+    None in place of a cache that cannot be shared, because it holds recurrent states.
+    """
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    last = torch.tensor([-1], device=ids.device)  # and not the number 1: the head is slow on a slice
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last)
+    cache = output.get("past_key_values")
+    shared = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return (cache if shared and cache.get_seq_length() == ids.shape[1] else None), output.logits
+
+
+def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, share: bool) -> Tensor:
+    """The logits [B, C, V] from which the last C = `length` tokens of each row were drawn, prompts before them.
+
+    Args:
+        share: read the prompt of rows that are neighbours once; gradient checkpointing does not allow it.
+    """
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    prompts, of_row = torch.unique_consecutive(ids[:, :-length], dim=0, return_inverse=True)  # [P, L], [B]
+    cache = None
+    if share and len(prompts) < len(ids):
+        firsts = torch.searchsorted(of_row, torch.arange(len(prompts), device=ids.device))  # [P]
+        cache, first_logits = read(model, prompts, mask[firsts, :-length])
+    if cache is None:
+        kept = torch.arange(-length - 1, -1, device=ids.device)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return model(**inputs, logits_to_keep=kept, use_cache=False).logits
+    cache.batch_select_indices(of_row)
+    logits = model(
+        input_ids=ids[:, -length:-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions[:, -length:-1],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return torch.cat([first_logits[of_row], logits], 1)
+
+
+@torch.no_grad()
+def sample(model: Any, ids: Tensor, mask: Tensor, samples: int, config: GenerationConfig) -> Tensor:
+    """`samples` completions of each prompt [P, L], side by side: [P·samples, C], padded after the end token."""
+    cache, _ = read(model, ids[:, :-1], mask[:, :-1])
+    if cache is not None:
+        cache.batch_repeat_interleave(samples)
+    rows = ids.repeat_interleave(samples, 0)
+    output = model.generate(
+        input_ids=rows,
+        attention_mask=mask.repeat_interleave(samples, 0),
+        past_key_values=cache,
+        generation_config=config,
+    )
+    return output[:, ids.shape[1] :]

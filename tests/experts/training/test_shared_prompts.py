@@ -1,0 +1,88 @@
+"""Reading a prompt once for all of its completions changes neither likelihoods, nor gradients, nor samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, MambaConfig, MistralConfig
+
+from experts.svf import SVFConfig
+from experts.training.shared_prompts import completion_logits, read, sample
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 1}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, **HEADS),
+    "mistral, prompts beyond its window": MistralConfig(**SIZES, **HEADS, sliding_window=6),
+    "gpt2, whose positions are learned": GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, pad_token_id=0, eos_token_id=1
+    ),
+    "mamba, whose state cannot be shared": MambaConfig(**SIZES, state_size=4),
+}
+P, L, S, C = 3, 9, 4, 5  # prompts, their tokens, samples of each, tokens of a sample
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def model(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(request.param, dtype=torch.float32)
+    model = get_peft_model(base, SVFConfig(target_modules="all-linear"))
+    with torch.no_grad():
+        for z in model.parameters():
+            if z.requires_grad:
+                z.add_(0.2 * torch.randn(z.shape))
+    return model.eval()  # without dropout
+
+
+@pytest.fixture
+def prompts() -> tuple[Tensor, Tensor]:
+    """Ids and mask [P, L] of prompts of different lengths, padded on the left."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, 64, (P, L), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, padding in enumerate((0, 2, 5)):
+        ids[row, :padding] = 0
+        mask[row, :padding] = 0
+    return ids, mask
+
+
+def test_likelihoods_and_gradients(model: Any, prompts: tuple[Tensor, Tensor]) -> None:
+    ids, mask = (each.repeat_interleave(S, 0) for each in prompts)
+    completions = torch.randint(2, 64, (P * S, C), generator=torch.Generator().manual_seed(2))
+    ids = torch.cat([ids, completions], 1)
+    mask = torch.cat([mask, torch.ones_like(completions)], 1)
+    mask[5, -2:] = 0  # a sample that ended
+    zs = [p for p in model.parameters() if p.requires_grad]
+
+    def logps_and_gradients(share: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits = completion_logits(model, ids, mask, C, share=share)
+        assert logits.shape == (P * S, C, 64)
+        logps = logits.log_softmax(-1).gather(-1, completions[..., None])[..., 0] * mask[:, -C:]
+        return logps, torch.autograd.grad((logps.sum(1) * torch.arange(P * S)).sum(), zs, materialize_grads=True)
+
+    (alone, wanted), (shared, got) = logps_and_gradients(False), logps_and_gradients(True)
+    torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-3 * float(w.abs().max()))
+
+
+def test_samples(model: Any, prompts: tuple[Tensor, Tensor]) -> None:
+    config = GenerationConfig(max_new_tokens=C, do_sample=False, pad_token_id=0, eos_token_id=1)
+    ids, mask = prompts
+    wanted = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, L:]
+    got = sample(model, ids, mask, S, config)
+    assert got.tolist() == wanted.repeat_interleave(S, 0).tolist()
+
+
+def test_a_prompt_is_read_once(tiny_model: Any, prompts: tuple[Tensor, Tensor]) -> None:
+    seen = []
+    tiny_model.model.layers[0].register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2]))
+    ids, mask = (each.repeat_interleave(S, 0) for each in prompts)
+    full = torch.cat([ids, ids[:, :C]], 1)
+    completion_logits(tiny_model, full, torch.cat([mask, torch.ones_like(ids[:, :C])], 1), C, share=True)
+    assert [tuple(shape) for shape in seen] == [(P, L), (P * S, C - 1)]
+    assert read(tiny_model, *prompts)[0] is not None
