@@ -265,15 +265,24 @@ def compare_methods(
     adapters: Path | None,
     multi_task: Path | None,
     oracles: Path | None,
+    split: str,
     instances: int,
     max_new_tokens: int,
     say: Callable[[str], None],
     trust_remote_code: bool = False,
 ) -> dict[str, list[Score]]:
-    """The scores of every method that there is something for, on the test tasks."""
-    tasks = data.load().test
+    """The scores of every method that there is something for, on the test tasks.
+
+    On the training tasks instead, if `split` says so: on those that have an adapter of their own among `oracles`.
+    """
+    loaded = data.load()
+    tasks = loaded.test
+    if split == "train":
+        if oracles is None:
+            raise UserError("training tasks are for what learned their adapters: say with --oracles where these are")
+        tasks = [task for task in loaded.train if (oracles / task.name).is_dir()]
     if not tasks:
-        raise UserError(f"{data.path} has no test tasks")
+        raise UserError(f"{data.path} has no {split} tasks" + (f" with adapters in {oracles}" if oracles else ""))
     style = PromptStyle(with_definition)
     base, tokenizer = load_base(model, dtype=dtype)
     methods = prompt_methods(base, style)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -107,6 +107,7 @@ def t2l_evaluate(
     adapters: Path | None = None,
     multi_task: Path | None = None,
     oracles: Path | None = None,
+    split: Literal["train", "test"] = "test",
     instances: int = 20,
     max_new_tokens: int = 48,
     trust_remote_code: bool = False,
@@ -123,7 +124,8 @@ def t2l_evaluate(
         with_definition: put the task's definition before every input.
         adapters: a folder of one LoRA for each training task, for their average and for Arrow routing.
         multi_task: the adapter that was trained on all training tasks.
-        oracles: a folder of adapters that were trained on the test tasks themselves.
+        oracles: a folder of adapters that were trained on the evaluated tasks themselves, each on its other instances.
+        split: whose tasks: test, or train for those training tasks that have an adapter among `oracles`.
         instances: of each task.
         max_new_tokens: the most that an answer may have.
         trust_remote_code: let a text encoder of the hub run the code that it brings.
@@ -145,6 +147,7 @@ def t2l_evaluate(
         adapters=adapters,
         multi_task=multi_task,
         oracles=oracles,
+        split=split,
         instances=instances,
         max_new_tokens=max_new_tokens,
         trust_remote_code=trust_remote_code,

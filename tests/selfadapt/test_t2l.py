@@ -159,6 +159,16 @@ def test_adapters_are_reconstructed_and_everything_is_compared(run: Any, write_r
     assert document["estimates"]["written"]["loss_difference"]["mean"] == 0
     assert document["estimates"]["base"]["loss"]["low"] > 0
 
+    on_train = ("evaluate", tmp_path / "normalised", "--split", "train", "--tasks", tmp_path / "tasks", "--json")
+    on_train += ("--model", yaml.safe_load(recipe.read_text())["model"], "--instances", 1, "--max-new-tokens", 2)
+    code, out, err = run(*on_train, "--oracles", tmp_path / "each")
+    assert code == 0, err
+    scores = json.loads(out)["scores"]
+    assert {score["task"] for score in scores["written"]} == {path.name for path in (tmp_path / "each").iterdir()}
+    assert len(scores["adapter of the task itself"]) == 3
+    code, _, err = run(*on_train)
+    assert (code, "say with --oracles" in err) == (1, True)
+
 
 def test_experts_are_reconstructed(run: Any, write_recipe: Any, tmp_path: Path, tiny_model: Any) -> None:
     recipe = write_recipe("experts", {"kind": "svf", "rank": 4}, ADAPTERS)
