@@ -54,7 +54,7 @@ def evaluate(
     *,
     instances: int = 20,
     max_new_tokens: int = 48,
-    batch_size: int = 8,
+    batch_size: int = 16,
     on_task: Callable[[str], None] = lambda name: None,
 ) -> list[Score]:
     """The scores of a method on the first `instances` of each task, whose prompts and answers are read whole.
