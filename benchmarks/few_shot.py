@@ -1,7 +1,20 @@
-"""A population of mixtures scored as rows of batches, against one merge and one run for each.
+"""One generation of the few-shot search, against trying its candidates one after another.
 
-The run for each answers its examples in one batch; it does so without and with the likelihoods of the right answers,
-which the search breaks ties by.
+Ours, of 32 candidates and 10 examples:
+
+- the elite: the quarter of the candidates that the next generation is drawn from, the best of them first;
+- the best: only that one, as the search chooses between its finalists.
+
+One after another, each of the 32 candidates is first put into a model's weights, in one of two ways:
+
+- rebuilt: U diag(s·z) Vᵀ of every adapted matrix from its factors of full rank, written over the weights of a plain
+  model, as the code of the paper does;
+- merged: by this package, from the 64 singular values that the shipped experts change.
+
+It then writes its greedy answers to the 10 examples in one batch, by transformers' `generate`, which stops when all
+have ended. That tells the rewards. The likelihoods of the right answers, by which ties are broken, take another forward
+pass over the 10 examples. Each part is timed by itself, and what one would do is their sum. Answers and likelihoods are
+those of the rebuilt model; a merged one would take as long.
 
 python benchmarks/few_shot.py [--rounds 3] [--candidates 32] [--examples 10] [--per model]
 """
@@ -9,18 +22,31 @@ python benchmarks/few_shot.py [--rounds 3] [--candidates 32] [--examples 10] [--
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import torch
-from sidebyside import side_by_side
-from torch import Tensor
+from rich.console import Console
+from rich.table import Table
 
-from dispatch.few_shot import Search, matrix_groups, score
-from experts.engine import generate, loglikelihood
+from dispatch.few_shot import Search, matrix_groups, the_best
+from experts.engine import generate, loglikelihood, under
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
+from experts.svf.decomposition import decompose
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe
+
+SUMS = {
+    "rebuilt, one run": ["rebuilding", "answers"],
+    "rebuilt, one run, and the likelihoods": ["rebuilding", "answers", "likelihoods"],
+    "merged, one run": ["merging", "answers"],
+    "merged, one run, and the likelihoods": ["merging", "answers", "likelihoods"],
+}
+OURS = ("the elite", "the best")
 
 
 def main() -> None:
@@ -34,54 +60,66 @@ def main() -> None:
     assert folder is not None
     library = ExpertLibrary.open(folder)
     base, tokenizer = load_base()
+    plain, _ = load_base()
     model: Any = library.load(base)
     recipe = read_recipe(find_recipe("smollm2-135m/stories"))
     domain = recipe.domain
     rows = domain.load("validation").to_list()[: options.examples]
+    prompts = [row["prompt"] for row in rows]
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
     groups = matrix_groups(model, options.per)
     size = (options.candidates, len(library), 1 + max(groups.values()))
     alphas = 1 / len(library) + 0.5 * torch.randn(size, generator=torch.Generator().manual_seed(0))
     search = Search(max_new_tokens=16)
-    found: dict[str, Tensor] = {}
+    elite = round(search.elite * len(alphas))
+    layers = {matrix: model.get_base_model().get_submodule(matrix) for matrix in groups}
+    weights = {matrix: plain.get_submodule(matrix).weight.data for matrix in groups}
+    factors = {matrix: decompose(weight, min(weight.shape)) for matrix, weight in weights.items()}
+    seconds: dict[str, list[float]] = {}
 
-    def together() -> None:
-        found["together"] = score(model, tokenizer, library.names, alphas, groups, rows, domain.reward, search)
+    @contextmanager
+    def timed(part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds[part][-1] += time.perf_counter() - start
 
-    prompts = [row["prompt"] for row in rows]
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-
-    def one_by_one(likelihoods: bool) -> None:
+    for _ in range(options.rounds):
+        for part in (*OURS, "rebuilding", "merging", "answers", "likelihoods"):
+            seconds.setdefault(part, []).append(0.0)
+        found = {}
+        for part, places in zip(OURS, (elite, 1), strict=True):
+            with timed(part):
+                arguments = (model, tokenizer, library.names, alphas, groups, rows, domain.reward, search)
+                found[part], _ = the_best(*arguments, places=places)
         scores = torch.zeros(len(alphas), 2)
-        for candidate, alpha in enumerate(alphas):
-            # [1, K, G] → a mixture that all rows share, which runs on merged weights
-            of_matrix = {matrix: alpha[None, :, group].expand(len(rows), -1) for matrix, group in groups.items()}
-            mixture = Mixture(tuple(library.names), torch.zeros(len(rows), len(library)), of_matrix)
-            texts = generate(model, tokenizer, prompts, max_new_tokens=search.max_new_tokens, mixture=mixture)
-            scores[candidate, 0] = torch.tensor(domain.reward(texts, **columns)).mean()
-            if likelihoods:
-                answers = loglikelihood(model, tokenizer, prompts, columns["answer"], mixture=mixture)
-                scores[candidate, 1] = answers.mean()
-        if likelihoods:
-            found["one by one"] = scores
+        for candidate, alpha in enumerate(alphas):  # [K, G]
+            with timed("rebuilding"), torch.no_grad():
+                for matrix, (u, s, vt) in factors.items():
+                    z = s.new_ones(len(s))
+                    difference = alpha[:, groups[matrix]] @ layers[matrix].deltas(library.names)
+                    z[: len(difference)] += difference
+                    torch.mm(u * (s * z), vt, out=weights[matrix])
+            with timed("answers"):
+                texts = generate(plain, tokenizer, prompts, max_new_tokens=search.max_new_tokens)
+                scores[candidate, 0] = torch.tensor(domain.reward(texts, **columns)).mean()
+            with timed("likelihoods"):
+                scores[candidate, 1] = loglikelihood(plain, tokenizer, prompts, columns["answer"]).mean()
+            of_matrix = {matrix: alpha[None, :, group] for matrix, group in groups.items()}
+            mixture = Mixture(tuple(library.names), alpha.mean(1)[None], of_matrix)
+            with timed("merging"), under(model, mixture):
+                pass
+        ranking = sorted(range(len(alphas)), key=lambda c: tuple(scores[c].tolist()), reverse=True)
+        print("the same elite:", found["the elite"] == ranking[:elite], end=", ")
+        print("the same best:", found["the best"] == found["the elite"][:1] == ranking[:1], found["the best"])
 
-    side_by_side(
-        f"{options.candidates} candidates × {options.examples} examples, weights per {options.per}",
-        {
-            "rows of batches": together,
-            "one merge and one generation each": lambda: one_by_one(likelihoods=False),
-            "and one likelihood run": lambda: one_by_one(likelihoods=True),
-        },
-        against="rows of batches",
-        rounds=options.rounds,
-        warmup=0,
-    )
-    best = {name: max(range(len(scores)), key=lambda c: tuple(scores[c].tolist())) for name, scores in found.items()}
-    print(
-        "best candidate:",
-        best,
-        "| largest difference in reward:",
-        (found["together"] - found["one by one"])[:, 0].abs().max().item(),
-    )
+    for name, parts in SUMS.items():
+        seconds[name] = [sum(times) for times in zip(*(seconds[part] for part in parts), strict=True)]
+    title = f"{options.candidates} candidates × {options.examples} examples, weights per {options.per}"
+    table = Table("", "seconds (median)", *(f"× {ours} (median)" for ours in OURS), title=title)
+    for name, times in seconds.items():
+        ratios = [median(a / b for a, b in zip(times, seconds[ours], strict=True)) for ours in OURS]
+        table.add_row(name, f"{median(times):.1f}", *(f"{ratio:.2f}" for ratio in ratios))
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dispatch.population import answer_all
+from dispatch.population import Population
+from dispatch.racing import Pair, race
+from experts.engine import ROWS_PER_READ
 from experts.errors import UserError
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
 
-Reward = Callable[..., list[float]]  # (completions, **columns), as a domain's
+Reward = Callable[..., list[float]]  # (completions, **columns), from 0 to 1, as a domain's
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,16 @@ def search(
     finalists = [torch.zeros(size), *(one[:, None].expand(size) for one in torch.eye(len(names)))]
     for generation in range(options.generations):
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
-        scores = score(model, tokenizer, names, alphas, groups, searching, reward, options)
-        best = sorted(range(len(alphas)), key=lambda c: tuple(scores[c].tolist()), reverse=True)[:elite]
+        best, scores = the_best(model, tokenizer, names, alphas, groups, searching, reward, options, places=elite)
         mean, std = alphas[best].mean(0), alphas[best].std(0).clamp(min=options.least_std)
         finalists += [alphas[best[0]], mean]
-        on_generation(generation + 1, *scores[best[0]].tolist())
+        on_generation(generation + 1, *scores[0].tolist())
     candidates = torch.stack(finalists)
-    scores = score(model, tokenizer, names, candidates, groups, choosing, reward, options)
-    winner = max(range(len(candidates)), key=lambda c: tuple(scores[c].tolist()))
-    return Found(_mixture(names, candidates[winner : winner + 1], groups), *scores[winner].tolist())
+    best, scores = the_best(model, tokenizer, names, candidates, groups, choosing, reward, options, places=1)
+    return Found(_mixture(names, candidates[best], groups), *scores[0].tolist())
 
 
-def score(
+def the_best(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     names: Sequence[str],
@@ -113,11 +113,12 @@ def score(
     rows: Sequence[dict[str, Any]],
     reward: Reward,
     options: Search,
-) -> Tensor:
-    """Mean reward and mean log-likelihood of each candidate [C, 2]; all candidates' examples are rows of batches."""
+    places: int,
+) -> tuple[list[int], Tensor]:
+    """The best candidates, best first, and their mean reward and mean log-likelihood [places, 2]."""
     columns = {column: [row[column] for row in rows] for column in rows[0]}
     prompts = columns.pop("prompt")
-    texts, likelihoods = answer_all(
+    population = Population(
         model,
         tokenizer,
         prompts,
@@ -126,9 +127,15 @@ def score(
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
     )
-    many = {name: values * len(alphas) for name, values in columns.items()}
-    rewards = torch.tensor(reward([text for own in texts for text in own], **many)).view_as(likelihoods)
-    return torch.stack([rewards, likelihoods], 2).mean(1)
+
+    def ask(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        texts, likelihoods = population.answer(pairs)
+        asked = {name: [values[example] for _, example in pairs] for name, values in columns.items()}
+        return torch.tensor(reward(texts, **asked)), likelihoods
+
+    # Three times as many rows as make computing take longer than reading the weights.
+    wave = 3 * ROWS_PER_READ.get(model.device.type, 256)
+    return race(ask, len(alphas), len(rows), places, wave)
 
 
 def matrix_groups(model: PeftModel, per: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import takewhile
 
 import torch
@@ -10,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from dispatch.growing_cache import growing_cache
 from experts.engine import Chat, check_context, evaluating, follow, pad, pairs, under
 from experts.mixture import Mixture
 
@@ -17,86 +19,102 @@ ROW = 512
 """Tokens of a row, as `batch_size` counts them: shorter rows are the more."""
 
 
-@torch.inference_mode()
-def answer_all(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Chat],
-    right: Sequence[str],
-    mixture: Mixture,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-) -> tuple[list[list[str]], Tensor]:
-    """The greedy answer of each of C mixtures to each of N prompts, and log p of each right answer [C, N].
+class Population:
+    """C mixtures, each of which can be asked each of N prompts.
 
-    They are what `generate` and `loglikelihood` give, for less work. What all prompts begin with, the words of the chat
-    template among it, is read once a mixture. The right answer is read behind each prompt. That gives its likelihood,
-    and it is a draft of the greedy answer, of which only what comes after the first difference is written.
+    What they answer is what `generate` and `loglikelihood` give, for less work. What all prompts begin with, the words
+    of the chat template among it, is read once a mixture. The right answer is read behind each prompt. That gives its
+    likelihood, and it is a draft of the greedy answer, of which only what comes after the first difference is written.
 
     Args:
+        right: the right answer to each prompt.
+        mixture: C rows, one a mixture.
         batch_size: rows of 512 tokens that a batch may be as large as.
 
     Raises:
         UserError: if a prompt and its answer do not fit the model's context.
     """
-    heads, drafts = pairs(tokenizer, prompts, right)
-    longest = max(len(head) + max(len(draft), max_new_tokens) for head, draft in zip(heads, drafts, strict=True))
-    check_context(model.config, longest, 0)
-    columns = zip(*(head[:-1] for head in heads), strict=False)
-    shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
-    rests = [head[len(shared) :] for head in heads]
-    texts: list[list[str]] = []
-    likelihoods = []
-    at_once = max(1, batch_size * ROW // (longest * len(prompts)))  # mixtures
-    with evaluating(model):
-        for start in range(0, len(mixture), at_once):
-            some = mixture.rows(list(range(len(mixture)))[start : start + at_once])
-            answers, scores = _answer(model, tokenizer, shared, rests, drafts, some, max_new_tokens)
-            written = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            texts += [written[row : row + len(prompts)] for row in range(0, len(written), len(prompts))]
-            likelihoods.append(scores)
-    return texts, torch.cat(likelihoods)
 
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str | Chat],
+        right: Sequence[str],
+        mixture: Mixture,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.model, self.tokenizer, self.mixture, self.max_new_tokens = model, tokenizer, mixture, max_new_tokens
+        heads, self.drafts = pairs(tokenizer, prompts, right)
+        longest = max(
+            len(head) + max(len(draft), max_new_tokens) for head, draft in zip(heads, self.drafts, strict=True)
+        )
+        check_context(model.config, longest, 0)
+        self.at_once = max(1, batch_size * ROW // longest)  # rows
+        columns = zip(*(head[:-1] for head in heads), strict=False)
+        shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
+        # It is kept for all mixtures, which may take no more room than a batch.
+        self.shared = shared[: batch_size * ROW // len(mixture)]
+        self.rests = [head[len(self.shared) :] for head in heads]
+        self._read: DynamicCache | None = None  # what is shared, under each mixture [C]
 
-def _answer(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    shared: Sequence[int],
-    rests: list[list[int]],
-    drafts: list[list[int]],
-    mixture: Mixture,
-    max_new_tokens: int,
-) -> tuple[list[list[int]], Tensor]:
-    """The tokens of the answers [C·N], each mixture's side by side, and log p of the drafts [C, N]."""
-    count, examples = len(mixture), len(rests)
-    cache = DynamicCache(config=model.config.get_text_config())
-    with under(model, mixture):
-        if shared:
-            once = torch.tensor([list(shared)] * count, device=model.device)
-            follow(model, once, torch.ones_like(once), cache, keep=1)
-            cache.batch_repeat_interleave(examples)
-        batch = pad(model, tokenizer, [rest + draft for rest, draft in zip(rests, drafts, strict=True)] * count)
-        ids, here = batch["input_ids"], batch["attention_mask"]  # [C·N, T]
-        mask = torch.cat([here.new_ones(len(here), len(shared)), here], 1)
+    @torch.inference_mode()
+    def answer(self, asked: Sequence[tuple[int, int]]) -> tuple[list[str], Tensor]:
+        """For P mixtures and prompts: the mixture's greedy answer to the prompt, and log p of the right one [P]."""
+        texts, likelihoods = [""] * len(asked), torch.zeros(len(asked))
+        by_length = sorted(range(len(asked)), key=lambda place: len(self.rests[asked[place][1]]))
+        with evaluating(self.model):
+            for start in range(0, len(asked), self.at_once):
+                places = by_length[start : start + self.at_once]
+                rows, examples = zip(*(asked[place] for place in places), strict=True)
+                answers, likelihoods[places] = self._answer(self.mixture.rows(rows), rows, examples)
+                written = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+                for place, text in zip(places, written, strict=True):
+                    texts[place] = text
+        return texts, likelihoods
+
+    def _behind_shared(self, rows: Sequence[int]) -> DynamicCache:
+        """A cache that holds what is shared, under some of the mixtures."""
+        if self._read is None:
+            self._read = growing_cache(self.model.config.get_text_config())
+            if self.shared:
+                once = torch.tensor([self.shared] * len(self.mixture), device=self.model.device)
+                with under(self.model, self.mixture):
+                    follow(self.model, once, torch.ones_like(once), self._read, keep=1)
+        cache = deepcopy(self._read)
+        if self.shared:
+            cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
+        return cache
+
+    def _answer(self, mixture: Mixture, rows: Sequence[int], examples: Sequence[int]) -> tuple[list[list[int]], Tensor]:
+        """The tokens of the answers [B], and log p of the drafts [B]."""
+        model = self.model
+        cache = self._behind_shared(rows)
+        drafts = [self.drafts[example] for example in examples]
+        heads = [self.rests[example] for example in examples]
+        batch = pad(model, self.tokenizer, [head + draft for head, draft in zip(heads, drafts, strict=True)])
+        ids, here = batch["input_ids"], batch["attention_mask"]  # [B, T]
+        mask = torch.cat([here.new_ones(len(here), len(self.shared)), here], 1)
         longest = max(map(len, drafts))
-        logits = follow(model, ids, mask, cache, keep=longest + 1)  # those of row's draft, and what comes after, last
-    taken = logits[:, :-1].log_softmax(2).gather(2, ids[:, -longest:, None])[:, :, 0].cpu()  # [C·N, longest]
-    lengths = [len(draft) for draft in drafts] * count
-    scores = torch.stack([row[longest - length :].sum() for row, length in zip(taken, lengths, strict=True)])
+        with under(model, mixture):
+            # The logits of a row's draft, and what comes after, are the last.
+            logits = follow(model, ids, mask, cache, keep=longest + 1)
+        taken = logits[:, :-1].log_softmax(2).gather(2, ids[:, -longest:, None])[:, :, 0].cpu()  # [B, longest]
+        scores = torch.stack([row[longest - len(draft) :].sum() for row, draft in zip(taken, drafts, strict=True)])
 
-    end = model.generation_config.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    answers: list[list[int]] = []
-    for row, (draft, greedy) in enumerate(zip(drafts * count, logits.argmax(2).tolist(), strict=True)):
-        greedy = greedy[longest - len(draft) :]
-        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, greedy, strict=False))))
-        answers.append(_until_end([*draft[:same], greedy[same]], ends)[:max_new_tokens])
-        if same < len(draft):
-            mask[row, same - len(draft) :] = 0  # the rest of the draft is not part of the answer
-    by_row = mixture.rows([row // examples for row in range(len(answers))])
-    _write(model, cache, mask, answers, by_row, ends, max_new_tokens)
-    return answers, scores.view(count, examples)
+        end = model.generation_config.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        answers: list[list[int]] = []
+        for row, (draft, greedy) in enumerate(zip(drafts, logits.argmax(2).tolist(), strict=True)):
+            greedy = greedy[longest - len(draft) :]
+            same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, greedy, strict=False))))
+            answers.append(_until_end([*draft[:same], greedy[same]], ends)[: self.max_new_tokens])
+            if same < len(draft):
+                mask[row, same - len(draft) :] = 0  # the rest of the draft is not part of the answer
+        _write(model, cache, mask, answers, mixture, ends, self.max_new_tokens)
+        return answers, scores
 
 
 def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:

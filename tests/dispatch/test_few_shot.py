@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dispatch.few_shot import Search, matrix_groups, score, search
+from dispatch.few_shot import Search, matrix_groups, search, the_best
 from experts.engine import generate, loglikelihood
 from experts.errors import UserError
 from experts.library import ExpertLibrary
@@ -66,9 +66,12 @@ def test_a_population_scores_as_its_candidates_do_alone(model: Any, tiny_tokeniz
     groups = matrix_groups(model, "layer")
     assert sorted(set(groups.values())) == [0, 1]
     alphas = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
-    scores = score(model, tiny_tokenizer, NAMES, alphas, groups, rows, same, Search(max_new_tokens=6))
-    for candidate, alpha in zip(scores, alphas, strict=True):
-        own = {matrix: alpha[None, :, group].expand(4, -1) for matrix, group in groups.items()}
+    best, scores = the_best(
+        model, tiny_tokenizer, NAMES, alphas, groups, rows, same, Search(max_new_tokens=6), places=3
+    )
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+    for number, candidate in zip(best, scores, strict=True):
+        own = {matrix: alphas[number][None, :, group].expand(4, -1) for matrix, group in groups.items()}
         mixture = Mixture(("a", "b"), torch.zeros(4, 2), own)
         prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
         texts = generate(model, tiny_tokenizer, prompts, max_new_tokens=6, mixture=mixture)
@@ -90,9 +93,10 @@ def test_ties_are_broken_by_the_likelihood_of_the_answers(model: Any, tiny_token
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     choosing = [rows[i] for i in order[1::2]]
     alone = torch.tensor([[0.0, 0], [1, 0], [0, 1]])[:, :, None]
-    scores = score(model, tiny_tokenizer, NAMES, alone, matrix_groups(model, "model"), choosing, never, options)
+    groups = matrix_groups(model, "model")
+    _, scores = the_best(model, tiny_tokenizer, NAMES, alone, groups, choosing, never, options, places=1)
     assert found.reward == 0
-    assert found.loglikelihood >= scores[:, 1].max().item() - 1e-3
+    assert found.loglikelihood >= scores[0, 1].item() - 1e-3
 
 
 def test_mistakes_are_refused(model: Any, tiny_tokenizer: Any) -> None:

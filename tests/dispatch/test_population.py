@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dispatch.population import answer_all
+from dispatch.population import Population
 from experts.engine import generate, loglikelihood
 from experts.errors import UserError
 from experts.library import ExpertLibrary
@@ -27,6 +27,10 @@ def alone(model: Any, tokenizer: Any, weights: torch.Tensor, prompts: list[str])
     return generate(model, tokenizer, prompts, max_new_tokens=8, mixture=mixture)
 
 
+def every_pair(prompts: list[str]) -> list[tuple[int, int]]:
+    return [(row, example) for row in range(len(MIXTURES)) for example in range(len(prompts))]
+
+
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], ["zero", *PROMPTS]])
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_answers_and_likelihoods_are_those_of_each_alone(
@@ -41,7 +45,7 @@ def test_answers_and_likelihoods_are_those_of_each_alone(
     }
     for right in drafts.values():
         right = (right * 2)[: len(prompts)]
-        texts, likelihoods = answer_all(
+        population = Population(
             model,
             tiny_tokenizer,
             prompts,
@@ -50,11 +54,25 @@ def test_answers_and_likelihoods_are_those_of_each_alone(
             max_new_tokens=8,
             batch_size=batch_size,
         )
-        assert texts == wanted
-        for weights, own in zip(MIXTURES, likelihoods, strict=True):
+        texts, likelihoods = population.answer(every_pair(prompts))
+        assert texts == [text for own in wanted for text in own]
+        for weights, own in zip(MIXTURES, likelihoods.view(len(MIXTURES), -1), strict=True):
             mixture = Mixture(("a", "b"), weights.expand(len(prompts), -1))
             scores = loglikelihood(model, tiny_tokenizer, prompts, right, mixture=mixture)
             torch.testing.assert_close(own, scores, atol=1e-3, rtol=1e-4)
+
+
+def test_any_pairs_may_be_asked_in_any_order(model: Any, tiny_tokenizer: Any) -> None:
+    right = ["7", "no", "seven of them", "-"]
+    mixture = Mixture(("a", "b"), MIXTURES)
+    population = Population(model, tiny_tokenizer, PROMPTS, right, mixture, max_new_tokens=8, batch_size=64)
+    every = every_pair(PROMPTS)
+    texts, likelihoods = population.answer(every)
+    for asked in ([(2, 3)], [(4, 1), (0, 0), (2, 3), (4, 0)], [(1, 0), (1, 2)], every[::-3]):
+        some, of_some = population.answer(asked)
+        places = [every.index(pair) for pair in asked]
+        assert some == [texts[place] for place in places]
+        torch.testing.assert_close(of_some, likelihoods[places], atol=1e-3, rtol=1e-4)
 
 
 def test_an_answer_that_ends_stops(model: Any, tiny_tokenizer: Any) -> None:
@@ -65,7 +83,7 @@ def test_an_answer_that_ends_stops(model: Any, tiny_tokenizer: Any) -> None:
     wanted = [alone(model, tiny_tokenizer, weights, PROMPTS) for weights in MIXTURES]
     assert wanted[1] != long
     for right in (["x"] * 4, long):
-        texts, _ = answer_all(
+        population = Population(
             model,
             tiny_tokenizer,
             PROMPTS,
@@ -74,11 +92,12 @@ def test_an_answer_that_ends_stops(model: Any, tiny_tokenizer: Any) -> None:
             max_new_tokens=8,
             batch_size=64,
         )
-        assert texts == wanted
+        texts, _ = population.answer(every_pair(PROMPTS))
+        assert texts == [text for own in wanted for text in own]
 
 
 def test_what_does_not_fit_the_context_is_refused(model: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="context of 512"):
-        answer_all(
+        Population(
             model, tiny_tokenizer, ["a" * 600], ["b"], Mixture(("a",), torch.ones(1, 1)), max_new_tokens=8, batch_size=8
         )
