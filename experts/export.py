@@ -25,6 +25,7 @@ from experts.errors import UserError
 from experts.expert import PREFIX, Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.pictures import text_tokenizer
 from experts.svf.decomposition import decompose
 
 # What a lossy export is measured on where the user has nothing better. Of no domain in particular.
@@ -182,11 +183,12 @@ def log_likelihood(
     A text follows the tokenizer's begin (or end) token and every token of it counts, which is lm-eval's
     `loglikelihood_rolling`.
     """
-    begin = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+    text_alone = text_tokenizer(tokenizer)
+    begin = [token for token in (text_alone.bos_token_id, text_alone.eos_token_id) if token is not None][:1]
     total, tokens = 0.0, 0
     with evaluating(model):
         for text in texts:
-            ids = torch.tensor([[*begin, *tokenizer(text)["input_ids"]]], device=model.device)  # [1, T]
+            ids = torch.tensor([[*begin, *text_alone(text)["input_ids"]]], device=model.device)  # [1, T]
             check_context(model.config, ids.shape[1], 0)
             logits = model(input_ids=ids).logits[0, :-1].float()  # [T − 1, V]
             total -= F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
