@@ -10,7 +10,18 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from experts.engine import Chat, check_context, evaluating, follow, pad, pairs, under
+from experts.engine import (
+    Chat,
+    attention_window,
+    check_context,
+    evaluating,
+    follow,
+    generate,
+    loglikelihood,
+    pad,
+    pairs,
+    under,
+)
 from experts.mixture import Mixture
 
 ROW = 512
@@ -46,6 +57,9 @@ def answer_all(
     columns = zip(*(head[:-1] for head in heads), strict=False)
     shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
     rests = [head[len(shared) :] for head in heads]
+    behind = max(len(rest) + len(draft) for rest, draft in zip(rests, drafts, strict=True))
+    if len(shared) + behind + max_new_tokens > attention_window(model.config):
+        return _one_by_one(model, tokenizer, prompts, right, mixture, max_new_tokens)
     texts: list[list[str]] = []
     likelihoods = []
     at_once = max(1, batch_size * ROW // (longest * len(prompts)))  # mixtures
@@ -57,6 +71,20 @@ def answer_all(
             texts += [written[row : row + len(prompts)] for row in range(0, len(written), len(prompts))]
             likelihoods.append(scores)
     return texts, torch.cat(likelihoods)
+
+
+def _one_by_one(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Chat],
+    right: Sequence[str],
+    mixture: Mixture,
+    max_new_tokens: int,
+) -> tuple[list[list[str]], Tensor]:
+    """What `answer_all` returns, where an attention window is too narrow for padding and dropped drafts."""
+    alone = [mixture.rows([row]).expand(len(prompts)) for row in range(len(mixture))]
+    texts = [generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, mixture=own) for own in alone]
+    return texts, torch.stack([loglikelihood(model, tokenizer, prompts, right, mixture=own) for own in alone])
 
 
 def _answer(

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch.base import decide, question
-from experts.engine import Chat, evaluating, follow, generate, pad, render, under
+from experts.engine import Chat, attention_window, evaluating, follow, generate, pad, render, under
 from experts.errors import UserError
 from experts.files import write_json
 from experts.mixture import Mixture
@@ -163,6 +163,7 @@ class PromptDispatcher:
     def scores(self, prompts: Sequence[str | Chat]) -> Tensor:
         """log p(name | prompt) and log p(description | prompt) of every expert, side by side: [B, 2K]."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        context = min(context, attention_window(self.model.config))
         room = context - len(self._before) - len(self._after) - max(map(len, self._ways))
         if room < 2:
             raise UserError(f"{len(self.categories)} categories leave no room for a question in {context} tokens")

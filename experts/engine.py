@@ -12,12 +12,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     Cache,
+    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     TextIteratorStreamer,
 )
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
@@ -312,6 +314,17 @@ def check_context(config: PreTrainedConfig, longest: int, new_tokens: int) -> No
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's context of {context}; "
             "shorten the prompt or ask for fewer new tokens"
         )
+
+
+def attention_window(config: PreTrainedConfig) -> int:
+    """How many tokens the layers that see least attend to; where all see everything, more than there ever are.
+
+    A window counts places, also those that a mask hides: only a text that fits into it may have holes.
+    """
+    layers = DynamicCache(config=config.get_text_config()).layers
+    return min(
+        (layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)), default=1 << 30
+    )
 
 
 @contextmanager
