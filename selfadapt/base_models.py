@@ -167,7 +167,11 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
     try:
         # A download keeps its progress bars.
         with nullcontext() if "local_files_only" in options else _no_progress_bars():
-            sees = not gguf_file and _sees(AutoConfig.from_pretrained(source, **options))
+            sees = False
+            if not gguf_file:
+                config = AutoConfig.from_pretrained(source, **options)
+                _refuse_quantised(config, source)
+                sees = _sees(config)
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
             quantization = GgufConfig(dequantize=True) if gguf_file else None
             model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
@@ -175,6 +179,8 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
             )
             if gguf_file:
                 _mend_pre_tokenizer(tokenizer, Path(source, gguf_file))
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         if options.get("local_files_only"):
             reason = "the hub could not be reached and its cache on this machine does not have the model"
@@ -185,6 +191,18 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
         raise UserError(f"cannot load {str(Path(source, gguf_file or ''))!r}: {reason}; {mend}") from error
     _settle_special_tokens(model, tokenizer.tokenizer if sees else tokenizer)
     return model, tokenizer
+
+
+def _refuse_quantised(config: PreTrainedConfig, source: str) -> None:
+    """Raises UserError for a checkpoint with packed weights, which would not be found under the names of dense ones."""
+    for part in (config, config.get_text_config()):
+        quantization = getattr(part, "quantization_config", None)
+        if quantization:
+            method = quantization.get("quant_method", "of an unknown kind")
+            raise UserError(
+                f"{source!r} is quantised ({method}): singular values need the dense weights; name the checkpoint that "
+                "it was made from, or save it dequantised"
+            )
 
 
 def _sees(config: PreTrainedConfig) -> bool:
