@@ -56,6 +56,9 @@ def test_what_a_base_that_sees_cannot_do_is_refused(library: ExpertLibrary) -> N
     model = SelfAdaptiveModel.from_pretrained(library=library, dispatch="animals")
     with pytest.raises(UserError, match="only answers here"):
         model.loglikelihood([asked("red", "Which animal?")], ["a dog"])
+    harness = pytest.importorskip("selfadapt.harness")
+    with pytest.raises(UserError, match="read text alone"):
+        harness.SelfAdaptiveLM(model)
 
 
 def test_its_experts_are_exported(run: Any, library: ExpertLibrary, tmp_path: Path) -> None:
