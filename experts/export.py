@@ -26,7 +26,7 @@ from experts.expert import PREFIX, Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.pictures import text_tokenizer
-from experts.svf.decomposition import decompose
+from experts.svf.decomposition import decompose, each_matrix
 
 # What a lossy export is measured on where the user has nothing better. Of no domain in particular.
 NEUTRAL_TEXTS = (
@@ -90,16 +90,22 @@ def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) ->
                 "this expert adapts so many singular values that its exact LoRA would be as large as the matrices; "
                 "choose a --rank, or export it merged"
             )
-    a, b, kept_energy, energy = {}, {}, 0.0, 0.0
-    for matrix, z in expert.z.items():
+
+    def best(matrix: str) -> tuple[Tensor, Tensor, float, float]:
+        """A [k, n], B [m, k], the energy they keep, and all there is."""
+        z = expert.z[matrix]
         u, s, vt = decompose(weights[matrix], len(z))
         scale = s * (z - 1).to(s)  # [r]
         largest = scale.abs().topk(min(rank or len(z), len(z))).indices.sort().values  # [k]
-        a[matrix] = vt[largest].float().cpu().contiguous()
-        b[matrix] = (u[:, largest].to(s) * scale[largest]).float().cpu().contiguous()
-        kept_energy += scale[largest].double().square().sum().item()
-        energy += scale.double().square().sum().item()
-    return Lora(a, b, kept_energy / energy if energy else 1.0)
+        a = vt[largest].float().cpu().contiguous()
+        b = (u[:, largest].to(s) * scale[largest]).float().cpu().contiguous()
+        return a, b, scale[largest].double().square().sum().item(), scale.double().square().sum().item()
+
+    a, b, kept, energies = zip(*each_matrix(best, list(expert.z), base.device), strict=True)
+    energy = sum(energies)
+    return Lora(
+        dict(zip(expert.z, a, strict=True)), dict(zip(expert.z, b, strict=True)), sum(kept) / energy if energy else 1.0
+    )
 
 
 def write_lora(folder: Path, base: PreTrainedModel, lora: Lora, expert: Expert) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from experts.errors import UserError
 from experts.expert import Expert
 from experts.fingerprint import fingerprint
-from experts.svf.decomposition import decompose
+from experts.svf.decomposition import decompose, each_matrix
 
 
 def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | None = None) -> Expert:
@@ -70,7 +70,11 @@ def compare(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel,
     """
     check_shapes(expert, trained_on, other)
     ours, theirs = expert.weights_in(trained_on), expert.weights_in(other)
-    return [_compare(matrix, z, ours[matrix], theirs[matrix], k) for matrix, z in expert.z.items()]
+
+    def of(matrix: str) -> Comparison:
+        return _compare(matrix, expert.z[matrix], ours[matrix], theirs[matrix], k)
+
+    return each_matrix(of, list(expert.z), trained_on.device)
 
 
 def check_shapes(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel) -> None:
