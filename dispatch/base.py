@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experts.engine import Chat
 from experts.mixture import Mixture
+from experts.pictures import words
 
 
 class Dispatcher(Protocol):
@@ -31,10 +32,10 @@ class Fixed:
 
 
 def question(prompt: str | Chat) -> str:
-    """What a dispatcher looks at: the prompt, or the user's last message in a chat."""
+    """What a dispatcher looks at: the prompt, or the text of the user's last message in a chat."""
     if isinstance(prompt, str):
         return prompt
-    return next((message["content"] for message in reversed(prompt) if message["role"] == "user"), "")
+    return next((words(message["content"]) for message in reversed(prompt) if message["role"] == "user"), "")
 
 
 def decide(names: Sequence[str], probabilities: Tensor, known: Tensor, soft: bool) -> Mixture:

@@ -12,7 +12,18 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from dispatch.growing_cache import growing_cache
-from experts.engine import Chat, check_context, evaluating, follow, pad, pairs, under
+from experts.engine import (
+    Chat,
+    attention_window,
+    check_context,
+    evaluating,
+    follow,
+    generate,
+    loglikelihood,
+    pad,
+    pairs,
+    under,
+)
 from experts.mixture import Mixture
 
 ROW = 512
@@ -47,6 +58,7 @@ class Population:
         batch_size: int,
     ) -> None:
         self.model, self.tokenizer, self.mixture, self.max_new_tokens = model, tokenizer, mixture, max_new_tokens
+        self.prompts, self.right = prompts, right
         heads, self.drafts = pairs(tokenizer, prompts, right)
         longest = max(
             len(head) + max(len(draft), max_new_tokens) for head, draft in zip(heads, self.drafts, strict=True)
@@ -58,11 +70,16 @@ class Population:
         # It is kept for all mixtures, which may take no more room than a batch.
         self.shared = shared[: batch_size * ROW // len(mixture)]
         self.rests = [head[len(self.shared) :] for head in heads]
+        behind = max(len(rest) + len(draft) for rest, draft in zip(self.rests, self.drafts, strict=True))
+        # Padding and dropped drafts are holes, for which a narrow window has no room.
+        self.narrow = len(self.shared) + behind + max_new_tokens > attention_window(model.config)
         self._read: DynamicCache | None = None  # what is shared, under each mixture [C]
 
     @torch.inference_mode()
     def answer(self, asked: Sequence[tuple[int, int]]) -> tuple[list[str], Tensor]:
         """For P mixtures and prompts: the mixture's greedy answer to the prompt, and log p of the right one [P]."""
+        if self.narrow:
+            return self._answer_plainly(asked)
         texts, likelihoods = [""] * len(asked), torch.zeros(len(asked))
         by_length = sorted(range(len(asked)), key=lambda place: len(self.rests[asked[place][1]]))
         with evaluating(self.model):
@@ -74,6 +91,14 @@ class Population:
                 for place, text in zip(places, written, strict=True):
                     texts[place] = text
         return texts, likelihoods
+
+    def _answer_plainly(self, asked: Sequence[tuple[int, int]]) -> tuple[list[str], Tensor]:
+        rows, examples = zip(*asked, strict=True)
+        prompts, right = ([every[example] for example in examples] for every in (self.prompts, self.right))
+        mixture = self.mixture.rows(rows)
+        most = self.max_new_tokens
+        texts = generate(self.model, self.tokenizer, prompts, max_new_tokens=most, mixture=mixture)
+        return texts, loglikelihood(self.model, self.tokenizer, prompts, right, mixture=mixture)
 
     def _behind_shared(self, rows: Sequence[int]) -> DynamicCache:
         """A cache that holds what is shared, under some of the mixtures."""

@@ -7,18 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch.base import decide, question
-from experts.engine import Chat, evaluating, follow, generate, pad, under
+from experts.engine import Chat, attention_window, evaluating, follow, generate, pad, render, under
 from experts.errors import UserError
 from experts.files import write_json
 from experts.mixture import Mixture
+from experts.pictures import text_tokenizer
 
 TEMPLATE = "Categories:\n{categories}\n\n{question}\n\nCategory?"
 MARK = "\x00"  # stands for the question while the template is cut in two
@@ -117,7 +118,7 @@ class PromptDispatcher:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
         categories: Mapping[str, str],
         *,
         expert: str | None = None,
@@ -136,13 +137,14 @@ class PromptDispatcher:
         self.soft = soft
         self.free = free
         self.batch_size = batch_size
+        text = text_tokenizer(tokenizer)
         self._before, self._after = (
-            tokenizer.encode(text, add_special_tokens=False) for text in _around(tokenizer, categories)
+            text.encode(part, add_special_tokens=False) for part in _around(tokenizer, categories)
         )
         # The end of the turn tells an answer from a longer one that begins with it.
-        end = cast(int, tokenizer.eos_token_id)
+        end = cast(int, text.eos_token_id)
         self._names, self._descriptions = (
-            [(*tokenizer.encode(answer, add_special_tokens=False), end) for answer in answers]
+            [(*text.encode(answer, add_special_tokens=False), end) for answer in answers]
             for answers in (categories.keys(), categories.values())
         )
         self._ways = _ways([*_branches(self._names), *_branches(self._descriptions)])
@@ -161,11 +163,13 @@ class PromptDispatcher:
     def scores(self, prompts: Sequence[str | Chat]) -> Tensor:
         """log p(name | prompt) and log p(description | prompt) of every expert, side by side: [B, 2K]."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        context = min(context, attention_window(self.model.config))
         room = context - len(self._before) - len(self._after) - max(map(len, self._ways))
         if room < 2:
             raise UserError(f"{len(self.categories)} categories leave no room for a question in {context} tokens")
         end = min(END, room // 2)
-        asked = (self.tokenizer.encode(question(prompt), add_special_tokens=False) for prompt in prompts)
+        text = text_tokenizer(self.tokenizer)
+        asked = (text.encode(question(prompt), add_special_tokens=False) for prompt in prompts)
         questions = [ids if len(ids) <= 2 * end else ids[:end] + ids[-end:] for ids in asked]
         scores = torch.zeros(len(prompts), 2 * len(self.categories))
         by_length = sorted(range(len(prompts)), key=lambda row: len(questions[row]))
@@ -245,8 +249,7 @@ def asking(categories: Mapping[str, str], asked: str) -> str:
     return TEMPLATE.format(categories=listed, question=asked)
 
 
-def _around(tokenizer: PreTrainedTokenizerBase, categories: Mapping[str, str]) -> list[str]:
+def _around(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, categories: Mapping[str, str]) -> list[str]:
     """The text before and after the question, from the start of the chat to where the answer begins."""
-    turn = {"role": "user", "content": asking(categories, MARK)}
-    text: Any = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    (text,) = render(tokenizer, [asking(categories, MARK)], tokenize=False)
     return text.split(MARK)

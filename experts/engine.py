@@ -12,16 +12,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     Cache,
+    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     TextIteratorStreamer,
 )
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
 from experts.mixture import Mixture
+from experts.pictures import load_pictures, refuse_pictures, text_tokenizer
 from experts.svf import SVFLinear, SVFModel
 
 Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
@@ -36,19 +39,26 @@ def as_chat(prompt: str | Chat) -> Chat:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat]) -> list[list[int]]:
-    """Token ids of each chat, up to where the assistant's answer begins."""
-    return _encode(tokenizer, prompts)["input_ids"] if prompts else []
+    """Token ids of each chat, up to where the assistant's answer begins.
+
+    Raises:
+        UserError: if a picture does not load, or there is one and the model does not see.
+    """
+    return render(tokenizer, prompts, tokenize=True, return_dict=True)["input_ids"] if prompts else []
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat], **options: Any) -> Any:
+def render(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat], **options: Any) -> Any:
+    """`apply_chat_template` for chats up to where the assistant's answer begins; raises as `tokenize` does."""
     chats = [as_chat(prompt) for prompt in prompts]
     if isinstance(tokenizer, ProcessorMixin):
         from trl.data_utils import prepare_multimodal_messages
 
-        chats = [prepare_multimodal_messages(chat) for chat in chats]  # the templates of processors want parts
-    return tokenizer.apply_chat_template(
-        cast(Any, chats), add_generation_prompt=True, tokenize=True, return_dict=True, **options
-    )
+        # The templates of processors want parts.
+        chats = [prepare_multimodal_messages(load_pictures(chat)) for chat in chats]
+    else:
+        for chat in chats:
+            refuse_pictures(chat)
+    return tokenizer.apply_chat_template(cast(Any, chats), add_generation_prompt=True, **options)
 
 
 @torch.inference_mode()
@@ -83,12 +93,7 @@ def generate(
     answers = [""] * len(ids)
     with evaluating(model):
         for rows in plan(model, [len(row) for row in ids], max_new_tokens, mixture, batch_size):
-            if isinstance(tokenizer, ProcessorMixin):
-                here = [prompts[row] for row in rows]
-                batch = _encode(tokenizer, here, padding=True, padding_side="left", return_tensors="pt")
-                batch = batch.to(model.device, model.dtype)  # the dtype is that of the pictures
-            else:
-                batch = pad(model, tokenizer, [ids[row] for row in rows])
+            batch = _batch(model, tokenizer, [prompts[row] for row in rows], [ids[row] for row in rows])
             with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
                 # [B, prompt + new]
                 output = cast(Any, model).generate(**batch, **options)
@@ -101,7 +106,7 @@ def generate(
 
 def stream(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     prompt: str | Chat,
     *,
     max_new_tokens: int,
@@ -114,8 +119,8 @@ def stream(
     """
     ids = tokenize(tokenizer, [prompt])
     check_context(model.config, len(ids[0]), max_new_tokens)
-    batch = pad(model, tokenizer, ids)
-    pieces = TextIteratorStreamer(cast(Any, tokenizer), skip_prompt=True, skip_special_tokens=True)
+    batch = _batch(model, tokenizer, [prompt], ids)
+    pieces = TextIteratorStreamer(cast(Any, text_tokenizer(tokenizer)), skip_prompt=True, skip_special_tokens=True)
 
     errors: list[BaseException] = []
     abandoned = Event()  # by the reader
@@ -181,13 +186,17 @@ def loglikelihood(
 
 
 def pairs(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat], continuations: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat], continuations: Sequence[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of each prompt, and of its continuation.
 
     Raises:
-        UserError: if the lists differ in length, or a continuation is empty.
+        UserError: if the lists differ in length, a continuation is empty, or the model sees.
     """
+    if isinstance(tokenizer, ProcessorMixin):
+        raise UserError(
+            "a vision-language model only answers here: its likelihoods, and a search that needs them, cannot be had"
+        )
     if len(prompts) != len(continuations):
         raise UserError(f"{len(prompts)} prompts need as many continuations, not {len(continuations)}")
     tails = [tokenizer.encode(text, add_special_tokens=False) for text in continuations]
@@ -263,9 +272,26 @@ def _costs(model: PeftModel, whole: bool) -> tuple[float, float]:
     return factors / base, merge / base
 
 
-def pad(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> Any:
+def pad(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, ids: list[list[int]]
+) -> Any:
     """`input_ids` and `attention_mask` [B, T] on the model's device, padded on the left."""
-    return tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+    padded = text_tokenizer(tokenizer).pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+    return padded.to(model.device)
+
+
+def _batch(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+    prompts: Sequence[str | Chat],
+    ids: list[list[int]],
+) -> Any:
+    """`pad`, and of a vision-language model the prompts' pictures."""
+    if not isinstance(tokenizer, ProcessorMixin):
+        return pad(model, tokenizer, ids)
+    padding = {"padding": True, "padding_side": "left"}
+    batch = render(tokenizer, prompts, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=padding)
+    return batch.to(model.device, model.dtype)  # the dtype is that of the pictures
 
 
 def follow(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor, cache: Cache, keep: int) -> Tensor:
@@ -297,6 +323,17 @@ def check_context(config: PreTrainedConfig, longest: int, new_tokens: int) -> No
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's context of {context}; "
             "shorten the prompt or ask for fewer new tokens"
         )
+
+
+def attention_window(config: PreTrainedConfig) -> int:
+    """How many tokens the layers that see least attend to; where all see everything, more than there ever are.
+
+    A window counts places, also those that a mask hides: only a text that fits into it may have holes.
+    """
+    layers = DynamicCache(config=config.get_text_config()).layers
+    return min(
+        (layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)), default=1 << 30
+    )
 
 
 @contextmanager

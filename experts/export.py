@@ -25,7 +25,8 @@ from experts.errors import UserError
 from experts.expert import PREFIX, Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.svf.decomposition import decompose
+from experts.pictures import text_tokenizer
+from experts.svf.decomposition import decompose, each_matrix
 
 # What a lossy export is measured on where the user has nothing better. Of no domain in particular.
 NEUTRAL_TEXTS = (
@@ -89,16 +90,22 @@ def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) ->
                 "this expert adapts so many singular values that its exact LoRA would be as large as the matrices; "
                 "choose a --rank, or export it merged"
             )
-    a, b, kept_energy, energy = {}, {}, 0.0, 0.0
-    for matrix, z in expert.z.items():
+
+    def best(matrix: str) -> tuple[Tensor, Tensor, float, float]:
+        """A [k, n], B [m, k], the energy they keep, and all there is."""
+        z = expert.z[matrix]
         u, s, vt = decompose(weights[matrix], len(z))
         scale = s * (z - 1).to(s)  # [r]
         largest = scale.abs().topk(min(rank or len(z), len(z))).indices.sort().values  # [k]
-        a[matrix] = vt[largest].float().cpu().contiguous()
-        b[matrix] = (u[:, largest].to(s) * scale[largest]).float().cpu().contiguous()
-        kept_energy += scale[largest].double().square().sum().item()
-        energy += scale.double().square().sum().item()
-    return Lora(a, b, kept_energy / energy if energy else 1.0)
+        a = vt[largest].float().cpu().contiguous()
+        b = (u[:, largest].to(s) * scale[largest]).float().cpu().contiguous()
+        return a, b, scale[largest].double().square().sum().item(), scale.double().square().sum().item()
+
+    a, b, kept, energies = zip(*each_matrix(best, list(expert.z), base.device), strict=True)
+    energy = sum(energies)
+    return Lora(
+        dict(zip(expert.z, a, strict=True)), dict(zip(expert.z, b, strict=True)), sum(kept) / energy if energy else 1.0
+    )
 
 
 def write_lora(folder: Path, base: PreTrainedModel, lora: Lora, expert: Expert) -> None:
@@ -182,11 +189,12 @@ def log_likelihood(
     A text follows the tokenizer's begin (or end) token and every token of it counts, which is lm-eval's
     `loglikelihood_rolling`.
     """
-    begin = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+    text_alone = text_tokenizer(tokenizer)
+    begin = [token for token in (text_alone.bos_token_id, text_alone.eos_token_id) if token is not None][:1]
     total, tokens = 0.0, 0
     with evaluating(model):
         for text in texts:
-            ids = torch.tensor([[*begin, *tokenizer(text)["input_ids"]]], device=model.device)  # [1, T]
+            ids = torch.tensor([[*begin, *text_alone(text)["input_ids"]]], device=model.device)  # [1, T]
             check_context(model.config, ids.shape[1], 0)
             logits = model(input_ids=ids).logits[0, :-1].float()  # [T − 1, V]
             total -= F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()

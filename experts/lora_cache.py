@@ -29,7 +29,7 @@ from experts.export import Lora, fixed_expert, save_lora
 from experts.files import atomic_folder
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.svf.decomposition import decompose
+from experts.svf.decomposition import decompose, each_matrix
 
 PREFIX = "mix:"
 
@@ -97,12 +97,14 @@ class LoraCache:
         for expert in experts.values():
             weights |= expert.weights_in(base)
         self._conv1d = any(isinstance(base.get_submodule(matrix), Conv1D) for matrix in weights)
-        self._vt: dict[str, Tensor] = {}  # matrix → [r, n]
-        self._us: dict[str, Tensor] = {}  # matrix → U diag(s) [m, r]
-        for matrix, weight in weights.items():
+
+        def shared(matrix: str) -> tuple[Tensor, Tensor]:
+            """Vᵀ [r, n] and U diag(s) [m, r]."""
             r = max(len(expert.z.get(matrix, ())) for expert in experts.values())
-            u, s, vt = (factor.float().cpu() for factor in decompose(weight, r))
-            self._vt[matrix], self._us[matrix] = vt, u * s
+            u, s, vt = (factor.float().cpu() for factor in decompose(weights[matrix], r))
+            return vt, u * s
+
+        self._factors = dict(zip(weights, each_matrix(shared, list(weights), base.device), strict=True))
         self._folder = TemporaryDirectory(prefix="selfadapt-loras-")
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._held: Counter[str] = Counter()
@@ -112,7 +114,7 @@ class LoraCache:
     @property
     def matrices(self) -> list[str]:
         """The names of all matrices that an expert of the library adapts."""
-        return list(self._vt)
+        return list(self._factors)
 
     @contextmanager
     def hold(self, mixture: Mixture) -> Iterator[list[Adapter | None]]:
@@ -153,8 +155,8 @@ class LoraCache:
 
     def _lora(self, mixture: Mixture) -> Lora:
         z = fixed_expert(self.library, mixture).z
-        a = {matrix: self._vt[matrix][: len(of_matrix)].contiguous() for matrix, of_matrix in z.items()}
-        b = {matrix: self._us[matrix][:, : len(of_matrix)] * (of_matrix - 1) for matrix, of_matrix in z.items()}
+        a = {matrix: self._factors[matrix][0][: len(of_matrix)].contiguous() for matrix, of_matrix in z.items()}
+        b = {matrix: self._factors[matrix][1][:, : len(of_matrix)] * (of_matrix - 1) for matrix, of_matrix in z.items()}
         return Lora(a, b)
 
     def _make_room(self) -> None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from experts.errors import UserError
 from experts.expert import Expert
 from experts.fingerprint import fingerprint
-from experts.svf.decomposition import decompose
+from experts.svf.decomposition import decompose, each_matrix
 from experts.training.parametrization import effective_z
 
 INDEXED = re.compile(r"learnable_params_module_list\.(\d+)")
@@ -43,17 +43,17 @@ def import_expert(path: Path, base: PreTrainedModel, base_name: str, description
         if "mlp" in key and key.endswith(".weight") and weight.ndim == 2
     }
     vectors = _by_matrix(path, _read(path), list(weights))
-    z = {}
     for matrix, p in vectors.items():
-        s = decompose(weights[matrix]).s
-        if p.shape != s.shape:
+        r = min(weights[matrix].shape)
+        if p.shape != (r,):
             raise UserError(
-                f"{path} has {list(p.shape)} values for {matrix}, which has {len(s)} singular values; "
+                f"{path} has {list(p.shape)} values for {matrix}, which has {r} singular values; "
                 "is this the base it was trained on?"
             )
         if not torch.isfinite(p).all():
             raise UserError(f"{path} is damaged and was not loaded: what it has for {matrix} is not finite")
-        z[matrix] = effective_z(p.float(), s.float().cpu())
+    spectra = each_matrix(lambda matrix: decompose(weights[matrix]).s.float().cpu(), list(vectors), base.device)
+    z = {matrix: effective_z(p.float(), s) for (matrix, p), s in zip(vectors.items(), spectra, strict=True)}
     return Expert(z, base_name, fingerprint(base), description)
 
 

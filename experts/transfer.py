@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from experts.errors import UserError
 from experts.expert import Expert
 from experts.fingerprint import fingerprint
-from experts.svf.decomposition import decompose
+from experts.svf.decomposition import decompose, each_matrix
 
 
 def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | None = None) -> Expert:
@@ -26,7 +26,8 @@ def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | N
         shuffled: a seed; z is permuted within each matrix, the control that should not work.
 
     Raises:
-        UserError: if the shapes do not fit, or the expert is one of this base already.
+        UserError: if the base lacks a matrix or one is too small, or the expert is one of this base already. Whether
+            the shapes are the same, `check_shapes` tells.
     """
     expert.weights_in(base)
     found = fingerprint(base)
@@ -67,14 +68,24 @@ def compare(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel,
     Raises:
         UserError: if the expert does not fit a base, or a matrix has not the same shape in both.
     """
+    check_shapes(expert, trained_on, other)
     ours, theirs = expert.weights_in(trained_on), expert.weights_in(other)
-    comparisons = []
-    for matrix, z in expert.z.items():
+
+    def of(matrix: str) -> Comparison:
+        return _compare(matrix, expert.z[matrix], ours[matrix], theirs[matrix], k)
+
+    return each_matrix(of, list(expert.z), trained_on.device)
+
+
+def check_shapes(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Raises UserError if a matrix that an expert adapts has not the same shape in two bases, of whatever weights."""
+    ours, theirs = expert.weights_in(trained_on), expert.weights_in(other)
+    for matrix in expert.z:
         if ours[matrix].shape != theirs[matrix].shape:
             shapes = " and ".join(str(list(weights[matrix].shape)) for weights in (ours, theirs))
-            raise UserError(f"{matrix} has the shapes {shapes}; only bases of the same shapes can be compared")
-        comparisons.append(_compare(matrix, z, ours[matrix], theirs[matrix], k))
-    return comparisons
+            raise UserError(
+                f"{matrix} has the shapes {shapes}; experts go from base to base only where shapes are alike"
+            )
 
 
 def _compare(matrix: str, z: Tensor, ours: Tensor, theirs: Tensor, k: int) -> Comparison:

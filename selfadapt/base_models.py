@@ -77,6 +77,20 @@ def load_config(name: str = BUILT_IN) -> PreTrainedConfig:
         raise UserError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
 
 
+def load_shapes(name: str = BUILT_IN) -> PreTrainedModel:
+    """A base on the meta device: every parameter has its shape, and none a value.
+
+    Raises:
+        UserError: as `load_config` does.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = load_config(name)
+    with torch.device("meta"):
+        return (AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM).from_config(config)
+
+
 def _device(device: torch.device | str | None) -> torch.device:
     import torch
 
@@ -148,13 +162,24 @@ def _hub_answers(name: str) -> bool:
 def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`from_pretrained` for both halves; `options` as `_locate` gives them."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GgufConfig
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+        GgufConfig,
+    )
 
     gguf_file = options.get("gguf_file")
     try:
         # A download keeps its progress bars.
         with nullcontext() if "local_files_only" in options else _no_progress_bars():
-            sees = not gguf_file and _sees(source, **options)
+            sees = False
+            if not gguf_file:
+                config = AutoConfig.from_pretrained(source, **options)
+                _refuse_quantised(config, source)
+                sees = _sees(config)
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
             quantization = GgufConfig(dequantize=True) if gguf_file else None
             model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
@@ -162,6 +187,8 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
             )
             if gguf_file:
                 _mend_pre_tokenizer(tokenizer, Path(source, gguf_file))
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         if options.get("local_files_only"):
             reason = "the hub could not be reached and its cache on this machine does not have the model"
@@ -174,16 +201,27 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
     return model, tokenizer
 
 
-def _sees(source: str, **options: Any) -> bool:
-    """Whether the checkpoint is of a vision-language model, and of none that transformers also has as text alone."""
-    from transformers import AutoConfig
+def _refuse_quantised(config: PreTrainedConfig, source: str) -> None:
+    """Raises UserError for a checkpoint with packed weights, which would not be found under the names of dense ones."""
+    for part in (config, config.get_text_config()):
+        quantization = getattr(part, "quantization_config", None)
+        if quantization:
+            method = quantization.get("quant_method", "of an unknown kind")
+            raise UserError(
+                f"{source!r} is quantised ({method}): singular values need the dense weights; name the checkpoint that "
+                "it was made from, or save it dequantised"
+            )
+
+
+def _sees(config: PreTrainedConfig) -> bool:
+    """Whether it is of a vision-language model, and of none that transformers also has as text alone."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     )
 
-    config = type(AutoConfig.from_pretrained(source, **options))
-    return config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config not in MODEL_FOR_CAUSAL_LM_MAPPING
+    kind = type(config)
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 @contextmanager

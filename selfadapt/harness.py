@@ -21,7 +21,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, ProcessorMixin
 
 from experts.engine import under
 from experts.errors import UserError, unknown
@@ -78,6 +78,8 @@ class SelfAdaptiveLM(HFLM):
         else:
             # lm-eval reads "dispatch=none" in a string of arguments as None.
             self.two_pass = _load(pretrained, library, dispatch or "none", dtype, device)
+        if isinstance(self.two_pass.tokenizer, ProcessorMixin):
+            raise UserError("lm-eval's tasks are put to bases that read text alone, not to a vision-language model")
         # HFLM warns that it ignores arguments where the model is there already; it gets none that it would ignore.
         logger = logging.getLogger(HFLM.__module__)
         level = logger.level

@@ -24,6 +24,7 @@ from experts.errors import UserError
 from experts.library import ExpertLibrary
 from experts.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.mixture import Mixture
+from experts.pictures import words
 from selfadapt.base_models import load_base
 from selfadapt.two_pass import find_library
 
@@ -119,15 +120,9 @@ def _prompt(request: Mapping[str, Any]) -> str | Chat:
     if isinstance(request.get("prompt"), str):
         return request["prompt"]
     try:
-        return [{"role": message["role"], "content": _text(message["content"])} for message in request["messages"]]
+        return [{"role": message["role"], "content": words(message["content"])} for message in request["messages"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"the model {AUTO!r} needs messages, or one text as its prompt: it reads them") from error
-
-
-def _text(content: Any) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
 async def _body(receive: Receive) -> bytes:

@@ -18,12 +18,17 @@ from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from experts.errors import UserError
 from experts.files import cache_folder
@@ -36,6 +41,12 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CHAT_WITH_PICTURES = (
+    "{% for message in messages %}<|im_start|>{% for part in message['content'] %}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 USER_CACHE = cache_folder()
 
 
@@ -112,6 +123,42 @@ def tiny_model(tiny_tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def seeing(tiny_tokenizer: PreTrainedTokenizerBase) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    """A tiny random LLaVA-NeXT and its processor; a picture has 8 × 8 dots."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer._tokenizer, **tiny_tokenizer.special_tokens_map)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.chat_template = CHAT_WITH_PICTURES
+    pictures = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, image_grid_pinpoints=[[8, 8]]
+    )
+    processor = LlavaNextProcessor(
+        pictures,
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_WITH_PICTURES,
+        num_additional_image_tokens=1,
+    )
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text = LlamaConfig(**SMALL, **ends, vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.2)
+    config = LlavaNextConfig(
+        text_config=text,
+        vision_config=CLIPVisionConfig(**SMALL, image_size=8, patch_size=4, initializer_range=0.2),
+        image_token_index=len(tokenizer) - 1,
+        image_grid_pinpoints=[[8, 8]],
+        vision_feature_layer=-1,
+        image_seq_length=4,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlavaNextForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.mul_(10)  # a picture speaks as loud as a word
+    model.generation_config.update(pad_token_id=0, eos_token_id=2)
+    return model, processor
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,33 +13,14 @@ import torch
 from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError, unknown
+from experts.svf.decomposition import each_matrix
 from experts.svf.layer import LayerMixture, SVFLinear
 
 logger = logging.getLogger(__name__)
-
-
-def decompose_layers(layers: Sequence[SVFLinear]) -> None:
-    """Gives every layer its factors, with a progress bar where a person is watching.
-
-    On a CPU each core takes matrices of its own: LAPACK spread over busy cores is 20 to 100 times slower.
-    """
-    on_cpu = all(layer.base_layer.weight.device.type == "cpu" for layer in layers)
-    threads = torch.get_num_threads()
-    workers = threads if on_cpu else 1
-    if on_cpu:
-        torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            work = pool.map(SVFLinear.decompose, layers)
-            for _ in tqdm(work, "decomposing", total=len(layers), unit="matrix", leave=False, disable=None):
-                pass
-    finally:
-        torch.set_num_threads(threads)
 
 
 class SVFModel(BaseTuner):
@@ -65,7 +45,8 @@ class SVFModel(BaseTuner):
         fused = [name for name, module in model.named_modules() if fused_matrices(module)]
         if fused and everywhere:
             logger.warning("all-linear leaves out %d modules of fused experts, such as %s", len(fused), fused[0])
-        decompose_layers([module for module in model.modules() if isinstance(module, SVFLinear)])
+        layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+        each_matrix(SVFLinear.decompose, layers, layers[0].base_layer.weight.device)
 
     @contextmanager
     def mixed(

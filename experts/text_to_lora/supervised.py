@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
-from experts.svf.decomposition import Factors, decompose
+from experts.svf.decomposition import Factors, decompose, each_matrix
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Example, PromptStyle, Rounds, make_example, pad_examples, token_losses
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank
 from experts.text_to_lora.rows import adapted_rows
+from experts.text_to_lora.shapes import Matrix
 from experts.text_to_lora.tasks import Task
 
 
@@ -159,8 +160,11 @@ def _mean_square(written: Mapping[str, Any]) -> Tensor:
 def base_factors(base: nn.Module, network: AdapterNetwork) -> dict[str, Factors]:
     """U, s and Vᵀ of the matrices that a network writes z for; seconds where they are not in the cache."""
     rank = getattr(network.spec.output, "rank", None)
-    factors = {}
-    for matrix in network.spec.matrices:
+
+    def of(matrix: Matrix) -> Factors:
         module: Any = base.get_submodule(matrix.name)
-        factors[matrix.name] = decompose(module.weight.T if isinstance(module, Conv1D) else module.weight, rank)
-    return factors
+        return decompose(module.weight.T if isinstance(module, Conv1D) else module.weight, rank)
+
+    matrices = network.spec.matrices
+    factors = each_matrix(of, matrices, next(base.parameters()).device)
+    return {matrix.name: found for matrix, found in zip(matrices, factors, strict=True)}

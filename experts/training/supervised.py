@@ -17,7 +17,14 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from experts.domains.base import Domain
@@ -145,8 +152,10 @@ def make_next_token_trainer(
     """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
 
     Raises:
-        UserError: as `trainer_arguments` and `token_rows` do.
+        UserError: as `trainer_arguments` and `token_rows` do, or if the base sees.
     """
+    if isinstance(tokenizer, ProcessorMixin):
+        raise UserError("objective: next_token reads text alone; a vision-language model is trained by reinforce")
     args = TrainingArguments(
         **trainer_arguments(options, base, options.sequences_per_step, "sequences_per_step", folder),
         include_num_input_tokens_seen="non_padding",

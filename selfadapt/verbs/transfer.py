@@ -36,7 +36,7 @@ def transfer(
     from experts import transfer as transfers
     from experts.errors import UserError
     from experts.library import refuse_other_base
-    from selfadapt.base_models import load_base
+    from selfadapt.base_models import load_base, load_shapes
     from selfadapt.two_pass import find_expert
 
     if output is None and not compare:
@@ -44,14 +44,15 @@ def transfer(
     if output is not None and output.exists():
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
     trained = find_expert(expert, library, model)
+    own = model or trained.base
+    if own is None:
+        raise UserError(f"the expert {expert} does not say which base it was trained on; name it with --model")
     other, _ = load_base(to)
+    transfers.check_shapes(trained, load_shapes(own), other)
     moved = transfers.transfer(trained, other, to, shuffled)
     document: dict[str, object] = {"from": trained.fingerprint, "to": moved.fingerprint, "shuffled": shuffled}
     lines = []
     if compare:
-        own = model or trained.base
-        if own is None:
-            raise UserError(f"the expert {expert} does not say which base it was trained on; name it with --model")
         base, _ = load_base(own)
         if trained.fingerprint is not None:
             refuse_other_base(f"the expert {expert}", trained.fingerprint, base)

@@ -54,7 +54,8 @@ def test_the_imported_expert_makes_the_same_weights(policy: Policy, tiny_model: 
         layer = model.base_model.model.get_submodule(key.removesuffix(".weight"))
         assert isinstance(layer, SVFLinear)
         found = layer.merge_delta(layer.delta(["default"]).detach())
-        torch.testing.assert_close(found.double(), composed(layer.pristine_weight, p), atol=1e-5, rtol=1e-4)
+        # Directions whose singular values are almost equal are mixed a little by rounding, more on some processors.
+        torch.testing.assert_close(found.double(), composed(layer.pristine_weight, p), atol=1e-4, rtol=1e-3)
 
 
 def test_uniform_p_is_the_base(tiny_model: Any, tmp_path: Path) -> None:

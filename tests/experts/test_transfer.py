@@ -14,7 +14,7 @@ from experts.errors import UserError
 from experts.expert import read_config
 from experts.fingerprint import fingerprint
 from experts.library import load_expert
-from experts.transfer import Comparison, compare, transfer
+from experts.transfer import Comparison, check_shapes, compare, transfer
 
 UP = "model.layers.0.mlp.up_proj"
 MATRICES = (UP, "model.layers.1.self_attn.k_proj")
@@ -124,6 +124,8 @@ def test_what_cannot_be_transferred_is_refused(expert: Expert, tiny_model: Any) 
     wider.get_submodule(UP).weight.data = torch.randn(64, 32)
     with pytest.raises(UserError, match=r"shapes \[48, 32\] and \[64, 32\]"):
         compare(expert, tiny_model, wider)
+    with pytest.raises(UserError, match="only where shapes are alike"):
+        check_shapes(expert, tiny_model.to("meta"), wider)
     del wider.model.layers[1]
     with pytest.raises(UserError, match="no linear layer of the base"):
         transfer(expert, wider, "wider")

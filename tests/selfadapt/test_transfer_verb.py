@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ def test_transfer_writes_and_compares(run: Any, expert: Path, other: Path, tmp_p
     assert [row.split()[0] for row in rows] == [*Expert.read(expert).z, "mean"]
 
 
+@pytest.fixture
+def wider(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    config = copy.deepcopy(tiny_model.config)
+    config.intermediate_size = 64
+    type(tiny_model)(config).save_pretrained(tmp_path / "wider")
+    tiny_tokenizer.save_pretrained(tmp_path / "wider")
+    return tmp_path / "wider"
+
+
+@pytest.mark.usefixtures("expert", "other", "wider")
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -51,10 +62,12 @@ def test_transfer_writes_and_compares(run: Any, expert: Path, other: Path, tmp_p
         (["--to", "tiny"], "nothing to do"),
         (["--to", "tiny", "--output", "moved"], "belongs to this base already"),
         (["--to", "other", "--output", "sums"], "exists already"),
+        (["--to", "wider", "--output", "moved"], "up_proj has the shapes [48, 32] and [64, 32]"),
+        (["--to", "other", "--output", "moved", "--model", "gone/far/away"], "no such folder: gone/far/away"),
     ],
 )
 def test_a_mistake_is_one_line(
-    run: Any, expert: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+    run: Any, expert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run("transfer", expert, *args)

@@ -66,8 +66,8 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def make_base(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name][0])
+def make_base(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name][0] | changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experts.svf import decomposition
-from experts.svf.decomposition import decompose
+from experts.svf.decomposition import decompose, each_matrix
 
 
 @pytest.fixture
@@ -122,3 +122,13 @@ def test_a_weight_without_finite_values_is_refused(cache: Path) -> None:
 def test_the_factors_keep_the_weights_dtype_and_s_is_precise(cache: Path) -> None:
     u, s, vt = decompose(weight().bfloat16())
     assert (u.dtype, s.dtype, vt.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+
+
+def test_each_matrix_keeps_the_order_and_gives_the_threads_back(cache: Path) -> None:
+    threads = torch.get_num_threads()
+    matrices = [weight(seed) for seed in range(5)]
+    spectra = each_matrix(lambda w: decompose(w).s, matrices, torch.device("cpu"))
+    assert all(torch.equal(s, decompose(w).s) for s, w in zip(spectra, matrices, strict=True))
+    with pytest.raises(ValueError, match="NaN"):
+        each_matrix(decompose, [weight() * float("nan")], torch.device("cpu"))
+    assert torch.get_num_threads() == threads

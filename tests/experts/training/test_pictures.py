@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-import transformers
 import yaml
 from datasets import Dataset
 from peft import get_peft_model
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers import ProcessorMixin
 
 from experts import Expert, ExpertLibrary, Mixture
 from experts.domains import text_of
@@ -27,13 +24,6 @@ from experts.training.reinforce import Reinforce
 from experts.training.run import train_expert
 from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.recipes import read_recipe, train_recipe
-
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{% for part in message['content'] %}"
-    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
-)
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def solid(colour: str) -> Image.Image:
@@ -65,44 +55,6 @@ class Colours:
             sum((ord(letter) < 80) == (right == "1") for letter in text) / max(len(text), 1)
             for text, right in zip(texts, answer, strict=True)
         ]
-
-
-@pytest.fixture
-def seeing(tiny_tokenizer: Any) -> tuple[Any, Any]:
-    """A tiny random LLaVA-NeXT and its processor."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer._tokenizer, **tiny_tokenizer.special_tokens_map)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.chat_template = TEMPLATE
-    pictures = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, image_grid_pinpoints=[[8, 8]]
-    )
-    processor = transformers.LlavaNextProcessor(
-        pictures,
-        tokenizer,
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        chat_template=TEMPLATE,
-        num_additional_image_tokens=1,
-    )
-    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    text = transformers.LlamaConfig(
-        **SMALL, **ends, vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.2
-    )
-    config = transformers.LlavaNextConfig(
-        text_config=text,
-        vision_config=transformers.CLIPVisionConfig(**SMALL, image_size=8, patch_size=4, initializer_range=0.2),
-        image_token_index=len(tokenizer) - 1,
-        image_grid_pinpoints=[[8, 8]],
-        vision_feature_layer=-1,
-        image_seq_length=4,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.LlavaNextForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        model.model.multi_modal_projector.linear_2.weight.mul_(10)  # a picture speaks as loud as a word
-    model.generation_config.update(pad_token_id=0, eos_token_id=2)
-    return model, processor
 
 
 def test_the_reward_rises_for_who_sees_the_picture(seeing: tuple[Any, Any], tmp_path: Path) -> None:

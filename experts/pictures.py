@@ -1,0 +1,58 @@
+"""Pictures in chats: the content of a message may be parts, {"type": "image", "image": …} or {"type": "text", …}."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_utils import load_image
+
+from experts.errors import UserError
+
+
+def words(content: Any) -> str:
+    """The text of a message's content: what is left of it without the pictures.
+
+    >>> words([{"type": "image", "image": "1.png"}, {"type": "text", "text": "What is it?"}])
+    'What is it?'
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
+def load_pictures(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The chat with its pictures opened, which may be PIL images, files, addresses or base64.
+
+    Raises:
+        UserError: if one does not load.
+    """
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [_loaded(part) for part in message["content"]]}
+        for message in chat
+    ]
+
+
+def refuse_pictures(chat: list[dict[str, Any]]) -> None:
+    """Raises UserError if a chat that is for a model without eyes has a picture."""
+    for message in chat:
+        content = message["content"]
+        if not isinstance(content, str) and any(part["type"] == "image" for part in content):
+            raise UserError("this base reads text alone, and a prompt has a picture; choose a vision-language model")
+
+
+def text_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> PreTrainedTokenizerBase:
+    """What reads the text: of a processor its tokenizer."""
+    return cast(Any, tokenizer).tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
+
+
+def _loaded(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image":
+        return part
+    try:
+        return {**part, "image": load_image(part["image"])}
+    except Exception as error:  # of the file system, of decoders, and of whatever fetches an address
+        said = f"{part['image']!r:.80}" if "image" in part else "a part of type image has no 'image'"
+        raise UserError(f"a picture does not load: {said}; give a file, an address or a PIL image") from error
