@@ -23,7 +23,6 @@ from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Example, PromptStyle, Rounds, make_example, pad_examples, token_losses
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank
 from experts.text_to_lora.rows import adapted_rows
-from experts.text_to_lora.shapes import Matrix
 from experts.text_to_lora.tasks import Task
 
 
@@ -160,11 +159,10 @@ def _mean_square(written: Mapping[str, Any]) -> Tensor:
 def base_factors(base: nn.Module, network: AdapterNetwork) -> dict[str, Factors]:
     """U, s and Vᵀ of the matrices that a network writes z for; seconds where they are not in the cache."""
     rank = getattr(network.spec.output, "rank", None)
-
-    def of(matrix: Matrix) -> Factors:
+    weights: dict[str, Tensor] = {}
+    for matrix in network.spec.matrices:
         module: Any = base.get_submodule(matrix.name)
-        return decompose(module.weight.T if isinstance(module, Conv1D) else module.weight, rank)
-
-    matrices = network.spec.matrices
-    factors = each_matrix(of, matrices, next(base.parameters()).device)
-    return {matrix.name: found for matrix, found in zip(matrices, factors, strict=True)}
+        weights[matrix.name] = module.weight.T if isinstance(module, Conv1D) else module.weight
+    device = next(iter(weights.values())).device
+    factors = each_matrix(lambda weight: decompose(weight, rank), list(weights.values()), device)
+    return dict(zip(weights, factors, strict=True))
