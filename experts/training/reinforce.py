@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftConfig, PeftType
@@ -177,7 +177,10 @@ class ReinforceTrainer(RLOOTrainer):
         ids = pad(once, padding_value=self._tokenizer.pad_token_id, padding_side="left")
         mask = pad([torch.ones_like(prompt) for prompt in once], padding_value=0, padding_side="left")
         with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs
+            self.model_wrapped,
+            self.accelerator,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=cast(Any, self.args.gradient_checkpointing_kwargs),
         ) as model:
             completions = sample(model, ids, mask, samples, self.generation_config)
         ends = torch.isin(completions, torch.tensor(self.eos_token_ids, device=completions.device))

@@ -43,15 +43,13 @@ def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, sha
         kept = torch.arange(-length - 1, -1, device=ids.device)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         return model(**inputs, logits_to_keep=kept, use_cache=False).logits
-    cache.batch_select_indices(of_row)
-    logits = model(
-        input_ids=ids[:, -length:-1],
-        attention_mask=mask[:, :-1],
-        position_ids=positions[:, -length:-1],
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    return torch.cat([first_logits[of_row], logits], 1)
+    logits = [first_logits[of_row]]
+    if length > 1:
+        cache.batch_select_indices(of_row)
+        inputs = {"input_ids": ids[:, -length:-1], "attention_mask": mask[:, :-1]}
+        inputs["position_ids"] = positions[:, -length:-1]
+        logits.append(model(**inputs, past_key_values=cache, use_cache=True).logits)
+    return torch.cat(logits, 1)
 
 
 @torch.no_grad()

@@ -50,18 +50,20 @@ def prompts() -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def test_likelihoods_and_gradients(model: Any, prompts: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("length", [C, 1])
+def test_likelihoods_and_gradients(model: Any, prompts: tuple[Tensor, Tensor], length: int) -> None:
     ids, mask = (each.repeat_interleave(S, 0) for each in prompts)
-    completions = torch.randint(2, 64, (P * S, C), generator=torch.Generator().manual_seed(2))
+    completions = torch.randint(2, 64, (P * S, length), generator=torch.Generator().manual_seed(2))
     ids = torch.cat([ids, completions], 1)
     mask = torch.cat([mask, torch.ones_like(completions)], 1)
-    mask[5, -2:] = 0  # a sample that ended
+    if length > 2:
+        mask[5, -2:] = 0  # a sample that ended
     zs = [p for p in model.parameters() if p.requires_grad]
 
     def logps_and_gradients(share: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits = completion_logits(model, ids, mask, C, share=share)
-        assert logits.shape == (P * S, C, 64)
-        logps = logits.log_softmax(-1).gather(-1, completions[..., None])[..., 0] * mask[:, -C:]
+        logits = completion_logits(model, ids, mask, length, share=share)
+        assert logits.shape == (P * S, length, 64)
+        logps = logits.log_softmax(-1).gather(-1, completions[..., None])[..., 0] * mask[:, -length:]
         return logps, torch.autograd.grad((logps.sum(1) * torch.arange(P * S)).sum(), zs, materialize_grads=True)
 
     (alone, wanted), (shared, got) = logps_and_gradients(False), logps_and_gradients(True)
