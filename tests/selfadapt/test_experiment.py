@@ -139,6 +139,10 @@ def test_overlay_keeps_what_it_is_not_told_to_change() -> None:
         ({"dispatchers": ["lora"]}, "lora is a dispatcher, and no name for a method"),
         ({"unseen": {"sums": RECIPE}}, "sums is trained on, and so not unseen"),
         ({"unseen": {"x": {**RECIPE, "model": "other"}}}, "one experiment has one base, not other and smollm2-135m"),
+        (
+            {"unseen": {"x": {**RECIPE, "dtype": "bfloat16"}}},
+            "one experiment has one base, not smollm2-135m and smollm2-135m in bfloat16",
+        ),
         ({"quick": {"methods": {"ia3": None}}}, "quick: methods: unknown field 'ia3'"),
         ({"quick": None}, "has no quick block"),
     ],
