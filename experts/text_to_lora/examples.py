@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from experts.engine import Chat, tokenize
+from experts.engine import Chat, last, tokenize
 from experts.text_to_lora.tasks import Instance, Task
 
 
@@ -84,9 +84,7 @@ def token_losses(
         noise = torch.zeros_like(embedded).uniform_(-1, 1) * neftune_alpha / (lengths * embedded.shape[-1]).sqrt()
         inputs["inputs_embeds"] = embedded + noise.to(embedded.dtype)
     longest = int((batch["labels"] != -100).sum(1).max())
-    # Indices and not a number: a slice of hidden states is not contiguous, and the head slower for it.
-    kept = torch.arange(-longest - 1, -1, device=batch["labels"].device)
-    logits = base(**inputs, logits_to_keep=kept, use_cache=False).logits  # [B, longest, V]
+    logits = base(**inputs, logits_to_keep=last(longest + 1)[:-1], use_cache=False).logits  # [B, longest, V]
     labels = batch["labels"][:, -longest:]
     losses = F.cross_entropy(
         logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100, label_smoothing=label_smoothing

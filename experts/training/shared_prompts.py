@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from experts.engine import last
+
 
 def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor]:
     """The keys and values of prompts [P, L], padded on the left, and the logits [P, 1, V] of what comes next.
@@ -20,8 +22,7 @@ def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Te
     None in place of a cache that cannot be shared, because it holds recurrent states.
     """
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    last = torch.tensor([-1], device=ids.device)  # and not the number 1: the head is slow on a slice
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last)
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last(1))
     cache = output.get("past_key_values")
     shared = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
     return (cache if shared and cache.get_seq_length() == ids.shape[1] else None), output.logits
@@ -40,9 +41,8 @@ def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, sha
         firsts = torch.searchsorted(of_row, torch.arange(len(prompts), device=ids.device))  # [P]
         cache, first_logits = read(model, prompts, mask[firsts, :-length])
     if cache is None:
-        kept = torch.arange(-length - 1, -1, device=ids.device)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        return model(**inputs, logits_to_keep=kept, use_cache=False).logits
+        return model(**inputs, logits_to_keep=last(length + 1)[:-1], use_cache=False).logits
     logits = [first_logits[of_row]]
     if length > 1:
         cache.batch_select_indices(of_row)
