@@ -43,7 +43,7 @@ class Result:
     network: Path
     parameters: int
     validations: dict[int, float]
-    """Step → loss on what was held out. Step 0 is the untrained network: in supervised training, the base."""
+    """Step → validation loss. Step 0 is the untrained network: in supervised training, the base."""
     best_step: int
     train_seconds: float
 
@@ -114,11 +114,12 @@ def train_network(
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Result:
-    """Trains, keeps the network that was best on the held-out items, writes it.
+    """Trains, keeps the network that was best in validation, writes it.
 
     Args:
         objective: the network (possibly wrapped) and a batch → the loss.
         train: one item for each instance of each step, in order.
+        validation: the items that choose the best step.
         output: the network's folder; must not exist.
         recipe: what the model card says of where the network comes from.
         resume: go on from `<output>.unfinished/`, with the result of an uninterrupted run.
@@ -234,13 +235,15 @@ def _arguments(
 def _card(result: Result, writer: TextToAdapter, recipe: Mapping[str, Any]) -> str:
     config = writer.network.spec
     validations = "\n".join(f"| {step} | {loss:.4f} |" for step, loss in result.validations.items())
+    # A network that learned to write LoRAs back has not seen the base's weights.
+    which = f" (fingerprint `{config.fingerprint}`)" if config.fingerprint else ""
     return f"""# {result.network.name}
 
 A text-to-adapter network (arXiv 2506.06105): {result.parameters:,} parameters that write adapters for the base
-`{config.base}` (fingerprint `{config.fingerprint}`) and for no other, from descriptions read by `{config.encoder}`.
-Trained for {result.train_seconds / 60:.1f} minutes; the step ({result.best_step}) is the best on what was held out.
+`{config.base}`{which} and for no other, from descriptions read by `{config.encoder}`.
+Trained for {result.train_seconds / 60:.1f} minutes; step {result.best_step} has the lowest validation loss.
 
-| step | loss on what was held out |
+| step | validation loss |
 |---|---|
 {validations}
 

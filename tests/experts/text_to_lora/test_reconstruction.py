@@ -67,7 +67,9 @@ def make(folder: Path, encoder: Any, options: Reconstruction, size: Any = "L") -
     targets = read_targets(folder)
     output = replace(targets.output, size=size) if isinstance(targets.output, Lora) else targets.output
     normalised = options.loss == "normalised"
-    writer = TextToAdapter.untrained(output, MATRICES, encoder, normalised=normalised, dropout=0.0)
+    writer = TextToAdapter.untrained(
+        output, MATRICES, encoder, fingerprint=targets.fingerprint, normalised=normalised, dropout=0.0
+    )
     library = Library(targets, writer.network, embedded_descriptions(targets, DESCRIPTIONS, encoder))
     if normalised:
         library.normalise(writer.network, [0, 1, 2])
@@ -113,6 +115,7 @@ def test_the_library_comes_back_from_its_descriptions(kind: str, loss: Any, enco
         recipe={},
     )
     assert result.validations[300] < 0.15 * result.validations[0]
+    assert ("fingerprint" in (tmp_path / "network" / "README.md").read_text()) == (kind == "svf")
     again = TextToAdapter.from_pretrained(tmp_path / "network", encoder=encoder)
     for row, name in enumerate(targets.names):
         for text in DESCRIPTIONS[name]:
