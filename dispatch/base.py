@@ -15,7 +15,7 @@ from experts.pictures import words
 
 
 class Dispatcher(Protocol):
-    """Prompts in, mixture out. Abstaining is a row of zeros: the base answers."""
+    """Prompts in, mixture out. Abstaining is a row of zeros: the base answers. Several threads may ask at once."""
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
         """One row of weights a prompt, α ≥ 0 and Σα ≤ 1; a prompt's row does not depend on the other prompts."""

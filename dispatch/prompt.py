@@ -175,9 +175,10 @@ class PromptDispatcher:
         by_length = sorted(range(len(prompts)), key=lambda row: len(questions[row]))
         with evaluating(self.model), under(self.model, self.reader):
             if self._prefix is None:
-                self._prefix = DynamicCache(config=self.model.config.get_text_config())
+                prefix = DynamicCache(config=self.model.config.get_text_config())
                 before = torch.tensor([self._before], device=self.model.device)
-                follow(self.model, before, torch.ones_like(before), self._prefix, keep=1)
+                follow(self.model, before, torch.ones_like(before), prefix, keep=1)
+                self._prefix = prefix  # whole, for other threads see it from now on
             for start in range(0, len(by_length), self.batch_size):
                 rows = by_length[start : start + self.batch_size]
                 scores[rows] = self._scores([questions[row] for row in rows], copy.deepcopy(self._prefix))

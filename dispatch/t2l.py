@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -58,7 +60,8 @@ class T2LDispatcher:
     """Writes an expert for every description and puts it into the model, where a mixture can name it.
 
     Written experts are called `t2l-` and a hash of network and description, and can stand in a mixture beside trained
-    ones. The model carries at most `kept` of them, and for one call as many as it needs; those used least recently go.
+    ones. The model carries at most `kept` of them, or as many as mixtures name that still exist; of the others, those
+    used least recently go.
 
     Args:
         writer: a network that writes SVF experts for the base of `model`.
@@ -104,6 +107,8 @@ class T2LDispatcher:
             b"".join(bytes(p.detach().cpu().numpy().data) for p in writer.network.parameters())
         ).digest()
         self._carried: OrderedDict[str, None] = OrderedDict()  # names, the one used last at the end
+        self._in_use: Counter[str] = Counter()  # in how many mixtures that still exist
+        self._carrying = RLock()  # a mixture may end, and be forgotten, wherever memory is allocated
 
     @classmethod
     def from_pretrained(
@@ -131,40 +136,54 @@ class T2LDispatcher:
         return cls(writer, with_room(model, writer), describe, **options)
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
+        trained = None if self.beside is None else self.beside(prompts)
         descriptions = self.describe(prompts)
         texts = list(dict.fromkeys(text for text in descriptions if text is not None))
         names = self._carry(texts)
         written = torch.tensor([[float(text == own) for own in texts] for text in descriptions])
         written = written.view(len(prompts), len(texts))  # [B, written experts]
-        if self.beside is None:
-            return Mixture(tuple(names), written)
-        trained = self.beside(prompts)
-        has_written, has_trained = written.any(1, keepdim=True), trained.weights.any(1, keepdim=True)
-        share = torch.where(has_trained, self.share, 1.0) * has_written  # [B, 1]
-
-        def beside(weights: Tensor) -> Tensor:
-            return torch.cat([share * written, (1 - share) * weights], 1)
-
-        own = {matrix: beside(weights) for matrix, weights in trained.per_matrix.items()}
-        return Mixture((*names, *trained.names), beside(trained.weights), own, trained.confidence)
+        mixture = Mixture(tuple(names), written)
+        if trained is not None:
+            mixture = _side_by_side(mixture, trained, self.share)
+        weakref.finalize(mixture, self._release, names).atexit = False
+        return mixture
 
     def _carry(self, texts: Sequence[str]) -> list[str]:
-        """The names of the experts of these descriptions, which the model carries from now on."""
+        """The names of the experts of these descriptions, which the model carries until they are released."""
         names = [PREFIX + hashlib.sha256(self._network + text.encode()).hexdigest()[:12] for text in texts]
-        missing = [row for row, name in enumerate(names) if name not in self.model.peft_config]
-        if missing:
-            experts = self.writer.generate([texts[row] for row in missing])
-            for row, expert in zip(missing, experts, strict=True):
-                assert isinstance(expert, Expert)
-                attach(self.model, names[row], expert)
-        for name in names:
-            self._carried[name] = None
-            self._carried.move_to_end(name)
-        while len(self._carried) > max(self.kept, len(names)):
-            name = self._carried.popitem(last=False)[0]
-            if name in self.model.peft_config:  # another dispatcher may have let it go
-                self.model.delete_adapter(name)
+        with self._carrying:
+            missing = [row for row, name in enumerate(names) if name not in self.model.peft_config]
+            if missing:
+                experts = self.writer.generate([texts[row] for row in missing])
+                for row, expert in zip(missing, experts, strict=True):
+                    assert isinstance(expert, Expert)
+                    attach(self.model, names[row], expert)
+            self._in_use.update(names)
+            for name in names:
+                self._carried[name] = None
+                self._carried.move_to_end(name)
+            unused = [name for name in self._carried if not self._in_use[name]]
+            for name in unused[: max(0, len(self._carried) - self.kept)]:
+                del self._carried[name]
+                if name in self.model.peft_config:  # another dispatcher may have let it go
+                    self.model.delete_adapter(name)
         return names
+
+    def _release(self, names: Sequence[str]) -> None:
+        with self._carrying:
+            self._in_use -= Counter(names)
+
+
+def _side_by_side(written: Mixture, trained: Mixture, share: float) -> Mixture:
+    """Both mixtures' experts, where those that were written get `share` of a prompt's weights if others have a say."""
+    has_written, has_trained = (weights.any(1, keepdim=True) for weights in (written.weights, trained.weights))
+    share_of = torch.where(has_trained, share, 1.0) * has_written  # [B, 1]
+
+    def beside(weights: Tensor) -> Tensor:
+        return torch.cat([share_of * written.weights, (1 - share_of) * weights], 1)
+
+    own = {matrix: beside(weights) for matrix, weights in trained.per_matrix.items()}
+    return Mixture((*written.names, *trained.names), beside(trained.weights), own, trained.confidence)
 
 
 def attach(model: PeftModel, name: str, expert: Expert) -> None:

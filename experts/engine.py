@@ -95,8 +95,7 @@ def generate(
         for rows in plan(model, [len(row) for row in ids], max_new_tokens, mixture, batch_size):
             batch = _batch(model, tokenizer, [prompts[row] for row in rows], [ids[row] for row in rows])
             with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
-                # [B, prompt + new]
-                output = cast(Any, model).generate(**batch, **options)
+                output = _without_peft(model).generate(**batch, **options)  # [B, prompt + new]
             texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
@@ -128,7 +127,7 @@ def stream(
     def write() -> None:
         try:
             with torch.inference_mode(), evaluating(model), under(model, mixture):
-                cast(Any, model).generate(
+                _without_peft(model).generate(
                     **batch,
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
@@ -206,18 +205,16 @@ def pairs(
 
 
 def under(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
-    """Within the block, row b of every batch runs under row b of the mixture.
+    """Within the block, row b of every batch that this thread runs is under row b of the mixture.
 
     Raises:
         UserError: if the mixture names an expert that the model does not carry.
     """
-    if isinstance(model, PeftModel):
-        if mixture.is_base:
-            return model.disable_adapter()
-        return cast(SVFModel, model.base_model).mixed(mixture.names, mixture.weights, mixture.per_matrix)
+    if isinstance(model, PeftModel) and isinstance(model.base_model, SVFModel):
+        return model.base_model.mixed(mixture.names, mixture.weights, mixture.per_matrix)
     if not mixture.is_base:
         raise UserError("this model carries no experts, and the mixture is not the base")
-    return nullcontext()
+    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
 def plan(
@@ -336,12 +333,19 @@ def attention_window(config: PreTrainedConfig) -> int:
     )
 
 
+def _without_peft(model: PreTrainedModel | PeftModel) -> Any:
+    """What generates. PEFT's own `generate` changes the model while it runs, under the eyes of other threads."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in evaluation mode."""
-    was_training = model.training
+    """Within the block the model is in evaluation mode; one that is already can serve several threads."""
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        model.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +52,7 @@ class Answer:
 class SelfAdaptiveModel:
     """A base, a library of experts for it, and a dispatcher that decides who answers.
 
-    Safe for concurrent calls, which wait for one another: a model runs one batch of mixtures at a time.
+    Calls and streams may overlap as they like, in one thread or in many: a mixture belongs to its call.
     """
 
     def __init__(
@@ -66,7 +65,8 @@ class SelfAdaptiveModel:
         self.tokenizer = tokenizer
         self.dispatcher = dispatcher
         self._engine: Any = vllm_engine if isinstance(model, VLLMModel) else native_engine
-        self._turn = threading.RLock()
+        if isinstance(model, torch.nn.Module):
+            model.eval()
 
     @classmethod
     def from_pretrained(
@@ -142,8 +142,7 @@ class SelfAdaptiveModel:
             UserError: if there are no prompts.
         """
         _check(prompts)
-        with self._turn:
-            return self.dispatcher(prompts)
+        return self.dispatcher(prompts)
 
     def generate(
         self, prompts: Sequence[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
@@ -154,28 +153,26 @@ class SelfAdaptiveModel:
             UserError: if there are no prompts, or one does not fit the model's context.
         """
         _check(prompts)
-        with self._turn:
-            start = time.perf_counter()
-            mixture = self.dispatcher(prompts)
-            dispatched = time.perf_counter()
-            texts = self._engine.generate(
-                self.model,
-                self.tokenizer,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                mixture=mixture,
-                batch_size=batch_size,
-            )
-            seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
+        start = time.perf_counter()
+        mixture = self.dispatcher(prompts)
+        dispatched = time.perf_counter()
+        texts = self._engine.generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            mixture=mixture,
+            batch_size=batch_size,
+        )
+        seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
         return [Answer(text, mixture.rows([row]), seconds) for row, text in enumerate(texts)]
 
     def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64) -> Iterator[str]:
-        """Both passes for one prompt: the pieces of its answer as they are written. Other calls wait for the last."""
-        with self._turn:
-            mixture = self.dispatcher([prompt])
-            yield from self._engine.stream(
-                self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture
-            )
+        """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
+        mixture = self.dispatcher([prompt])
+        yield from self._engine.stream(
+            self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture
+        )
 
     def loglikelihood(
         self, prompts: Sequence[str | Chat], continuations: Sequence[str], *, batch_size: int = 32
@@ -186,11 +183,10 @@ class SelfAdaptiveModel:
             UserError: if there are no prompts, or not as many continuations, or a pair does not fit the context.
         """
         _check(prompts)
-        with self._turn:
-            mixture = self.dispatcher(prompts)
-            return self._engine.loglikelihood(
-                self.model, self.tokenizer, prompts, continuations, mixture=mixture, batch_size=batch_size
-            )
+        mixture = self.dispatcher(prompts)
+        return self._engine.loglikelihood(
+            self.model, self.tokenizer, prompts, continuations, mixture=mixture, batch_size=batch_size
+        )
 
 
 def find_library(model: str | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +14,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from experts.svf.decomposition import decompose
+from experts.svf.mixing import LayerMixture, mixture_of
 
-# Fused optimisers change parameters without bumping their version counters, so a merged weight also
-# remembers how many optimiser steps this process had made when it was built.
+# Fused optimisers change parameters without bumping their version counters, so a merged weight also remembers how many
+# optimiser steps this process had made when it was built. Which parameters a step changed is not asked: some optimisers
+# keep copies of their own.
 _optimizer_steps = 0
 
 
@@ -72,15 +73,6 @@ class MergedLinear(torch.autograd.Function):
         return grad_x, grad_delta, grad_bias, None, None, None, None
 
 
-@dataclass(frozen=True)
-class LayerMixture:
-    """How one layer runs the mixtures of a batch, set by `SVFModel.mixed`. Without a weight and a scale: the base."""
-
-    weight: Tensor | None = None  # [m, n]: W' of the mixture that all rows share
-    scale: Tensor | None = None  # [B, r]: what each row multiplies the singular directions by
-    whole: bool = False  # the scale is s·(1 + δ), and the factors stand for all of W'; else s·δ, beside W
-
-
 class SVFLinear(nn.Module, BaseTunerLayer):
     """A linear layer W [m, n] with experts z [r]: W' = U diag(s·z) Vᵀ (arXiv 2501.06252, equation 1).
 
@@ -92,7 +84,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     - training otherwise: y = W x + U (s·δ·(Vᵀ x)). A merged bfloat16 weight would swallow small changes of z, and a
       few singular values cost no more than a LoRA;
     - no gradient wanted: a merged weight;
-    - rows with mixtures of their own (`SVFModel.mixed`): y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b, or
+    - a call with mixtures of its own (`SVFModel.mixed`): a merged weight where its rows share one mixture, else
+      y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b, or
       y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) where that is exact enough and no row is the base.
 
     A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, or any
@@ -120,11 +113,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self._pristine: Tensor | None = None  # the base weight while adapters are merged into the layer
-        self._merged_weight: Tensor | None = None
-        self._merged_key: tuple[Any, ...] | None = None
+        self._merged_weight: tuple[Any, Tensor] | None = None  # and the version that it was built of
         self._invalidations = 0
         self.keeps_merged = True  # False where the base is shared out over processes: a merged copy would be whole
-        self.mixture: LayerMixture | None = None  # of the batch at hand; None follows the active adapters
         self.update_layer(adapter_name, rank, inference)
 
     def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
@@ -164,8 +155,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
         """Changes whenever one of these experts' z, or the base's weight, may have changed."""
         experts = [self.svf_z[name] for name in adapter_names]
-        trained = any(z.requires_grad for z in experts)
-        return (self._invalidations, _optimizer_steps if trained else None, *((id(z), z._version) for z in experts))
+        return (self._invalidations, _optimizer_steps, *((id(z), z._version) for z in experts))
 
     @property
     def whole_in_factors(self) -> bool:
@@ -213,28 +203,32 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             self._pristine = None
         self.merged_adapters.clear()
 
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switches between the experts and the base. What is frozen stays frozen; PEFT's own would thaw it."""
+        self._disable_adapters = not enabled
+
     def invalidate(self) -> None:
         """Forgets the merged weights. Needed only after z was written through `.data`."""
-        self._merged_weight = self._merged_key = None
+        self._merged_weight = None
         self._invalidations += 1
 
     def _merged(self, active: list[str]) -> Tensor:
         """W' [m, n] under the active experts, built anew only if one of them has changed."""
-        key = self.version(active)
-        if self._merged_weight is None or self._merged_key != key:
+        version, kept = self.version(active), self._merged_weight
+        if kept is None or kept[0] != version:
             # Made outside inference mode: a later training step saves this tensor for its backward.
             with torch.inference_mode(False), torch.no_grad():
-                self._merged_weight = self.merge_delta(self.delta(active))
-            self._merged_key = key
-        return self._merged_weight
+                self._merged_weight = kept = version, self.merge_delta(self.delta(active))
+        return kept[1]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        mixture = mixture_of(self)
+        if mixture is not None:
+            return self._mixed(x, mixture)
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
-        if self.mixture is not None:
-            return self._mixed(x, self.mixture)
         active = [name for name in self.active_adapters if name in self.svf_z]
         if self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
@@ -259,20 +253,17 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return F.linear((hidden * (self.svf_s * delta)).to(hidden.dtype), self.svf_u)
 
     def _mixed(self, x: Tensor, mixture: LayerMixture) -> Tensor:
-        """Each row of x [B·beams, T, n] under its own mixture. Beam search repeats each row, side by side."""
+        """Each row of x [..., n] under its own mixture."""
         if mixture.weight is not None:
             return F.linear(x, mixture.weight, self.base_layer.bias)
-        if mixture.scale is None:
+        if mixture.scale is None or mixture.u is None or mixture.vt is None or mixture.batch is None:
             return self.base_layer(x)
-        beams, rest = divmod(len(x), len(mixture.scale))
-        if rest or x.ndim != 3:
-            raise ValueError(f"{len(mixture.scale)} mixtures do not fit an input of shape {list(x.shape)}")
-        scale = mixture.scale if beams == 1 else mixture.scale.repeat_interleave(beams, 0)
-        hidden = F.linear(x, self.svf_vt).mul_(scale[:, None])  # [B·beams, T, r]
+        hidden = F.linear(x, mixture.vt)  # [..., r]
+        hidden.mul_(mixture.batch.spread(mixture.scale, x, mixture.name))
         if mixture.whole:
-            return F.linear(hidden, self.svf_u, self.base_layer.bias)
+            return F.linear(hidden, mixture.u, self.base_layer.bias)
         y = self.base_layer(x)
-        y.flatten(0, 1).addmm_(hidden.flatten(0, 1), self.svf_u.T)
+        y.view(-1, self.out_features).addmm_(hidden.view(-1, len(mixture.vt)), mixture.u.T)
         return y
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:

@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -18,9 +19,13 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError, unknown
 from experts.svf.decomposition import each_matrix
-from experts.svf.layer import LayerMixture, SVFLinear
+from experts.svf.layer import SVFLinear
+from experts.svf.mixing import Batch, LayerMixture, note_shape, running
 
 logger = logging.getLogger(__name__)
+
+# Held while experts come and go and while a call takes from them what it runs on; not while it runs.
+_changing = RLock()
 
 
 class SVFModel(BaseTuner):
@@ -35,7 +40,8 @@ class SVFModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         everywhere = config.target_modules == "all-linear"
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            with _changing:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
             what = "no linear layer" if everywhere else "nothing that target_modules names"
             raise UserError(
@@ -46,16 +52,24 @@ class SVFModel(BaseTuner):
         if fused and everywhere:
             logger.warning("all-linear leaves out %d modules of fused experts, such as %s", len(fused), fused[0])
         layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
-        each_matrix(SVFLinear.decompose, layers, layers[0].base_layer.weight.device)
+        with _changing:
+            each_matrix(SVFLinear.decompose, layers, layers[0].base_layer.weight.device)
+        if note_shape not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(note_shape, with_kwargs=True)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        with _changing:
+            super().delete_adapter(adapter_name)
 
     @contextmanager
     def mixed(
         self, names: Sequence[str], weights: Tensor, per_matrix: Mapping[str, Tensor] | None = None
     ) -> Iterator[None]:
-        """Runs every row of a batch under a mixture of its own: z_b = 1 + Σ_k α_bk (z_k − 1).
+        """Within the block, this thread or task runs every row of a batch under its own z_b = 1 + Σ_k α_bk (z_k − 1).
 
         Rows that all share one mixture run on merged weights, which are kept for the next batch. Beam search and
-        sampling several answers repeat the rows, which is understood. For inference only.
+        sampling several answers repeat the rows, which is understood. What others run meanwhile is under mixtures of
+        their own, or under the active experts. For inference only.
 
         Args:
             names: K experts of this model.
@@ -80,21 +94,26 @@ class SVFModel(BaseTuner):
                 raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
         if any(layer.merged for layer in layers.values()):
             raise UserError("experts are merged into the base's weights; call unmerge_adapter() before mixing")
-        try:
-            with torch.no_grad():
-                if all((alpha == alpha[:1]).all() for alpha in alphas.values()):
-                    self._share(names, alphas, layers)
-                else:
-                    for matrix, layer in layers.items():
-                        layer.mixture = _rows(layer, names, alphas[matrix])
+        batch = Batch(len(weights))
+        mixtures: dict[nn.Module, LayerMixture] = {}
+        with _changing, torch.no_grad():
+            if not any(alpha.any() for alpha in alphas.values()):
+                mixtures |= dict.fromkeys(layers.values(), LayerMixture())
+            elif all((alpha == alpha[:1]).all() for alpha in alphas.values()):
+                merged = self._shared_weights(names, alphas, layers)
+                mixtures |= {layer: LayerMixture(weight=merged[matrix]) for matrix, layer in layers.items()}
+            else:
+                mixtures |= {
+                    layer: _rows(layer, names, alphas[matrix], matrix, batch) for matrix, layer in layers.items()
+                }
+        with running(self.model, batch, mixtures):
             yield
-        finally:
-            for layer in layers.values():
-                layer.mixture = None
 
-    def _share(self, names: Sequence[str], alphas: Mapping[str, Tensor], layers: Mapping[str, SVFLinear]) -> None:
-        """One mixture for all rows: merged weights, from among those kept or made now."""
-        kept: OrderedDict[Any, dict[str, LayerMixture]] = self.__dict__.setdefault("_kept", OrderedDict())
+    def _shared_weights(
+        self, names: Sequence[str], alphas: Mapping[str, Tensor], layers: Mapping[str, SVFLinear]
+    ) -> dict[str, Tensor | None]:
+        """W' of the mixture that all rows share, from among those kept or made now; None where it is the base's W."""
+        kept: OrderedDict[Any, dict[str, Tensor | None]] = self.__dict__.setdefault("_kept", OrderedDict())
         own = {matrix: [name for name in names if name in layer.svf_z] for matrix, layer in layers.items()}
         key = tuple(
             (matrix, tuple(alphas[matrix][0].tolist()), layer.version(own[matrix]))
@@ -104,16 +123,15 @@ class SVFModel(BaseTuner):
         if key not in kept:
             while len(kept) >= self.kept_mixtures:
                 kept.popitem(last=False)
-            kept[key] = {}
+            weights: dict[str, Tensor | None] = {}
             for matrix, layer in layers.items():
                 delta = _delta(layer, names, alphas[matrix][:1])
                 # Outside inference mode, so that any later forward may use it.
                 with torch.inference_mode(False), torch.no_grad():
-                    merged = None if delta is None else layer.merge_delta(delta[0].clone())
-                kept[key][matrix] = LayerMixture(weight=merged)
+                    weights[matrix] = None if delta is None else layer.merge_delta(delta[0].clone())
+            kept[key] = weights
         kept.move_to_end(key)
-        for matrix, layer in layers.items():
-            layer.mixture = kept[key][matrix]
+        return kept[key]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -211,11 +229,12 @@ def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | No
     return alpha[:, own].to(deltas) @ deltas
 
 
-def _rows(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> LayerMixture:
+def _rows(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch) -> LayerMixture:
     """A mixture for each row of a batch, α [B, K], in factor space."""
     delta = _delta(layer, names, alpha)  # [B, r]
     if delta is None:
         return LayerMixture()
     # A row without experts must be the base bit for bit, which the factors alone are not.
     whole = layer.whole_in_factors and bool(alpha.any(1).all())
-    return LayerMixture(scale=layer.svf_s * (delta + 1 if whole else delta), whole=whole)
+    scale = layer.svf_s * (delta + 1 if whole else delta)
+    return LayerMixture(None, scale, layer.svf_u, layer.svf_vt, whole, matrix, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experts.engine import under
 from experts.errors import UserError
+from experts.mixture import Mixture
 from experts.text_encoder import BUILT_IN, load_encoder
 
 BASE = "base"
@@ -88,9 +90,7 @@ class LastTokenEncoder:
             tidy(descriptions), padding=True, truncation=True, max_length=512, padding_side="left", return_tensors="pt"
         ).to(self.model.device)
         positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        if isinstance(self.model, PeftModel):
-            with self.model.disable_adapter():
-                states = self.model.get_base_model().base_model(**batch, position_ids=positions)  # type: ignore
-        else:
-            states = self.model.base_model(**batch, position_ids=positions)
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        with under(self.model, Mixture.of({})):
+            states = base.base_model(**batch, position_ids=positions)
         return rescaled(states.last_hidden_state[:, -1])

@@ -84,6 +84,9 @@ def test_the_model_keeps_a_bounded_number_of_experts(writer: TextToAdapter, tiny
     assert carried() == set(many.names)  # a call keeps what it needs
     assert len(carried()) == 4
     dispatcher(["one"])
+    assert carried() > set(many.names)  # and for as long as its mixture may be asked for
+    del many
+    dispatcher(["one"])
     assert len(carried()) == 2
     layers = [module for module in model.modules() if hasattr(module, "svf_z")]
     assert all(set(layer.svf_z) - {"t2l-identity"} == carried() for layer in layers)  # type: ignore[arg-type]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,48 @@ def test_concurrent_calls_do_not_disturb_each_other(library: ExpertLibrary) -> N
     model = SelfAdaptiveModel.from_pretrained(library=library)
     model.dispatcher = ByLength()
     wanted = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+
+    def call(number: int) -> str:
+        prompt = PROMPTS[number % 4]
+        if number % 3:
+            return model.generate([prompt], max_new_tokens=8)[0].text
+        return "".join(model.stream(prompt, max_new_tokens=8))
+
     with ThreadPoolExecutor(4) as pool:
-        calls = pool.map(lambda row: model.generate([PROMPTS[row]], max_new_tokens=8)[0].text, [*range(4)] * 4)
-    assert [*calls] == wanted * 4
+        assert [*pool.map(call, range(48))] == wanted * 12
+
+
+def test_streams_and_calls_overlap_in_one_thread(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    wanted = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=40)]
+    first, second = (model.stream(prompt, max_new_tokens=40) for prompt in PROMPTS[:2])
+    pieces = [next(first)], [next(second)]
+    assert [answer.text for answer in model.generate(PROMPTS, max_new_tokens=40)] == wanted
+    for one, two in zip_longest(first, second, fillvalue=""):
+        pieces[0].append(one)
+        pieces[1].append(two)
+    assert ["".join(of_one) for of_one in pieces] == wanted[:2]
+
+
+def test_the_pieces_of_a_stream_may_be_asked_for_by_changing_threads(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    wanted = model.generate(PROMPTS[:1], max_new_tokens=40)[0].text
+    stream = model.stream(PROMPTS[0], max_new_tokens=40)
+    pieces = []
+    while (piece := in_a_new_thread(lambda: next(stream, None))) is not None:
+        pieces.append(piece)
+    assert "".join(pieces) == wanted
+    half_read = model.stream(PROMPTS[1], max_new_tokens=200)
+    in_a_new_thread(lambda: next(half_read))
+    in_a_new_thread(half_read.close)
+    assert in_a_new_thread(lambda: model.generate(PROMPTS[:1], max_new_tokens=40)[0].text) == wanted
+
+
+def in_a_new_thread(call: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(timeout=60)
 
 
 def test_an_answer_explains_itself(library: ExpertLibrary) -> None:

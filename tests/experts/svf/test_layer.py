@@ -166,6 +166,22 @@ def merged_equals_definition(layer: SVFLinear) -> bool:
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_training_between_two_frozen_runs_renews_the_merged_weight(fused: bool) -> None:
+    layer = make_layer(7, 4)
+    z = layer.svf_z["default"]
+    optimizer = torch.optim.AdamW([z], lr=0.3, fused=fused)
+    for _ in range(2):
+        layer.requires_grad_(False)
+        assert merged_equals_definition(layer)
+        z.requires_grad_(True)
+        for _ in range(3):
+            layer(torch.randn(3, 4)).square().sum().backward()
+            optimizer.step()
+    layer.requires_grad_(False)
+    assert merged_equals_definition(layer)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("rank", [None, 3])
 def test_an_optimizer_step_renews_the_merged_weight(fused: bool, rank: int | None) -> None:
     layer = make_layer(7, 4, rank=rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from experts.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
+from experts.svf.mixing import mixture_of
 
 IDS = torch.arange(3, 63).view(4, 15)
 
@@ -57,9 +59,9 @@ def test_a_mixture_is_linear_in_its_weights(model: PeftModel) -> None:
     weights = torch.stack([alpha, torch.zeros(3)])  # the row of the base keeps the scale a difference
     layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
     with model.base_model.mixed(["a", "b", "c"], weights):
-        scales = [layer.mixture.scale[0] for layer in layers]
+        scales = [mixture_of(layer).scale[0] for layer in layers]
     with model.base_model.mixed(["a", "b", "c"], weights[:1]):
-        merged = [layer.mixture.weight for layer in layers]
+        merged = [mixture_of(layer).weight for layer in layers]
     for layer, scale, weight in zip(layers, scales, merged, strict=True):
         experts = {name: a for name, a in zip("abc", alpha, strict=True) if name in layer.svf_z}
         wanted = sum(a * layer.difference(layer.delta([name]).detach()) for name, a in experts.items())
@@ -79,7 +81,7 @@ def test_a_matrix_can_have_weights_of_its_own(model: PeftModel) -> None:
     with model.base_model.mixed(["a", "b"], weights[:1], {one: torch.tensor([[0.0, 2.0]])}):
         for name, layer in matrices.items():
             wanted = layer.merge_delta(2 * layer.delta(["b"]) if name == one else layer.delta(["a"]))
-            torch.testing.assert_close(layer.mixture.weight, wanted)
+            torch.testing.assert_close(mixture_of(layer).weight, wanted)
     with (
         pytest.raises(UserError, match="unknown adapted matrix 'lm_head'"),
         model.base_model.mixed(["a"], weights[:, :1], {"lm_head": weights[:, :1]}),
@@ -93,7 +95,7 @@ def test_rows_that_share_a_mixture_run_on_kept_weights(model: PeftModel) -> None
     def weight(**alpha: float) -> Tensor:
         with model.base_model.mixed([*alpha], torch.tensor([[*alpha.values()]]).expand(4, -1)):
             logits(model)
-            return layer.mixture.weight
+            return mixture_of(layer).weight
 
     layer = next(module for module in model.modules() if isinstance(module, SVFLinear))
     first, second = weight(a=1.0), weight(b=1.0)
@@ -144,9 +146,57 @@ def test_generation_through_the_cache_with_left_padding(model: PeftModel, search
         assert together[row].tolist() == alone.tolist()
 
 
+def test_a_batch_of_the_base_leaves_frozen_experts_frozen(model: PeftModel) -> None:
+    model.requires_grad_(False)
+    with model.base_model.mixed([], torch.zeros(4, 0)):
+        logits(model)
+    with model.disable_adapter():
+        logits(model)
+    assert not any(p.requires_grad for p in model.parameters())
+    model.set_adapter("a")
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    with model.disable_adapter():
+        logits(model)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trainable != []
+
+
+def test_a_mixture_is_seen_by_its_own_thread_alone(model: PeftModel) -> None:
+    active = logits(model)
+    with model.base_model.mixed(["b"], torch.ones(4, 1)), ThreadPoolExecutor(1) as pool:
+        under_b = logits(model)
+        assert torch.equal(pool.submit(logits, model).result(), active)
+        with model.base_model.mixed(["a", "c"], torch.rand(4, 2)):
+            logits(model)
+        assert torch.equal(logits(model), under_b)
+    assert not torch.allclose(under_b, active)
+
+
+def test_experts_that_come_and_go_do_not_disturb_a_call(model: PeftModel) -> None:
+    weights = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    with model.base_model.mixed(["b", "c"], weights):
+        wanted = logits(model)
+        model.delete_adapter("b")
+        model.add_adapter("d", SVFConfig())
+        assert torch.equal(logits(model), wanted)
+
+
+def test_a_layer_without_the_rows_tokens_in_their_order_is_refused_by_name(model: PeftModel) -> None:
+    layers = {name: layer for name, layer in model.base_model.model.named_modules() if isinstance(layer, SVFLinear)}
+    name, layer = next(iter(layers.items()))
+    alone = layer(torch.ones(1, layer.in_features))
+    with model.base_model.mixed(["a", "b"], torch.eye(2)):
+        logits(model, IDS[:2])  # 2 rows of 15 tokens
+        end_to_end = layer(torch.ones(30, layer.in_features))
+        torch.testing.assert_close(end_to_end[:15], alone.expand(15, -1), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(end_to_end[15], alone[0])
+        for shape in ((7, 1), (28, 1), (3, 2, 1), (15, 2, 1)):
+            with pytest.raises(UserError, match=f"{name} cannot run rows under 2 mixtures"):
+                layer(torch.ones(*shape[:-1], layer.in_features))
+
+
 def test_an_error_leaves_no_mixture_behind(model: PeftModel) -> None:
     wanted = under(model, "a", IDS)
-    with pytest.raises(ValueError, match="3 mixtures do not fit"):
+    with pytest.raises(ValueError, match="under 3 mixtures on an input of shape"):
         logits(model, adapter_names=["a", "b", "c"])  # four rows
     assert torch.equal(logits(model), wanted)
 

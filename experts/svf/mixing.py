@@ -1,0 +1,104 @@
+"""The mixture of a batch belongs to the call that runs it, not to the layers.
+
+A call keeps it in a context variable, which the layers read: whatever else runs at the same time, in this thread or in
+others, sees nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from threading import Lock
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experts.errors import UserError
+
+
+@dataclass
+class Batch:
+    """What the forward at hand was given: R rows of T tokens, as the base's own forward counted them.
+
+    R is the number of mixtures, or a multiple of it: beam search and several samples repeat each row, side by side.
+    """
+
+    mixtures: int
+    shape: tuple[int, int] | None = None  # (R, T); None outside the base's forward
+
+    def spread(self, scale: Tensor, x: Tensor, layer: str) -> Tensor:
+        """The mixtures' scale [B, r], beside the tokens of a layer's input x [..., n]: broadcasts to [..., r].
+
+        Tokens lie as they came into the base, row by row: in rows [R, …, n], or all of them end to end [R·T, n].
+
+        Raises:
+            UserError: naming the layer, if x holds anything else, such as the tokens that a router sends there.
+        """
+        rows, tokens = self.shape or (len(x), 1)
+        known = self.shape is not None or x.ndim > 2
+        fits = len(x) == rows or (x.ndim == 2 and len(x) == rows * tokens)
+        if not (known and fits) or len(x) % len(scale):
+            raise UserError(
+                f"{layer} cannot run rows under {len(scale)} mixtures on an input of shape {list(x.shape)}: one row a "
+                "mixture is needed, and layers that see every token in its order; leave others out of target_modules"
+            )
+        if len(x) > len(scale):
+            scale = scale.repeat_interleave(len(x) // len(scale), 0)
+        return scale.view(len(x), *[1] * (x.ndim - 2), -1)
+
+
+@dataclass(frozen=True)
+class LayerMixture:
+    """How one layer runs the mixtures of a batch. Without a weight and a scale: the base.
+
+    It holds all that it needs, so that experts which come and go meanwhile do not disturb a call.
+    """
+
+    weight: Tensor | None = None  # [m, n]: W' of the mixture that all rows share
+    scale: Tensor | None = None  # [B, r]: what each row multiplies the singular directions by
+    u: Tensor | None = None  # [m, r]
+    vt: Tensor | None = None  # [r, n]
+    whole: bool = False  # the scale is s·(1 + δ), and the factors stand for all of W'; else s·δ, beside W
+    name: str = ""  # the layer's, in the base
+    batch: Batch | None = None
+
+
+_call: ContextVar[Mapping[nn.Module, Any]] = ContextVar("mixtures of this call", default=MappingProxyType({}))
+# Compiled code cannot read a context variable. It can see that no call has a mixture, and need not read it then.
+_mixing = False
+_open_calls = 0
+_counting = Lock()
+
+
+def mixture_of(layer: nn.Module) -> LayerMixture | None:
+    """How this call runs a layer; None follows the active adapters."""
+    return _call.get().get(layer) if _mixing else None
+
+
+@contextmanager
+def running(base: nn.Module, batch: Batch, mixtures: Mapping[nn.Module, LayerMixture]) -> Iterator[None]:
+    """Within the block, in this thread or task alone, the layers of `base` run under these mixtures."""
+    global _mixing, _open_calls
+    with _counting:
+        _open_calls += 1
+        _mixing = True
+    before = _call.set({**_call.get(), **mixtures, base: batch})
+    try:
+        yield
+    finally:
+        _call.reset(before)
+        with _counting:
+            _open_calls -= 1
+            _mixing = _open_calls > 0
+
+
+def note_shape(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A forward hook of the base: tells the call how many rows and tokens it is about to run."""
+    batch = _call.get().get(base) if _mixing else None
+    if batch is not None:
+        given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]]
+        batch.shape = next((tuple(x.shape[:2]) for x in given if isinstance(x, torch.Tensor)), None)
