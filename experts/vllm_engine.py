@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from experts.errors import UserError
 from experts.library import ExpertLibrary
 from experts.lora_cache import LoraCache
 from experts.mixture import Mixture
+from experts.vllm_requests import Requests
 
 LORAS_AT_ONCE = 8  # mixtures in one step of vLLM; the requests of others wait for a place
 CPU_CACHE = 2 << 30  # bytes of keys and values on a CPU, where vLLM would take nearly all memory
@@ -64,7 +64,6 @@ class VLLMModel:
         self.config = base.config
         self.loras: LoraCache | None = None
         self._ends = base.generation_config.eos_token_id
-        self._requests = itertools.count()
         chosen: dict[str, Any] = {
             "model": base.name_or_path,
             "dtype": str(base.dtype).removeprefix("torch."),
@@ -86,15 +85,17 @@ class VLLMModel:
                 "max_cpu_loras": self.loras.keep,
             }
         try:
-            self.llm = LLM(**chosen | dict(options or {}))
+            self.requests = Requests(LLM(**chosen | dict(options or {})))
         except (ValueError, TypeError) as error:
             said = " ".join(str(error).split())
             raise UserError(f"vLLM cannot run {base.name_or_path}: {said}; the native engine may") from error
 
     def parameters(self, max_new_tokens: int, **more: Any) -> Any:
-        """Greedy `vllm.SamplingParams` that end where the base ends."""
+        """Greedy `vllm.SamplingParams` that end where the base ends, for whole answers unless told otherwise."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
+        more = {"output_kind": RequestOutputKind.FINAL_ONLY} | more
         return SamplingParams(temperature=0, max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
 
 
@@ -175,19 +176,11 @@ def stream(
 
     (ids,) = tokenize(tokenizer, [prompt])
     check_context(model.config, len(ids), max_new_tokens)
-    engine = model.llm.llm_engine
     parameters = model.parameters(max_new_tokens, output_kind=RequestOutputKind.DELTA)
-    with _adapters(model, mixture) as (adapter,):
-        request = engine.add_request(
-            f"stream-{next(model._requests)}", {"prompt_token_ids": ids}, parameters, lora_request=adapter
-        )
-        try:
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.outputs[0].text:
-                        yield output.outputs[0].text
-        finally:
-            engine.abort_request([request], internal=True)
+    with _adapters(model, mixture) as adapters:
+        for _, output in model.requests.run([ids], adapters, parameters):
+            if output.outputs[0].text:
+                yield output.outputs[0].text
 
 
 def loglikelihood(
@@ -239,11 +232,6 @@ def _run(model: VLLMModel, ids: list[list[int]], parameters: Any, mixture: Mixtu
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         with _adapters(model, mixture.rows(rows)) as adapters:
-            finished = model.llm.generate(
-                [{"prompt_token_ids": ids[row]} for row in rows],
-                parameters,
-                lora_request=adapters,
-                use_tqdm=False,
-            )
-        outputs |= zip(rows, finished, strict=True)
+            for index, output in model.requests.run([ids[row] for row in rows], adapters, parameters):
+                outputs[rows[index]] = output
     return [outputs[row] for row in range(len(ids))]

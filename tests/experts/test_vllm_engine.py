@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,6 +136,19 @@ def test_likelihoods_and_streams_are_the_native_ones(
     assert on_vllm.generate(some[4:5], max_new_tokens=8)[0].text == whole  # nothing is left behind
     with pytest.raises(UserError, match="as many continuations"):
         on_vllm.loglikelihood(some, tails[:2])
+
+
+def test_streams_and_calls_overlap(on_vllm: SelfAdaptiveModel, mixture: Mixture) -> None:
+    on_vllm.dispatcher = Dealt(mixture)
+    wanted = [answer.text for answer in on_vllm.generate(PROMPTS[:4], max_new_tokens=24)]
+    streams = [on_vllm.stream(prompt, max_new_tokens=24) for prompt in PROMPTS[:4]]
+    first = [next(stream) for stream in streams]
+    assert [answer.text for answer in on_vllm.generate(PROMPTS[:4], max_new_tokens=24)] == wanted
+    with ThreadPoolExecutor(6) as pool:
+        calls = [pool.submit(on_vllm.generate, [prompt], max_new_tokens=24) for prompt in PROMPTS[:4]]
+        rests = pool.map(lambda stream: "".join(stream), streams)
+        assert [piece + rest for piece, rest in zip(first, rests, strict=True)] == wanted
+        assert [call.result(timeout=120)[0].text for call in calls] == wanted
 
 
 def test_the_base_stays_the_base_beside_as_many_loras_as_there_are_places(on_vllm: SelfAdaptiveModel) -> None:

@@ -99,6 +99,39 @@ def logits(model: Any, ids: Tensor = IDS) -> Tensor:
         return model(input_ids=ids, use_cache=False).logits
 
 
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+SHARED_EXPERT = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+# Their layers see tokens end to end, or with a dimension for the heads.
+UNUSUAL_SHAPES: dict[str, dict[str, Any]] = {
+    "OPT": {**WITHOUT_GROUPS, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
+    "Qwen2Moe": COMMON | MIXTURE_OF_EXPERTS | {"shared_expert_intermediate_size": 16},
+    "DeepseekV2": COMMON | MIXTURE_OF_EXPERTS | LATENT | SHARED_EXPERT | {"num_key_value_heads": 4},
+    "DeepseekV3": COMMON | MIXTURE_OF_EXPERTS | LATENT | SHARED_EXPERT | {"num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL_SHAPES)
+def test_rows_equal_the_same_rows_alone_whatever_shape_layers_see(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")(**UNUSUAL_SHAPES[name])
+    torch.manual_seed(0)
+    model = adapted(AutoModelForCausalLM.from_config(config).eval())
+    model.add_adapter("small", SVFConfig(rank=4))
+    perturb(model)
+    perturb(model, 1, "small")
+    weights = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.5, 0.5]])
+    with model.base_model.mixed(["default", "small"], weights):
+        together = logits(model)
+    for row in range(3):
+        with model.base_model.mixed(["default", "small"], weights[row : row + 1]):
+            torch.testing.assert_close(logits(model, IDS[row : row + 1])[0], together[row], atol=1e-4, rtol=1e-4)
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
