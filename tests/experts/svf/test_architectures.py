@@ -112,7 +112,7 @@ UNUSUAL_SHAPES: dict[str, dict[str, Any]] = {
     "OPT": {**WITHOUT_GROUPS, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
     "Qwen2Moe": COMMON | MIXTURE_OF_EXPERTS | {"shared_expert_intermediate_size": 16},
     "DeepseekV2": COMMON | MIXTURE_OF_EXPERTS | LATENT | SHARED_EXPERT | {"num_key_value_heads": 4},
-    "DeepseekV3": COMMON | MIXTURE_OF_EXPERTS | LATENT | SHARED_EXPERT | {"num_key_value_heads": 4},
+    "DeepseekV3": COMMON | MIXTURE_OF_EXPERTS | LATENT | SHARED_EXPERT | {"num_key_value_heads": 4, "head_dim": 4},
 }
 
 
