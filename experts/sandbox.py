@@ -49,8 +49,9 @@ Way = Literal["bubblewrap", "namespaces", "limits"]
 CHILD = Path(__file__).with_name("sandbox_child.py")
 # Nobody's: systemd's table of user ids leaves these free, and a container that maps 16 bits of them has them, too.
 USERS = range(60600, 61100)
-# What Python needs to run: its own folder is added to these.
+# What Python needs to run: its own folders are added to these.
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64")
+LIBRARIES = ("lib", "lib64")
 
 CPU_SECONDS = 5
 WALL_SECONDS = 8.0
@@ -63,7 +64,15 @@ OUTPUT = 2**16
 # Libraries that start a thread for each core would break the limit on processes.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-PROBE = "import heapq, math\nprint('ready')"
+# As root, a program is a user who may not read what was installed for root alone.
+PROBE = """
+import heapq, math, os, sys
+for folder in filter(os.path.isdir, sys.path):
+    for entry in os.scandir(folder):
+        if entry.name.isidentifier() and not os.access(entry, os.R_OK | os.X_OK):
+            sys.exit(f"not everybody may read {entry.path}")
+print("ready")
+"""
 
 
 @dataclass(frozen=True)
@@ -115,14 +124,11 @@ def way() -> Way:
                 logger.info("model-written programs run shut in by %s", each)
             return each
         failures.append(f"{each}: {' '.join(run.output.split()[-12:]) or f'exit code {run.exit_code}'}")
-    reachable = f"; every user must be able to read {sys.base_prefix}" if os.getuid() == 0 else ""
-    raise UserError(f"no sandbox works here ({'; '.join(failures)}){reachable}")
+    raise UserError(f"no sandbox works here ({'; '.join(failures)})")
 
 
 def _run(program: str, way: Way, seconds: float) -> Run:
-    with _user() as user, tempfile.TemporaryDirectory(prefix="selfadapt-", ignore_cleanup_errors=True) as home:
-        if user != os.getuid():
-            os.chown(home, user, user)
+    with _user() as user, _home(user) as home:
         command = _command(way, home, seconds, user)
         if not (executable := shutil.which(command[0])):
             return Run(f"there is no {command[0]}", 127)
@@ -132,7 +138,7 @@ def _run(program: str, way: Way, seconds: float) -> Run:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**ENVIRONMENT, "HOME": home if way == "limits" else "/tmp"},
+            env=_environment(home if way == "limits" else _home_inside(home)),
             cwd=home,
             start_new_session=True,
         )
@@ -156,6 +162,34 @@ def _run(program: str, way: Way, seconds: float) -> Run:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         return Run(output.decode(errors="replace"), code if code >= 0 else 128 - code)
+
+
+@contextmanager
+def _home(user: int) -> Iterator[str]:
+    """An empty folder of the user's, which the user can reach by its path."""
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+    if user != os.getuid():
+        places = [place for place in places if _open_to_all(place)] or places
+    with tempfile.TemporaryDirectory(prefix="selfadapt-", dir=places[0], ignore_cleanup_errors=True) as home:
+        if user != os.getuid():
+            os.chown(home, user, user)
+        yield os.path.realpath(home)
+
+
+def _open_to_all(folder: str) -> bool:
+    path = Path(folder).resolve()
+    return path.is_dir() and all(each.stat().st_mode & 0o001 for each in (path, *path.parents))
+
+
+def _home_inside(home: str) -> str:
+    """Where a program finds its home when it sees a file system of its own, with an empty /tmp: its name is unique."""
+    return f"/tmp/{os.path.basename(home)}"
+
+
+def _environment(home: str) -> dict[str, str]:
+    # There are Pythons that find their own library only by this.
+    libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {**ENVIRONMENT, **libraries, "HOME": home}
 
 
 @contextmanager
@@ -198,10 +232,11 @@ def _command(way: Way, home: str, seconds: float, user: int) -> list[str]:
     settings = {
         "way": way,
         "seconds": seconds,
-        "home": home,
+        "home": _text(home),
+        "home_inside": _text(_home_inside(home)),
         "disk": DISK,
-        "readable": _readable(),
-        "packages": _packages(),
+        "readable": list(map(_text, _readable())),
+        "packages": list(map(_text, _packages())),
         "user": user,
         "limits": {
             "RLIMIT_CPU": CPU_SECONDS,
@@ -213,31 +248,46 @@ def _command(way: Way, home: str, seconds: float, user: int) -> list[str]:
         },
     }
     child = ["-I", "-S", "-X", "utf8", "/child.py" if way == "bubblewrap" else str(CHILD), json.dumps(settings)]
-    python = os.path.realpath(sys.executable)
-    return [*_bubblewrap(root), python, *child] if way == "bubblewrap" else [python, *child]
+    return [*_bubblewrap(root, _home_inside(home)), _python(), *child] if way == "bubblewrap" else [_python(), *child]
 
 
-def _bubblewrap(root: bool) -> list[str]:
+def _text(path: str) -> str:
+    """The path as the program's Python has it, whose names of files are UTF-8 whatever ours are."""
+    return os.fsencode(path).decode(errors="surrogateescape")
+
+
+def _bubblewrap(root: bool, home: str) -> list[str]:
     command = ["bwrap", "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
     command += ["--unshare-uts", "--dev", "/dev"]
     # As root, to become the user: a namespace's own would still be root to the limit on processes.
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
+    # Before what is bound, which may lie below it.
+    command += ["--perms", "1777", "--size", str(DISK), "--tmpfs", "/tmp", "--perms", "0777", "--dir", home]
     for path in _readable():
         for folder in reversed(Path(path).parents[:-1]):
-            command += ["--perms", "0755", "--dir", str(folder)]  # readable for that user, too
+            if str(folder) not in ("/tmp", "/dev"):
+                command += ["--perms", "0755", "--dir", str(folder)]  # readable for that user, too
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
-    command += ["--ro-bind", str(CHILD), "/child.py", "--perms", "1777", "--size", str(DISK), "--tmpfs", "/tmp"]
+    command += ["--ro-bind", str(CHILD), "/child.py"]
     # The rest of what bubblewrap makes is without a bound on its size.
-    return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+    return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", home]
+
+
+def _python() -> str:
+    """The interpreter itself, not an environment's link to it or copy of it."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
 def _readable() -> list[str]:
-    paths = [path for path in SYSTEM if os.path.exists(path)]
-    for path in (os.path.realpath(sys.base_prefix), *_packages()):
-        if not any(Path(path).is_relative_to(above) for above in paths):
+    """What a program may see: files, folders, and links among them; no path lies in another that is listed."""
+    links = [path for path in SYSTEM if os.path.islink(path)]
+    libraries = [os.path.join(prefix, lib) for prefix in (sys.base_prefix, sys.base_exec_prefix) for lib in LIBRARIES]
+    paths: list[str] = []
+    for path in sorted({os.path.realpath(path) for path in (*SYSTEM, _python(), *libraries, *_packages())}):
+        if os.path.exists(path) and not any(Path(path).is_relative_to(above) for above in paths):
             paths.append(path)
-    return paths
+    return links + paths
 
 
 def _packages() -> list[str]:

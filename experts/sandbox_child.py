@@ -27,7 +27,7 @@ MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x4
 MNT_DETACH = 2
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 0x1, 0x2
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 CAPABILITY_VERSION = 0x20080522
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -40,8 +40,10 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.closerange(3, 256)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.umask(0o022)  # the user whom the program runs as must be able to enter the folders made here
     if settings["way"] == "namespaces":
         enter_namespaces(settings["home"], settings["readable"], settings["disk"])
+        make_home(settings["home_inside"], settings["user"])
         if first := os.fork():
             os._exit(shell_code(os.waitpid(first, 0)[1]))
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -49,8 +51,10 @@ def main() -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     if child := os.fork():
         supervise(child, settings["seconds"], alone=settings["way"] == "limits")
-    give_up_rights(settings["user"], settings["limits"])
     sys.path += settings["packages"]
+    folders = {path: os.open(path, os.O_PATH) for path in sys.path if os.path.isdir(path)}
+    give_up_rights(settings["user"], settings["limits"])
+    reach(folders)
     run(program)
 
 
@@ -65,29 +69,37 @@ def enter_namespaces(root: str, readable: list[str], disk: int) -> None:
                 handle.write(text)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in readable:
+    # Before what is bound, which may lie below it.
+    os.mkdir(root + "/tmp")
+    mount("tmpfs", root + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=1777")
+    for path in (*readable, "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
         if os.path.islink(path):
             os.symlink(os.readlink(path), root + path)
+            continue
+        if os.path.isdir(path):
+            os.mkdir(root + path)
         else:
-            os.makedirs(root + path)
-            mount(path, root + path, None, MS_BIND | MS_REC)
-    os.mkdir(root + "/dev")
-    for device in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
-        os.close(os.open(root + device, os.O_CREAT))
-        mount(device, root + device, None, MS_BIND)
-    os.mkdir(root + "/tmp")
-    read_only(root)
-    mount("tmpfs", root + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=1777")
+            os.close(os.open(root + path, os.O_CREAT))
+        mount(path, root + path, None, MS_BIND | MS_REC)
+        read_only(root + path, AT_RECURSIVE)
+    read_only(root, 0)
     os.chdir(root)
     call("pivot_root", b".", b".")
     call("umount2", b".", MNT_DETACH)
-    os.chdir("/tmp")
 
 
-def read_only(path: str) -> None:
-    """All mounts at and below the path."""
+def make_home(path: str, user: int) -> None:
+    os.mkdir(path, 0o700)
+    if os.getuid() == 0:
+        os.chown(path, user, user)
+    os.chdir(path)
+
+
+def read_only(path: str, flags: int) -> None:
+    """The mount at the path, or with AT_RECURSIVE all at and below it."""
     attributes = struct.pack("4Q", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, attributes, len(attributes))
+    call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(path), flags, attributes, len(attributes))
 
 
 def supervise(child: int, seconds: float, alone: bool) -> NoReturn:
@@ -136,6 +148,29 @@ def give_up_rights(user: int, limits: dict[str, int]) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
 
 
+def reach(folders: dict[str, int]) -> None:
+    """Keeps Python and its packages within reach where they lie in a folder that is now closed to us, as root's home.
+
+    A handle opened before leads to them, and to nothing else that not everybody may read.
+    """
+    closed = {path: f"/proc/self/fd/{handle}" for path, handle in folders.items() if not os.access(path, os.X_OK)}
+    for path, handle in folders.items():
+        if path not in closed:
+            os.close(handle)
+    if not closed:
+        return
+    prctl(PR_SET_DUMPABLE, 1)  # a change of user has made /proc/self root's
+
+    def now(path: str) -> str:
+        above = max((each for each in closed if f"{path}/".startswith(f"{each}/")), key=len, default="")
+        return closed.get(above, "") + path[len(above) :]
+
+    sys.path[:] = map(now, sys.path)
+    for module in list(sys.modules.values()):
+        if paths := getattr(module, "__path__", None):
+            module.__path__ = list(map(now, paths))
+
+
 def run(program: str) -> NoReturn:
     module = types.ModuleType("program")
     sys.modules["program"] = module  # where dataclasses look for it
@@ -160,7 +195,7 @@ def shell_code(status: int) -> int:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
-    texts = [None if text is None else text.encode() for text in (source, target, kind)]
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
     call("mount", *texts, ctypes.c_ulong(flags), data.encode())
 
 
