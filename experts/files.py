@@ -15,16 +15,35 @@ from experts.errors import UserError
 
 
 def cache_folder() -> Path:
-    """`$SELFADAPT_CACHE`, else `selfadapt` in the user's cache folder."""
+    """`$SELFADAPT_CACHE`, else `selfadapt` in the user's cache folder.
+
+    Raises:
+        UserError: where neither is known, for want of a home folder.
+    """
     if folder := os.environ.get("SELFADAPT_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "selfadapt"
+        return expand(folder)
+    try:
+        return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "selfadapt"
+    except UserError as error:
+        raise UserError(f"no folder to keep files in: {error}; SELFADAPT_CACHE can name one") from error
 
 
 def data_folder() -> Path | None:
     """`$SELFADAPT_DATA`, a folder of local data sets, or None where it is not set."""
     folder = os.environ.get("SELFADAPT_DATA")
-    return Path(folder).expanduser() if folder else None
+    return expand(folder) if folder else None
+
+
+def expand(path: str | Path) -> Path:
+    """The path, with the home folder for `~` or `~user` at its beginning.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # no HOME and no such user
+        raise UserError(f"{path} is in no home folder that is known here; give the whole path, or set HOME") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from experts.errors import UserError, unknown
-from experts.files import atomic_folder, cache_folder, check_writable
+from experts.files import atomic_folder, cache_folder, check_writable, expand
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +125,7 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` must be given to find `name`: a folder or hub id, and options."""
-    path = Path(name).expanduser()
+    path = expand(name)
     if name == BUILT_IN:
         return str(_built_in_folder()), {}
     if path.is_dir():

@@ -15,12 +15,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dispatch import Dispatcher, find_dispatcher
 from experts.engine import Chat
 from experts.errors import UserError
+from experts.files import expand
 from experts.library import ExpertLibrary
 from experts.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.mixture import Mixture
@@ -54,7 +54,7 @@ def serving() -> Serving:
         UserError: if there is no such library, its base cannot be loaded, or the dispatcher needs the base.
     """
     folder = os.environ.get("SELFADAPT_LIBRARY")
-    library = find_library(None, Path(folder).expanduser() if folder else None)
+    library = find_library(None, expand(folder) if folder else None)
     dispatcher = find_dispatcher(os.environ.get("SELFADAPT_DISPATCH", "embedding"), library)
     base, _ = load_base(library.base)
     return Serving(LoraCache(library, base), dispatcher, str(base.name_or_path))

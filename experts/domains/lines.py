@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.errors import UserError
-from experts.files import data_folder
+from experts.files import data_folder, expand
 
 
 def find_path(path: str) -> Path:
@@ -19,7 +19,7 @@ def find_path(path: str) -> Path:
     Raises:
         UserError: naming the places that were tried.
     """
-    places = [Path(path).expanduser()]
+    places = [expand(path)]
     folder = data_folder()
     if folder and not places[0].is_absolute():
         places.append(folder / path)

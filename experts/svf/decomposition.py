@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -48,12 +50,16 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
     path = cache_folder() / "svd" / f"{_key(weight)}.safetensors"
     factors = _read(path)
     if factors is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            factors = _read(path)  # another process may have written it while this one waited
-            if factors is None:
-                factors = _svd(weight)
-                _write(path, factors)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                factors = _read(path)  # another process may have written it while this one waited
+                if factors is None:
+                    factors = _svd(weight)
+                    _write(path, factors)
+        except (OSError, SafetensorError) as error:  # no room, no rights, no locks
+            _warn_once(f"nothing can be kept in {path.parent} ({error}): every start decomposes again")
+            factors = factors or _svd(weight)
     precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
     u, s, vt = factors
     rank = min(rank or len(s), len(s))
@@ -79,6 +85,11 @@ def each_matrix(work: Callable[[T], R], matrices: Sequence[T], device: torch.dev
             return list(tqdm(made, "decomposing", total=len(matrices), unit="matrix", leave=False, disable=None))
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _svd(weight: Tensor) -> Factors:
@@ -114,7 +125,7 @@ def _write(path: Path, factors: Factors) -> None:
 
 def _read(path: Path) -> Factors | None:
     """The cached factors, or None where there are none or the file is damaged."""
-    if not path.exists():
+    if not os.path.exists(path):  # or may not be looked for
         return None
     try:
         with safe_open(path, "pt") as file:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.errors import UserError
-from experts.files import data_folder
+from experts.files import data_folder, expand
 from experts.text_to_lora.excluded import is_excluded
 
 
@@ -217,7 +217,7 @@ def _either(file: Path) -> Path | None:
 
 
 def _find(path: str, kind: Any) -> Path | None:
-    places = [Path(path).expanduser()]
+    places = [expand(path)]
     if (data := data_folder()) and not places[0].is_absolute():
         places.append(data / path)
     return next((place for place in places if kind(place)), None)

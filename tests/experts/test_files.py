@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experts.errors import UserError
-from experts.files import atomic_file, atomic_folder, cache_folder, check_writable, write_json
+from experts.files import atomic_file, atomic_folder, cache_folder, check_writable, expand, write_json
 
 
 def write_half(target: AbstractContextManager[Path], name: str = "") -> None:
@@ -49,3 +49,17 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("SELFADAPT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache_folder() == Path("/xdg/selfadapt")
+
+
+def test_a_home_folder_that_is_not_known_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without an entry in the list of users, and without HOME; or for one who is not on this machine."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("SELFADAPT_CACHE")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 5)
+    with pytest.raises(UserError, match="SELFADAPT_CACHE can name one"):
+        cache_folder()
+    for path in ("~/model", "~no-such-user/model"):
+        with pytest.raises(UserError, match=f"{path} is in no home folder"):
+            expand(path)
+    assert expand("a/~/b") == Path("a/~/b")

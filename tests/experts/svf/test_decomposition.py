@@ -132,3 +132,20 @@ def test_each_matrix_keeps_the_order_and_gives_the_threads_back(cache: Path) -> 
     with pytest.raises(ValueError, match="NaN"):
         each_matrix(decompose, [weight() * float("nan")], torch.device("cpu"))
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("trouble", ["a file", "unwritable"])
+def test_without_a_cache_it_decomposes_each_time_and_says_so_once(
+    trouble: str, count: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    if trouble == "a file":
+        folder.touch()
+    else:
+        folder = Path("/proc/cache")  # not even root can make it
+    monkeypatch.setenv("SELFADAPT_CACHE", str(folder))
+    for _ in range(2):
+        u, s, vt = decompose(weight())
+        torch.testing.assert_close(u @ torch.diag(s) @ vt, weight())
+    assert len(count) == 2
+    assert caplog.text.count("every start decomposes again") == 1
