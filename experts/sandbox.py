@@ -15,7 +15,8 @@ limits
     they can do what that user can: read and delete the user's files, open connections, signal the user's processes, and
     outlive us if they kill their supervisor.
 
-As root, each running program has in all three a user of its own, who owns nothing else. Nothing here protects against
+As root, each running program has in all three a user of its own, who owns nothing else. Python, its packages and this
+file may lie anywhere, below /tmp or in a home that is closed to that user. Nothing here protects against
 holes in the kernel, nor against a program that uses up its share of CPU and memory: 32 processes of 512 MB each are
 allowed. It is off unless the environment says `SELFADAPT_RUN_CODE=1`.
 """
@@ -67,10 +68,14 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1
 # As root, a program is a user who may not read what was installed for root alone.
 PROBE = """
 import heapq, math, os, sys
-for folder in filter(os.path.isdir, sys.path):
-    for entry in os.scandir(folder):
+for folder in sys.path:
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        continue
+    for entry in entries:
         if entry.name.isidentifier() and not os.access(entry, os.R_OK | os.X_OK):
-            sys.exit(f"not everybody may read {entry.path}")
+            sys.exit(f"not everybody may read the installed {entry.name}")
 print("ready")
 """
 

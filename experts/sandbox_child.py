@@ -153,13 +153,14 @@ def reach(folders: dict[str, int]) -> None:
 
     A handle opened before leads to them, and to nothing else that not everybody may read.
     """
-    closed = {path: f"/proc/self/fd/{handle}" for path, handle in folders.items() if not os.access(path, os.X_OK)}
-    for path, handle in folders.items():
-        if path not in closed:
-            os.close(handle)
-    if not closed:
-        return
     prctl(PR_SET_DUMPABLE, 1)  # a change of user has made /proc/self root's
+    closed = {}
+    for path, handle in folders.items():
+        door = f"/proc/self/fd/{handle}"
+        if not os.access(path, os.X_OK) and os.access(door, os.X_OK):
+            closed[path] = door
+        else:
+            os.close(handle)
 
     def now(path: str) -> str:
         above = max((each for each in closed if f"{path}/".startswith(f"{each}/")), key=len, default="")
@@ -181,6 +182,8 @@ def run(program: str) -> NoReturn:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and code is not end.code:
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     try:

@@ -59,6 +59,7 @@ def processes(mark: float) -> list[str]:
         ("print('hello')", Run("hello\n", 0)),
         ("import sys; print('oh', file=sys.stderr); sys.exit(3)", Run("oh\n", 3)),
         ("import sys; sys.exit()", Run("", 0)),
+        ("import sys; sys.exit('no')", Run("no\n", 1)),
         ("print(__name__, input())", None),
         ("def (", None),
         ("import os; os.kill(os.getpid(), 9)", Run("", 137)),

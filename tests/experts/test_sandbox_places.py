@@ -72,8 +72,7 @@ def _copy_python(prefix: Path) -> None:
         shutil.copy(library, prefix / "lib", follow_symlinks=False)
 
 
-def run(place: Path, way: Way, **environment: str) -> tuple[str, int]:
-    program = PROGRAM.format(secret=str(place / "home" / "secret"))
+def run(place: Path, way: Way, program: str, **environment: str) -> tuple[str, int]:
     checkout = place / "home" / "check out"
     result = subprocess.run(
         [place / "link" / "bin" / "python", "-c", ASK, program, way],
@@ -92,11 +91,15 @@ def run(place: Path, way: Way, **environment: str) -> tuple[str, int]:
     return run["output"], run["exit_code"]
 
 
-@pytest.mark.parametrize("way", get_args(Way))
+@pytest.fixture(params=get_args(Way))
+def way(request: pytest.FixtureRequest) -> Way:
+    if (probe := sandbox._run(sandbox.PROBE, request.param, 8)).output != "ready\n":
+        pytest.skip(f"{request.param} does not work here: {' '.join(probe.output.split()[-10:])}")
+    return request.param
+
+
 @pytest.mark.parametrize("case", ["", "umask 077", "temporary folder inside", "locale C", "a link to /tmp"])
 def test_programs_run_and_see_their_packages(place: Path, way: Way, case: str, tmp_path: Path) -> None:
-    if (probe := sandbox._run(sandbox.PROBE, way, 8)).output != "ready\n":
-        pytest.skip(f"{way} does not work here: {' '.join(probe.output.split()[-10:])}")
     environment = {}
     if case == "temporary folder inside":
         environment["TMPDIR"] = str(place / "home" / "lib")
@@ -105,12 +108,28 @@ def test_programs_run_and_see_their_packages(place: Path, way: Way, case: str, t
     elif case == "a link to /tmp":
         (tmp_path / "link").symlink_to("/tmp")
         environment["TMPDIR"] = str(tmp_path / "link")
+    program = PROGRAM.format(secret=str(place / "home" / "secret"))
     umask = os.umask(0o077 if case == "umask 077" else 0o022)
     try:
-        output, exit_code = run(place, way, **environment)
+        output, exit_code = run(place, way, program, **environment)
     finally:
         os.umask(umask)
     seen, *rest = output.splitlines()
     assert (seen, exit_code) == ("7 [] True", 0), output
     mine = way == "limits" and os.getuid() != 0  # then a program may do what its user may
     assert rest == (["may write", "True"] if mine else ["False"])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's programs may read what the user may")
+@pytest.mark.parametrize("name", ["site-packages/private", "site-packages"])
+def test_packages_that_root_alone_may_read_are_no_way_to_run_programs(place: Path, way: Way, name: str) -> None:
+    (packages,) = (place / "home" / "ümwelt" / "lib").glob("python3.*/site-packages")
+    closed = packages.parent / name
+    closed.mkdir(exist_ok=True)
+    closed.chmod(0o700)
+    try:
+        output, exit_code = run(place, way, sandbox.PROBE)
+    finally:
+        closed.chmod(0o755)
+    assert exit_code == 1
+    assert "not everybody may read the installed private" in output or "Permission denied" in output
