@@ -51,7 +51,7 @@ def main() -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     if child := os.fork():
         supervise(child, settings["seconds"], alone=settings["way"] == "limits")
-    sys.path += settings["packages"]
+    sys.path[:] = filter(os.path.exists, sys.path + settings["packages"])
     folders = {path: os.open(path, os.O_PATH) for path in sys.path if os.path.isdir(path)}
     give_up_rights(settings["user"], settings["limits"])
     reach(folders)
