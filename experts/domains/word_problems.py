@@ -8,7 +8,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.rewards import last_number, last_word
+from experts.domains.comparisons import names_who
+from experts.domains.rewards import last_number
 from experts.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ THINGS = "apples books buttons cards coins eggs flowers marbles pencils shells s
 
 @dataclass(frozen=True)
 class WordProblems:
-    """Stories of one or two people and their things. The last number of an answer counts, or the last word.
+    """Stories of one or two people and their things. The last number of an answer counts, or the person it names.
 
     Each split has a seed of its own, made of its name and `seed`. A question that occurred before is dropped, where
     test comes first, then validation, then train.
@@ -72,7 +73,7 @@ class WordProblems:
             raise UserError(f"{self.name}: smallest must be at least 0 and below largest")
 
     def load(self, split: Split) -> Dataset:
-        """Rows with `id`, `prompt` and `answer`."""
+        """Rows with `id`, `prompt` and `answer`; those of comparisons also with `other` and `fewer` (`names_who`)."""
         from datasets import Dataset
 
         asked: set[str] = set()
@@ -83,12 +84,12 @@ class WordProblems:
         raise unknown("split", split, get_args(Split))
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """Whether the last number of each completion, or its last word, is the column `answer`'s."""
-        right = last_word if self.problems == "comparisons" else last_number
-        return [
-            right(text_of(completion), answer)
-            for completion, answer in zip(completions, columns["answer"], strict=True)
-        ]
+        """Whether each completion ends in the column `answer`'s number, or says that it is this person."""
+        texts = [text_of(completion) for completion in completions]
+        if self.problems != "comparisons":
+            return [last_number(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)]
+        asked = zip(texts, columns["answer"], columns["other"], columns["fewer"], strict=True)
+        return [names_who(text, right, other, PEOPLE.split(), fewer=fewer) for text, right, other, fewer in asked]
 
     def _rows(self, split: Split, asked: set[str]) -> Iterator[dict[str, Any]]:
         """The split's problems that were not asked before; adds their questions to `asked`."""
@@ -100,10 +101,12 @@ class WordProblems:
             a, b = random.sample(PEOPLE.split(), 2)
             question = story.format(a=a, b=b, x=x, y=y, things=random.choice(THINGS.split()))
             answer = {"+": x + y, "-": x - y, "*": x * y, "a": a, "b": b}[wanted]
+            compared = {"other": b if wanted == "a" else a, "fewer": wanted == "b"} if wanted in "ab" else {}
             if question not in asked:
                 asked.add(question)
                 yield {
                     "id": f"{self.name}-{split}-{index}",
                     "prompt": [{"role": "user", "content": with_instruction(question, self.instruction)}],
                     "answer": str(answer),
+                    **compared,
                 }

@@ -1,0 +1,99 @@
+"""Who an answer to "who has more?" says it is. Olga has 9 coins, Leo has 3."""
+
+from __future__ import annotations
+
+import pytest
+
+from experts.domains.comparisons import names_who
+from experts.domains.word_problems import WordProblems
+
+PEOPLE = ["Olga", "Leo", "Paul"]
+
+OLGA_HAS_MORE = [
+    "Olga",
+    "olga.",
+    "**Olga**",
+    "The answer is Olga.",
+    "It's Olga, with 9 coins.",
+    "Olga has more.",
+    "Olga has more coins.",
+    "Olga has more coins than Leo.",
+    "Olga has 6 more coins than Leo.",
+    "Olga has more coins than Leo. Olga has 9",
+    "Leo has fewer coins than Olga.",
+    "Leo has 3 coins and Olga has 9. Olga has more coins.",
+    "Leo has 3 coins, Olga has 9, so Olga has more.",
+    "The one with more coins is Olga.",
+    "Between Leo and Olga, the one with the most coins is Olga.",
+    "Who has more coins? Olga.",
+    "Olga, not Leo.",
+    "Leo does not have more coins than Olga; Olga does.",
+    "She has more coins than Leo.",
+    "Olga has three times as many coins as Leo.",
+    "Olga's pile is larger than Leo's.",
+]
+SHE_DOES_NOT = [
+    "",
+    "Leo",
+    "Leo has more coins than Olga.",
+    "Leo has 6 more coins than Olga.",
+    "Olga has fewer coins than Leo.",
+    "Olga has less than Leo.",
+    "Leo or Olga",
+    "Leo and Olga have more coins.",
+    "Both Leo and Olga have more.",
+    "Leo has 3 coins and Olga has 9.",
+    "Leo has 3 coins and Olga has 9. Who has more coins?",
+    "Who has more coins? Leo has 3 and Olga",
+    "Olga has more coins than Leo. Leo has more coins than Olga.",
+    "Olga has more coins than Leo. The answer is Leo.",
+    "Olga does not have more coins than Leo.",
+    "Not Olga.",
+    "Leo, not Olga.",
+    "The one with more coins is Leo.",
+    "Leo has fewer coins than Olga. No, Olga has fewer.",
+    "They have the same number of coins.",
+    "Paul has more coins than Leo.",
+    "Olga and Paul",
+    "9",
+]
+
+
+@pytest.mark.parametrize("text", OLGA_HAS_MORE)
+def test_right_answers(text: str) -> None:
+    assert names_who(text, "Olga", "Leo", PEOPLE) == 1
+
+
+@pytest.mark.parametrize("text", SHE_DOES_NOT)
+def test_wrong_answers(text: str) -> None:
+    assert names_who(text, "Olga", "Leo", PEOPLE) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Leo", 1),
+        ("Leo found fewer coins than Olga.", 1),
+        ("Leo found the fewest.", 1),
+        ("Olga found more coins than Leo.", 1),
+        ("Olga found fewer coins than Leo.", 0),
+        ("Leo found more coins than Olga.", 0),
+        ("Olga", 0),
+    ],
+)
+def test_who_has_fewer(text: str, score: float) -> None:
+    assert names_who(text, "Leo", "Olga", PEOPLE, fewer=True) == score
+
+
+def test_a_sentence_that_states_the_contrary_earns_nothing_in_the_domain() -> None:
+    domain = WordProblems("comparisons", "Who has more.", problems="comparisons", test_size=64)
+    rows = domain.load("test")
+    for row in rows:
+        columns = {name: [value] for name, value in row.items()}
+        verb = "fewer" if row["fewer"] else "more"
+        true, false = (
+            f"{a} has {verb} coins than {b}." for a, b in ((row["answer"], row["other"]), (row["other"], row["answer"]))
+        )
+        assert domain.reward([true], **columns) == [1.0]
+        assert domain.reward([false], **columns) == [0.0]
+        assert domain.reward([row["prompt"][0]["content"]], **columns) == [0.0]
