@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 MORE = r"more|most|greater|greatest|larger|largest|bigger|biggest|higher|highest|(?:times|twice) as (?:many|much)"
 FEWER = r"fewer|fewest|less|least|smaller|smallest|lower|lowest"
 COMPARED = re.compile(rf"\b(?:(?P<more>{MORE})|{FEWER})\b", re.IGNORECASE)
-NOT = r"(?:\bnot\b|n['’]t\b|\bnever\b|\bno\b)"
+OF_NUMBERS = re.compile(rf"\d+\s+(?:\w+\s+)?(?:is|are)\s+(?:{MORE}|{FEWER})\s+than\s+\d+", re.IGNORECASE)
+NOT = r"(?:\bnot\b|\bcannot\b|n['’]t\b|\bnever\b|\bno\b)"
+DENIED = re.compile(rf"{NOT}|\b(?:false|untrue|wrong|incorrect|doubt|deny|neither|unlikely)\b", re.IGNORECASE)
 NEITHER = re.compile(r"\b(?:same|equal|equally|both|neither|tie|nobody|everyone)\b", re.IGNORECASE)
 QUESTION = re.compile(r"\W*(?:who|which|what|how|does|do|is)\b", re.IGNORECASE)
 
@@ -63,26 +65,29 @@ def _who_has_more(sentence: str, name: re.Pattern[str], both: set[str]) -> set[s
     """Whom the comparisons of a sentence give more to; None stands for one that gives it to nobody in particular."""
     winners: set[str | None] = set()
     start = 0
+    sentence = OF_NUMBERS.sub("", sentence)
     for compared in COMPARED.finditer(sentence):
         before, after = sentence[start : compared.start()], sentence[compared.end() :]
         start = compared.end()
-        subjects = [match[0].casefold() for match in name.finditer(_without_rejected(before, name))]
+        subjects = [match[0].casefold() for match in name.finditer(re.sub(rf"{NOT}\s+{name.pattern}", "", before))]
         together = re.search(rf"{name.pattern}\s*(?:and|or|&|/)\s*{name.pattern}[^,:]*\Z", before, re.IGNORECASE)
         than = re.match(rf"[^,]*?\b(?:than|as)\W+({name.pattern})", after, re.IGNORECASE)
         afterwards = re.match(rf"[^,]*?(?:\b(?:is|was)\b|[:=–—-])\W*({name.pattern})", after, re.IGNORECASE)
-        subject = subjects[-1] if subjects and not together else None
+        subject = subjects[-1] if subjects else None
         if afterwards and not than:
             subject = afterwards[1].casefold()
         if subject is None and than:
             (subject,) = both - {than[1].casefold()} if than[1].casefold() in both else (None,)
-        if subject not in both or (than and than[1].casefold() == subject):
+        if together or subject not in both or (than and than[1].casefold() == subject):
             winners.add(None)
             continue
-        more = bool(compared["more"]) != bool(re.search(NOT, before[before.casefold().rfind(subject) :], re.IGNORECASE))
+        clause = re.split("[,:]", re.sub(rf"{NOT}\s+{name.pattern}", "", before, flags=re.IGNORECASE))[-1]
+        more = bool(compared["more"]) != bool(DENIED.search(clause))
         winners.add(subject if more else next(iter(both - {subject})))
     return winners
 
 
 def _without_rejected(text: str, name: re.Pattern[str]) -> str:
-    """The text without the names that it says no to: "Olga, not Leo"."""
-    return re.sub(rf"{NOT}\s+(?:{name.pattern})", "", text, flags=re.IGNORECASE)
+    """The text without the names that it says no to: "Olga, not Leo", "it cannot be Leo", "Leo is wrong"."""
+    said_no = rf"{NOT}(?:\s+\w+){{0,3}}?\s+{name.pattern}|{name.pattern}(?:\s+\w+)?(?:\s+|(?=n))(?:{DENIED.pattern})"
+    return re.sub(said_no, "", text, flags=re.IGNORECASE)
