@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.numbers import final_line, find_number
 from experts.domains.published import Fields, Source, load_published
-from experts.domains.rewards import find_number, last_number
+from experts.domains.rewards import last_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +25,8 @@ CALCULATION = re.compile(r"<<[^<>]*>>")
 class Gsm8k:
     """Word problems with a worked solution and a whole number as the answer.
 
-    The last number after the last `####` counts, or of the whole text, where there is no such mark.
+    The number after the last `####` counts, the first one where the line opens with it; the last one of the whole text,
+    where there is no such mark.
 
     Validation is a tenth of the train rows, for there is no official one; so is test, where the data at hand have
     no test split (`experts.domains.published`).
@@ -48,7 +50,7 @@ class Gsm8k:
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """Whether each completion's final number is the column `answer`'s."""
         return [
-            last_number(_final(text_of(completion)), answer)
+            last_number(final_line(text_of(completion), MARK), answer)
             for completion, answer in zip(completions, columns["answer"], strict=True)
         ]
 
@@ -62,13 +64,3 @@ class Gsm8k:
             "answer": answer,
             "solution": solution,
         }
-
-
-def _final(text: str) -> str:
-    """What the text gives as its answer: the line after the last mark.
-
-    >>> _final("2 + 2 = 4\\n#### 4 eggs\\nand 7 more"), _final("4 eggs")
-    ('4 eggs', '4 eggs')
-    """
-    _, mark, end = text.rpartition(MARK)
-    return end.strip().partition("\n")[0] if mark else text

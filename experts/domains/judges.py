@@ -8,6 +8,7 @@ crashes; it is no sandbox. It runs this file as a script, which therefore import
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -61,7 +62,9 @@ def math_verify() -> Callable[[str, str], float]:
     from math_verify import parse, verify
 
     def score(answer: str, text: str) -> float:
-        gold = parse(answer, parsing_timeout=None) + parse(f"${answer}$", parsing_timeout=None)
+        # Bare, an expression is read as its last number.
+        between = answer if re.search(r"(?<!\\)\$", answer) else f"${answer}$"
+        gold = parse(between, parsing_timeout=None)
         return float(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
 
     return score

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges import judge, pack
-from experts.domains.rewards import find_number, find_word
+from experts.domains.numbers import find_number
+from experts.domains.rewards import find_word
 from experts.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import string
-from collections import deque
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
 from experts.domains.judges import judge
+from experts.domains.numbers import find_number
 
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
@@ -42,7 +42,7 @@ def last_number(text: str, answer: str) -> float:
     >>> last_number("That makes $1,234.50.", "1234.5"), last_number("x = −7", "-7"), last_number("5-3", "3")
     (1.0, 1.0, 1.0)
     >>> last_number("6/8 of it", "3/4"), last_number("14/2", "2")
-    (1.0, 1.0)
+    (1.0, 0.0)
     """
     right = find_number(answer, fractions=True)
     given = find_number(text, fractions="/" in right)
@@ -108,27 +108,6 @@ def find_word(text: str) -> str:
     return words[-1].strip(EDGES) if words else ""
 
 
-NUMBER = r"""
-    (?: (?<! [\w)\]}%] ) [-+−] \$? )?                             # after a digit, a word or a bracket it is an operator
-    (?: (?: \d{1,3} (?: , \d{3} )+ (?! \d ) | \d+ ) (?: \. \d+ )?
-      | (?<! [\d.] ) \. \d+ )
-    (?: [eE] [-+]? \d+ )?
-"""
-PLAIN_NUMBER = re.compile(NUMBER, re.VERBOSE)
-FRACTION = re.compile(NUMBER + r"(?: \s? / \s? \d+ )?", re.VERBOSE)
-WRITTEN = str.maketrans({"−": "-", "+": None, ",": None, "$": None, " ": None})
-
-
-def find_number(text: str, fractions: bool = False) -> str:
-    """The last number in a text as Python would write it, or "".
-
-    >>> find_number("from 5 to -$1,234.50."), find_number("3 / 4 cups", fractions=True)
-    ('-1234.50', '3/4')
-    """
-    last = deque((FRACTION if fractions else PLAIN_NUMBER).finditer(text), maxlen=1)
-    return last[0][0].translate(WRITTEN) if last else ""
-
-
 def _value(number: str) -> Fraction | None:
     try:
         parts = [Decimal(part) for part in number.split("/")]
@@ -144,25 +123,38 @@ def _value(number: str) -> Fraction | None:
 ANSWER = re.compile(r"\banswer\b (?= \s{0,9} (?: : | is\b ))", re.IGNORECASE | re.VERBOSE)
 LABEL = re.compile(
     r"""
-      (?m: ^ ) [ \t]* \(? ([A-Za-z]) (?= [ \t]* (?: [).:,] | (?m: $ ) ))      # a line that opens with "B", "b)", "B."
-    | (?<! \w ) \( ([A-Za-z]) \)                                              # "(B)" anywhere
-    | \b (?i: answer | option | choice | boxed | or | is ) \b \W{1,6}         # "the answer is B", "Option B", "or B"
-      ([A-Z] \b | [a-z] (?= \W* \Z ))
+      (?m: ^ ) [ \t]* [(\[<{*_"'`]{0,4} ([A-Za-z]) # a line that opens with "B", "b)", "**B**"
+      (?= [ \t]* (?: [)\].:,>}*_"'`] | (?m: $ ) ) )
+    | (?<! \w ) [(\[<] ([A-Za-z]) [)\]>]                                       # "(B)" anywhere
+    | \b ([A-Z]) \b (?= \s+ (?: (?: or | and ) \s+ [A-Z] \b | is \s+ (?: right | correct ) ) )
+    | \*\* \(? ([A-Z]) [).:]? \*\*
+    | \b (?i: answer | option | choice | boxed | or | and | is ) \b \W{1,6} (?: text \W )?     # "the answer is B", "Option B", "or B"
+      ([A-Z] \b (?! ['’] ) | [a-z] (?= \W* \Z ))
+    | \b (?i: but | it['’]s ) \W{1,6} ([A-Z]) \b (?! ['’] )                     # "not A but B"
     """,
     re.VERBOSE,
 )
+NOT = (
+    r"(?:\bnot|n['’]t|\bcannot|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of"
+    r"|\b(?:anything|everything|all)\s+but)\s+(?:be\s+)?(?:(?:the\s+)?(?:option|choice|answer)\s+)?"
+)
+LETTER = r"[(\[<*]{0,3}(?-i:[A-Z])\b[)\]>*]{0,3}"
+WRONG = r"\s+(?:is|are|was)\s*(?:n['’]t|not|wrong|incorrect|false|out)\b"
+REASON = re.compile(r",?\s*\b(?:because|since)\b[^\n]*", re.IGNORECASE)
 
 
 def _choices_named(text: str, texts: Sequence[str]) -> set[int]:
-    """The indices of all choices that a text names, by letter or by words."""
+    """The indices of all choices that a text names, by letter or by words; not those that it says no to."""
     named = set()
+    # The longest first, so that "New York" does not also name "York".
+    words = "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if t) or r"(?!)"
+    refused = rf"{NOT}(?:{LETTER}|(?:{words})(?!\w))|(?<!\w)(?:{LETTER}|(?:{words}))(?:{WRONG})"
+    text = re.sub(refused, " ", REASON.sub("", text), flags=re.IGNORECASE)
     # Where a choice is itself a letter ("which letter comes next?"), letters are not labels.
     if not any(len(t) == 1 and t.isalpha() for t in texts):
         labels = {_index(next(filter(None, match.groups()))) for match in LABEL.finditer(text)}
         named = {label for label in labels if label < len(texts) or not texts}
     if texts:
-        # The longest first, so that "New York" does not also name "York".
-        words = "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if t)
         found = re.findall(rf"(?<!\w)(?<!\d\.)(?:{words})(?!\w|\.\d)", _plain(text))
         named |= {texts.index(t) for t in found}
     return named

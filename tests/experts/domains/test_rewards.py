@@ -71,7 +71,7 @@ def test_last_word(text: str, answer: str, score: float) -> None:
         ("7 and then 8", "7", 0),
         ("it costs $1,234.", "1234", 1),
         ("1,234,567", "1234567", 1),
-        ("12,34", "34", 1),  # not a thousands separator
+        ("12,34", "34", 0),  # a decimal comma, or a list: it cannot be told
         ("7.0", "7", 1),
         ("0.1000", ".1", 1),
         ("0.30000000000000001", "0.3", 0),  # exact, not in floating point

@@ -1,0 +1,216 @@
+"""Final answers as models write them, right ones and wrong ones of each kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from experts.domains.gsm8k import Gsm8k
+from experts.domains.rewards import choice, last_number, math_verify
+
+NUMBERS = [
+    (r"\boxed{$9{,}500}", "9500"),
+    (r"9\,500", "9500"),
+    ("1 000", "1000"),
+    ("1\u202f000", "1000"),
+    ("1\u00a0000", "1000"),
+    ("1'000", "1000"),
+    ("1’000", "1000"),
+    (r"10{,}000", "10000"),
+    ("–3", "-3"),
+    ("x = - 3", "-3"),
+    ("−7", "-7"),
+    ("**18**", "18"),
+    (r"\$18", "18"),
+    (r"18\text{ dollars}", "18"),
+    ("18 dollars.", "18"),
+    ("50%", "50"),
+    (r"50\%", "50"),
+    ("1.5e3", "1500"),
+    (r"1.5 \times 10^3", "1500"),
+    ("It is 7, not 8.", "7"),
+    ("$18.00", "18"),
+    ("1 234 567", "1234567"),
+    ("12 m^2", "12"),
+    ("- 3 apples", "3"),
+    ("5-3", "3"),
+    ("5 - 3", "3"),
+    ("x-3", "3"),
+    ("(5)-3", "3"),
+    ("**-7**", "-7"),
+    ("-$7.50", "-7.5"),
+    ("$-7.50", "-7.5"),
+    ("3/4", "3/4"),
+    ("6/8", "3/4"),
+    (r"\frac{3}{4}", "3/4"),
+    ("0.75", "3/4"),
+    ("-3/4", "-3/4"),
+    ("5 + 2 = 7", "7"),
+    (r"\boxed{18} in 7 days", "18"),
+    ("1,234,567", "1234567"),
+    ("answer: - 3", "-3"),
+    ("0.1000", ".1"),
+]
+OTHER_NUMBERS = [
+    ("2:30", "30"),
+    ("12,34", "34"),
+    ("3,5", "5"),
+    ("7 or 8", "8"),
+    ("14/2", "7"),
+    ("14/2", "2"),
+    ("2^{10}", "10"),
+    ("2^10", "2"),
+    ("-3", "3"),
+    ("3", "-3"),
+    ("9,500", "500"),
+    ("1.234,56", "56"),
+    ("7, not 8", "8"),
+    ("3/0", "3/4"),
+    ("3/4", "4"),
+    ("", "1"),
+    ("1:000", "0"),
+    ("9,5000", "5000"),
+    ("2**10", "10"),
+    ("5 or 7", "5"),
+]
+FINAL_LINES = [
+    ("#### 18\n#### ", "18"),
+    ("#### 18\n####", "18"),
+    ("#### $18 every day for 7 days", "18"),
+    ("#### 5 + 13 = 18", "18"),
+    ("#### **18**", "18"),
+    ("#### 1 000", "1000"),
+    ("#### 9,500 dollars", "9500"),
+    ("#### -3", "-3"),
+    ("#### - 3", "-3"),
+    ("#### The answer is 18", "18"),
+    ("#### 18.", "18"),
+    ("#### 18%", "18"),
+    ("so 18", "18"),
+    (r"#### \$18", "18"),
+    (r"#### \boxed{18}", "18"),
+    ("####18 eggs\nand 7", "18"),
+]
+OTHER_FINAL_LINES = [
+    ("#### 2:30", "30"),
+    ("#### 2:30", "2"),
+    ("#### 18 or 20", "18"),
+    ("#### 18 or 20", "20"),
+    ("#### 7 days at $18", "18.5"),
+    ("#### 18, 20", "20"),
+    ("#### 18, 20", "18"),
+    ("18\n#### 20", "18"),
+    ("#### 5 + 13 = 18", "5"),
+    ("#### $18 every day for 7 days", "7"),
+    ("####", "18"),
+]
+LETTERS = [
+    ("**B**", "B"),
+    ("a)", "A"),
+    ("<B>", "B"),
+    ("(b)", "B"),
+    ("[C]", "C"),
+    ("B.", "B"),
+    ("b", "B"),
+    ("B) Lyon", "B"),
+    ("answer is (B) Lyon, because Paris is the capital", "B"),
+    ("\\boxed{B}", "B"),
+    ("Option B", "B"),
+    ("not A but B", "B"),
+    ("It isn't A. It's B.", "B"),
+    ("The answer is B.", "B"),
+    ("**Answer:** **B**", "B"),
+    ("Answer: B", "B"),
+    ("**B. Lyon**", "B"),
+    ("B, because of the bridge", "B"),
+    ("B is right, A is wrong", "B"),
+    ("The answer is B, not A.", "B"),
+    ("\\boxed{\\text{B}}", "B"),
+    ("It is not (A). Answer: B", "B"),
+]
+OTHER_LETTERS = [
+    "A",
+    "not B",
+    "It isn't B",
+    "A or B",
+    "(A) or (B)",
+    "A, B, C, D",
+    "A. Paris\nB. Lyon\nC. New York\nD. Rome",
+    "B is wrong",
+    "The answer is not B.",
+    "Answer: A or B",
+    "Both A and B",
+    "",
+    "Which? A, B, C or D",
+    "C, because B is small",
+    "The answer is A, not B.",
+    "Not B but A",
+    "It isn't (B).",
+    "The answer isn't B. It's A.",
+    "It can't be B",
+    "Anything but B",
+    "neither A nor B",
+]
+EXPRESSIONS = [
+    ("10\\pi", "\\boxed{10\\pi}"),
+    ("6 - 5i", "\\boxed{-5i+6}"),
+    ("3, 5, 7", "\\boxed{7,5,3}"),
+    ("2^{10}", "1024"),
+    ("x=5", "5"),
+    ("1,234", "1234"),
+    ("y = 2x + 3", "$y = 3 + 2x$"),
+    ("(-\\infty, 2)", "$(-\\infty, 2)$"),
+    ("\\frac{1}{2}", "0.5"),
+    ("90^\\circ", "90"),
+    ("$(x+1)^2$", "\\boxed{x^2+2x+1}"),
+    ("\\text{Evelyn}", "\\boxed{\\text{Evelyn}}"),
+]
+OTHER_EXPRESSIONS = [
+    ("10\\pi", "10"),
+    ("y = 2x + 3", "3"),
+    ("6 - 5i", "5"),
+    ("3, 5, 7", "7"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "2"),
+    ("2^{10}", "2"),
+    ("2^{10}", "10"),
+    ("(-\\infty, 2)", "2"),
+    ("(-\\infty, 2)", "$(-\\infty, 2]$"),
+    ("(3,4)", "4"),
+    ("2", "\\boxed{2, 3}"),
+    ("2", "\\boxed{3} no \\boxed{2}"),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), NUMBERS)
+def test_a_number_is_read_as_people_write_it(text: str, answer: str) -> None:
+    assert last_number(text, answer) == 1
+
+
+@pytest.mark.parametrize(("text", "answer"), OTHER_NUMBERS)
+def test_what_is_another_number_or_none(text: str, answer: str) -> None:
+    assert last_number(text, answer) == 0
+
+
+@pytest.mark.parametrize(("text", "answer"), FINAL_LINES)
+def test_a_final_line_gives_the_answer(text: str, answer: str) -> None:
+    assert Gsm8k().reward([text], answer=[answer]) == [1]
+
+
+@pytest.mark.parametrize(("text", "answer"), OTHER_FINAL_LINES)
+def test_a_final_line_gives_another_answer_or_none(text: str, answer: str) -> None:
+    assert Gsm8k().reward([text], answer=[answer]) == [0]
+
+
+@pytest.mark.parametrize("choices", [["Paris", "Lyon", "New York", "Rome"], []])
+def test_a_choice_as_it_is_written_and_what_is_none(choices: list[str]) -> None:
+    assert [(text, answer) for text, answer in LETTERS if not choice(text, answer, choices)] == []
+    assert [text for text in OTHER_LETTERS if choice(text, "B", choices)] == []
+
+
+@pytest.mark.parametrize(("answer", "text"), EXPRESSIONS)
+def test_an_expression_equals_the_answer(answer: str, text: str) -> None:
+    assert math_verify(text, answer) == 1
+
+
+@pytest.mark.parametrize(("answer", "text"), OTHER_EXPRESSIONS)
+def test_a_part_of_the_answer_is_not_the_answer(answer: str, text: str) -> None:
+    assert math_verify(text, answer) == 0
