@@ -128,7 +128,7 @@ LABEL = re.compile(
     | (?<! \w ) [(\[<] ([A-Za-z]) [)\]>]                                       # "(B)" anywhere
     | \b ([A-Z]) \b (?= \s+ (?: (?: or | and ) \s+ [A-Z] \b | is \s+ (?: right | correct ) ) )
     | \*\* \(? ([A-Z]) [).:]? \*\*
-    | \b (?i: answer | option | choice | boxed | or | and | is ) \b \W{1,6} (?: text \W )?     # "the answer is B", "Option B", "or B"
+    | \b (?i: answer | option | choice | boxed | or | and | is ) \b \W{1,6} (?: text \W )?
       ([A-Z] \b (?! ['’] ) | [a-z] (?= \W* \Z ))
     | \b (?i: but | it['’]s ) \W{1,6} ([A-Z]) \b (?! ['’] )                     # "not A but B"
     """,
