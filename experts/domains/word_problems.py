@@ -15,9 +15,9 @@ from experts.errors import UserError, unknown
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Problems = Literal["sums", "products", "comparisons"]
+Problems = Literal["sums", "products", "shares", "comparisons"]
 
-# Each with what is asked for: x + y, x − y, x · y, or who has more or fewer, where x ≥ y.
+# Each with what is asked for: x + y, x − y, x · y, the other factor of xy, or who has more or fewer, where x ≥ y.
 STORIES = {
     "sums": [
         ("{a} has {x} {things}. {b} gives {a} {y} more. How many {things} does {a} have now?", "+"),
@@ -34,6 +34,16 @@ STORIES = {
         ("{a} buys {y} bags of {x} {things} each. How many {things} does {a} buy?", "*"),
         ("{a} lays out {y} rows of {x} {things}. How many {things} are there?", "*"),
         ("{a} finds {x} {things} every day. How many {things} does {a} find in {y} days?", "*"),
+    ],
+    "shares": [
+        (story.replace("{n}", f"{{{divisor}}}"), quotient)
+        for story in (
+            "{a} shares {xy} {things} equally among {n} friends. How many {things} does each friend get?",
+            "{a} lays out {xy} {things} in {n} equal rows. How many {things} are in each row?",
+            "There are {xy} {things} in {n} boxes, equally many in each. How many {things} are in each box?",
+            "{a} finds {xy} {things} in {n} days, equally many every day. How many {things} does {a} find in a day?",
+        )
+        for divisor, quotient in ("xy", "yx")
     ],
     "comparisons": [
         ("{a} has {x} {things} and {b} has {y}. Who has more {things}?", "a"),
@@ -99,8 +109,8 @@ class WordProblems:
             story, wanted = random.choice(STORIES[self.problems])
             y, x = sorted(random.sample(range(self.smallest, self.largest + 1), 2))
             a, b = random.sample(PEOPLE.split(), 2)
-            question = story.format(a=a, b=b, x=x, y=y, things=random.choice(THINGS.split()))
-            answer = {"+": x + y, "-": x - y, "*": x * y, "a": a, "b": b}[wanted]
+            question = story.format(a=a, b=b, x=x, y=y, xy=x * y, things=random.choice(THINGS.split()))
+            answer = {"+": x + y, "-": x - y, "*": x * y, "x": x, "y": y, "a": a, "b": b}[wanted]
             compared = {"other": b if wanted == "a" else a, "fewer": wanted == "b"} if wanted in "ab" else {}
             if question not in asked:
                 asked.add(question)
