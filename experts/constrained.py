@@ -12,36 +12,73 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from experts.domains.base import Domain
+from experts.errors import UserError
 
-BIAS = 200.0  # nats; far beyond what logits differ by, and small enough to keep their digits in float32
+MASKED = -1e4  # nats; far beyond what logits differ by, and finite, so that entropies stay numbers
 
 
 class Constraint:
-    """The answers of a domain that knows them all, as tokens, each with the end of the turn."""
+    """The answers of a domain that knows them all, as tokens, each with the end of the turn.
+
+    Raises:
+        UserError: if the tokenizer has no end token.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, answers: Sequence[str]) -> None:
         text: Any = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        if text.eos_token_id is None:
+            raise UserError("the tokenizer has no end token, and so answers would never end; give it an eos_token")
         ids = text(list(answers), add_special_tokens=False)["input_ids"]
         self.answers = [(*tokens, text.eos_token_id) for tokens in ids]
-
-    def sequence_bias(self) -> dict[tuple[int, ...], float]:
-        """For transformers' `generate`: the more of an answer is complete, the more its last token gets."""
-        return {answer[:length]: BIAS * length for answer in self.answers for length in range(1, len(answer) + 1)}
+        following: dict[tuple[int, ...], set[int]] = {}
+        for answer in self.answers:
+            for length, token in enumerate(answer):
+                following.setdefault(answer[:length], set()).add(token)
+        self._following = {begun: sorted(tokens) for begun, tokens in following.items()}
 
     def bias(self, completions: Tensor, vocabulary: int) -> Tensor:
         """What is added to the logits of `completions` [B, T] (which begin where the answer does): [B, T, V]."""
-        bias = torch.zeros(*completions.shape, vocabulary)
-        for row, tokens in enumerate(completions.tolist()):
-            for t in range(len(tokens)):
-                following = {a[t] for a in self.answers if len(a) > t and a[:t] == tuple(tokens[:t])}
-                bias[row, t, list(following)] = BIAS
-        return bias.to(completions.device)
+        rows = [[tokens[:t] for t in range(len(tokens))] for tokens in completions.tolist()]
+        return torch.stack([self._masks(row, vocabulary) for row in rows]).to(completions.device)
+
+    def processor(self, start: int) -> LogitsProcessor:
+        """The same for transformers' `generate`, where completions begin behind `start` tokens of prompt."""
+        return _Processor(self, start)
+
+    def _masks(self, begun: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
+        """0 where a token may follow what has been said, `MASKED` elsewhere: [B, V]. Anything may follow an end."""
+        masks = torch.full((len(begun), vocabulary), MASKED)
+        for mask, tokens in zip(masks, begun, strict=True):
+            mask[self._following.get(tuple(tokens), slice(None))] = 0
+        return masks
 
 
-def constraint_of(domain: Domain, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> Constraint | None:
-    """That of a domain with the attribute `answers`, all that a completion may say; None where anything goes."""
+class _Processor(LogitsProcessor):
+    def __init__(self, constraint: Constraint, start: int) -> None:
+        self.constraint, self.start = constraint, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        return scores + self.constraint._masks(input_ids[:, self.start :].tolist(), scores.shape[1]).to(scores)
+
+
+def constraint_of(
+    domain: Domain, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, max_new_tokens: int
+) -> Constraint | None:
+    """That of a domain with the attribute `answers`, all that a completion may say; None where anything goes.
+
+    Raises:
+        UserError: if the tokenizer has no end token, or an answer does not fit into `max_new_tokens`.
+    """
     answers: Sequence[str] | None = getattr(domain, "answers", None)
-    return Constraint(tokenizer, answers) if answers else None
+    if not answers:
+        return None
+    constraint = Constraint(tokenizer, answers)
+    if max_new_tokens < (longest := max(map(len, constraint.answers))):
+        raise UserError(
+            f"the longest answer of {domain.name} has {longest} tokens, its end among them: "
+            f"max_new_tokens must be at least that, not {max_new_tokens}"
+        )
+    return constraint

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
+from experts.constrained import Constraint
 from experts.errors import UserError
 from experts.mixture import Mixture
 from experts.pictures import load_pictures, refuse_pictures, text_tokenizer
@@ -71,7 +72,7 @@ def generate(
     mixture: Mixture | None = None,
     batch_size: int = 32,
     on_batch: Callable[[int], None] = lambda answered: None,
-    sequence_bias: dict[tuple[int, ...], float] | None = None,
+    constraint: Constraint | None = None,
 ) -> list[str]:
     """The greedy answer to each prompt, in the order of the prompts.
 
@@ -82,18 +83,20 @@ def generate(
     Args:
         tokenizer: of a vision-language model its processor; a part {"type": "image", "image": …} is then a picture.
         mixture: one row a prompt, of experts that `model` carries; None leaves the model as it is.
-        sequence_bias: nats that a sequence's last token gets where the others stand before it, as in transformers.
+        constraint: the answers that may be given; None allows any.
 
     Raises:
         UserError: if a prompt and its answer do not fit the model's context.
     """
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "sequence_bias": sequence_bias}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     ids = tokenize(tokenizer, prompts)
     check_context(model.config, max(map(len, ids), default=0), max_new_tokens)
     answers = [""] * len(ids)
     with evaluating(model):
         for rows in plan(model, [len(row) for row in ids], max_new_tokens, mixture, batch_size):
             batch = _batch(model, tokenizer, [prompts[row] for row in rows], [ids[row] for row in rows])
+            if constraint is not None:
+                options["logits_processor"] = [constraint.processor(batch["input_ids"].shape[1])]
             with nullcontext() if mixture is None else under(model, mixture.rows(rows)):
                 output = _without_peft(model).generate(**batch, **options)  # [B, prompt + new]
             texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -312,9 +315,14 @@ def last(count: int) -> Tensor:
     return torch.arange(-count, 0)
 
 
+def context_of(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a model reads and writes; None where its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_context(config: PreTrainedConfig, longest: int, new_tokens: int) -> None:
     """Raises UserError if a prompt of `longest` tokens and the new ones do not fit the model's context."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(config)
     if context is not None and longest + new_tokens > context:
         raise UserError(
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed the model's context of {context}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl.data_utils import prepare_multimodal_messages
 
 from experts.constrained import constraint_of
-from experts.domains.base import Domain
+from experts.domains.base import Domain, scores_of
 from experts.engine import generate
 from experts.mixture import Mixture
 from experts.processes import processes
@@ -46,10 +47,10 @@ def accuracy(scores: Sequence[float]) -> Accuracy:
     return Accuracy(sum(score >= 1 for score in scores), len(scores))
 
 
-def constant_answer(answers: Sequence[str]) -> Accuracy:
+def constant_answer(answers: Sequence[Any]) -> Accuracy:
     """What always giving the most common right answer would score: an expert that beats only the base may have
     learned no more than that."""
-    return Accuracy(Counter(answers).most_common(1)[0][1], len(answers))
+    return Accuracy(Counter(map(repr, answers)).most_common(1)[0][1], len(answers))  # they may be lists
 
 
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
@@ -75,7 +76,7 @@ def held_out_scores(
     A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
     A mixture has a row for each of `rows`, of experts that `model` carries; None leaves the model as it is.
     """
-    constraint = constraint_of(domain, tokenizer)
+    constraint = constraint_of(domain, tokenizer, max_new_tokens)
     # Equally many rows for each process, some twice: those that share the base out must run it equally often.
     state = processes()
     most = -(-len(rows) // state.num_processes)
@@ -93,8 +94,8 @@ def held_out_scores(
         batch_size=batch_size,
         mixture=None if mixture is None else mixture.rows(share),
         on_batch=on_batch,
-        sequence_bias=constraint.sequence_bias() if constraint else None,
+        constraint=constraint,
     )
     columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
-    scores = domain.reward(answers, **columns)
+    scores = scores_of(domain, answers, **columns)
     return gather_object(scores)[: len(rows)]

@@ -107,3 +107,17 @@ def check_writable(folder: Path) -> None:
             probe.flush()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+def check_new_folder(folder: Path) -> None:
+    """Proves that `folder` can be made, or written into where it is there, and leaves nothing behind.
+
+    Raises:
+        UserError: where it cannot.
+    """
+    try:
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryDirectory(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error

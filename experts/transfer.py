@@ -62,11 +62,13 @@ class Comparison:
 def compare(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel, k: int = 16) -> list[Comparison]:
     """The matrices that an expert adapts, in the base it was trained on and in another.
 
+    A matrix of zeros in the former is left out: it has nothing to rescale, and no directions to compare.
+
     Args:
         k: how many of the largest directions span the spaces that `overlap` compares, where a matrix has so many.
 
     Raises:
-        UserError: if the expert does not fit a base, or a matrix has not the same shape in both.
+        UserError: if the expert does not fit a base, a matrix has not the same shape in both, or all are zeros.
     """
     check_shapes(expert, trained_on, other)
     ours, theirs = expert.weights_in(trained_on), expert.weights_in(other)
@@ -74,7 +76,10 @@ def compare(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel,
     def of(matrix: str) -> Comparison:
         return _compare(matrix, expert.z[matrix], ours[matrix], theirs[matrix], k)
 
-    return each_matrix(of, list(expert.z), trained_on.device)
+    matrices = [matrix for matrix in expert.z if ours[matrix].any()]
+    if not matrices:
+        raise UserError("all matrices that the expert adapts are zeros in its own base: there is nothing to compare")
+    return each_matrix(of, matrices, trained_on.device)
 
 
 def check_shapes(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from dispatch.few_shot import search
 from dispatch.t2l import PREFIX as WRITTEN
+from experts.domains.base import scores_of
 from experts.domains.code import check_programs
 from experts.errors import UserError
 from experts.evaluation import accuracy, constant_answer, held_out_scores
@@ -24,8 +26,9 @@ from experts.files import check_writable
 from experts.fingerprint import fingerprint
 from experts.mixture import Mixture
 from experts.processes import processes
+from experts.training.folders import unfinished_folder
 from experts.training.log import Log
-from experts.training.run import Interrupted, unfinished_folder
+from experts.training.run import Interrupted
 from selfadapt.base_models import load_base
 from selfadapt.experiment import EXAMPLES, FEW_SHOT, Cell, Evaluation, Experiment
 from selfadapt.memory import PeakMemory
@@ -176,7 +179,7 @@ def _search(adaptive: SelfAdaptiveModel, names: Sequence[str], evaluation: Evalu
         adaptive.tokenizer,
         names,
         list(train.select(range(min(EXAMPLES, len(train))))),
-        evaluation.domain.reward,
+        partial(scores_of, evaluation.domain),
         evaluation.search,
     ).mixture
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experts.engine import generate
 from experts.files import atomic_file, write_json
-from experts.training.run import unfinished_folder
+from experts.training.folders import unfinished_folder
 from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
 from selfadapt.report import comparison, demo_page, lora_parameters

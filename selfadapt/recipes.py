@@ -25,11 +25,11 @@ from experts.domains import (
     Vqa,
     WordProblems,
 )
-from experts.errors import UserError, unknown
+from experts.errors import UserError, check_numbers, unknown
 from experts.processes import processes
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
-from experts.training.run import Result, train_expert
+from experts.training.run import Result, check_run, train_expert
 from experts.training.supervised import NextToken
 from selfadapt.classification import Classification
 
@@ -63,6 +63,7 @@ class Recipe:
     """Held-out problems on which the base and the finished expert are compared."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, least=[("test_size", 1)])
         try:
             self.adapt.config()
         except ValueError as error:
@@ -76,6 +77,11 @@ class Recipe:
             if DEFAULTS.get(key) != chosen:
                 document[block] = {key: chosen, **document[block]}
         return document
+
+
+def check_recipe(recipe: Recipe, output: Path, *, resume: bool) -> None:
+    """Finds what is wrong with a recipe's run before its base is loaded; raises UserError, as `check_run` does."""
+    check_run(recipe.domain, recipe.training, output, recipe=recipe.to_dict(), resume=resume)
 
 
 def train_recipe(

@@ -11,13 +11,13 @@ import torch
 import tyro
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.errors import UserError, unknown
+from experts.errors import UserError, check_numbers, unknown
 from experts.fingerprint import fingerprint
 from experts.text_encoder import BUILT_IN as BUILT_IN_ENCODER
-from experts.text_to_lora.adapters import TaskAdapters, train_adapters
+from experts.text_to_lora.adapters import TaskAdapters, check_adapters, train_adapters
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
 from experts.text_to_lora.evaluation import Score, evaluate
-from experts.text_to_lora.examples import PromptStyle
+from experts.text_to_lora.examples import PromptStyle, check_examples
 from experts.text_to_lora.network import Lora, Svf
 from experts.text_to_lora.reconstruction import (
     Library,
@@ -28,7 +28,7 @@ from experts.text_to_lora.reconstruction import (
     read_targets,
 )
 from experts.text_to_lora.rivals import adapter_methods, prompt_methods, written_methods
-from experts.text_to_lora.run import Result, train_network
+from experts.text_to_lora.run import Result, check_network_run, train_network
 from experts.text_to_lora.shapes import check_same_matrices, read_matrices
 from experts.text_to_lora.supervised import (
     AnswerLoss,
@@ -40,6 +40,7 @@ from experts.text_to_lora.supervised import (
 )
 from experts.text_to_lora.tasks import TaskData
 from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_network
+from experts.training.objective import check_tokenizer
 from selfadapt.base_models import BUILT_IN, load_base, load_config
 from selfadapt.recipes import checked, chosen, configs_folder, read_yaml
 
@@ -56,6 +57,11 @@ class Sizes:
     latent_size: int = 128
     head_size: int = 512
     dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least=[("latent_size", 1), ("head_size", 1), ("dropout", 0)])
+        if self.dropout >= 1:
+            raise UserError(f"dropout must be below 1, not {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,14 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | lis
         UserError: for anything that the recipe, the data or the folders lack.
     """
     training = recipe.training
+    if not isinstance(training, TaskAdapters):
+        check_network_run(training, output, recipe=recipe.to_dict(), resume=resume)
     if isinstance(training, Supervised):
         return _train_supervised(recipe, training, output, resume)
     if isinstance(training, Reconstruction):
         return _train_reconstruction(recipe, training, output, resume)
     tasks = recipe.data.load()
+    check_adapters(tasks, training, output)
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     return train_adapters(base, tokenizer, tasks, recipe.output, training, output, base_name=recipe.model)
 
@@ -152,6 +161,8 @@ def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume
     if not tasks.train or not tasks.validation:
         raise UserError(f"{recipe.data.path} has no training tasks, or data.validation_tasks holds none of them out")
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
+    check_tokenizer(tokenizer)
+    check_examples(base.config, tokenizer, training.prompt, [*tasks.train, *tasks.validation])
     encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: (base, tokenizer))
     torch.manual_seed(training.seed)
     writer = TextToAdapter.untrained(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from experts.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +40,71 @@ class Domain(Protocol):
             completions: What the model wrote, as text or as messages.
             columns: The columns of `load`'s rows, each as long as `completions`; others are ignored.
         """
+
+
+ROUNDING = 1e-6  # by which a score that was computed may leave [0, 1]
+
+
+def scores_of(domain: Domain, completions: Sequence[Completion], **columns: Any) -> list[float]:
+    """What a domain says that completions earn, as plain numbers: it may count with NumPy, PyTorch or booleans.
+
+    Raises:
+        UserError: naming the domain, if it fails, or does not give each completion one number from 0 to 1.
+    """
+    try:
+        given: Any = domain.reward(completions, **columns)
+        given = list(given) if isinstance(given, Iterator) else given
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the reward of {domain.name} failed with {type(error).__name__}: {said}") from error
+    many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set)
+    if not many or getattr(given, "ndim", 1) != 1:
+        raise UserError(f"the reward of {domain.name} must be a list of scores, one a completion, not {_short(given)}")
+    scores = [_score(domain, score) for score in given]
+    if len(scores) != len(completions):
+        raise UserError(f"the reward of {domain.name} gave {len(scores)} scores for {len(completions)} completions")
+    return scores
+
+
+def _score(domain: Domain, given: Any) -> float:
+    try:
+        score = math.nan if isinstance(given, str | bytes) or getattr(given, "ndim", None) else float(given)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        score = math.nan
+    if not -ROUNDING <= score <= 1 + ROUNDING:
+        raise UserError(f"the reward of {domain.name} must give each completion a score in [0, 1], not {_short(given)}")
+    return min(max(score, 0.0), 1.0)
+
+
+def _short(value: Any) -> str:
+    said = " ".join(repr(value).split())
+    return said if len(said) <= 60 else f"{said[:60]}…"
+
+
+def load_rows(domain: Domain, split: Split) -> Dataset:
+    """The rows of a domain's split, looked at.
+
+    Raises:
+        UserError: naming the domain, if it cannot load them, there are none, or a column is missing.
+    """
+    from datasets import Dataset
+
+    try:
+        rows: Any = domain.load(split)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the {split} split of {domain.name} failed with {type(error).__name__}: {said}") from error
+    if not isinstance(rows, Dataset):
+        raise UserError(f"the {split} split of {domain.name} must be a datasets.Dataset, not {_short(rows)}")
+    if not len(rows):
+        raise UserError(f"the {split} split of {domain.name} has no rows")
+    if missing := [name for name in ("id", "prompt", "answer") if name not in rows.column_names]:
+        raise UserError(f"the {split} split of {domain.name} lacks the column {missing[0]!r}")
+    return rows
 
 
 def text_of(completion: Completion) -> str:

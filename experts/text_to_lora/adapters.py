@@ -10,21 +10,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from experts.errors import UserError
+from experts.errors import UserError, check_numbers
 from experts.expert import PREFIX, SUFFIX, Expert
-from experts.files import atomic_folder, check_writable
+from experts.files import atomic_folder, check_new_folder, check_writable
 from experts.fingerprint import fingerprint
+from experts.processes import processes
 from experts.svf import SVFConfig, SVFModel
-from experts.text_to_lora.examples import Example, PromptStyle, Rounds, make_example, pad_examples, token_losses
+from experts.text_to_lora.examples import (
+    Example,
+    PromptStyle,
+    Rounds,
+    check_examples,
+    make_example,
+    pad_examples,
+    token_losses,
+)
 from experts.text_to_lora.network import Lora, Svf
 from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
+from experts.training.objective import check_schedule, check_tokenizer, divide
 from experts.training.progress import Progress
 
 
@@ -52,8 +61,8 @@ class TaskAdapters:
     """Also of A, so that the LoRAs of a library begin at the same place."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.instances_per_step) < 1:
-            raise UserError("steps and instances_per_step must be at least 1")
+        check_schedule(self)
+        check_numbers(self, least=[("instances_per_step", 1), ("leave_out", 0)])
 
 
 def adapter_config(output: Lora | Svf) -> PeftConfig:
@@ -67,6 +76,31 @@ def adapter_config(output: Lora | Svf) -> PeftConfig:
         use_rslora=output.rslora,
         task_type="CAUSAL_LM",
     )
+
+
+def check_adapters(tasks: Tasks, options: TaskAdapters, folder: Path) -> list[tuple[Path, list[Task]]]:
+    """Finds what is wrong with a run before its base is loaded, and leaves nothing behind.
+
+    Returns:
+        Where each adapter goes, and the tasks that it learns.
+
+    Raises:
+        UserError: if there are no tasks, or one has no instances beyond those left out; if the folder holds something
+            else, or cannot be written; or if a step does not divide over the processes.
+    """
+    divide("instances_per_step", options.instances_per_step, options.instances_per_step)
+    chosen = {"train": tasks.train, "validation": tasks.validation, "test": tasks.test}[options.split]
+    for task in chosen:
+        if len(task.instances) <= options.leave_out:
+            raise UserError(f"{task.name} has {len(task.instances)} instances, all of them left out: lower leave_out")
+    if not chosen:
+        raise UserError(f"there are no {options.split} tasks")
+    runs = [(folder, chosen)] if options.one_for_all else [(folder / task.name, [task]) for task in chosen]
+    for path, _ in runs:
+        if path.exists() and not (path / "adapter_config.json").is_file():
+            raise UserError(f"{path} is there already, and no adapter; choose another --output")
+    check_new_folder(folder)
+    return runs
 
 
 def train_adapters(
@@ -85,26 +119,23 @@ def train_adapters(
         `folder/<task>` for every task, or `folder` where there is one for all.
 
     Raises:
-        UserError: if a task has no instances beyond those left out, or the folder cannot be written.
+        UserError: as `check_adapters`, `check_tokenizer` and `check_examples` do.
     """
-    chosen = {"train": tasks.train, "validation": tasks.validation, "test": tasks.test}[options.split]
-    for task in chosen:
-        if len(task.instances) <= options.leave_out:
-            raise UserError(f"{task.name} has {len(task.instances)} instances, all of them left out: lower leave_out")
-    if not chosen:
-        raise UserError(f"there are no {options.split} tasks")
+    runs = check_adapters(tasks, options, folder)
+    check_tokenizer(tokenizer)
+    check_examples(base.config, tokenizer, options.prompt, [task for _, own in runs for task in own])
     check_writable(folder.parent if options.one_for_all else folder)
     progress = Progress(folder.name)
     identity = fingerprint(base)
-    runs = [(folder, chosen)] if options.one_for_all else [(folder / task.name, [task]) for task in chosen]
     for number, (path, own) in enumerate(runs, 1):
         if path.exists():
             progress.say(f"{number}/{len(runs)}  {path.name} is there already")
             continue
         model, loss = _train(base, tokenizer, own, output, options, path)
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             description = own[0].descriptions[0] if len(own) == 1 else "Instances of many tasks."
             _write(model, output, path, description, base_name, identity)
+        processes().wait_for_everyone()
         model.unload()
         progress.say(f"{number}/{len(runs)}  {path.name}: loss {loss:.3f}")
     return [path for path, _ in runs]
@@ -133,13 +164,14 @@ def _train(
     model = get_peft_model(base, adapter_config(output))
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int)
+    of_step = options.instances_per_step
     scratch = path.with_name(f".{path.name}.trainer")
     trainer = NetworkTrainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(scratch),
             max_steps=options.steps,
-            per_device_train_batch_size=max(options.instances_per_step // PartialState().num_processes, 1),
+            per_device_train_batch_size=divide("instances_per_step", of_step, of_step)[0],
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay if isinstance(output, Lora) else 0.0,
             warmup_steps=round(options.warmup * options.steps),

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.engine import under
+from experts.engine import context_of, under
 from experts.errors import UserError
 from experts.mixture import Mixture
 from experts.text_encoder import BUILT_IN, load_encoder
@@ -87,7 +87,12 @@ class LastTokenEncoder:
     @torch.no_grad()
     def __call__(self, descriptions: Sequence[str]) -> Tensor:
         batch = self.tokenizer(
-            tidy(descriptions), padding=True, truncation=True, max_length=512, padding_side="left", return_tensors="pt"
+            tidy(descriptions),
+            padding=True,
+            truncation=True,
+            max_length=min(512, context_of(self.model.config) or 512),
+            padding_side="left",
+            return_tensors="pt",
         ).to(self.model.device)
         positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from experts.engine import Chat, last, tokenize
+from experts.engine import Chat, context_of, last, tokenize
+from experts.errors import UserError, check_numbers
 from experts.text_to_lora.tasks import Instance, Task
 
 
@@ -27,6 +28,9 @@ class PromptStyle:
     """Longer prompts lose their beginning."""
     max_answer_tokens: int = 512
     """Longer answers lose their end."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least=[("max_prompt_tokens", 1), ("max_answer_tokens", 1)])
 
     def chat(self, task: Task, instance: Instance) -> Chat:
         text = f"{task.definition}\n\n{instance.input}" if self.with_definition else instance.input
@@ -47,6 +51,24 @@ def make_example(tokenizer: PreTrainedTokenizerBase, style: PromptStyle, chat: C
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
     return Example(prompt[-style.max_prompt_tokens :], [*ids, end])
+
+
+def check_examples(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, style: PromptStyle, tasks: Iterable[Task]
+) -> None:
+    """Raises UserError, naming the instance, if one does not fit the model's context with one of its answers."""
+    context = context_of(config)
+    if context is None or style.max_prompt_tokens + style.max_answer_tokens <= context:
+        return
+    for task in tasks:
+        for instance in task.instances:
+            for answer in instance.outputs:
+                example = make_example(tokenizer, style, style.chat(task, instance), answer)
+                if (length := len(example.prompt) + len(example.answer)) > context:
+                    raise UserError(
+                        f"{task.name}: the instance {instance.id} has {length} tokens, the model's context {context}; "
+                        "lower prompt.max_prompt_tokens or prompt.max_answer_tokens"
+                    )
 
 
 def pad_examples(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:

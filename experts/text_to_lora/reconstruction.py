@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experts.errors import UserError
+from experts.errors import UserError, check_numbers
 from experts.expert import PREFIX, read_config, read_z
 from experts.svf.decomposition import Factors
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Rounds
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, Svf, Written
+from experts.training.objective import check_schedule
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Reconstruction:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.adapters_per_step, self.micro_batch_size, self.validate_every) < 1:
-            raise UserError("steps, adapters_per_step, micro_batch_size and validate_every must be at least 1")
+        check_schedule(self)
+        counts = ("adapters_per_step", "micro_batch_size", "validate_every", "patience")
+        check_numbers(self, least=[*((name, 1) for name in counts), ("validation_adapters", 0)])
 
 
 @dataclass(frozen=True)

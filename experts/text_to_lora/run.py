@@ -15,23 +15,29 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
-from experts.errors import UserError
 from experts.files import atomic_folder
+from experts.processes import processes
 from experts.text_to_lora.reconstruction import Reconstruction
 from experts.text_to_lora.supervised import Supervised
 from experts.text_to_lora.writer import TextToAdapter, write_network
 from experts.training.callbacks import StopOnInterrupt
+from experts.training.folders import (
+    check_folders,
+    checkpoint_step,
+    dropped_if_it_fails,
+    last_checkpoint,
+    prepare_folders,
+    remove_folder,
+)
 from experts.training.log import Log
-from experts.training.objective import Diverged
+from experts.training.objective import Diverged, divide
 from experts.training.progress import Progress
-from experts.training.run import Interrupted, prepare_folders, unfinished_folder
+from experts.training.run import Interrupted
 
 Objective = Callable[[nn.Module, dict[str, Any]], Tensor]
 
@@ -101,6 +107,48 @@ class NetworkLog(TrainerCallback):
         self.since = time.perf_counter()
 
 
+class Patience(TrainerCallback):
+    """Stops without improvement. It looks at the log alone, and so a resumed run stops where a whole one does."""
+
+    def __init__(self, log: Log, patience: int | None) -> None:
+        self.log, self.patience = log, patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processes().wait_for_everyone()  # the first one has written
+        if out_of_patience(self.log, self.patience):
+            control.should_training_stop = True
+
+
+def validation_losses(log: Log) -> dict[int, float]:
+    """Step → loss."""
+    return {e["step"]: e["validation_loss"] for e in log.entries() if "validation_loss" in e}
+
+
+def best_step(losses: Mapping[int, float]) -> int:
+    """The step with the lowest loss, the earliest of equals. The untrained step 0 does not count."""
+    return min((step for step in losses if step), key=lambda step: (losses[step], step))
+
+
+def out_of_patience(log: Log, patience: int | None) -> bool:
+    """Whether the last `patience` validations have brought no new best."""
+    losses = validation_losses(log)
+    if patience is None or max(losses, default=0) == 0:
+        return False
+    return sum(step > best_step(losses) for step in losses) >= patience
+
+
+def check_network_run(
+    options: Supervised | Reconstruction, output: Path, *, recipe: Mapping[str, Any], resume: bool = False
+) -> None:
+    """Finds what is wrong with a run before anything is loaded for it, and leaves nothing behind.
+
+    Raises:
+        UserError: as `check_folders` and `divide` do.
+    """
+    check_folders(output, recipe, resume=resume, replace=False)
+    _step_size(options)
+
+
 def train_network(
     writer: TextToAdapter,
     objective: Objective,
@@ -125,27 +173,60 @@ def train_network(
         resume: go on from `<output>.unfinished/`, with the result of an uninterrupted run.
 
     Raises:
-        UserError: if the output exists, cannot be written, or there is nothing to resume.
+        UserError: as `check_network_run` does.
         Interrupted: after Ctrl-C, once a checkpoint is written.
         Diverged: at the first NaN; what was best until then has been written to `output`.
     """
-    unfinished = unfinished_folder(output)
-    args = _arguments(options, unfinished, next(writer.network.parameters()).device, resume)
-    prepare_folders(output, unfinished, recipe, resume=resume, replace=False)
-    checkpoint = get_last_checkpoint(str(unfinished)) if resume else None
-    done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
-    log = Log(unfinished / "training_log.jsonl")
-    if resume:
-        log.forget_after(done if checkpoint else -1)
+    check_network_run(options, output, recipe=recipe, resume=resume)
+    with dropped_if_it_fails(prepare_folders(output, recipe, resume=resume)) as unfinished:
+        log = Log(unfinished / "training_log.jsonl")
+        diverged = _train(
+            writer, objective, train, validation, collate, options, log, resume=resume, callbacks=callbacks
+        )
+        validations = validation_losses(log)
+        result = Result(
+            output,
+            sum(parameter.numel() for parameter in writer.network.parameters()),
+            validations,
+            best_step(validations),
+            sum(entry.get("seconds", 0.0) for entry in log.entries()),
+        )
+        if processes().is_main_process:
+            with atomic_folder(output) as folder:
+                write_network(writer.network, folder)
+                shutil.copyfile(log.path, folder / log.path.name)
+                (folder / "README.md").write_text(_card(result, writer, recipe), encoding="utf-8")
+            remove_folder(unfinished)
+        processes().wait_for_everyone()
+    writer.network.eval()
+    if diverged:
+        raise diverged
+    return result
 
-    progress = Progress(output.name)
+
+def _train(
+    writer: TextToAdapter,
+    objective: Objective,
+    train: Dataset[Any],
+    validation: Sequence[Any],
+    collate: Callable[[Sequence[Any]], dict[str, Any]],
+    options: Supervised | Reconstruction,
+    log: Log,
+    *,
+    resume: bool,
+    callbacks: Sequence[TrainerCallback],
+) -> Diverged | None:
+    """Leaves the writer with its best network; returns what stopped the run, if it was NaN."""
+    unfinished = log.path.parent
+    checkpoint = last_checkpoint(unfinished) if resume else None
+    if resume:
+        log.forget_after(checkpoint_step(checkpoint) if checkpoint else -1)
+    progress = Progress(unfinished.stem)
     interrupt = StopOnInterrupt(progress)
-    watchers: list[TrainerCallback] = [NetworkLog(log, progress), interrupt, *callbacks]
-    if options.patience is not None:
-        watchers.append(EarlyStoppingCallback(options.patience))
+    watchers = [NetworkLog(log, progress), Patience(log, options.patience), interrupt, *callbacks]
     trainer = NetworkTrainer(
         model=writer.network,
-        args=args,
+        args=_arguments(options, unfinished, next(writer.network.parameters()).device, begins=checkpoint is None),
         train_dataset=train,
         eval_dataset=validation,  # type: ignore[arg-type]
         data_collator=collate,
@@ -156,7 +237,7 @@ def train_network(
     diverged: Diverged | None = None
     try:
         # The Trainer would make one step more than it should after a checkpoint of the last step.
-        if done < options.steps:
+        if checkpoint_step(checkpoint) < options.steps and not out_of_patience(log, options.patience):
             trainer.train(resume_from_checkpoint=checkpoint)
         else:
             trainer.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
@@ -168,37 +249,18 @@ def train_network(
         trainer._load_best_model()
     if interrupt.requested:
         raise Interrupted(trainer.state.global_step)
+    return diverged
 
-    validations = {e["step"]: e["validation_loss"] for e in log.entries() if "validation_loss" in e}
-    result = Result(
-        output,
-        sum(parameter.numel() for parameter in writer.network.parameters()),
-        validations,
-        min((step for step in validations if step), key=lambda step: (validations[step], step)),
-        sum(entry.get("seconds", 0.0) for entry in log.entries()),
-    )
-    if PartialState().is_main_process:
-        with atomic_folder(output) as folder:
-            write_network(writer.network, folder)
-            shutil.copyfile(log.path, folder / log.path.name)
-            (folder / "README.md").write_text(_card(result, writer, recipe), encoding="utf-8")
-        shutil.rmtree(unfinished)
-    PartialState().wait_for_everyone()
-    writer.network.eval()
-    if diverged:
-        raise diverged
-    return result
+
+def _step_size(options: Supervised | Reconstruction) -> tuple[int, int]:
+    option = "tasks_per_step" if isinstance(options, Supervised) else "adapters_per_step"
+    return divide(option, getattr(options, option), options.micro_batch_size)
 
 
 def _arguments(
-    options: Supervised | Reconstruction, folder: Path, device: torch.device, resume: bool
+    options: Supervised | Reconstruction, folder: Path, device: torch.device, *, begins: bool
 ) -> TrainingArguments:
-    together = options.tasks_per_step if isinstance(options, Supervised) else options.adapters_per_step
-    processes = PartialState().num_processes
-    micro_batch = min(options.micro_batch_size, together // processes)
-    accumulation, rest = divmod(together, max(micro_batch, 1) * processes)
-    if rest or not micro_batch:
-        raise UserError(f"a step of {together} does not divide into {processes} processes × {micro_batch} at a time")
+    micro_batch, accumulation = _step_size(options)
     every = min(options.validate_every, options.steps)
     return TrainingArguments(
         output_dir=str(folder),
@@ -214,7 +276,7 @@ def _arguments(
         seed=options.seed,
         eval_strategy="steps",
         eval_steps=every,
-        eval_on_start=not resume,
+        eval_on_start=begins,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError
+from experts.errors import check_numbers
 from experts.svf.decomposition import Factors, decompose, each_matrix
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Example, PromptStyle, Rounds, make_example, pad_examples, token_losses
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.tasks import Task
+from experts.training.objective import check_schedule
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class Supervised:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.tasks_per_step, self.micro_batch_size, self.validate_every) < 1:
-            raise UserError("steps, tasks_per_step, micro_batch_size and validate_every must be at least 1")
-        if self.validation_instances < 1:
-            raise UserError("validation_instances must be at least 1")
+        check_schedule(self)
+        counts = ("tasks_per_step", "micro_batch_size", "validate_every", "validation_instances", "patience")
+        shares = ("label_smoothing", "neftune_alpha", "penalty")
+        check_numbers(self, least=[*((name, 1) for name in counts), *((name, 0) for name in shares)])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experts.errors import UserError
+from experts.errors import UserError, check_numbers
 from experts.files import data_folder, expand
 from experts.text_to_lora.excluded import is_excluded
 
@@ -73,6 +73,9 @@ class TaskData:
     """Only this many of the training tasks; None takes all."""
     validation_tasks: int = 8
     """Of the official training tasks, held out to choose the best step."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least=[("descriptions_per_task", 1), ("train_tasks", 1), ("validation_tasks", 0)])
 
     def load(self) -> Tasks:
         """Reads the tasks; those that hold evaluation text of benchmarks are left out (`excluded.py`).

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -40,13 +41,13 @@ class Validation(TrainerCallback):
         self,
         tokenizer: PreTrainedTokenizerBase,
         domain: Domain,
+        rows: Dataset,
         options: Objective,
         log: Log,
         progress: Progress,
     ) -> None:
-        rows = domain.load("validation")
-        self.rows = rows.select(range(min(options.validation_size, len(rows))))
-        self.tokenizer, self.domain, self.options, self.log, self.progress = tokenizer, domain, options, log, progress
+        self.tokenizer, self.domain, self.rows = tokenizer, domain, rows
+        self.options, self.log, self.progress = options, log, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step == 0:

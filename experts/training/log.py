@@ -24,7 +24,8 @@ class Log:
     def entries(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")  # a run may be killed while it writes a line
+        return [json.loads(line) for line in lines]
 
     def validations(self) -> dict[int, Accuracy]:
         """Step → accuracy on the validation split."""

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from transformers import PreTrainedModel
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from experts.errors import UserError
+from experts.engine import context_of, tokenize
+from experts.errors import UserError, check_numbers, check_seed
+from experts.pictures import text_tokenizer
 from experts.processes import processes
 
 
 class Objective(Protocol):
     """The options that every objective has, under these names."""
 
+    rows_option: ClassVar[str]
+    """The name of the option that says how many rows one step takes."""
+
+    @property
+    def rows_per_step(self) -> int: ...
+    @property
+    def sequences_per_row(self) -> int: ...
     @property
     def learning_rate(self) -> float: ...
     @property
@@ -50,34 +60,103 @@ class Diverged(UserError):
         self.step = step
 
 
-def check_learning_rate(learning_rate: float) -> None:
-    """Raises UserError for what no optimiser can use."""
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise UserError(f"learning_rate must be a positive number, not {learning_rate}")
+COUNTS = ("steps", "max_new_tokens", "validate_every", "validation_size", "patience", "micro_batch_size")
 
 
-def trainer_arguments(
-    options: Objective, base: PreTrainedModel, sequences: int, factors: str, folder: Path
-) -> dict[str, Any]:
-    """transformers' training arguments for one optimiser step on `sequences` sequences of all processes together.
+def check_options(options: Objective) -> None:
+    """Raises UserError for a number that no training can use."""
+    counts = [(name, 1) for name in (*COUNTS, options.rows_option)]
+    check_numbers(options, least=[*counts, ("max_grad_norm", 0)], positive=["learning_rate"])
+    check_seed(options.seed)
+
+
+def check_schedule(options: Any) -> None:
+    """Raises UserError for steps, rates, shares or a seed that no training of a network can use."""
+    check_numbers(
+        options,
+        least=[("steps", 1), ("max_grad_norm", 0), ("weight_decay", 0), ("warmup", 0)],
+        positive=["learning_rate"],
+    )
+    if options.warmup > 1:
+        raise UserError(f"warmup is a share of the steps, and {options.warmup} more than all")
+    check_seed(options.seed)
+
+
+def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1) -> tuple[int, int]:
+    """The sequences of one forward and backward pass on one process, and the passes of one optimiser step.
 
     Args:
-        factors: the options that `sequences` comes from, for the message.
-        folder: where checkpoints go.
+        option: the name of the option that asks for `rows` in a step of all processes together.
+        sequences: of one row; those of a row are one process's.
 
     Raises:
-        UserError: if the batch does not divide over the processes and micro-batches, or the tracker is not installed.
+        UserError: if the rows do not divide over the processes, or a process's sequences into micro-batches.
+    """
+    count = processes().num_processes
+    if rows % count:
+        raise UserError(f"{option} {rows} does not divide over {count} processes: choose a multiple of {count}")
+    own = rows // count * sequences
+    micro_batch = min(micro_batch_size, own)
+    if own % micro_batch:
+        fits = max(size for size in range(1, micro_batch) if own % size == 0)
+        raise UserError(
+            f"micro_batch_size {micro_batch_size} does not divide the {own} sequences that a step has on one process "
+            f"({option} {rows}): {fits} does"
+        )
+    return micro_batch, own // micro_batch
+
+
+def check_step(options: Objective, rows: int) -> tuple[int, int]:
+    """`divide` for a step, of a training split that has so many rows.
+
+    Raises:
+        UserError: if a step asks for more rows than there are, or does not divide; or the tracker is not installed.
     """
     if options.report_to != "none" and find_spec(options.report_to) is None:
         raise UserError(f"report_to: {options.report_to} is not installed; install it, or choose none")
-    process_count = processes().num_processes
-    micro_batch = min(options.micro_batch_size, sequences // process_count)
-    accumulation, rest = divmod(sequences, micro_batch * process_count)
-    if rest:
-        raise UserError(
-            f"{sequences} sequences a step do not divide into {process_count} × {micro_batch}: "
-            f"choose {factors} as a multiple of processes × micro_batch_size"
-        )
+    asked = options.rows_per_step
+    if asked > rows:
+        raise UserError(f"{options.rows_option} is {asked}, and there are {rows} rows to train on: ask for no more")
+    return divide(options.rows_option, asked, options.micro_batch_size, sequences=options.sequences_per_row)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
+    """Raises UserError for a tokenizer that cannot end an answer, or not fill up a batch."""
+    text = text_tokenizer(tokenizer)
+    for token, what in (("eos", "end"), ("pad", "padding")):
+        if getattr(text, f"{token}_token_id") is None:
+            raise UserError(f"the base's tokenizer has no {what} token, which training needs: set its {token}_token")
+
+
+def check_prompts(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+    splits: Iterable[Dataset],
+    new_tokens: int,
+) -> None:
+    """Raises UserError, naming the row, for a prompt that leaves no room for its answer in the model's context.
+
+    Prompts with pictures are not looked at here; how long they are is known when their pictures are read.
+    """
+    context = context_of(config)
+    for rows in splits:
+        if context is None or "image" in rows.column_names:
+            continue
+        for id_, ids in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), strict=True):
+            if len(ids) + new_tokens > context:
+                raise UserError(
+                    f"the prompt of row {id_} has {len(ids)} tokens, with {new_tokens} new ones more than the "
+                    f"model's context of {context}: leave it out, or lower max_new_tokens"
+                )
+
+
+def trainer_arguments(options: Objective, base: PreTrainedModel, rows: int, folder: Path) -> dict[str, Any]:
+    """transformers' training arguments, for a training split of `rows` rows and checkpoints in `folder`.
+
+    Raises:
+        UserError: as `check_step` does.
+    """
+    micro_batch, accumulation = check_step(options, rows)
     return {
         "output_dir": str(folder),
         "max_steps": options.steps,

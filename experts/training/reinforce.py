@@ -11,9 +11,10 @@ are trained on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from peft import PeftConfig, PeftType
@@ -25,10 +26,11 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax_and_entropy, split_tensor_dict
 
 from experts.constrained import Constraint, constraint_of
-from experts.domains.base import Domain
-from experts.errors import UserError
+from experts.domains.base import Domain, load_rows, scores_of
+from experts.engine import check_context
+from experts.errors import UserError, check_numbers
 from experts.svf import SVFConfig, SVFLinear
-from experts.training.objective import Diverged, check_learning_rate, trainer_arguments
+from experts.training.objective import Diverged, check_options, trainer_arguments
 from experts.training.parametrization import SigmoidAdamW
 from experts.training.sharding import shard
 from experts.training.shared_prompts import completion_logits, sample
@@ -37,6 +39,8 @@ from experts.training.shared_prompts import completion_logits, sample
 @dataclass(frozen=True)
 class Reinforce:
     """How an expert is trained. Learning rate and steps have no default: they depend on the domain."""
+
+    rows_option: ClassVar[str] = "prompts_per_step"
 
     learning_rate: float
     steps: int
@@ -70,9 +74,18 @@ class Reinforce:
     def __post_init__(self) -> None:
         if self.samples_per_prompt < 2:
             raise UserError("samples_per_prompt must be at least 2 (the paper's single sample has no variance to use)")
-        if min(self.steps, self.prompts_per_step, self.validate_every, self.validation_size) < 1:
-            raise UserError("steps, prompts_per_step, validate_every and validation_size must be at least 1")
-        check_learning_rate(self.learning_rate)
+        check_options(self)
+        check_numbers(self, least=[("kl", 0)], positive=["temperature"])
+        if not math.isfinite(self.wrong_reward):
+            raise UserError(f"wrong_reward must be a number, not {self.wrong_reward}")
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.prompts_per_step
+
+    @property
+    def sequences_per_row(self) -> int:
+        return self.samples_per_prompt
 
 
 # What TRL's batches hold besides a vision-language model's own inputs.
@@ -171,6 +184,8 @@ class ReinforceTrainer(RLOOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         """Token ids of each completion, its end token the last."""
         if multimodal_fields:
+            # Only now it is known how many tokens the pictures take.
+            check_context(cast(Any, self.model).config, max(map(len, prompt_ids)), self.options.max_new_tokens)
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         samples = self.options.samples_per_prompt
         once = [torch.tensor(ids, device=self.accelerator.device) for ids in prompt_ids[::samples]]
@@ -182,7 +197,7 @@ class ReinforceTrainer(RLOOTrainer):
             generation_kwargs=self.generation_kwargs,
             gradient_checkpointing_kwargs=cast(Any, self.args.gradient_checkpointing_kwargs),
         ) as model:
-            completions = sample(model, ids, mask, samples, self.generation_config)
+            completions = sample(model, ids, mask, samples, self.generation_config, self.constraint)
         ends = torch.isin(completions, torch.tensor(self.eos_token_ids, device=completions.device))
         lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, completions.shape[1])
         return [row[:length] for row, length in zip(completions.tolist(), lengths.tolist(), strict=True)]
@@ -240,7 +255,7 @@ def reward_function(domain: Domain, options: Reinforce) -> Any:
     """The domain's scores as TRL rewards, with the share of right answers logged as `accuracy`."""
 
     def reward(completions: list[Any], log_metric: Any, **columns: Any) -> list[float]:
-        scores = domain.reward(completions, **columns)
+        scores = scores_of(domain, completions, **columns)
         log_metric("accuracy", sum(score >= 1 for score in scores) / len(scores))
         if options.reward == "raw":
             return scores
@@ -263,27 +278,23 @@ def make_trainer(
     """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
 
     Raises:
-        UserError: if the batch does not divide over the processes and micro-batches, the tracker is not installed, or
-            the adapter has no z for the sigmoid parametrisation.
+        UserError: as `check_step` and `constraint_of` do, if the answers are a few and there are pictures, or if the
+            adapter has no z for the sigmoid parametrisation.
     """
     sigmoid = options.parametrization == "sigmoid"
     if sigmoid and not isinstance(adapter, SVFConfig):
         raise UserError(
             f"parametrization: sigmoid is one of SVF's z, which {PeftType(adapter.peft_type).value} does not have"
         )
-    arguments = trainer_arguments(
-        options,
-        base,
-        options.prompts_per_step * options.samples_per_prompt,
-        "prompts_per_step × samples_per_prompt",
-        folder,
-    )
+    rows = load_rows(domain, "train")
+    constraint = constraint_of(domain, tokenizer, options.max_new_tokens)
+    if constraint is not None and "image" in rows.column_names:
+        raise UserError(f"the answers of {domain.name} are a few, which pictures do not go with: leave either out")
+    arguments = trainer_arguments(options, base, len(rows), folder)
     if sigmoid:  # its optimiser clips the gradient of p
         arguments["max_grad_norm"] = 0.0
-    constraint = constraint_of(domain, tokenizer)
     args = RLOOConfig(
         **arguments,
-        generation_kwargs={"sequence_bias": constraint.sequence_bias()} if constraint else None,
         num_generations=options.samples_per_prompt,
         max_completion_length=options.max_new_tokens,
         temperature=options.temperature,
@@ -293,7 +304,7 @@ def make_trainer(
         model=base,
         reward_funcs=reward_function(domain, options),
         args=args,
-        train_dataset=domain.load("train"),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=callbacks,

@@ -6,29 +6,37 @@ checkpoints). `<output>/` appears when the expert is complete, and not before.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
+from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
-from experts.domains.base import Domain
+from experts.domains.base import Domain, Split, load_rows
 from experts.errors import UserError
 from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores
-from experts.files import atomic_folder, check_writable, write_json
+from experts.files import atomic_folder
 from experts.fingerprint import fingerprint
 from experts.library import write_expert
 from experts.model_card import Card
 from experts.processes import processes
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
+from experts.training.folders import (
+    check_folders,
+    checkpoint_step,
+    dropped_if_it_fails,
+    last_checkpoint,
+    prepare_folders,
+    remove_folder,
+)
 from experts.training.log import Log, best_step, out_of_patience
-from experts.training.objective import Diverged
+from experts.training.objective import Diverged, Objective, check_prompts, check_step, check_tokenizer
 from experts.training.progress import Progress
 from experts.training.reinforce import Reinforce, make_trainer
 from experts.training.supervised import NextToken, make_next_token_trainer
@@ -55,6 +63,29 @@ class Interrupted(UserError):
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}; `train` and `compare` go on with --resume, `demo` by itself")
+
+
+def check_run(
+    domain: Domain,
+    options: Objective,
+    output: Path,
+    *,
+    recipe: Mapping[str, Any],
+    resume: bool = False,
+    replace: bool = False,
+) -> dict[Split, Dataset]:
+    """Finds what is wrong with a run before its base is loaded, and leaves nothing behind.
+
+    Returns:
+        The rows of all splits.
+
+    Raises:
+        UserError: as `check_folders`, `load_rows` and `check_step` do.
+    """
+    check_folders(output, recipe, resume=resume, replace=replace)
+    rows: dict[Split, Dataset] = {split: load_rows(domain, split) for split in get_args(Split)}
+    check_step(options, len(rows["train"]))
+    return rows
 
 
 def train_expert(
@@ -85,31 +116,104 @@ def train_expert(
         resume: go on from `<output>.unfinished/`, with the result of an uninterrupted run.
 
     Raises:
-        UserError: if the output exists, cannot be written, or there is nothing to resume.
+        UserError: as `check_run`, `check_tokenizer` and `check_prompts` do, or if the domain's rewards are none.
         Interrupted: after Ctrl-C, once a checkpoint is written.
         Diverged: at the first NaN; what was best until then has been written to `output`.
     """
-    unfinished = unfinished_folder(output)
-    log = Log(unfinished / "training_log.jsonl")
-    prepare_folders(output, unfinished, recipe, resume=resume, replace=replace)
-    checkpoint = _last_checkpoint(unfinished) if resume else None
-    done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
-    if resume:
-        log.forget_after(done if checkpoint else -1)
+    rows = check_run(domain, options, output, recipe=recipe, resume=resume, replace=replace)
+    sizes: dict[Split, int] = {"validation": options.validation_size, "test": test_size}
+    held_out = {split: rows[split].select(range(min(size, len(rows[split])))) for split, size in sizes.items()}
+    check_tokenizer(tokenizer)
+    sampled = [rows["train"]] if isinstance(options, Reinforce) else []
+    check_prompts(base.config, tokenizer, [*sampled, *held_out.values()], options.max_new_tokens)
+    with dropped_if_it_fails(prepare_folders(output, recipe, resume=resume)) as unfinished:
+        progress = Progress(domain.name)
+        for split, size in sizes.items():
+            if (there := len(held_out[split])) < size:
+                progress.say(f"{domain.name}: the {split} split has {there} rows, fewer than the {size} asked for")
+        log = Log(unfinished / "training_log.jsonl")
+        base_fingerprint = fingerprint(base)
+        validation = Validation(tokenizer, domain, held_out["validation"], options, log, progress)
+        model, diverged = _train(base, adapter, validation, unfinished, resume=resume, shard_base=shard_base)
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        validations = log.validations()
+        if diverged and max(validations, default=0) == 0:
+            raise diverged  # no expert has been validated: there is nothing to keep
+        best = best_step(validations)
+        set_peft_model_state_dict(model, load_file(validated_path(unfinished, best)))
 
-    base_fingerprint = fingerprint(base)
-    progress = Progress(domain.name)
+        test_rows = held_out["test"]
+
+        def test_scores(who: str) -> list[float]:
+            with progress.bar(f"{who} on {len(test_rows)} held-out problems", len(test_rows)) as advance:
+                return held_out_scores(
+                    model, tokenizer, domain, test_rows, max_new_tokens=options.max_new_tokens, on_batch=advance
+                )
+
+        if base_scores is None:
+            with model.disable_adapter():
+                base_scores = test_scores("base")
+        expert_scores = test_scores("expert")
+        constant = constant_answer(test_rows["answer"])
+        train_seconds = sum(entry.get("seconds", 0.0) for entry in log.entries())
+        card = Card(
+            name=output.name,
+            base=base_name,
+            fingerprint=base_fingerprint,
+            domain=domain.name,
+            description=domain.description,
+            recipe=dict(recipe),
+            parameters=parameters,
+            best_step=best,
+            train_seconds=train_seconds,
+            validations=validations,
+            base_accuracy=accuracy(base_scores),
+            expert_accuracy=accuracy(expert_scores),
+            constant_accuracy=constant,
+            peft_type=PeftType(adapter.peft_type).value,
+            objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",
+        )
+        if processes().is_main_process:
+            with atomic_folder(output) as folder:
+                write_expert(folder, model, card)
+                shutil.copyfile(log.path, folder / log.path.name)
+                plot_curve(log.entries(), domain.name, folder / "curve.png")
+            remove_folder(unfinished)
+        processes().wait_for_everyone()
+    if diverged:
+        raise diverged
+    return Result(output, model, base_scores, expert_scores, constant, train_seconds, parameters, best)
+
+
+def _train(
+    base: PreTrainedModel,
+    adapter: PeftConfig,
+    validation: Validation,
+    unfinished: Path,
+    *,
+    resume: bool,
+    shard_base: bool,
+) -> tuple[PeftModel, Diverged | None]:
+    """The model as the last step left it, and what stopped the run, if it was NaN.
+
+    Raises:
+        UserError: as `make_trainer` and `make_next_token_trainer` do.
+        Interrupted: after Ctrl-C.
+    """
+    options, log, progress = validation.options, validation.log, validation.progress
+    checkpoint = last_checkpoint(unfinished) if resume else None
+    if resume:
+        log.forget_after(checkpoint_step(checkpoint) if checkpoint else -1)
     interrupt = StopOnInterrupt(progress)
-    callbacks = [StopAtNaN(), Validation(tokenizer, domain, options, log, progress), StepLog(log, progress), interrupt]
+    callbacks = [StopAtNaN(), validation, StepLog(log, progress), interrupt]
     set_seed(options.seed)  # some adapters begin at random values
     make: Any = make_trainer if isinstance(options, Reinforce) else make_next_token_trainer
+    domain, tokenizer = validation.domain, validation.tokenizer
     trainer: Trainer = make(base, tokenizer, domain, adapter, options, unfinished, callbacks, shard_base=shard_base)
-    model = cast(PeftModel, trainer.model)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     diverged: Diverged | None = None
     try:
         # The Trainer would make one step more than it should after a checkpoint of the last step.
-        if done < options.steps and not out_of_patience(log.validations(), options.patience):
+        if checkpoint_step(checkpoint) < options.steps and not out_of_patience(log.validations(), options.patience):
             trainer.train(resume_from_checkpoint=checkpoint)
     except Diverged as error:
         diverged = error
@@ -117,84 +221,4 @@ def train_expert(
         progress.end()
     if interrupt.requested:
         raise Interrupted(trainer.state.global_step)
-
-    validations = log.validations()
-    if diverged and max(validations, default=0) == 0:
-        raise diverged  # no expert has been validated: there is nothing to keep
-    best = best_step(validations)
-    set_peft_model_state_dict(model, load_file(validated_path(unfinished, best)))
-
-    test_rows = domain.load("test")
-    test_rows = test_rows.select(range(min(test_size, len(test_rows))))
-
-    def test_scores(who: str) -> list[float]:
-        with progress.bar(f"{who} on {len(test_rows)} held-out problems", len(test_rows)) as advance:
-            return held_out_scores(
-                model, tokenizer, domain, test_rows, max_new_tokens=options.max_new_tokens, on_batch=advance
-            )
-
-    if base_scores is None:
-        with model.disable_adapter():
-            base_scores = test_scores("base")
-    expert_scores = test_scores("expert")
-    constant = constant_answer(test_rows["answer"])
-
-    train_seconds = sum(entry.get("seconds", 0.0) for entry in log.entries())
-    card = Card(
-        name=output.name,
-        base=base_name,
-        fingerprint=base_fingerprint,
-        domain=domain.name,
-        description=domain.description,
-        recipe=dict(recipe),
-        parameters=parameters,
-        best_step=best,
-        train_seconds=train_seconds,
-        validations=validations,
-        base_accuracy=accuracy(base_scores),
-        expert_accuracy=accuracy(expert_scores),
-        constant_accuracy=constant,
-        peft_type=PeftType(adapter.peft_type).value,
-        objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",
-    )
-    if processes().is_main_process:
-        with atomic_folder(output) as folder:
-            write_expert(folder, model, card)
-            shutil.copyfile(log.path, folder / log.path.name)
-            plot_curve(log.entries(), domain.name, folder / "curve.png")
-        shutil.rmtree(unfinished)
-    processes().wait_for_everyone()
-    if diverged:
-        raise diverged
-    return Result(output, model, base_scores, expert_scores, constant, train_seconds, parameters, best)
-
-
-def unfinished_folder(output: Path) -> Path:
-    """Where the run that will end in `output` keeps itself until then."""
-    return output.with_name(output.name + ".unfinished")
-
-
-def _last_checkpoint(unfinished: Path) -> str | None:
-    """The last complete one. The trainer writes its state last; a killed run may leave a checkpoint without it."""
-    complete = [path.parent for path in unfinished.glob("checkpoint-*/trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
-
-
-def prepare_folders(output: Path, unfinished: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
-    state = processes()
-    if output.exists() and any(output.iterdir()) and not replace:
-        raise UserError(f"{output} exists already; choose another --output, or remove it first")
-    if resume and not unfinished.exists():
-        raise UserError(f"there is nothing to resume: {unfinished} does not exist")
-    if not resume and unfinished.exists() and not replace:
-        raise UserError(f"{unfinished} holds an unfinished run; go on with --resume, or remove it to start again")
-    note = unfinished / "recipe.json"
-    if resume and note.exists() and json.loads(note.read_text(encoding="utf-8")) != recipe:
-        raise UserError(f"{unfinished} was begun with another recipe; resume it with that one, or remove it")
-    state.wait_for_everyone()  # everyone has looked before the first one changes anything
-    if state.is_main_process:
-        if not resume and unfinished.exists():
-            shutil.rmtree(unfinished)
-        check_writable(unfinished)
-        write_json(note, recipe)
-    state.wait_for_everyone()
+    return cast(PeftModel, trainer.model), diverged

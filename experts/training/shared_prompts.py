@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from experts.constrained import Constraint
 from experts.engine import last
 
 
@@ -53,7 +54,14 @@ def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, sha
 
 
 @torch.no_grad()
-def sample(model: Any, ids: Tensor, mask: Tensor, samples: int, config: GenerationConfig) -> Tensor:
+def sample(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    samples: int,
+    config: GenerationConfig,
+    constraint: Constraint | None = None,
+) -> Tensor:
     """`samples` completions of each prompt [P, L], side by side: [P·samples, C], padded after the end token."""
     cache, _ = read(model, ids[:, :-1], mask[:, :-1])
     if cache is not None:
@@ -64,5 +72,6 @@ def sample(model: Any, ids: Tensor, mask: Tensor, samples: int, config: Generati
         attention_mask=mask.repeat_interleave(samples, 0),
         past_key_values=cache,
         generation_config=config,
+        logits_processor=[] if constraint is None else [constraint.processor(ids.shape[1])],
     )
     return output[:, ids.shape[1] :]

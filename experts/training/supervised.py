@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from experts.domains.base import Domain
-from experts.engine import tokenize
+from experts.domains.base import Domain, load_rows
+from experts.engine import context_of, tokenize
 from experts.errors import UserError
-from experts.training.objective import Diverged, check_learning_rate, trainer_arguments
+from experts.training.objective import Diverged, check_options, trainer_arguments
 from experts.training.sharding import shard
 
 TARGETS = ("solution", "completion", "answer")
@@ -40,6 +40,8 @@ TARGETS = ("solution", "completion", "answer")
 @dataclass(frozen=True)
 class NextToken:
     """How an adapter is trained on given answers. Learning rate and steps depend on domain and method."""
+
+    rows_option: ClassVar[str] = "sequences_per_step"
 
     learning_rate: float
     steps: int
@@ -62,9 +64,15 @@ class NextToken:
     """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.sequences_per_step, self.validate_every, self.validation_size) < 1:
-            raise UserError("steps, sequences_per_step, validate_every and validation_size must be at least 1")
-        check_learning_rate(self.learning_rate)
+        check_options(self)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.sequences_per_step
+
+    @property
+    def sequences_per_row(self) -> int:
+        return 1
 
 
 class NextTokenTrainer(Trainer):
@@ -104,12 +112,11 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int |
         UserError: if a row has no answer, or does not fit into `context` tokens.
     """
     target = next(name for name in TARGETS if name in rows.column_names)
-    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in rows[target]]
     examples = []
-    for id_, prompt, answer in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), answers, strict=True):
-        if not answer:
-            raise UserError(f"the row {id_} has no {target}: next-token prediction needs one in every row")
-        answer = [*answer, tokenizer.eos_token_id]
+    for id_, prompt, text in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), rows[target], strict=True):
+        if not (isinstance(text, str) and text):
+            raise UserError(f"the row {id_} has no {target}: next-token prediction needs a text in every row")
+        answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if context is not None and len(prompt) + len(answer) > context:
             raise UserError(f"the row {id_} has {len(prompt) + len(answer)} tokens, the model's context {context}")
         examples.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
@@ -152,21 +159,22 @@ def make_next_token_trainer(
     """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
 
     Raises:
-        UserError: as `trainer_arguments` and `token_rows` do, or if the base sees.
+        UserError: as `check_step` and `token_rows` do, or if the base sees.
     """
     if isinstance(tokenizer, ProcessorMixin):
         raise UserError("objective: next_token reads text alone; a vision-language model is trained by reinforce")
+    rows = load_rows(domain, "train")
     args = TrainingArguments(
-        **trainer_arguments(options, base, options.sequences_per_step, "sequences_per_step", folder),
+        **trainer_arguments(options, base, len(rows), folder),
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
     )
-    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(base.config)
     pad = cast(int, tokenizer.pad_token_id)
     trainer = NextTokenTrainer(
         model=get_peft_model(base, adapter),
         args=args,
-        train_dataset=token_rows(tokenizer, domain.load("train"), context),
+        train_dataset=token_rows(tokenizer, rows, context),
         data_collator=lambda rows: collate(rows, pad),
         compute_loss_func=answer_loss,
         processing_class=tokenizer,

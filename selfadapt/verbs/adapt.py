@@ -39,20 +39,24 @@ def adapt(
         json: print the mixture and its score as JSON.
     """
     import sys
+    from functools import partial
 
     from peft import PeftModel
 
     from dispatch.few_shot import Search, search
     from experts.domains import Jsonl
+    from experts.domains.base import scores_of
     from experts.errors import UserError
-    from experts.files import check_writable
+    from experts.files import check_new_folder
     from selfadapt.base_models import load_base
     from selfadapt.two_pass import find_library
 
     experts = find_library(model, library)
     domain = Jsonl(name="examples", description="", path=str(examples), judged_by=judged_by)
     rows = domain.rows()
-    check_writable(output.parent)
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; --output names a file, such as MIX.json")
+    check_new_folder(output.parent)
     base, tokenizer = load_base(model or experts.base)
     adaptive = experts.load(base)
     if not isinstance(adaptive, PeftModel):
@@ -62,7 +66,7 @@ def adapt(
         tokenizer,
         experts.names,
         rows,
-        domain.reward,
+        partial(scores_of, domain),
         Search(per=per, population=population, generations=generations, max_new_tokens=max_new_tokens, seed=seed),
         lambda generation, reward, likelihood: print(
             f"generation {generation}/{generations}: best right {reward:.0%}, log-likelihood {likelihood:.2f}",

@@ -37,14 +37,14 @@ def t2l_train(args: list[str]) -> None:
     )
     fields += help_flags
 
-    from accelerate import PartialState
-
+    from experts.processes import processes
     from experts.text_to_lora.run import Result
     from selfadapt.t2l import find_recipe, override, read_recipe, train
 
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt t2l train {options.recipe}")
     output = options.output or Path("runs") / f"t2l-{path.stem}"
+    processes()  # each takes its own accelerator, before a base is loaded onto it
     result = train(recipe, output, resume=options.resume)
     if isinstance(result, Result):
         report: dict[str, Any] = {
@@ -56,7 +56,7 @@ def t2l_train(args: list[str]) -> None:
         }
     else:
         report = {"adapters": [str(adapter) for adapter in result]}
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         show(report, options.json, str(output))
 
 

@@ -37,7 +37,7 @@ def train(args: list[str]) -> None:
     )
     fields += help_flags
 
-    from selfadapt.recipes import find_recipe, override, read_recipe, train_recipe
+    from selfadapt.recipes import check_recipe, find_recipe, override, read_recipe, train_recipe
 
     path = find_recipe(options.recipe)
     recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
@@ -51,11 +51,12 @@ def train(args: list[str]) -> None:
 
     check_programs(recipe.domain)
     processes()  # each takes its own accelerator, before a base is loaded onto it
+    output = options.output or Path("runs") / path.stem
+    check_recipe(recipe, output, resume=options.resume)
     # A base that is to be shared out never is on the accelerator as a whole.
     shared_out = options.shard_base and torch.accelerator.is_available()
     place = {"device": "cpu", "dtype": recipe.dtype or "auto"} if shared_out else {"dtype": recipe.dtype}
     base, tokenizer = load_base(recipe.model, **place)
-    output = options.output or Path("runs") / path.stem
     result = train_recipe(recipe, base, tokenizer, output, resume=options.resume, shard_base=options.shard_base)
     report = {
         "expert": str(result.expert),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import GenerationConfig
 
 from experts.constrained import Constraint
 from experts.engine import generate, pad, tokenize
+from experts.errors import UserError
 from experts.evaluation import held_out_scores
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.shared_prompts import sample
 
 ANSWERS = ["cat", "car", "dog", "do"]
 PROMPTS = [f"Which one is {i}?" for i in range(16)]
@@ -44,9 +48,9 @@ def options() -> Reinforce:
     )
 
 
-def likelihoods(model: Any, tokenizer: Any, constraint: Constraint) -> torch.Tensor:
+def likelihoods(model: Any, tokenizer: Any, constraint: Constraint, prompts: Sequence[str] = PROMPTS) -> torch.Tensor:
     """p(answer | prompt) under the bias: [prompts, answers]."""
-    heads = tokenize(tokenizer, PROMPTS)
+    heads = tokenize(tokenizer, prompts)
     columns = []
     for answer in constraint.answers:
         batch = pad(model, tokenizer, [[*head, *answer] for head in heads])
@@ -65,23 +69,41 @@ def test_the_answers_share_all_of_the_probability(tiny_model: Any, tiny_tokenize
     assert (p > 1e-6).all()
 
 
+@pytest.mark.parametrize(
+    ("answers", "prompt"),
+    [
+        (ANSWERS, PROMPTS[0]),
+        (["hard-math", "hard-code", "math"], PROMPTS[0]),  # what opens one name continues another
+        (["a", "aa", "aaa", "aaaa"], PROMPTS[0]),  # repeated tokens, each name the beginning of the next
+        (["on", "onion", "onions", "ion"], PROMPTS[0]),
+        (["hard-math", "hard-code", "math"], "Which of hard-math, hard-code and math is it? hard-"),
+        (["math", "code"], "math"),
+    ],
+)
 @torch.no_grad()
-def test_samples_follow_that_distribution(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    constraint = Constraint(tiny_tokenizer, ANSWERS)
-    wanted = likelihoods(tiny_model, tiny_tokenizer, constraint)[0]
-    batch = pad(tiny_model, tiny_tokenizer, tokenize(tiny_tokenizer, PROMPTS[:1]))
+def test_samples_follow_that_distribution(
+    tiny_model: Any, tiny_tokenizer: Any, answers: list[str], prompt: str
+) -> None:
+    constraint = Constraint(tiny_tokenizer, answers)
+    prompts = [prompt]
+    (wanted,) = likelihoods(tiny_model, tiny_tokenizer, constraint, prompts)
+    batch = pad(tiny_model, tiny_tokenizer, tokenize(tiny_tokenizer, prompts))
     torch.manual_seed(0)
-    bias = constraint.sequence_bias()
-    ids = tiny_model.generate(**batch, max_new_tokens=4, do_sample=True, num_return_sequences=2000, sequence_bias=bias)
-    texts = tiny_tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert set(texts) <= set(ANSWERS)
-    got = torch.tensor([texts.count(answer) / len(texts) for answer in ANSWERS])
+    longest = max(map(len, constraint.answers))
+    config = GenerationConfig(
+        max_new_tokens=longest, do_sample=True, eos_token_id=tiny_tokenizer.eos_token_id, pad_token_id=0
+    )
+    ids = sample(tiny_model, batch["input_ids"], batch["attention_mask"], 2000, config, constraint)
+    texts = tiny_tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert set(texts) <= set(answers)
+    got = torch.tensor([texts.count(answer) / len(texts) for answer in answers])
     torch.testing.assert_close(got, wanted, atol=0.045, rtol=0)  # four standard errors
+    assert (wanted < 0.95).all()  # a distribution, and not one answer
 
 
 def test_a_greedy_answer_is_one_of_them(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    bias = Constraint(tiny_tokenizer, ANSWERS).sequence_bias()
-    answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4, sequence_bias=bias)
+    constraint = Constraint(tiny_tokenizer, ANSWERS)
+    answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4, constraint=constraint)
     assert set(answers) <= set(ANSWERS)
     assert not set(generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4)) & set(ANSWERS)
 
@@ -119,3 +141,22 @@ def test_the_likelihood_that_is_trained_is_the_constrained_one(
     p = likelihoods(trainer.model, tiny_tokenizer, Constraint(tiny_tokenizer, ANSWERS))[:4]
     wanted = -sum(p[i // 4, 0].log() for i, text in enumerate(texts) if text == "cat") / len(texts)
     torch.testing.assert_close(trainer._compute_loss(trainer.model, batch), wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_greedy_answer_goes_where_each_next_token_is_likeliest(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    names = ["hard-math", "hard-code", "math"]
+    constraint = Constraint(tiny_tokenizer, names)
+    answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10, constraint=constraint)
+    for head, answer in zip(tokenize(tiny_tokenizer, PROMPTS), answers, strict=True):
+        said: tuple[int, ...] = ()
+        while said not in constraint.answers:
+            logits = tiny_model(torch.tensor([[*head, *said]])).logits[0, -1]
+            said += (max({a[len(said)] for a in constraint.answers if a[: len(said)] == said}, key=logits.__getitem__),)
+        assert answer == tiny_tokenizer.decode(said, skip_special_tokens=True)
+
+
+def test_answers_must_end_within_the_new_tokens(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    rows = Animals().load("test")
+    with pytest.raises(UserError, match=r"longest answer of animals has 4 tokens.* at least that, not 3"):
+        held_out_scores(tiny_model, tiny_tokenizer, Animals(), rows, max_new_tokens=3)

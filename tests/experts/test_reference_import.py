@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.errors import UserError
+from experts.expert import Expert
 from experts.reference_import import import_expert
 from experts.svf import SVFLinear
 
@@ -108,3 +109,13 @@ def test_files_that_are_no_experts_of_this_base_are_refused(policy: Policy, tiny
         path.write_bytes(data)
         with pytest.raises(UserError, match="damaged"):
             import_expert(path, tiny_model, "tiny", "")
+
+
+def test_a_matrix_of_zeros_is_imported_as_the_base_has_it(policy: Policy, tiny_model: Any, tmp_path: Path) -> None:
+    with torch.no_grad():
+        tiny_model.model.layers[0].mlp.up_proj.weight.zero_()
+    torch.save(policy.state_dict(), tmp_path / "policy_params.pt")
+    expert = import_expert(tmp_path / "policy_params.pt", tiny_model, "tiny", "Sums.")
+    assert torch.equal(expert.z["model.layers.0.mlp.up_proj"], torch.ones(32))
+    expert.write(tmp_path / "expert")
+    assert Expert.read(tmp_path / "expert").z.keys() == expert.z.keys()

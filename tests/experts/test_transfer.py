@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,19 @@ def test_what_cannot_be_transferred_is_refused(expert: Expert, tiny_model: Any) 
     del wider.model.layers[1]
     with pytest.raises(UserError, match="no linear layer of the base"):
         transfer(expert, wider, "wider")
+
+
+def test_a_matrix_of_zeros_is_left_out_of_the_comparison(expert: Expert, tiny_model: Any) -> None:
+    (whole,) = [row for row in compare(expert, tiny_model, changed(tiny_model, 0.1)) if row.matrix != UP]
+    other = changed(tiny_model, 0.1)
+    with torch.no_grad():
+        tiny_model.get_submodule(UP).weight.zero_()
+    assert compare(expert, tiny_model, other) == [whole]
+    with torch.no_grad():
+        other.get_submodule(whole.matrix).weight.zero_()
+    (row,) = compare(expert, tiny_model, other)
+    assert all(math.isfinite(value) for value in (row.aligned, row.overlap, row.spectrum, row.difference))
+    with torch.no_grad():
+        tiny_model.get_submodule(whole.matrix).weight.zero_()
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare(expert, tiny_model, other)

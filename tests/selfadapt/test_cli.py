@@ -123,3 +123,67 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == ""
     assert "train" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--output", "."], "is the current folder"),
+        (["--output", "/"], "is the current folder"),
+        (["--output", "numbers.yaml"], "is a file"),
+        (["--output", "numbers.yaml/expert"], "cannot write to"),
+        (["--output", "full"], "exists already"),
+        (["--resume"], "nothing to resume"),
+        (["--prompts-per-step", "33"], "prompts_per_step is 33, and there are 32 rows to train on"),
+        (["--micro-batch-size", "3"], "micro_batch_size 3 does not divide the 4 sequences"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--temperature", "0"], "temperature must be a positive number"),
+        (["--learning-rate", "nan"], "learning_rate must be a positive number"),
+        (["--steps", "-1"], "steps must be at least 1"),
+        (["--test-size", "0"], "test_size must be at least 1"),
+    ],
+)
+def test_train_finds_a_mistake_before_it_loads_the_base(
+    run: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run("train", recipe, "--model", "no/such/base", *changes)
+    assert (code in (1, 2), out) == (True, "")
+    assert said in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train_with_the_examples_of_an_own_file_has_fewer_rows_than_a_step(
+    run: Any, recipe: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{i} + 1?", "answer": str(i + 1)} for i in range(40)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = yaml.safe_load(recipe.read_text())
+    document["domain"] = {
+        "kind": "jsonl",
+        "name": "sums",
+        "description": "Sums.",
+        "path": str(tmp_path / "sums.jsonl"),
+        "judged_by": "last_number",
+    }
+    document["training"]["prompts_per_step"] = 40
+    recipe.write_text(yaml.safe_dump(document))
+    code, _, err = run("train", recipe, "--output", tmp_path / "expert")
+    assert code == 1
+    assert "prompts_per_step is 40, and there are " in err.splitlines()[-1]
+    assert not list(tmp_path.glob("expert*"))
+
+
+def test_adapt_finds_a_mistake_in_its_output_before_it_loads_the_base(
+    run: Any, library: ExpertLibrary, tmp_path: Path
+) -> None:
+    (tmp_path / "examples.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n' * 4)
+    adapt = ("adapt", tmp_path / "examples.jsonl", "--library", library.folder, "--model", "no/such/base")
+    code, _, err = run(*adapt, "--output", tmp_path)
+    assert (code, err) == (1, f"error: {tmp_path} is a folder; --output names a file, such as MIX.json\n")
+    code, _, err = run(*adapt, "--output", tmp_path / "examples.jsonl" / "MIX.json")
+    assert code == 1
+    assert err.startswith("error: cannot write to")

@@ -271,3 +271,50 @@ def test_two_processes_train_one_network(write_recipe: Any, tmp_path: Path) -> N
     assert set(json.loads(result.stdout)["validations"]) == {"0", "1", "2"}  # printed once, by the first process
     lines = (tmp_path / "network" / "training_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "learning_rate" in line] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("training", "changes", "said"),
+    [
+        (SUPERVISED, ["--output", "."], "is the current folder"),
+        (SUPERVISED, ["--output", "full"], "exists already"),
+        (SUPERVISED, ["--micro-batch-size", "3", "--tasks-per-step", "4"], "micro_batch_size 3 does not divide the 4"),
+        (SUPERVISED, ["--resume"], "nothing to resume"),
+        (ADAPTERS, ["--output", "full", "--one-for-all"], "is there already, and no adapter"),
+        (ADAPTERS, ["--output", "file/adapters"], "cannot write to"),
+        (ADAPTERS, ["--leave-out", "5"], "all of them left out"),
+    ],
+)
+def test_train_finds_a_mistake_before_it_loads_the_base(
+    run: Any,
+    write_recipe: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    training: dict[str, Any],
+    changes: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe("lora", {"kind": "lora", "rank": 2}, training)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run("train", recipe, "--model", "no/such/base", *changes)
+    assert (code, out) == (1, "")
+    assert said in err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("training", [SUPERVISED, ADAPTERS])
+def test_instances_that_do_not_fit_the_context_are_one_line_before_training(
+    run: Any, write_recipe: Any, tasks: Path, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    rows = (tasks / "train.jsonl").read_text().replace("input 3", "a" * 600)
+    (tasks / "train.jsonl").write_text(rows)
+    recipe = write_recipe("lora", {"kind": "lora", "rank": 2}, training)
+    wide = ("--prompt.max-prompt-tokens", "700", "--prompt.max-answer-tokens", "64")
+    code, _, err = run("train", recipe, "--output", tmp_path / "out", *wide)
+    assert code == 1
+    assert "the model's context 512" in err.splitlines()[-1]
+    assert not list(tmp_path.glob("out*"))

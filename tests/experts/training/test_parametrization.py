@@ -21,6 +21,19 @@ def test_the_nuclear_norm_is_kept() -> None:
     torch.testing.assert_close((s * effective_z(p, s)).sum(), s.sum())
 
 
+def test_a_matrix_of_zeros_has_nothing_to_rescale() -> None:
+    s, zeros = torch.rand(6), torch.zeros(6)
+    z, still = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+    optimizer = SigmoidAdamW([(z, s), (still, zeros)], lr=0.05, max_grad_norm=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((z - torch.rand(6)).square().sum() + (still * zeros).sum()).backward()
+        optimizer.step()
+    assert torch.equal(still, torch.ones(6))
+    assert torch.isfinite(z).all()
+    assert not torch.equal(z, torch.ones(6))
+
+
 def test_steps_equal_adamw_through_the_formula() -> None:
     torch.manual_seed(0)
     s, target = torch.rand(6), torch.rand(6)

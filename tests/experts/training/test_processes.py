@@ -119,3 +119,11 @@ def test_a_run_whose_worker_was_killed_resumes_to_the_same_expert(
     assert not (tmp_path / "killed").exists()
     resumed, whole = finish("killed", "--resume"), finish("whole")
     assert all(torch.equal(z, whole[name]) for name, z in resumed.items())
+
+
+def test_prompts_that_do_not_divide_are_one_line_before_a_base_is_loaded(recipe: Path, tmp_path: Path) -> None:
+    command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--prompts-per-step", "3")
+    result = subprocess.run([*command, "--model", "no/such-base"], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "error: prompts_per_step 3 does not divide over 2 processes: choose a multiple of 2" in result.stderr
+    assert not list(tmp_path.glob("expert*"))

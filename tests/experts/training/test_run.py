@@ -20,8 +20,9 @@ from experts.expert import read_config
 from experts.library import load_expert
 from experts.svf import SVFConfig
 from experts.training import run
+from experts.training.folders import unfinished_folder
 from experts.training.reinforce import Diverged, Reinforce
-from experts.training.run import Interrupted, Result, train_expert, unfinished_folder
+from experts.training.run import Interrupted, Result, train_expert
 
 
 @pytest.fixture
@@ -165,3 +166,70 @@ def test_an_unwritable_output_is_said_before_training(train: Any, options: Reinf
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot write"):
         train("file/expert", options)
+
+
+def test_what_a_domain_does_wrong_ends_the_run_and_leaves_nothing(
+    train: Any, options: Reinforce, letters: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(type(letters), "reward", lambda self, completions, **_: [0.5] * (len(completions) - 1))
+    with pytest.raises(UserError, match="the reward of letters gave 3 scores for 4 completions"):  # at step 0
+        train("expert", options)
+
+    def reward(self: Any, completions: list[Any], **columns: Any) -> list[float | None]:
+        return [None if "trainer_state" in columns else 1.0] * len(completions)
+
+    monkeypatch.setattr(type(letters), "reward", reward)
+    with pytest.raises(UserError, match="the reward of letters must give each completion a score"):  # at step 1
+        train("expert", options)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_domain_may_count_with_any_numbers(
+    train: Any, options: Reinforce, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train("plain", options)
+    reward = type(letters).reward
+    monkeypatch.setattr(
+        type(letters), "reward", lambda *args, **columns: torch.tensor(reward(*args, **columns), dtype=torch.float64)
+    )
+    assert log_of(train("tensors", options).expert) == log_of(plain.expert)
+
+
+def test_fewer_held_out_rows_than_asked_for_are_said(
+    train: Any, options: Reinforce, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("expert", replace(options, validation_size=100))
+    assert "letters: the validation split has 8 rows, fewer than the 100 asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["eos_token", "pad_token"])
+def test_a_tokenizer_without_an_end_or_a_padding_token_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path, missing: str
+) -> None:
+    tokens = {**tiny_tokenizer.special_tokens_map, missing: None}
+    lacking = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, **tokens)
+    with pytest.raises(UserError, match=f"set its {missing}"):
+        train_expert(
+            tiny_model, lacking, letters, SVFConfig(), options, tmp_path / "expert", base_name="tiny", recipe={}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_killed_while_it_was_tidying_up_resumes_to_the_same_expert(
+    train: Any, options: Reinforce, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(folder: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "remove_folder", kill)
+        with pytest.raises(Killed):
+            train("expert", options)
+    complete = z_of(tmp_path / "expert")
+    result = train("expert", options, resume=True)
+    assert all(torch.equal(z, complete[key]) for key, z in z_of(result.expert).items())
+    assert not unfinished_folder(result.expert).exists()

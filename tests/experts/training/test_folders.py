@@ -1,0 +1,133 @@
+"""Where a run may go, what is left of one that was stopped, and what it goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from experts.errors import UserError
+from experts.training.folders import (
+    check_folders,
+    dropped_if_it_fails,
+    last_checkpoint,
+    prepare_folders,
+    remove_folder,
+    unfinished_folder,
+)
+from experts.training.log import Log
+
+RECIPE = {"training": "tiny"}
+
+
+def check(output: Path | str, *, resume: bool = False, replace: bool = False) -> None:
+    check_folders(Path(output), RECIPE, resume=resume, replace=replace)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, empty."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("output", [".", "", "/", "..", "../here", "../../"])
+def test_the_current_folder_and_those_around_it_are_no_output(output: str, here: Path) -> None:
+    for replace in (False, True):
+        with pytest.raises(UserError, match="is the current folder, or one around it"):
+            check(output, replace=replace)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["file", "file/expert", "file/deep/expert", "/proc/no/such"])
+def test_nothing_goes_where_no_folder_can_be(output: str, here: Path) -> None:
+    (here / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"is a file|cannot write to"):
+        check(output)
+    assert (here / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_refused(here: Path) -> None:
+    (here / "closed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        check("closed/expert")
+
+
+def test_what_is_there_stays(here: Path) -> None:
+    (here / "expert").mkdir()
+    check("expert")  # empty
+    (here / "expert" / "file").touch()
+    with pytest.raises(UserError, match="exists already"):
+        check("expert")
+    check("expert", replace=True)
+    assert [path.name for path in here.rglob("*")] == ["expert", "file"]
+
+
+def test_looking_leaves_nothing_behind(here: Path) -> None:
+    check("runs/deep/expert")
+    assert list(here.iterdir()) == []
+
+
+def test_a_run_goes_on_only_where_one_was_begun_by_the_same_recipe(here: Path) -> None:
+    with pytest.raises(UserError, match="nothing to resume"):
+        check("expert", resume=True)
+    unfinished = prepare_folders(Path("expert"), RECIPE, resume=False)
+    assert unfinished == unfinished_folder(Path("expert"))
+    check("expert", resume=True)
+    with pytest.raises(UserError, match="--resume"):
+        check("expert")
+    with pytest.raises(UserError, match="another recipe"):
+        check_folders(Path("expert"), {"training": "other"}, resume=True, replace=False)
+    # Killed after the expert was complete, and before its folder was removed.
+    (here / "expert").mkdir()
+    (here / "expert" / "README.md").touch()
+    check("expert", resume=True)
+
+
+def test_only_a_whole_checkpoint_is_gone_on_from(here: Path) -> None:
+    for step, state in {2: "{}", 4: "{}", 10: '{"global_step": 1', 12: None}.items():
+        folder = here / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "rng_state.pth").touch()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(here) == str(here / "checkpoint-4")
+    (here / "checkpoint-4" / "rng_state.pth").unlink()
+    assert last_checkpoint(here) == str(here / "checkpoint-2")
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(here: Path) -> None:
+    def fail(with_checkpoint: bool) -> None:
+        with dropped_if_it_fails(prepare_folders(Path("expert"), RECIPE, resume=False)) as unfinished:
+            if with_checkpoint:
+                checkpoint = unfinished / "checkpoint-1"
+                checkpoint.mkdir()
+                (checkpoint / "rng_state.pth").touch()
+                (checkpoint / "trainer_state.json").write_text(json.dumps({}))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail(with_checkpoint=False)
+    assert list(here.iterdir()) == []
+    with pytest.raises(RuntimeError):
+        fail(with_checkpoint=True)
+    assert [path.name for path in here.iterdir()] == ["expert.unfinished"]
+    remove_folder(here / "expert.unfinished")
+    assert list(here.iterdir()) == []
+
+
+def test_a_line_of_the_log_that_was_torn_is_none(here: Path) -> None:
+    log = Log(here / "log.jsonl")
+    log.append(step=0, right=1, n=2)
+    log.append(step=1, reward=0.5)
+    with log.path.open("a") as file:
+        file.write('{"step": 2, "rew')
+    assert [entry["step"] for entry in log.entries()] == [0, 1]
+    log.forget_after(0)
+    log.append(step=1, reward=0.25)
+    assert log.entries() == [{"step": 0, "right": 1, "n": 2}, {"step": 1, "reward": 0.25}]
