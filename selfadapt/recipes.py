@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
@@ -26,7 +27,6 @@ from experts.domains import (
     WordProblems,
 )
 from experts.errors import UserError, check_numbers, unknown
-from experts.processes import processes
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, check_run, train_expert
@@ -100,7 +100,15 @@ def train_recipe(
     Beside an expert that answers lie the embeddings of some of its prompts, for dispatch, if sentence-transformers is
     installed.
     """
-    result = train_expert(
+
+    def beside(folder: Path) -> None:
+        try:
+            write_prompts(folder, recipe.domain.load("train")[:PROMPTS]["prompt"])
+        except UserError as error:
+            print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
+
+    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
+    return train_expert(
         base,
         tokenizer,
         recipe.domain,
@@ -114,11 +122,8 @@ def train_recipe(
         replace=replace,
         base_scores=base_scores,
         shard_base=shard_base,
+        beside=beside if answers and find_spec("sentence_transformers") else lambda folder: None,
     )
-    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
-    if answers and processes().is_main_process and find_spec("sentence_transformers"):
-        write_prompts(result.expert, recipe.domain.load("train")[:PROMPTS]["prompt"])
-    return result
 
 
 def configs_folder() -> Path:

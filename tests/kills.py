@@ -102,15 +102,15 @@ def training(folder: Path, *verb: str) -> tuple[Callable[[], None], Callable[[],
             cli(*verb[:-1], folder / "recipe.yaml", "--output", output, *resume)
 
     def look() -> None:
-        if output.exists():
-            result()
+        if output.exists() and first:
+            assert result() == first[0]
 
     def result() -> Any:
         return (output / weights).read_bytes(), entries(output / "training_log.jsonl"), visible(output)
 
     def finished() -> None:
         first.append(result())
-        assert first[0] == first[-1]
+        assert first[0] == first[-1], f"{first[0][1:]} is not {first[-1][1:]}"
         assert visible(folder / "runs") == {"out"}
         shutil.rmtree(folder / "runs")
 

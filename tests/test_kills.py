@@ -38,12 +38,11 @@ def killed(work: str, folder: Path, kills: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parametrization", ["raw", "sigmoid"])
-def test_training_that_is_killed_ends_in_the_same_expert(recipe: Path, tmp_path: Path, parametrization: str) -> None:
+def test_training_that_is_killed_ends_in_the_same_expert(recipe: Path, tmp_path: Path) -> None:
     document = yaml.safe_load(recipe.read_text())
-    document["training"] |= {"steps": 6, "validate_every": 2, "parametrization": parametrization}
+    document["training"] |= {"steps": 6, "validate_every": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
-    killed("train", tmp_path, kills=15)
+    killed("train", tmp_path, kills=20)
 
 
 @pytest.mark.slow
@@ -92,4 +91,4 @@ def test_a_grid_that_is_killed_ends_in_the_same_results(recipe: Path, tmp_path: 
         },
     }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(document))
-    killed("grid", tmp_path, kills=20)
+    killed("grid", tmp_path, kills=15)

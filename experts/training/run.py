@@ -7,7 +7,7 @@ checkpoints). `<output>/` appears when the expert is complete, and not before.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -103,6 +103,7 @@ def train_expert(
     replace: bool = False,
     base_scores: list[float] | None = None,
     shard_base: bool = False,
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> Result:
     """Trains, keeps the expert that was best on the validation split, scores it on the test split, writes it.
 
@@ -114,6 +115,7 @@ def train_expert(
         base_scores: the base's own scores on those problems, where they are known.
         shard_base: every process keeps a share of the base instead of all of it; it may be on the CPU until then.
         resume: go on from `<output>.unfinished/`, with the result of an uninterrupted run.
+        beside: writes what else belongs into the expert's folder, before that appears.
 
     Raises:
         UserError: as `check_run`, `check_tokenizer` and `check_prompts` do, or if the domain's rewards are none.
@@ -178,6 +180,7 @@ def train_expert(
                 write_expert(folder, model, card)
                 shutil.copyfile(log.path, folder / log.path.name)
                 plot_curve(log.entries(), domain.name, folder / "curve.png")
+                beside(folder)
             remove_folder(unfinished)
         processes().wait_for_everyone()
     if diverged:
