@@ -18,6 +18,7 @@ from experts.engine import ROWS_PER_READ
 from experts.errors import UserError
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
+from experts.svf.names import plain_modules
 
 Reward = Callable[..., list[float]]  # (completions, **columns), from 0 to 1, as a domain's
 
@@ -140,7 +141,7 @@ def the_best(
 
 def matrix_groups(model: PeftModel, per: str) -> dict[str, int]:
     """Adapted matrix → the number of the weight that it follows."""
-    matrices = [name for name, module in model.get_base_model().named_modules() if isinstance(module, SVFLinear)]
+    matrices = [name for name, module in plain_modules(model.get_base_model()).items() if isinstance(module, SVFLinear)]
     if per == "model":
         return dict.fromkeys(matrices, 0)
     if per == "matrix":

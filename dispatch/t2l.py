@@ -22,6 +22,7 @@ from experts.expert import Expert
 from experts.fingerprint import fingerprint
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
+from experts.svf.names import plain_modules
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder
 from experts.text_to_lora.network import Svf
 from experts.text_to_lora.writer import TextToAdapter, read_network
@@ -189,7 +190,7 @@ def _side_by_side(written: Mixture, trained: Mixture, share: float) -> Mixture:
 def attach(model: PeftModel, name: str, expert: Expert) -> None:
     """Adds an expert to a model under a name, inactive and frozen."""
     model.add_adapter(name, expert.config)
-    layers = dict(model.get_base_model().named_modules())
+    layers = plain_modules(model.get_base_model())
     with torch.no_grad():
         for matrix, z in expert.z.items():
             layer = layers[matrix]

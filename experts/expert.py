@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -19,15 +20,19 @@ from transformers.pytorch_utils import Conv1D
 from experts.errors import UserError
 from experts.files import atomic_folder
 from experts.svf import SVFConfig
+from experts.svf.names import plain_modules
 
 PREFIX, SUFFIX = "base_model.model.", ".svf_z"  # around a matrix's name in the keys of an adapter file
+EMBEDDING = re.compile(
+    r"base_model\.model\.(?!.*(svf|lora)_).*\.(weight|bias)"
+)  # as the base's own parameters are called
 
 
 def read_config(folder: Path) -> SVFConfig:
     """The configuration of the expert in `folder`.
 
     Raises:
-        UserError: if it is not an SVF adapter folder.
+        UserError: if it is not an SVF adapter folder, or the adapter is more than its vectors.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -38,14 +43,21 @@ def read_config(folder: Path) -> SVFConfig:
         raise UserError(f"{path} is damaged: it is not a JSON object") from error
     if kind != "SVF":
         raise UserError(f"{folder} is a {kind} adapter, not an SVF expert")
-    return SVFConfig.from_pretrained(str(folder))
+    config = SVFConfig.from_pretrained(str(folder))
+    if config.modules_to_save or config.trainable_token_indices:
+        what = ", ".join(config.modules_to_save or ["embeddings of tokens"])
+        raise UserError(
+            f"{folder} was trained with modules of its own ({what}), and an expert is its vectors alone: "
+            "load it with PEFT (PeftModel.from_pretrained)"
+        )
+    return config
 
 
 def read_z(folder: Path) -> dict[str, Tensor]:
-    """Matrix name → z [r], float32.
+    """Matrix name → z [r], float32. The embeddings that PEFT saves with a model whose vocabulary was resized are left.
 
     Raises:
-        UserError: if the file is missing, truncated, or holds anything but finite z vectors.
+        UserError: if the file is missing, truncated, or holds anything else but finite z vectors.
     """
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
@@ -56,6 +68,8 @@ def read_z(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged and was not loaded: {error}") from error
     vectors = {}
     for key, z in tensors.items():
+        if EMBEDDING.fullmatch(key) and z.ndim <= 2:
+            continue
         if not key.endswith(SUFFIX) or z.ndim != 1 or not z.is_floating_point():
             raise UserError(f"{path} is damaged and was not loaded: {key} is not a z vector")
         if not torch.isfinite(z).all():
@@ -108,7 +122,8 @@ class Expert:
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.base,
             target_modules=sorted(self.z),
-            rank_pattern={matrix: len(z) for matrix, z in self.z.items()},
+            # The longest first: a pattern counts for every matrix whose name ends like it.
+            rank_pattern={matrix: len(self.z[matrix]) for matrix in sorted(self.z, key=len, reverse=True)},
             base_fingerprint=self.fingerprint,
             description=self.description,
             transferred_from=self.transferred_from,
@@ -138,7 +153,7 @@ class Expert:
         Raises:
             UserError: if the base lacks one, or it has too few singular values.
         """
-        modules = dict(base.named_modules())
+        modules = plain_modules(base)
         weights = {}
         for matrix, z in self.z.items():
             module = modules.get(matrix)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.svf.layer import SVFLinear
 from experts.svf.model import fused_matrices
+from experts.svf.names import plain_name
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -36,7 +37,7 @@ def _linear_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if name.startswith(adapted) and adapted:
             continue
-        plain = name.removeprefix("base_model.model.")
+        plain = plain_name(name).removeprefix("base_model.model.")
         if isinstance(module, BaseTunerLayer):
             adapted += (f"{name}.",)
             base = module.get_base_layer()

@@ -7,22 +7,41 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.errors import UserError, unknown
-from experts.expert import Expert, read_config, read_z
+from experts.expert import PREFIX, SUFFIX, Expert, read_config, read_z
 from experts.files import atomic_folder, write_json
 from experts.fingerprint import fingerprint
 from experts.model_card import Card
 from experts.svf import SVFConfig
+from experts.svf.names import fault_in_adapter_name, plain_modules
 
 # `--dispatch NAME` takes a dispatcher's name or an expert's, so an expert cannot have one of these.
 CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
 RESERVED_NAMES = frozenset({"none", "base", "other", "prompt", "classifier", "embedding", "few-shot", "t2l", "auto"})
+
+
+# An expert's name is an adapter's in PEFT, a folder's on any file system, and a word of the command line.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+WINDOWS_DEVICES = re.compile(r"CON|PRN|AUX|NUL|(COM|LPT)[0-9]", re.IGNORECASE)
+
+
+def check_name(name: str) -> None:
+    """Raises UserError, with the reason, if no expert of a library can have this name."""
+    fault = fault_in_adapter_name(name)
+    if fault is None and name.casefold() in RESERVED_NAMES:
+        fault = f"--dispatch {name.casefold()} means something else"
+    if fault is None and WINDOWS_DEVICES.fullmatch(name):
+        fault = "Windows keeps it for a device"
+    if fault is None and not NAME.fullmatch(name):
+        fault = "it must have at most 100 letters from A to Z, digits, '-' and '_', a letter or digit first"
+    if fault is not None:
+        raise UserError(f"{name!r} cannot name an expert: {fault}; choose another name")
 
 
 def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
@@ -54,18 +73,23 @@ def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> Peft
     """Adds an expert to a model, after a look at every vector that PEFT would stumble over."""
     config, vectors = read_config(folder), read_z(folder)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    modules = dict(plain.named_modules())
+    modules = plain_modules(plain)
     for matrix, z in vectors.items():
         weight = getattr(modules.get(matrix), "weight", None)
         if weight is None:
             raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
-        rank = min(*weight.shape, config.rank_pattern.get(matrix, config.rank) or len(z))
+        rank = min(*weight.shape, config.rank_of(matrix) or len(z))
         if len(z) != rank:
             raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
+    config.inference_mode = True
+    config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
     if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), name)
-        return model
-    return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        model.add_adapter(name, config)
+    else:
+        model = cast(PeftModel, get_peft_model(model, config, name))
+    # Not by PEFT's own reader, which would load embeddings that the file may hold into the base.
+    set_peft_model_state_dict(model, {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in vectors.items()}, name)
+    return model.eval()
 
 
 def refuse_other_base(what: str, wanted: str, base: PreTrainedModel) -> None:
@@ -106,7 +130,7 @@ class ExpertLibrary:
         """Reads `library.json`; the experts themselves are read when they are asked for.
 
         Raises:
-            UserError: if there is no library, or a listed expert is missing.
+            UserError: if there is no library, a listed expert is missing, or one has a name that none can have.
         """
         folder = Path(folder)
         path = folder / "library.json"
@@ -117,7 +141,13 @@ class ExpertLibrary:
             library = cls(folder, document["base"], document["fingerprint"], list(document["experts"]))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: it must hold base, fingerprint and a list of experts") from error
+        if len(set(map(str, library.names))) < len(library.names):
+            raise UserError(f"{path} is damaged: it names an expert twice")
         for name in library.names:
+            try:
+                check_name(name)
+            except UserError as error:
+                raise UserError(f"{path}: {error}, there and for its folder") from error
             if not (folder / name / "adapter_config.json").is_file():
                 raise UserError(f"{path} names the expert {name!r}, but {folder / name} holds none; remove it there")
         return library
@@ -183,18 +213,15 @@ class ExpertLibrary:
             classifier: whether it names domains instead of answering; it takes the place of an earlier one.
 
         Raises:
-            UserError: if the name is taken or a dispatcher's, or the expert is damaged or of another base.
+            UserError: if the name is taken or cannot be an expert's, or the expert is damaged or of another base.
         """
         expert = Path(expert)
         name = CLASSIFIER if classifier else name or expert.resolve().name
-        if name in RESERVED_NAMES and not classifier:
-            raise UserError(
-                f"{name!r} cannot name an expert: --dispatch {name} means something else; choose another name"
-            )
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise UserError(f"{name!r} cannot name an expert: use letters, digits, '-', '_' and '.'")
-        if name in self.names:
-            raise UserError(f"the library has an expert {name!r} already; remove it first, or choose another name")
+        if not classifier:
+            check_name(name)
+        taken = next((other for other in self.names if other.casefold() == name.casefold()), None)
+        if taken is not None:  # some file systems do not tell capitals apart
+            raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
         config = read_config(expert)
         read_z(expert)
         if config.base_fingerprint != self.fingerprint:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig
 from peft.utils import PeftType
+from peft.utils.other import get_pattern_key
+
+from experts.errors import UserError
 
 
 @dataclass
@@ -20,17 +24,24 @@ class SVFConfig(PeftConfig):
         target_modules: names or a regular expression as in other PEFT methods, or "all-linear": without the head, and
             of a vision-language model the language part (unless `exclude_modules` says otherwise).
         exclude_modules: names or a regular expression of modules to leave alone.
-        rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them.
-        rank_pattern: the ranks of single matrices, by their full names, where they differ from `rank`.
+        rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them, and so does a
+            rank that is larger than the matrix.
+        rank_pattern: the ranks of some matrices where they differ from `rank`, by the ends of their names or regular
+            expressions; the first that matches counts, as in PEFT's LoRA.
         layers_to_transform: indices of the layers to adapt; None adapts all of them.
         layers_pattern: the name of the `nn.ModuleList` that the indices count, where it is unusual.
+        modules_to_save: names of modules beside the adapted matrices that are trained and saved whole, such as a
+            classifier's head, which PEFT names here itself for `task_type="SEQ_CLS"` and the like. Such an adapter is
+            PEFT's to load: an expert of a library is z alone.
+        trainable_token_indices: tokens whose embeddings are trained and saved, as in PEFT's LoRA.
         base_fingerprint: of the base that the expert was trained on; libraries refuse another.
         transferred_from: the name and fingerprint of the base that the expert was trained on, where that is another.
         domain: the name of what the expert was trained for.
         description: the domain in one sentence, which dispatchers read.
 
     Raises:
-        ValueError: if the rank is below 1, or layers are chosen beside a regular expression.
+        UserError: if a rank is no whole number of at least 1, a regular expression is none, or layers are chosen beside
+            a regular expression.
     """
 
     target_modules: list[str] | str | None = field(default="all-linear")
@@ -39,6 +50,8 @@ class SVFConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(default=None)
     base_fingerprint: str | None = field(default=None)
     transferred_from: str | None = field(default=None)
     domain: str | None = field(default=None)
@@ -47,21 +60,53 @@ class SVFConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("SVF")
+        if isinstance(self.target_modules, str) and self.target_modules.lower() == "all-linear":
+            self.target_modules = "all-linear"
         # PEFT matches a set of names much faster than a list.
-        if isinstance(self.target_modules, list):
+        if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
-        if isinstance(self.exclude_modules, list):
+        if isinstance(self.exclude_modules, list | tuple):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be at least 1, or None for all singular values; got {self.rank}")
-        is_pattern = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
-        if is_pattern and self.layers_to_transform is not None:
-            raise ValueError(
+        self._check_ranks()
+        self._check_expressions()
+        self._check_layers()
+
+    def rank_of(self, matrix: str) -> int | None:
+        """The rank of a matrix, by its full name in the base; None for all of its singular values."""
+        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), matrix), self.rank)
+
+    def _check_ranks(self) -> None:
+        if self.rank_pattern is None:
+            self.rank_pattern = {}
+        if not isinstance(self.rank_pattern, dict):
+            raise UserError(f"rank_pattern must map names of matrices to ranks; got {self.rank_pattern!r}")
+        ranks = {"rank": self.rank} | {f"rank_pattern {name!r}": rank for name, rank in self.rank_pattern.items()}
+        for name, rank in ranks.items():
+            if rank is not None and (type(rank) is not int or rank < 1):
+                raise UserError(f"{name} must be at least 1, or None for all singular values; got {rank!r}")
+
+    def _check_expressions(self) -> None:
+        single = (self.target_modules, self.exclude_modules)
+        for expression in [*(text for text in single if isinstance(text, str)), *self.rank_pattern]:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise UserError(f"{expression!r} is not a regular expression: {error}") from error
+
+    def _check_layers(self) -> None:
+        layers = self.layers_to_transform
+        if layers is None:
+            if self.layers_pattern:
+                raise UserError("layers_pattern needs layers_to_transform")
+            return
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            raise UserError(
                 "layers_to_transform goes with a list of names or 'all-linear'; a regular expression in "
                 "target_modules can choose the layers itself"
             )
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern needs layers_to_transform")
+        indices = [layers] if isinstance(layers, int) else layers
+        if not isinstance(indices, list) or any(type(index) is not int or index < 0 for index in indices):
+            raise UserError(f"layers_to_transform must be an index from 0, or a list of them; got {layers!r}")
 
     def to_dict(self) -> dict[str, Any]:
         # Sets have no order of their own; a saved configuration should.

@@ -282,6 +282,12 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.invalidate()
         return self
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT would also cast z to the base's dtype, after it was loaded.
+        z = self.svf_z.get(adapter_name)
+        if z is not None and not z.is_meta:
+            z.data = z.data.to(device or self.base_layer.weight.device)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.invalidate()
         super()._load_from_state_dict(*args, **kwargs)

@@ -28,6 +28,7 @@ class Batch:
     """
 
     mixtures: int
+    exact: bool = False  # whether R must be the number of mixtures
     shape: tuple[int, int] | None = None  # (R, T); None outside the base's forward
 
     def spread(self, scale: Tensor, x: Tensor, layer: str) -> Tensor:
@@ -80,7 +81,7 @@ def mixture_of(layer: nn.Module) -> LayerMixture | None:
 
 
 @contextmanager
-def running(base: nn.Module, batch: Batch, mixtures: Mapping[nn.Module, LayerMixture]) -> Iterator[None]:
+def running(base: nn.Module, batch: Batch, mixtures: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Within the block, in this thread or task alone, the layers of `base` run under these mixtures."""
     global _mixing, _open_calls
     with _counting:
@@ -96,9 +97,40 @@ def running(base: nn.Module, batch: Batch, mixtures: Mapping[nn.Module, LayerMix
             _mixing = _open_calls > 0
 
 
+INPUTS = ("input_ids", "inputs_embeds", "inputs", "input_features")
+
+
 def note_shape(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A forward hook of the base: tells the call how many rows and tokens it is about to run."""
+    """A forward hook of the base: tells the call how many rows and tokens it is about to run.
+
+    Raises:
+        UserError: if each row was to be named, and the rows are others.
+    """
     batch = _call.get().get(base) if _mixing else None
-    if batch is not None:
-        given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]]
-        batch.shape = next((tuple(x.shape[:2]) for x in given if isinstance(x, torch.Tensor)), None)
+    if batch is None:
+        return
+    given = [*map(kwargs.get, INPUTS), *args[:1]]
+    batch.shape = next((tuple(x.shape[:2]) for x in given if isinstance(x, torch.Tensor)), None)
+    if batch.exact and batch.shape is not None and batch.shape[0] != batch.mixtures:
+        raise UserError(f"adapter_names needs a name for each row; got {batch.mixtures} for {batch.shape[0]} rows")
+
+
+def expect_rows(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Holds a call of `base` to one row a mixture, where `generate` may repeat rows that it was given.
+
+    PEFT tells the input of `generate`, which is looked at here; that of a forward comes to `note_shape`.
+    """
+    batch: Batch = _call.get()[base]  # type: ignore[assignment]
+    batch.exact = True
+    note_shape(base, args, kwargs)
+    batch.exact = batch.shape is None
+    batch.shape = None
+
+
+def name_saved_rows(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward hook of PEFT's modules that are saved whole: names the expert whose own module each row takes."""
+    rows = _call.get().get(module) if _mixing else None
+    if rows is None:
+        return None
+    repeats = len(args[0]) // len(rows)
+    return args, {**kwargs, "adapter_names": [name for name in rows for _ in range(repeats)]}

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import torch
 from peft import NoMatchingPeftModuleError
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -20,9 +21,14 @@ from transformers.pytorch_utils import Conv1D
 from experts.errors import UserError, unknown
 from experts.svf.decomposition import each_matrix
 from experts.svf.layer import SVFLinear
-from experts.svf.mixing import Batch, LayerMixture, note_shape, running
+from experts.svf.mixing import Batch, LayerMixture, expect_rows, name_saved_rows, note_shape, running
+from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
+from experts.svf.targets import HEADS, check_names, module_names
 
 logger = logging.getLogger(__name__)
+
+# What stands beside an adapter's name in a parameter's, but for the modules' own names.
+OWN_PARTS = ("svf_z", "modules_to_save", "token_adapter", "trainable_tokens_delta")
 
 # Held while experts come and go and while a call takes from them what it runs on; not while it runs.
 _changing = RLock()
@@ -38,16 +44,30 @@ class SVFModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config: Any = self.peft_config[adapter_name]
+        fault = fault_in_adapter_name(adapter_name)
+        if fault:
+            raise UserError(f"{adapter_name!r} cannot name an adapter: {fault}; choose another name")
+        others = [z for module in model.modules() if isinstance(module, SVFLinear) for z in module.svf_z.values()]
+        trained = [z.requires_grad for z in others]
         everywhere = config.target_modules == "all-linear"
         try:
             with _changing:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
             what = "no linear layer" if everywhere else "nothing that target_modules names"
+            if isinstance(config.target_modules, str) and config.target_modules.isidentifier():
+                what += (
+                    f" (a text is an expression for whole names; a list, [{config.target_modules!r}], has their ends)"
+                )
             raise UserError(
                 f"the base has {what}: SVF adapts nn.Linear and transformers' Conv1D, of bases that are loaded without "
                 "quantisation; model.named_modules() lists the names"
             ) from error
+        # PEFT takes those for the new adapter's that have its name in their path, such as "mlp".
+        for z, was_trained in zip(others, trained, strict=True):
+            z.requires_grad_(was_trained)
+        if adapter_name == "ref" and config is self.peft_config.get("default"):
+            self._copy_reference(model)
         fused = [name for name, module in model.named_modules() if fused_matrices(module)]
         if fused and everywhere:
             logger.warning("all-linear leaves out %d modules of fused experts, such as %s", len(fused), fused[0])
@@ -56,6 +76,12 @@ class SVFModel(BaseTuner):
             each_matrix(SVFLinear.decompose, layers, layers[0].base_layer.weight.device)
         if note_shape not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(note_shape, with_kwargs=True)
+        for module in model.modules():
+            if (
+                isinstance(module, AuxiliaryTrainingWrapper)
+                and name_saved_rows not in module._forward_pre_hooks.values()
+            ):
+                module.register_forward_pre_hook(name_saved_rows, with_kwargs=True)
 
     def delete_adapter(self, adapter_name: str) -> None:
         with _changing:
@@ -83,7 +109,7 @@ class SVFModel(BaseTuner):
         for name in names:
             if name not in self.peft_config:
                 raise unknown("expert", name, self.peft_config)
-        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, SVFLinear)}
+        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
         alphas = dict.fromkeys(layers, weights)
         for matrix, own in (per_matrix or {}).items():
             if matrix not in layers:
@@ -106,7 +132,7 @@ class SVFModel(BaseTuner):
                 mixtures |= {
                     layer: _rows(layer, names, alphas[matrix], matrix, batch) for matrix, layer in layers.items()
                 }
-        with running(self.model, batch, mixtures):
+        with running(self.model, batch, {**mixtures, **self._saved_modules(names, weights)}):
             yield
 
     def _shared_weights(
@@ -142,20 +168,91 @@ class SVFModel(BaseTuner):
             return
         if self.training:
             raise ValueError("adapter_names is for inference; call eval() first")
+        if not isinstance(adapter_names, list | tuple):
+            raise UserError(f"adapter_names must be a list with a name for each row; got {adapter_names!r}")
         names = sorted({*adapter_names} - {"__base__"})
         weights = torch.tensor([[float(row == name) for name in names] for row in adapter_names])
         with self.mixed(names, weights.view(len(adapter_names), len(names))):
+            expect_rows(self.model, args, kwargs)
             yield
 
+    def _saved_modules(self, names: Sequence[str], weights: Tensor) -> dict[nn.Module, list[str]]:
+        """Modules that experts were saved with whole (`modules_to_save`), such as a head → whose each row takes.
+
+        Raises:
+            UserError: where a row has a part of an expert that has such modules.
+        """
+        modules = [module for module in self.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        if not any(name in module._adapters for module in modules for name in names):
+            return {}
+        if not (((weights == 0) | (weights == 1)).all() and (weights.sum(1) <= 1).all()):
+            raise UserError("experts that were saved with modules of their own (modules_to_save) do not mix")
+        rows = [names[int(row.argmax())] if row.any() else "__base__" for row in weights]
+        return {module: [name if name in module._adapters else "__base__" for name in rows] for module in modules}
+
+    @staticmethod
+    def _copy_reference(model: nn.Module) -> None:
+        """Sets "ref" to "default", for TRL's trainers.
+
+        They add "ref" under the very configuration of a trained "default", as the reference of the KL, and copy the
+        parameters with `.default.` in their names. Ours end in the adapter's name, as transformers' own loader has it.
+        """
+        for module in model.modules():
+            if isinstance(module, SVFLinear) and not module.svf_z["ref"].is_meta:
+                module.svf_z["ref"].data.copy_(module.svf_z["default"])
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        modules = {name.replace("_fsdp_wrapped_module.", ""): module for name, module in model.named_modules()}
+        places = [n for n, m in modules.items() if isinstance(m, SVFLinear | AuxiliaryTrainingWrapper | nn.Embedding)]
+        if {*OWN_PARTS, *".".join(places).split(".")} & {*unwanted_adapter_names}:
+            # PEFT has left out whatever has another adapter's name in its path: of "default" beside "mlp", all MLPs.
+            for key, tensor in model.state_dict().items():
+                state_dict.setdefault(key, tensor)
+        layers = [n for n, m in modules.items() if isinstance(m, SVFLinear) and adapter_name in m.svf_z]
+        return {key: state_dict[key] for key in (f"{name}.svf_z.{adapter_name}" for name in layers)}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """In a file a vector is called `<matrix>.svf_z`, by the matrix's name in the plain base."""
+        return plain_name(re.sub(rf"\.svf_z\.{re.escape(adapter_name)}$", ".svf_z", key))
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: Any, key: str) -> Any:
+        return check_target_module_exists(peft_config, plain_name(key))
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        check_names(peft_config, model)
+        compiled = any("_orig_mod" in name.split(".") for name, _ in model.named_modules())
+        if compiled and (peft_config.modules_to_save or peft_config.trainable_token_indices):
+            raise UserError(
+                "PEFT cannot load modules that are saved whole into a model that is compiled already; "
+                "compile it when its adapters are there"
+            )
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        heads = HEADS.get(peft_config.task_type, ())
+        if heads:  # PEFT adds them too late for some tasks, when the heads are adapted already
+            saved = peft_config.modules_to_save or []
+            peft_config.modules_to_save = [*saved, *(head for head in heads if head not in saved)]
+        model = getattr(self.model, "_orig_mod", self.model)  # the base itself, where it is compiled as a whole
         if peft_config.target_modules == "all-linear" and peft_config.exclude_modules is None:
-            language = _language_part(self.model)
+            language = _language_part(model)
             if language is not None:
                 peft_config.exclude_modules = rf"(?!{re.escape(language)}\.).*"  # vision tower and projector
-        if peft_config.target_modules == "all-linear" and peft_config.layers_to_transform is not None:
-            # PEFT's own expansion gives full names, which layers_to_transform does not filter.
-            _maybe_include_all_linear_layers(peft_config, self.model)
-            names = {name.rpartition(".")[2] for name in peft_config.target_modules}
+        if peft_config.target_modules == "all-linear":
+            _maybe_include_all_linear_layers(peft_config, model)
+            names = {plain_name(name) for name in peft_config.target_modules} & {*module_names(model)}
+            names = {name for name in names if not name.endswith(heads)}
+            if peft_config.layers_to_transform is not None:  # which PEFT does not apply to full names
+                names = {name.rpartition(".")[2] for name in names}
             peft_config.target_modules = names
         return super()._prepare_adapter_config(peft_config, model_config)
 
@@ -169,7 +266,7 @@ class SVFModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        rank = peft_config.rank_pattern.get(current_key, peft_config.rank)
+        rank = peft_config.rank_of(plain_name(current_key))
         if isinstance(target, SVFLinear):
             target.update_layer(adapter_name, rank, peft_config.inference_mode)
             return
@@ -178,6 +275,12 @@ class SVFModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional expert is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            setattr(parent, child_name, new_module)  # unloading: it comes whole
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _refuse_unsuitable(self, target: nn.Module, name: str) -> None:
         kind = type(target).__name__

@@ -16,7 +16,7 @@ from experts.evaluation import Accuracy
 from experts.fingerprint import fingerprint
 from experts.library import ExpertLibrary, load_expert, write_expert
 from experts.model_card import Card
-from experts.svf import SVFConfig
+from experts.svf import SVFConfig, SVFLinear
 
 
 def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:
@@ -75,17 +75,36 @@ def test_an_empty_library_opens(library: ExpertLibrary) -> None:
     assert len(ExpertLibrary.open(library.folder)) == 0
 
 
-@pytest.mark.parametrize("name", ["none", "prompt", "embedding", "t2l", "../evil", ".hidden", "a b"])
+NOT_FREE = ["none", "Prompt", "embedding", "t2l", "../evil", ".hidden", "a b", "math-v1.0", "-x", "a/b", "__base__"]
+
+
+@pytest.mark.parametrize("name", [*NOT_FREE, "keys", "train", "nul", "COM1", "größe", "x" * 101])
 def test_names_that_are_not_free(library: ExpertLibrary, expert: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot name an expert"):
         library.add(expert, name)
     assert ExpertLibrary.open(library.folder).names == []
+    path = library.folder / "library.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "experts": [name]}))
+    with pytest.raises(UserError, match=r"library\.json: .* cannot name an expert"):
+        ExpertLibrary.open(library.folder)
+
+
+@pytest.mark.parametrize("name", ["mlp", "model", "0", "q_proj", "svf_z", "default", "x" * 100])
+def test_experts_may_be_called_like_modules(library: ExpertLibrary, expert: Path, tiny_model: Any, name: str) -> None:
+    library.add(expert, name)
+    library.add(expert, "second")
+    model = ExpertLibrary.open(library.folder).load(tiny_model)
+    layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+    assert [*model.peft_config] == [name, "second"]
+    assert all((layer.svf_z[each] == 1.25).all() for layer in layers for each in (name, "second"))
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_a_name_is_taken_once(library: ExpertLibrary, expert: Path) -> None:
     library.add(expert)
-    with pytest.raises(UserError, match="already"):
-        library.add(expert)
+    for name in ("letters", "Letters"):  # some file systems hold one folder only of the two
+        with pytest.raises(UserError, match="has an expert 'letters' already"):
+            library.add(expert, name)
 
 
 def test_an_unknown_expert_names_the_nearest(library: ExpertLibrary, expert: Path) -> None:

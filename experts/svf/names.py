@@ -1,0 +1,33 @@
+"""Names: of modules as a plain base has them, and of adapters so that PEFT can keep them apart."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def plain_name(name: str) -> str:
+    """A module's name, or a parameter's, without what `torch.compile` puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules, by their plain names."""
+    return {plain_name(name): module for name, module in model.named_modules()}
+
+
+def fault_in_adapter_name(name: str) -> str | None:
+    """Why `name` cannot name an adapter; None if it can.
+
+    Parts of a module's path can, such as "mlp" (see `SVFModel._get_adapter_state_dict`).
+    """
+    if not isinstance(name, str) or not name:
+        return "it must be a text that is not empty"
+    if name == "__base__":
+        return "it stands for the base among PEFT's adapter_names"
+    if "." in name:
+        return "the names of torch's modules hold no dots"
+    if "/" in name or "\\" in name:
+        return "an adapter is saved into a folder of its name"
+    if hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
+        return "it is an attribute of torch's modules"
+    return None

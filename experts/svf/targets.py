@@ -1,0 +1,92 @@
+"""What the names in a configuration mean in a base. A name that means nothing there is a mistake."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from experts.errors import UserError, unknown
+from experts.svf.names import plain_name
+
+if TYPE_CHECKING:
+    from experts.svf.config import SVFConfig
+
+# The heads that PEFT trains and saves of itself for these tasks, by the ends of their names; no model has all of them.
+HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+def check_names(config: SVFConfig, model: nn.Module) -> None:
+    """Compares every name in a configuration with the modules of a base; "all-linear" must have been resolved.
+
+    Raises:
+        UserError: for the first that means nothing, with the nearest that do.
+    """
+    names = list(module_names(model))
+    _check_each("target module", config.target_modules, names)
+    _check_each("excluded module", config.exclude_modules, names)
+    if isinstance(config.exclude_modules, str) and not any(re.fullmatch(config.exclude_modules, n) for n in names):
+        raise UserError(f"exclude_modules {config.exclude_modules!r} matches no module's whole name")
+    _check_saved(config, names)
+    _check_layers(config, names)
+    adapted = [name for name in names if check_target_module_exists(config, name)]
+    for pattern in config.rank_pattern:
+        if adapted and not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
+            raise unknown("module in rank_pattern", pattern, _near(pattern, adapted))
+
+
+def module_names(model: nn.Module) -> Iterable[str]:
+    """The plain names of all modules, without what is inside those that adapters wrap."""
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not name or (inside and name.startswith(inside)):
+            continue
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            inside += (f"{name}.",)
+        yield plain_name(name)
+
+
+def _check_each(kind: str, wanted: Iterable[str] | str | None, names: list[str]) -> None:
+    """Whether each name in a list is a module's, whole or its last parts, as PEFT takes it."""
+    if wanted is None or isinstance(wanted, str):
+        return
+    suffixes = {name.split(".", k)[-1] for name in names for k in range(name.count(".") + 1)}
+    for name in sorted(wanted):
+        if name not in suffixes:
+            raise unknown(kind, name, _near(name, names))
+
+
+def _near(wanted: str, names: list[str]) -> set[str]:
+    """What `wanted` may have meant: whole names that are like it, if it has dots; else last parts."""
+    whole = difflib.get_close_matches(wanted, names, cutoff=0.6) if "." in wanted else []
+    return set(whole) or {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
+
+
+def _check_saved(config: SVFConfig, names: list[str]) -> None:
+    saved, heads = config.modules_to_save or [], HEADS.get(config.task_type or "", ())
+    for module in saved:
+        if module not in heads and not any(name.endswith(module) for name in names):
+            raise unknown("module to save", module, _near(module, names))
+    if heads and not any(name.endswith(tuple(saved)) for name in names):
+        raise UserError(
+            f"the base has no {' or '.join(heads)} to train for {config.task_type}; name its head in modules_to_save"
+        )
+
+
+def _check_layers(config: SVFConfig, names: list[str]) -> None:
+    layers = config.layers_to_transform
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        alone = copy.copy(config)
+        alone.layers_to_transform = layer
+        if not any(check_target_module_exists(alone, name) for name in names):
+            raise UserError(f"layers_to_transform: no module that target_modules names is in a layer {layer}")
