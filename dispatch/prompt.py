@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from experts.errors import UserError
 from experts.files import write_json
 from experts.mixture import Mixture
 from experts.pictures import text_tokenizer
+from experts.reading import read_json
 
 TEMPLATE = "Categories:\n{categories}\n\n{question}\n\nCategory?"
 MARK = "\x00"  # stands for the question while the template is cut in two
@@ -79,7 +79,7 @@ class Calibration:
         if not path.is_file():
             return None
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_json(path)
             if document["experts"] != list(names):
                 return None
             calibration = cls(torch.tensor(document["weight"]), torch.tensor(document["bias"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from experts.errors import UserError
 from experts.files import write_json
+from experts.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Mixture:
         Raises:
             UserError: if the file does not hold one.
         """
+        document = read_json(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
             mixture = cls.of({str(name): float(weight) for name, weight in document["weights"].items()})
             own = {
                 str(matrix): torch.tensor([[float(weights[name]) for name in mixture.names]])
                 for matrix, weights in document.get("per_matrix", {}).items()
             }
             return cls(mixture.names, mixture.weights, own)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f'{path} is not a mixture: it must hold {{"weights": {{"expert": number}}}}') from error

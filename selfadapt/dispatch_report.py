@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from experts.evaluation import Accuracy
 from experts.files import atomic_file, write_json
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.reading import read_objects
 from selfadapt.two_pass import SelfAdaptiveModel
 
 BASE = "base"  # the label of prompts that belong to no expert
@@ -37,23 +37,13 @@ def read_labelled(path: Path, library: ExpertLibrary) -> list[Labelled]:
     Raises:
         UserError: naming the line, if one is malformed or its label is no expert of the library.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            prompt, label = row["prompt"], row["label"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: must be an object with prompt and label") from error
+    for where, _, row in read_objects(path):
+        prompt, label = row.get("prompt"), row.get("label")
         if not isinstance(prompt, str) or not isinstance(label, str):
-            raise UserError(f"{path}:{number}: prompt and label must be strings")
+            raise UserError(f"{where}: must be an object with prompt and label, both strings")
         if label not in (*library.names, BASE):
-            raise UserError(f"{path}:{number}: {unknown('expert', label, [*library.names, BASE])}")
+            raise UserError(f"{where}: {unknown('expert', label, [*library.names, BASE])}")
         rows.append(Labelled(prompt, label))
     if not rows:
         raise UserError(f"{path}: there are no rows in it")

@@ -27,6 +27,7 @@ from experts.domains import (
     WordProblems,
 )
 from experts.errors import UserError, check_numbers, unknown
+from experts.reading import read_text
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, check_run, train_expert
@@ -161,9 +162,19 @@ def read_recipe(path: Path) -> Recipe:
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file says; raises UserError, if it is not YAML."""
+    text = read_text(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.safe_load(text)
+    # Tags and dates that mean nothing end in errors of Python's own.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from experts.errors import UserError
 from experts.evaluation import Accuracy
 from experts.files import atomic_file
+from experts.reading import read_objects
 
 VERSION = 1
 BASE = "base"
@@ -87,21 +88,23 @@ def read_results(path: Path) -> list[Line]:
         return []
     known = {field.name for field in fields(Line)}
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{path}:{number}"
-        try:
-            entry = json.loads(text)
-            version = entry["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where} is no line of results: remove it, and its cell is done again") from error
+    for where, _, entry in read_objects(path):
+        version = entry.get("version")
+        if version is None:
+            raise UserError(f"{where} is no line of results: remove it, and its cell is done again")
         if version != VERSION:
             raise UserError(
                 f"{where} is of version {version} of the results file, this program reads version {VERSION}; "
                 "choose another --output, or the program that wrote it"
             )
-        if set(entry) | OPTIONAL != known or (entry["right"], entry["n"]) != (
-            entry["scores"].count("1"),
-            len(entry["scores"]),
+        if (
+            set(entry) | OPTIONAL != known
+            or not isinstance(entry["scores"], str)
+            or (entry["right"], entry["n"])
+            != (
+                entry["scores"].count("1"),
+                len(entry["scores"]),
+            )
         ):
             raise UserError(f"{where} is damaged: remove it, and its cell is done again")
         lines.append(Line(**entry))

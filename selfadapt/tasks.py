@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from experts.errors import UserError, unknown
+from experts.reading import read_objects
 
 
 def load_tasks(names: Sequence[str], include_path: Path | None = None) -> tuple[TaskManager, list[Task | Group]]:
@@ -94,7 +93,7 @@ def _check_data(name: str, config: dict[str, Any]) -> None:
         if not Path(file).is_file():
             raise UserError(f"no such file: {file}, from which the task {name!r} takes its data")
         if file.endswith((".jsonl", ".jsonl.gz")):
-            for where, row in _rows(Path(file)):
+            for where, _, row in read_objects(Path(file)):
                 for field in sorted(wanted):
                     if row.get(field) is None:
                         raise UserError(f"{where}: no field {field!r}, which the task {name!r} needs")
@@ -120,21 +119,6 @@ def _fields(template: Any) -> set[str]:
         for name in piece.find_all(nodes.Name)
     }
     return (names & meta.find_undeclared_variables(tree)) - set(environment.globals)
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place and content."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{where} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{where} is not a JSON object")
-                yield where, row
 
 
 def _flat(files: Any) -> Iterator[str]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.lines import find_path, read_objects
 from experts.domains.rewards import REWARDS, choice
 from experts.errors import UserError, unknown
+from experts.reading import find_path, read_objects
 
 if TYPE_CHECKING:
     from datasets import Dataset

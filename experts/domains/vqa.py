@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.errors import UserError
 from experts.files import data_folder
+from experts.reading import read_objects
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,8 +77,7 @@ class Vqa:
         path = folder / f"{split}.jsonl"
         if not path.is_file():
             raise UserError(f"{folder} has no {path.name}")
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        rows = [_row(path, number, line) for number, line in lines if line.strip()]
+        rows = [_row(path, number, fields) for _, number, fields in read_objects(path)]
         if not rows:
             raise UserError(f"{path} has no rows")
         strings = {name: Value("string") for name in ("id", "question")}
@@ -121,11 +120,10 @@ def plain(text: str) -> str:
     return " ".join(str(NUMBERS.index(w)) if w in NUMBERS else w for w in words if w not in ("a", "an", "the"))
 
 
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _row(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
     try:
-        row = json.loads(line)
         picture, question, answers = path.parent / row["image"], str(row["question"]), [str(a) for a in row["answers"]]
         if not answers or isinstance(row["answers"], str):
             raise ValueError("answers is not a list of strings")
@@ -133,6 +131,6 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         raise UserError(f"{path}:{number}: a line must hold image, question and a list of answers ({error})") from error
     try:
         Image.open(picture).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}:{number}: the picture {picture} does not load: {error}") from error
     return {"id": f"{path.stem}-{number}", "question": question, "image": str(picture), "answers": answers}

@@ -12,11 +12,8 @@ Either way the official split is kept: tasks of the test list never train and ch
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any
 
 from experts.errors import UserError, check_numbers
 from experts.files import data_folder, expand
+from experts.reading import read_json, read_objects, read_text
 from experts.text_to_lora.excluded import is_excluded
 
 
@@ -121,9 +119,9 @@ def _from_rows(folder: Path, file: Path) -> Iterator[Task]:
     instances: dict[str, list[Instance]] = {}
     for split in ("train", "test"):
         rows = _either(folder / f"{split}.jsonl")
-        for row, where in _json_lines(rows) if rows else ():
+        for where, _, row in read_objects(rows) if rows else ():
             instances.setdefault(_text(row, "task", where), []).append(_instance(row, where))
-    for row, where in _json_lines(file):
+    for where, _, row in read_objects(file):
         name, split = _text(row, "task", where), _text(row, "split", where)
         if split not in ("train", "test"):
             raise UserError(f"{where}: split must be train or test, not {split!r}")
@@ -133,14 +131,11 @@ def _from_rows(folder: Path, file: Path) -> Iterator[Task]:
 def _from_upstream(folder: Path) -> Iterator[Task]:
     for split in ("train", "test"):
         names = folder / "splits" / "default" / f"{split}_tasks.txt"
-        for name in names.read_text(encoding="utf-8").split() if names.is_file() else ():
+        for name in read_text(names).split() if names.is_file() else ():
             file = folder / "tasks" / f"{name}.json"
             if not file.is_file():
                 continue  # a part of the collection is a collection
-            try:
-                row = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{file}: not JSON ({error})") from error
+            row = read_json(file)
             if not isinstance(row, dict) or not isinstance(row.get("Instances"), list):
                 raise UserError(f"{file}: the field 'Instances' is missing, or not a list")
             where = [f"{file}: instance {number}" for number in range(len(row["Instances"]))]
@@ -182,7 +177,7 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
         UserError: naming the line and the field, if one is missing or malformed.
     """
     descriptions = {}
-    for row, where in _json_lines(file):
+    for where, _, row in read_objects(file):
         name = row.get("task_name") or _text(row, "task", where)
         texts = row.get("descriptions")
         sentences = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
@@ -195,23 +190,6 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
 def described(tasks: Iterable[Task], descriptions: dict[str, tuple[str, ...]]) -> list[Task]:
     """The tasks with the descriptions that someone wrote for them; those without keep their definition."""
     return [replace(task, descriptions=descriptions.get(task.name, task.descriptions)) for task in tasks]
-
-
-def _json_lines(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each object and where it stands."""
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                where = f"{file.name}:{number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{where}: not JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: not a JSON object")
-                yield row, where
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
 
 
 def _either(file: Path) -> Path | None:

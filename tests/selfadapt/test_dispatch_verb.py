@@ -10,6 +10,7 @@ import pytest
 
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from selfadapt.dispatch_report import read_labelled
 
 PROMPTS = {"What is 3 plus 4?": "a", "Add 5 and 6.": "a", "What does a cow eat?": "b", "Hi, how are you?": "base"}
 
@@ -57,6 +58,14 @@ def test_a_dispatcher_is_evaluated(run: Any, labelled: Path, tmp_path: Path) -> 
     assert (tmp_path / "report" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_one_line_is_one_prompt_whatever_it_holds(tmp_path: Path, library: ExpertLibrary) -> None:
+    path = tmp_path / "labelled.jsonl"
+    prompts = ["one\u2028line", "and\u0085another"]
+    lines = [json.dumps({"prompt": prompt, "label": "a"}, ensure_ascii=False) for prompt in prompts]
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    assert [row.prompt for row in read_labelled(path, library)] == prompts
+
+
 def test_a_calibration_is_kept_in_the_library(run: Any, labelled: Path, library: ExpertLibrary, tmp_path: Path) -> None:
     code, out, err = run("dispatch", "--dispatch", "prompt", "--calibrate", labelled)
     assert code == 0, err
@@ -98,7 +107,7 @@ def test_adapt_writes_a_mixture_that_generates(run: Any, tmp_path: Path) -> None
     [
         ('{"prompt": "x", "label": "c"}', ":1: unknown expert 'c'"),
         ('{"prompt": "x"}', ":1: must be an object with prompt and label"),
-        ("nonsense", ":1: must be an object with prompt and label"),
+        ("nonsense", ":1: not JSON"),
         ("", "there are no rows in it"),
     ],
 )

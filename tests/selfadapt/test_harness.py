@@ -335,7 +335,7 @@ def test_a_mistake_of_the_users_is_one_line(
     write("nosplit", test_split="tset")
 
     assert "holes.jsonl, line 3: no field 'answer', which the task 'holes' needs" in error("--tasks", "holes")
-    assert "broken.jsonl, line 2 is not JSON" in error("--tasks", "choice,broken")
+    assert "broken.jsonl:2: not JSON" in error("--tasks", "choice,broken")
     assert "no such file" in error("--tasks", "gone")
     assert "line 1: no field 'qestion'" in error("--tasks", "typo")
     assert "the task 'nosplit' cannot be loaded" in error("--tasks", "nosplit")

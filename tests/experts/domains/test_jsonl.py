@@ -119,7 +119,7 @@ def test_paths_are_relative_to_here_or_to_the_data_folder(
     ("line", "message"),
     [
         ("{", "not JSON"),
-        ("\udcff", "not JSON"),
+        ("\udcff", "not UTF-8 text"),
         ([1], "not a JSON object"),
         ({"prompt": "2?"}, "the field 'answer' is missing"),
         ({"answer": "2"}, "the field 'prompt' is missing"),
