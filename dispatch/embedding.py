@@ -113,7 +113,7 @@ def read_prompts(folder: Path) -> tuple[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             return file.metadata()["encoder"], F.normalize(file.get_tensor("embeddings").float(), dim=1)
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and the expert's description will do") from error
 
 

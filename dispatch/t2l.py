@@ -19,7 +19,7 @@ from dispatch.base import Dispatcher, question
 from experts.engine import Chat
 from experts.errors import UserError
 from experts.expert import Expert
-from experts.fingerprint import fingerprint
+from experts.fingerprint import refuse_other_base
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
 from experts.svf.names import plain_modules
@@ -92,10 +92,8 @@ class T2LDispatcher:
                 "the network writes LoRAs, which are not experts and do not mix; "
                 "write one with `selfadapt t2l generate`, and load it with PEFT"
             )
-        if spec.fingerprint is not None and (found := fingerprint(model)) != spec.fingerprint:
-            raise UserError(
-                f"the network writes experts for a base with fingerprint {spec.fingerprint}, this one has {found}"
-            )
+        if spec.fingerprint is not None:
+            refuse_other_base("the network", spec.fingerprint, None, model)
         if not 0 <= share <= 1:
             raise UserError(f"share must be between 0 and 1, not {share}")
         self.writer = writer

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError
 from experts.files import atomic_folder
+from experts.fingerprint import Sketch, is_other_base, read_sketch, write_sketch
+from experts.reading import read_json
 from experts.svf import SVFConfig
 from experts.svf.names import plain_modules
 
@@ -26,6 +28,30 @@ PREFIX, SUFFIX = "base_model.model.", ".svf_z"  # around a matrix's name in the 
 EMBEDDING = re.compile(
     r"base_model\.model\.(?!.*(svf|lora)_).*\.(weight|bias)"
 )  # as the base's own parameters are called
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | None)
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_names(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# What the fields of an expert's configuration may hold, or None where they are missing.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("base_model_name_or_path", "base_fingerprint", "domain", "description"), _is_text),
+    **dict.fromkeys(("transferred_from", "revision", "task_type"), _is_text),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), _are_names),
+    "rank": lambda rank: rank is None or _is_rank(rank),
+    "rank_pattern": lambda ranks: ranks is None or (isinstance(ranks, dict) and all(map(_is_rank, ranks.values()))),
+}
 
 
 def read_config(folder: Path) -> SVFConfig:
@@ -37,13 +63,20 @@ def read_config(folder: Path) -> SVFConfig:
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not an expert: it has no adapter_config.json")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("peft_type")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: it is not a JSON object") from error
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is damaged: it is not a JSON object")
+    kind = document.get("peft_type")
     if kind != "SVF":
-        raise UserError(f"{folder} is a {kind} adapter, not an SVF expert")
-    config = SVFConfig.from_pretrained(str(folder))
+        raise UserError(f"{folder} is {f'a {kind}' if kind else 'no PEFT'} adapter, not an SVF expert")
+    for name, holds in FIELDS.items():
+        if not holds(document.get(name)):
+            raise UserError(f"{path} is damaged: {name} cannot be {document[name]!r:.60}")
+    try:
+        # Fields of newer versions are dropped, with a warning.
+        config = SVFConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if config.modules_to_save or config.trainable_token_indices:
         what = ", ".join(config.modules_to_save or ["embeddings of tokens"])
         raise UserError(
@@ -64,13 +97,14 @@ def read_z(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder} is not an expert: it has no adapter_model.safetensors")
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
         raise UserError(f"{path} is damaged and was not loaded: {error}") from error
     vectors = {}
     for key, z in tensors.items():
         if EMBEDDING.fullmatch(key) and z.ndim <= 2:
             continue
-        if not key.endswith(SUFFIX) or z.ndim != 1 or not z.is_floating_point():
+        named = key.startswith(PREFIX) and key.endswith(SUFFIX)
+        if not named or z.ndim != 1 or not len(z) or z.dtype not in FLOATS:
             raise UserError(f"{path} is damaged and was not loaded: {key} is not a z vector")
         if not torch.isfinite(z).all():
             raise UserError(f"{path} is damaged and was not loaded: {key} is not finite")
@@ -95,6 +129,7 @@ class Expert:
         fingerprint: of the base; only experts of one base add up.
         description: what it is for, or how it was made.
         transferred_from: the name and fingerprint of the base it was trained on, where that is another.
+        sketch: of the base, from `experts.fingerprint.sketch`; by it a rounding of the base is known.
     """
 
     z: dict[str, Tensor]
@@ -102,6 +137,7 @@ class Expert:
     fingerprint: str | None = None
     description: str = ""
     transferred_from: str | None = None
+    sketch: Sketch | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def read(cls, folder: str | Path) -> Expert:
@@ -113,6 +149,7 @@ class Expert:
             config.base_fingerprint,
             config.description or Path(folder).name,
             config.transferred_from,
+            read_sketch(Path(folder)),
         )
 
     @property
@@ -142,6 +179,8 @@ class Expert:
         with atomic_folder(folder) as temporary:
             self.config.save_pretrained(str(temporary))
             save_file(self._state_dict(), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+            if self.sketch is not None:
+                write_sketch(temporary, self.sketch)
             card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
             if self.transferred_from:
                 card += f"\nTrained on another base, {self.transferred_from}, and transferred: measure it before use.\n"
@@ -186,7 +225,7 @@ class Expert:
             return self
         if not isinstance(other, Expert):
             return NotImplemented
-        if other.fingerprint != self.fingerprint:
+        if is_other_base(self.fingerprint, self.sketch, other.fingerprint, other.sketch):
             raise UserError(
                 f"experts of different bases do not add up: {self.fingerprint} and {other.fingerprint}; "
                 "transfer one of them first"
@@ -197,7 +236,7 @@ class Expert:
             r = max(len(ours), len(theirs))
             z[matrix] = 1 + F.pad(ours - 1, (0, r - len(ours))) + F.pad(theirs - 1, (0, r - len(theirs)))
         origin = self.transferred_from or other.transferred_from
-        return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}", origin)
+        return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}", origin, self.sketch)
 
     __radd__ = __add__
 

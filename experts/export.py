@@ -55,7 +55,7 @@ def fixed_expert(library: ExpertLibrary, mixture: Mixture) -> Expert:
         }
         weighted.append(Expert(z, library.base, library.fingerprint))
     total = sum(weighted, Expert({}, library.base, library.fingerprint))
-    return Expert(total.z, library.base, library.fingerprint, f"The mixture {mixture}.")
+    return Expert(total.z, library.base, library.fingerprint, f"The mixture {mixture}.", sketch=library.sketch)
 
 
 @dataclass(frozen=True)

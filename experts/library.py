@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from filelock import FileLock
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from experts.errors import UserError, unknown
 from experts.expert import PREFIX, SUFFIX, Expert, read_config, read_z
 from experts.files import atomic_folder, write_json
-from experts.fingerprint import fingerprint
+from experts.fingerprint import (
+    Sketch,
+    fingerprint,
+    is_other_base,
+    read_sketch,
+    refuse_other_base,
+    sketch,
+    write_sketch,
+)
 from experts.model_card import Card
+from experts.reading import read_json
 from experts.svf import SVFConfig
+from experts.svf.layer import SVFLinear
 from experts.svf.names import fault_in_adapter_name, plain_modules
 
 # `--dispatch NAME` takes a dispatcher's name or an expert's, so an expert cannot have one of these.
@@ -54,6 +67,7 @@ def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
         config.description = card.description
     # The embeddings are never adapted; PEFT would ask the hub about their size.
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    write_sketch(folder, sketch(model))
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
@@ -65,38 +79,51 @@ def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
     """
     wanted = read_config(folder).base_fingerprint
     if wanted is not None:
-        refuse_other_base(f"the expert in {folder}", wanted, base)
+        refuse_other_base(f"the expert in {folder}", wanted, read_sketch(folder), base)
     return _attach(base, folder, "default")
 
 
 def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
     """Adds an expert to a model, after a look at every vector that PEFT would stumble over."""
-    config, vectors = read_config(folder), read_z(folder)
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    modules = plain_modules(plain)
-    for matrix, z in vectors.items():
-        weight = getattr(modules.get(matrix), "weight", None)
-        if weight is None:
-            raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
-        rank = min(*weight.shape, config.rank_of(matrix) or len(z))
-        if len(z) != rank:
-            raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
+    config, vectors = _check_fit(folder, model)
     config.inference_mode = True
     config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
-    else:
-        model = cast(PeftModel, get_peft_model(model, config, name))
+    try:
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = cast(PeftModel, get_peft_model(model, config, name))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the expert in {folder} does not load: {' '.join(str(error).split())}") from error
+    modules = plain_modules(model.get_base_model())
+    adapted = {key for key, module in modules.items() if isinstance(module, SVFLinear) and name in module.svf_z}
+    if odd := sorted(adapted ^ set(vectors)):
+        where = "adapter_config.json" if odd[0] in adapted else "adapter_model.safetensors"
+        raise UserError(f"the expert in {folder} is damaged: only {where} speaks of {odd[0]}")
     # Not by PEFT's own reader, which would load embeddings that the file may hold into the base.
     set_peft_model_state_dict(model, {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in vectors.items()}, name)
     return model.eval()
 
 
-def refuse_other_base(what: str, wanted: str, base: PreTrainedModel) -> None:
-    """Raises UserError, naming both fingerprints, if `base` does not have the one wanted."""
-    found = fingerprint(base)
-    if found != wanted:
-        raise UserError(f"{what} belongs to a base with fingerprint {wanted}, this one has {found}; load that base")
+def _check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConfig, dict[str, Tensor]]:
+    """The configuration and z of an expert whose matrices a base has, with so many singular values.
+
+    Raises:
+        UserError: if it does not.
+    """
+    config, vectors = read_config(folder), read_z(folder)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    modules = plain_modules(plain)
+    for matrix, z in vectors.items():
+        module = modules.get(matrix)
+        if module is None:
+            raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
+        if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
+            raise UserError(f"the expert in {folder} adapts {matrix}, which is no linear layer of the base")
+        rank = min(*module.weight.shape, config.rank_of(matrix) or len(z))
+        if len(z) != rank:
+            raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
+    return config, vectors
 
 
 @dataclass
@@ -112,17 +139,26 @@ class ExpertLibrary:
     names: list[str]
 
     @classmethod
-    def create(cls, folder: str | Path, base: str, base_fingerprint: str) -> ExpertLibrary:
+    def create(
+        cls, folder: str | Path, base: str, base_fingerprint: str, base_sketch: Sketch | None = None
+    ) -> ExpertLibrary:
         """An empty library in a new or empty folder.
+
+        Args:
+            base_sketch: from `experts.fingerprint.sketch`; by it a rounding of the base is known.
 
         Raises:
             UserError: if the folder holds something already.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty; a new library needs a folder of its own")
         library = cls(folder, base, base_fingerprint, [])
-        library._write()
+        folder.mkdir(parents=True, exist_ok=True)
+        with library._lock():
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise UserError(f"{folder} is not empty; a new library needs a folder of its own")
+            if base_sketch is not None:
+                write_sketch(folder, base_sketch)
+            library._write()
         return library
 
     @classmethod
@@ -130,27 +166,28 @@ class ExpertLibrary:
         """Reads `library.json`; the experts themselves are read when they are asked for.
 
         Raises:
-            UserError: if there is no library, a listed expert is missing, or one has a name that none can have.
+            UserError: if there is no library, it is damaged, a listed expert is missing, or one cannot have its name.
         """
         folder = Path(folder)
         path = folder / "library.json"
         if not path.is_file():
             raise UserError(f"{folder} is not a library: it has no library.json")
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            library = cls(folder, document["base"], document["fingerprint"], list(document["experts"]))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: it must hold base, fingerprint and a list of experts") from error
-        if len(set(map(str, library.names))) < len(library.names):
-            raise UserError(f"{path} is damaged: it names an expert twice")
-        for name in library.names:
+        document = read_json(path)
+        names = document.get("experts") if isinstance(document, dict) else None
+        if not isinstance(names, list) or not all(isinstance(document.get(k), str) for k in ("base", "fingerprint")):
+            raise UserError(f"{path} is damaged: it must hold base, fingerprint and a list of experts")
+        for name in names:
+            if not isinstance(name, str):
+                raise UserError(f"{path} is damaged: {name!r:.60} cannot name an expert")
             try:
                 check_name(name)
             except UserError as error:
                 raise UserError(f"{path}: {error}, there and for its folder") from error
+            if names.count(name) > 1:
+                raise UserError(f"{path} names the expert {name!r} twice; remove one of the two there")
             if not (folder / name / "adapter_config.json").is_file():
                 raise UserError(f"{path} names the expert {name!r}, but {folder / name} holds none; remove it there")
-        return library
+        return cls(folder, document["base"], document["fingerprint"], names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -178,17 +215,24 @@ class ExpertLibrary:
         folder = self.folder / CLASSIFIER
         return folder if folder.is_dir() else None
 
+    @property
+    def sketch(self) -> Sketch | None:
+        """Of the base, from `experts.fingerprint.sketch`; None where none is kept."""
+        return read_sketch(self.folder)
+
     def z(self, name: str) -> dict[str, Tensor]:
         """Matrix name → z [r] of an expert, float32."""
         return read_z(self.path(name))
 
     def expert(self, name: str) -> Expert:
         """An expert to calculate with: `(0.5 * library.expert("a") + library.expert("b")).write(folder)`."""
-        return Expert.read(self.path(name))
+        expert = Expert.read(self.path(name))
+        ours = expert.sketch is None and expert.fingerprint == self.fingerprint
+        return replace(expert, sketch=self.sketch) if ours else expert
 
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""
-        refuse_other_base(f"the library {self.folder}", self.fingerprint, base)
+        refuse_other_base(f"the library {self.folder}", self.fingerprint, self.sketch, base)
 
     def load(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
         """`base` with all experts of the library under their names, frozen; just the base, if there are none.
@@ -206,11 +250,20 @@ class ExpertLibrary:
             model = _attach(model, self.classifier, CLASSIFIER)
         return model
 
-    def add(self, expert: str | Path, name: str | None = None, *, classifier: bool = False) -> str:
+    def add(
+        self,
+        expert: str | Path,
+        name: str | None = None,
+        *,
+        classifier: bool = False,
+        base: PreTrainedModel | None = None,
+    ) -> str:
         """Copies an expert's folder into the library and returns its name there.
 
         Args:
             classifier: whether it names domains instead of answering; it takes the place of an earlier one.
+            base: the model that it was trained on, where its folder does not say: TRL's trainers and loops of one's own
+                leave that out.
 
         Raises:
             UserError: if the name is taken or cannot be an expert's, or the expert is damaged or of another base.
@@ -219,35 +272,69 @@ class ExpertLibrary:
         name = CLASSIFIER if classifier else name or expert.resolve().name
         if not classifier:
             check_name(name)
-        taken = next((other for other in self.names if other.casefold() == name.casefold()), None)
-        if taken is not None:  # some file systems do not tell capitals apart
-            raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
-        config = read_config(expert)
+        if self.folder.resolve().is_relative_to(expert.resolve()):
+            raise UserError(f"the library {self.folder} lies inside {expert}, which it cannot copy")
+        config, base_sketch = read_config(expert), read_sketch(expert)
         read_z(expert)
-        if config.base_fingerprint != self.fingerprint:
+        marked = config.base_fingerprint is not None
+        if not marked:
+            if base is None:
+                raise no_base(expert)
+            _check_fit(expert, base)
+            config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=self.base)
+            base_sketch = sketch(base)
+        if is_other_base(self.fingerprint, self.sketch, config.base_fingerprint, base_sketch):
             raise UserError(
                 f"the expert in {expert} belongs to a base with fingerprint {config.base_fingerprint}, "
                 f"the library {self.folder} to one with {self.fingerprint}"
             )
-        with atomic_folder(self.folder / name) as temporary:
-            shutil.copytree(expert, temporary, dirs_exist_ok=True)
-        if not classifier:
-            self.names.append(name)
-            self._write()
+        with self._changing():
+            taken = next((other for other in self.names if other.casefold() == name.casefold()), None)
+            if taken is not None:  # some file systems do not tell capitals apart
+                raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
+            with atomic_folder(self.folder / name) as temporary:
+                shutil.copytree(expert, temporary, dirs_exist_ok=True)
+                if not marked:
+                    config.save_pretrained(str(temporary))
+                if base_sketch is not None:
+                    write_sketch(temporary, base_sketch)
+            if base_sketch is not None and self.sketch is None and config.base_fingerprint == self.fingerprint:
+                write_sketch(self.folder, base_sketch)
+            if not classifier:
+                self.names.append(name)
         return name
 
     def remove(self, name: str) -> None:
         """Deletes an expert from the library."""
-        path = self.path(name)
-        self.names.remove(name)
-        self._write()  # first the list: a library never names an expert that is gone
-        shutil.rmtree(path)
+        with self._changing():
+            path = self.path(name)
+            self.names.remove(name)
+        shutil.rmtree(path)  # after the list: a library never names an expert that is gone
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".library.lock")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Lets a block change `names` as they are now on disk, whoever else is changing them, and writes them."""
+        with self._lock():
+            self.names = ExpertLibrary.open(self.folder).names
+            yield
+            self._write()
 
     def _write(self) -> None:
         write_json(
             self.folder / "library.json",
             {"base": self.base, "fingerprint": self.fingerprint, "experts": self.names},
         )
+
+
+def no_base(expert: Path) -> UserError:
+    """The error for an expert of unknown base."""
+    return UserError(
+        f"the expert in {expert} does not say which base it was trained on; name that base with --model, or give it to "
+        "ExpertLibrary.add"
+    )
 
 
 def shipped_library(base_name: str) -> Path | None:

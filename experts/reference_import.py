@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from experts.errors import UserError
 from experts.expert import Expert
-from experts.fingerprint import fingerprint
+from experts.fingerprint import fingerprint, sketch
 from experts.svf.decomposition import decompose, each_matrix
 from experts.training.parametrization import effective_z
 
@@ -54,7 +54,7 @@ def import_expert(path: Path, base: PreTrainedModel, base_name: str, description
             raise UserError(f"{path} is damaged and was not loaded: what it has for {matrix} is not finite")
     spectra = each_matrix(lambda matrix: decompose(weights[matrix]).s.float().cpu(), list(vectors), base.device)
     z = {matrix: effective_z(p.float(), s) for (matrix, p), s in zip(vectors.items(), spectra, strict=True)}
-    return Expert(z, base_name, fingerprint(base), description)
+    return Expert(z, base_name, fingerprint(base), description, sketch=sketch(base))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

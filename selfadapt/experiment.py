@@ -31,6 +31,7 @@ from dispatch import check_dispatcher
 from dispatch.few_shot import Search
 from experts.domains import Domain
 from experts.errors import UserError, unknown
+from experts.fingerprint import FILE as SKETCH
 from experts.library import ExpertLibrary
 from selfadapt.recipes import BLOCKS, Recipe, configs_folder, find_recipe, make_recipe, merge, overlay, read_yaml
 from selfadapt.results import BASE, Line, chosen_rate
@@ -223,7 +224,7 @@ def _contents(folder: Path) -> str:
     """A hash of all that a library's dispatchers and experts follow from."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.suffix in (".json", ".safetensors"):
+        if file.suffix in (".json", ".safetensors") and file.name != SKETCH:
             digest.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 

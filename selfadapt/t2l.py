@@ -12,7 +12,7 @@ import tyro
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.errors import UserError, check_numbers, unknown
-from experts.fingerprint import fingerprint
+from experts.fingerprint import fingerprint, refuse_other_base
 from experts.text_encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.adapters import TaskAdapters, check_adapters, train_adapters
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
@@ -300,8 +300,8 @@ def compare_methods(
     if network is not None:
         writer = load_writer(network, trust_remote_code=trust_remote_code)
         wanted = writer.network.spec.fingerprint
-        if wanted is not None and wanted != fingerprint(base):
-            raise UserError(f"{network} was trained for a base with fingerprint {wanted}, {model!r} is another")
+        if wanted is not None:
+            refuse_other_base(f"the network in {network}", wanted, None, base)
         writer.network.to(base.device)
         methods += written_methods(base, writer, tasks, style)
     methods += adapter_methods(base, style, adapters=adapters, multi_task=multi_task, oracles=oracles)

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from experts.errors import UserError, check_numbers
 from experts.expert import PREFIX, SUFFIX, Expert
 from experts.files import atomic_folder, check_new_folder, check_writable
-from experts.fingerprint import fingerprint
+from experts.fingerprint import fingerprint, sketch
 from experts.processes import processes
 from experts.svf import SVFConfig, SVFModel
 from experts.text_to_lora.examples import (
@@ -208,7 +208,7 @@ def _write(model: Any, output: Lora | Svf, path: Path, description: str, base_na
             for name, parameter in model.named_parameters()
             if name.endswith(f"{SUFFIX}.default")
         }
-        Expert(z, base_name, identity, description).write(path)
+        Expert(z, base_name, identity, description, sketch=sketch(model)).write(path)
         return
     model.peft_config["default"].base_model_name_or_path = base_name
     with atomic_folder(path) as temporary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from experts.errors import UserError, check_numbers
 from experts.expert import PREFIX, read_config, read_z
+from experts.reading import read_json
 from experts.svf.decomposition import Factors
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Rounds
@@ -113,11 +113,10 @@ class _Adapter:
 
 
 def _read(path: Path) -> _Adapter:
-    try:
-        document = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        kind = document.get("peft_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path / 'adapter_config.json'} is damaged: it is not a JSON object") from error
+    document = read_json(path / "adapter_config.json")
+    if not isinstance(document, dict):
+        raise UserError(f"{path / 'adapter_config.json'} is damaged: it is not a JSON object")
+    kind = document.get("peft_type")
     if kind == "SVF":
         config = read_config(path)
         z = read_z(path)

@@ -18,6 +18,7 @@ from torch import Tensor
 from experts.errors import UserError
 from experts.expert import PREFIX, Expert
 from experts.files import atomic_folder
+from experts.reading import read_json
 from experts.text_to_lora.encoder import BASE, SentenceEncoder, TaskEncoder, tidy
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, NetworkConfig, Svf, Written
 from experts.text_to_lora.shapes import Matrix
@@ -190,7 +191,7 @@ def read_network(folder: Path) -> AdapterNetwork:
     if not path.is_file():
         raise UserError(f"{folder} holds no text-to-adapter network: it has no network.json")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         kind = {"lora": Lora, "svf": Svf}[document["output"].pop("kind")]
         document["output"] = TypeAdapter(kind).validate_python(document["output"])
         network = AdapterNetwork(TypeAdapter(NetworkConfig).validate_python(document))

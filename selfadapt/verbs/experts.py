@@ -29,7 +29,7 @@ def experts_list(library: Path | None = None, model: str | None = None, json: bo
         "fingerprint": experts.fingerprint,
         "experts": descriptions,
     }
-    lines = [f"{name}: {description}" for name, description in descriptions.items()]
+    lines = [f"{name}: {description or '(no description)'}" for name, description in descriptions.items()]
     show(document, json, "\n".join(lines) or f"{experts.folder} is empty: the base")
 
 
@@ -44,6 +44,7 @@ def experts_show(
         model: the base whose shipped experts are meant.
         json: print figures as JSON.
     """
+    from experts.reading import read_text
     from selfadapt.two_pass import find_library
 
     experts = find_library(model, library)
@@ -60,30 +61,47 @@ def experts_show(
             for matrix, vector in z.items()
         },
     }
-    show(document, json, (experts.path(name) / "README.md").read_text(encoding="utf-8"))
+    show(document, json, read_text(experts.path(name) / "README.md"))
 
 
-def experts_add(expert: Positional[Path], library: Path, name: str | None = None, classifier: bool = False) -> None:
+def experts_add(
+    expert: Positional[Path],
+    library: Path,
+    name: str | None = None,
+    classifier: bool = False,
+    model: str | None = None,
+) -> None:
     """Copy an expert into a library, which is made if there is none.
 
     Args:
-        expert: the folder that `selfadapt train` wrote.
+        expert: the folder that `selfadapt train` wrote, or any SVF adapter that PEFT saved.
         library: the library's folder.
         name: its name there; by default the folder's.
         classifier: it is the expert that names domains for `--dispatch classifier`.
+        model: the base that it was trained on, if its folder does not say, as after TRL's trainers or a loop of one's
+            own: a built-in name, a hub id or a folder.
     """
-    from experts.errors import UserError
-    from experts.expert import read_config
-    from experts.library import ExpertLibrary
+    from dataclasses import replace
 
-    if library.exists():
-        experts = ExpertLibrary.open(library)
-    else:
-        config = read_config(expert)
-        if config.base_fingerprint is None or config.base_model_name_or_path is None:
-            raise UserError(f"the expert in {expert} does not say which base it belongs to")
-        experts = ExpertLibrary.create(library, config.base_model_name_or_path, config.base_fingerprint)
-    print(experts.add(expert, name, classifier=classifier))
+    from experts.expert import Expert
+    from experts.fingerprint import fingerprint, sketch
+    from experts.library import ExpertLibrary, check_name, no_base
+    from selfadapt.base_models import load_base
+
+    read = Expert.read(expert)
+    if not classifier:
+        check_name(name or expert.resolve().name)
+    experts = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
+    base = None
+    if read.fingerprint is None and model is not None:
+        base, _ = load_base(model)
+        read = replace(read, fingerprint=fingerprint(base), sketch=sketch(base))
+    base_name = model or read.base
+    if read.fingerprint is None or base_name is None:
+        raise no_base(expert)
+    if experts is None:
+        experts = ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch)
+    print(experts.add(expert, name, classifier=classifier, base=base))
 
 
 def experts_remove(name: Positional[str], library: Path) -> None:

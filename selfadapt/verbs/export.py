@@ -38,30 +38,35 @@ def export(
     from experts.errors import UserError
     from experts.export import NEUTRAL_TEXTS, best_lora, measure_lora, write_lora, write_merged
     from experts.files import atomic_folder, check_writable
-    from experts.library import refuse_other_base
-    from selfadapt.base_models import load_base
+    from experts.fingerprint import refuse_other_base
+    from experts.reading import read_lines
+    from selfadapt.base_models import copy_settings, load_base
     from selfadapt.two_pass import find_expert
 
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
     if format == "merged" and (rank is not None or texts is not None):
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
-    measured_on = NEUTRAL_TEXTS if texts is None else _lines(texts)
+    measured_on = NEUTRAL_TEXTS if texts is None else [line for _, line in read_lines(texts)]
     fixed = find_expert(expert, library, model)
     base_name = model or fixed.base
     if base_name is None:
         raise UserError(f"the expert {expert} does not say which base it belongs to; name it with --model")
     check_writable(output.parent)
     base, tokenizer = load_base(base_name, dtype=dtype)
-    if fixed.fingerprint is not None:
-        refuse_other_base(f"the expert {expert}", fixed.fingerprint, base)
+    found = fixed.fingerprint
+    if found is not None:
+        found = refuse_other_base(f"the expert {expert}", found, fixed.sketch, base)
 
-    about = f"{fixed.description} For the base `{base_name}` (fingerprint `{fixed.fingerprint}`)."
+    about = f"{fixed.description} For the base `{base_name}` (fingerprint `{found}`)."
+    if found != fixed.fingerprint:
+        about += f" Trained on what that base is a rounding of (fingerprint `{fixed.fingerprint}`)."
     document: dict[str, object] = {"output": str(output), "format": format}
-    document |= {"base": base_name, "fingerprint": fixed.fingerprint}
+    document |= {"base": base_name, "fingerprint": fixed.fingerprint, "base_fingerprint": found}
     with atomic_folder(output) as folder:
         if format == "merged":
             write_merged(folder, base, tokenizer, fixed)
+            copy_settings(base_name, folder)
             facts = f"Merged into the base's weights, {str(base.dtype).removeprefix('torch.')}."
         else:
             lora = best_lora(base, fixed, rank)
@@ -81,12 +86,3 @@ def export(
             )
         (folder / "README.md").write_text(f"# {output.name}\n\n{about}\n\n{facts}\n", encoding="utf-8")
     show(document, json, f"{output}\n{facts}")
-
-
-def _lines(path: Path) -> list[str]:
-    from experts.errors import UserError
-
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error

@@ -35,7 +35,7 @@ def transfer(
     """
     from experts import transfer as transfers
     from experts.errors import UserError
-    from experts.library import refuse_other_base
+    from experts.fingerprint import refuse_other_base
     from selfadapt.base_models import load_base, load_shapes
     from selfadapt.two_pass import find_expert
 
@@ -55,7 +55,7 @@ def transfer(
     if compare:
         base, _ = load_base(own)
         if trained.fingerprint is not None:
-            refuse_other_base(f"the expert {expert}", trained.fingerprint, base)
+            refuse_other_base(f"the expert {expert}", trained.fingerprint, trained.sketch, base)
         rows = [asdict(comparison) for comparison in transfers.compare(trained, base, other)]
         columns = [name for name in rows[0] if name != "matrix"]
         rows.append({"matrix": "mean", **{name: fmean(row[name] for row in rows) for name in columns}})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from experts.errors import UserError
 from experts.evaluation import Accuracy
-from experts.fingerprint import fingerprint
+from experts.fingerprint import fingerprint, sketch
 from experts.library import ExpertLibrary, load_expert, write_expert
 from experts.model_card import Card
 from experts.svf import SVFConfig, SVFLinear
@@ -183,3 +187,198 @@ def test_damaged_libraries_are_refused(library: ExpertLibrary, expert: Path, tmp
         ExpertLibrary.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match="not empty"):
         ExpertLibrary.create(library.folder, "tiny", "0")
+
+
+def test_a_rounding_of_the_base_is_accepted_and_said_once(
+    tiny_model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.nn.init.ones_(tiny_model.model.layers[0].mlp.up_proj.weight)  # of which nothing has been said yet
+    expert = make_expert(tmp_path, tiny_model)
+    found = fingerprint(tiny_model)
+    library = ExpertLibrary.create(tmp_path / "library", "tiny", found)
+    library.add(expert)  # brings the sketch along
+    half = tiny_model.half()
+    assert fingerprint(half) != found
+    for _ in range(2):
+        ExpertLibrary.open(library.folder).check_base(half)
+    assert (
+        caplog.text.count(f"the base with fingerprint {fingerprint(half)} is a rounding of the one with {found}") == 1
+    )
+    assert load_expert(half, expert).active_adapter == "default"
+
+
+def test_an_expert_of_a_rounding_joins_the_library(tmp_path: Path, tiny_model: Any) -> None:
+    make_expert(tmp_path, tiny_model, "a")
+    library = ExpertLibrary.create(tmp_path / "library", "tiny", fingerprint(tiny_model), sketch(tiny_model))
+    library.add(tmp_path / "a")
+    half = tiny_model.half()
+    make_expert(tmp_path, half, "b")
+    library.add(tmp_path / "b")
+    assert library.names == ["a", "b"]
+    assert library.config("b").base_fingerprint == fingerprint(half) != library.fingerprint
+    assert (library.expert("a") + library.expert("b")).fingerprint == library.fingerprint
+
+
+@pytest.fixture
+def unmarked(tmp_path: Path, tiny_model: Any) -> Path:
+    """An expert as PEFT saves it after a loop of one's own."""
+    model = get_peft_model(tiny_model, SVFConfig(rank=4))
+    model.save_pretrained(str(tmp_path / "own"), save_embedding_layers=False)
+    model.unload()
+    return tmp_path / "own"
+
+
+def test_an_expert_of_ones_own_loop_is_told_its_base(library: ExpertLibrary, unmarked: Path, tiny_model: Any) -> None:
+    with pytest.raises(UserError, match=r"own does not say which base it was trained on; name that base with --model"):
+        library.add(unmarked)
+    before = (unmarked / "adapter_config.json").read_bytes()
+    assert library.add(unmarked, base=tiny_model) == "own"
+    assert (unmarked / "adapter_config.json").read_bytes() == before
+    assert library.config("own").base_fingerprint == library.fingerprint
+    assert library.config("own").base_model_name_or_path == "tiny"
+    assert ExpertLibrary.open(library.folder).load(tiny_model).active_adapter == "own"
+
+
+def test_a_base_that_it_does_not_fit_is_refused(library: ExpertLibrary, unmarked: Path, tiny_model: Any) -> None:
+    other = type(tiny_model)(type(tiny_model.config)(**{**tiny_model.config.to_dict(), "num_hidden_layers": 1}))
+    with pytest.raises(UserError, match=r"adapts model\.layers\.1.*does not have"):
+        library.add(unmarked, base=other)
+    with torch.no_grad():
+        tiny_model.model.layers[0].mlp.up_proj.weight.neg_()
+    with pytest.raises(UserError, match="belongs to a base with fingerprint"):
+        library.add(unmarked, base=tiny_model)
+    assert ExpertLibrary.open(library.folder).names == []
+
+
+def test_two_open_libraries_of_one_folder_lose_nothing(library: ExpertLibrary, expert: Path) -> None:
+    other = ExpertLibrary.open(library.folder)
+    library.add(expert, "a")
+    other.add(expert, "b")
+    library.add(expert, "c")
+    assert ExpertLibrary.open(library.folder).names == library.names == ["a", "b", "c"]
+    other.remove("a")
+    assert ExpertLibrary.open(library.folder).names == other.names == ["b", "c"]
+    with pytest.raises(UserError, match="has an expert 'c' already"):
+        other.add(expert, "c")
+    with pytest.raises(UserError, match="unknown expert 'a'"):
+        library.remove("a")
+
+
+ADDER = """
+import sys
+from experts.library import ExpertLibrary
+library = ExpertLibrary.open(sys.argv[1])
+print("open", flush=True)
+sys.stdin.readline()
+for name in sys.argv[3:]:
+    library.add(sys.argv[2], name)
+"""
+
+
+def test_programs_that_add_at_once_lose_nothing(library: ExpertLibrary, expert: Path) -> None:
+    names = [[f"{program}{number}" for number in range(5)] for program in "abc"]
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADDER, str(library.folder), str(expert), *own],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for own in names
+    ]
+    for program in programs:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "open\n"
+    for program in programs:
+        program.communicate("\n")
+        assert program.returncode == 0
+    assert sorted(ExpertLibrary.open(library.folder).names) == sorted(name for own in names for name in own)
+
+
+def test_what_a_killed_program_leaves_behind_is_in_nobodys_way(library: ExpertLibrary, expert: Path) -> None:
+    shutil.copytree(expert, library.folder / "letters")  # copied, but not listed
+    (library.folder / ".letters.x1").mkdir()
+    (library.folder / ".library.json.x2").write_text("{")
+    assert ExpertLibrary.open(library.folder).names == []
+    assert library.add(expert) == "letters"
+    assert ExpertLibrary.open(library.folder).names == ["letters"]
+    (library.folder.with_name("new")).mkdir()
+    (library.folder.with_name("new") / ".library.json.x3").write_text("{")
+    assert ExpertLibrary.create(library.folder.with_name("new"), "tiny", library.fingerprint).names == []
+
+
+def test_a_library_does_not_copy_the_folder_that_it_lies_in(library: ExpertLibrary, expert: Path) -> None:
+    inside = ExpertLibrary.create(expert / "library", "tiny", library.fingerprint)
+    with pytest.raises(UserError, match="lies inside"):
+        inside.add(expert)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experts": "abc"}, "must hold base, fingerprint and a list of experts"),
+        ({"experts": {"letters": 1}}, "must hold"),
+        ({"base": 3}, "must hold"),
+        ({"fingerprint": None}, "must hold"),
+        ({"experts": [3]}, "3 cannot name an expert"),
+        ({"experts": ["../letters"]}, "'../letters' cannot name an expert"),
+        ({"experts": ["/etc"]}, "'/etc' cannot name an expert"),
+        ({"experts": ["a/b"]}, "'a/b' cannot name an expert"),
+        ({"experts": [""]}, "'' cannot name an expert"),
+        ({"experts": ["letters", "letters"]}, "names the expert 'letters' twice"),
+    ],
+)
+def test_lists_that_are_none_are_one_line(
+    library: ExpertLibrary, expert: Path, change: dict[str, Any], message: str
+) -> None:
+    library.add(expert)
+    path = library.folder / "library.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        ExpertLibrary.open(library.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": None}, "is no PEFT adapter"),
+        ({"peft_type": ["SVF"]}, "not an SVF expert"),
+        ({"rank": 0}, "rank cannot be 0"),
+        ({"rank": "8"}, "rank cannot be '8'"),
+        ({"rank": True}, "rank cannot be True"),
+        ({"rank_pattern": [1]}, "rank_pattern cannot be"),
+        ({"rank_pattern": {"a": 0}}, "rank_pattern cannot be"),
+        ({"target_modules": 3}, "target_modules cannot be 3"),
+        ({"target_modules": [3]}, "target_modules cannot be"),
+        ({"base_fingerprint": 3}, "base_fingerprint cannot be 3"),
+        ({"description": ["a"]}, "description cannot be"),
+        ({"layers_pattern": "h"}, "layers_pattern needs layers_to_transform"),
+    ],
+)
+def test_configurations_that_are_none_are_one_line(
+    library: ExpertLibrary, expert: Path, change: dict[str, Any], message: str
+) -> None:
+    path = expert / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message) as caught:
+        library.add(expert)
+    assert "\n" not in str(caught.value)
+    assert not (library.folder / "letters").exists()
+
+
+def test_fields_of_newer_versions_are_passed_over(library: ExpertLibrary, expert: Path) -> None:
+    path = expert / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"of_tomorrow": {"a": 1}}))
+    assert library.add(expert) == "letters"
+
+
+def test_vectors_and_configuration_must_speak_of_the_same(expert: Path, tiny_model: Any) -> None:
+    path, vectors = expert / "adapter_config.json", expert / "adapter_model.safetensors"
+    before, tensors = path.read_text(), load_file(vectors)
+    path.write_text(json.dumps(json.loads(before) | {"target_modules": ["up_proj"]}))
+    with pytest.raises(UserError, match=r"only adapter_model\.safetensors speaks of model\.layers\.0\.mlp\.down_proj"):
+        load_expert(copy.deepcopy(tiny_model), expert)
+    path.write_text(before)
+    save_file({key: z for key, z in tensors.items() if "up_proj" not in key}, vectors)
+    with pytest.raises(UserError, match=r"only adapter_config\.json speaks of model\.layers\.0\.mlp\.up_proj"):
+        load_expert(tiny_model, expert)

@@ -24,6 +24,7 @@ def test_there_are_at_least_four_for_the_built_in_base(smollm2: Base) -> None:
     assert len(LIBRARY) >= 4
     assert LIBRARY.base == "smollm2-135m"
     assert LIBRARY.fingerprint == fingerprint(smollm2[0])
+    LIBRARY.check_base(smollm2[0].half())  # a rounding
 
 
 @pytest.mark.parametrize("name", LIBRARY.names)
@@ -32,7 +33,7 @@ def test_each_is_complete_and_made_by_its_recipe(name: str) -> None:
     files = {path.name for path in folder.iterdir()}
     assert files == {
         *("adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"),
-        "prompt_embeddings.safetensors",
+        *("prompt_embeddings.safetensors", "base_sketch.safetensors"),
     }
     assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
     config = LIBRARY.config(name)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from peft import get_peft_model
 
 from experts.library import ExpertLibrary
+from experts.svf import SVFConfig
 
 
 def test_train_and_compare_refuse_programs_before_any_work(
@@ -75,6 +77,24 @@ def test_a_file_of_ones_own_is_a_domain(run: Any, recipe: Path, tmp_path: Path) 
     assert json.loads(out)["n"] > 0
     log = (tmp_path / "expert" / "training_log.jsonl").read_text()
     assert "Say" not in log  # logs hold no text of a data set
+
+
+def test_an_expert_of_ones_own_loop_is_added_to_the_base_that_one_names(
+    run: Any, tiny_folder: Path, tiny_model: Any, tmp_path: Path
+) -> None:
+    get_peft_model(tiny_model, SVFConfig(rank=4)).save_pretrained(str(tmp_path / "own"), save_embedding_layers=False)
+    add = ("experts", "add", tmp_path / "own", "--library", tmp_path / "library")
+    code, out, err = run(*add)
+    assert (code, out) == (1, "")
+    assert "does not say which base it was trained on; name that base with --model" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "library").exists()
+    code, out, err = run(*add, "--model", tiny_folder)
+    assert (code, out) == (0, "own\n"), err
+    assert ExpertLibrary.open(tmp_path / "library").base == str(tiny_folder)
+    assert run(*add, "--model", tiny_folder, "--name", "twice")[:2] == (0, "twice\n")
+    code, out, err = run("generate", "1 + 1 =", "--dispatch", "twice", "--library", tmp_path / "library")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(

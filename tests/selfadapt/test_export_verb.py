@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from experts import Expert, ExpertLibrary, Mixture
-from experts.fingerprint import fingerprint
+from experts.fingerprint import fingerprint, sketch, write_sketch
 
 
 @pytest.fixture
@@ -115,3 +115,56 @@ def test_an_expert_of_another_base_is_refused(
     assert code == 1
     assert f"this one has {fingerprint(tiny_model)}" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_of_texts_is_one_text(run: Any, library: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("One\u2028text.\r\nAnother\u0085one.", encoding="utf-8-sig")
+    args = ("--format", "lora", "--output", tmp_path / "l", "--texts", tmp_path / "texts.txt", "--json")
+    code, out, err = run("export", tmp_path / "small", *args)
+    assert code == 0, err
+    assert json.loads(out)["measured_on"]["tokens"] == len("One\u2028text.Another\u0085one.".encode())
+
+
+def test_a_merged_checkpoint_has_the_settings_of_the_base(
+    run: Any, library: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 0]}
+    (tiny_folder / "generation_config.json").write_text(json.dumps(settings))
+    for name, change in (
+        ("tokenizer_config.json", {"padding_side": "right", "pad_token": None}),
+        ("config.json", {"pad_token_id": None}),
+    ):
+        document = json.loads((tiny_folder / name).read_text())
+        (tiny_folder / name).write_text(json.dumps(document | change))
+    args = ("--format", "merged", "--output", tmp_path / "m", "--library", library)
+    code, _, err = run("export", "small", *args)
+    assert code == 0, err
+    own = {path.name for path in tiny_folder.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"} <= own
+    assert {path.name for path in (tmp_path / "m").iterdir()} == own | {"README.md"}
+    for name in own - {"config.json", "model.safetensors"}:
+        assert (tmp_path / "m" / name).read_bytes() == (tiny_folder / name).read_bytes(), name
+    merged, base = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "m", tiny_folder))
+    assert merged == base
+
+
+def test_a_merged_checkpoint_has_no_settings_where_the_base_has_none(
+    run: Any, library: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tiny_folder / "generation_config.json").unlink()
+    code, _, err = run("export", "small", "--format", "merged", "--output", tmp_path / "m", "--library", library)
+    assert code == 0, err
+    assert not (tmp_path / "m" / "generation_config.json").exists()
+
+
+def test_a_rounding_of_the_base_is_said_and_recorded(run: Any, library: Path, tiny_model: Any, tmp_path: Path) -> None:
+    write_sketch(library, sketch(tiny_model))
+    args = ("--format", "lora", "--output", tmp_path / "l", "--library", library, "--dtype", "float16", "--json")
+    code, out, err = run("export", "small", *args)
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["fingerprint"] == fingerprint(tiny_model)
+    assert document["base_fingerprint"] == fingerprint(tiny_model.half())
+    card = (tmp_path / "l" / "README.md").read_text()
+    assert document["fingerprint"] in card
+    assert document["base_fingerprint"] in card
