@@ -54,7 +54,8 @@ def test_few_answers_are_enough_where_there_are_few() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"train\.jsonl:1: a line must hold image, question and a list of answers"),
+        ("{", r"train\.jsonl:1: not JSON"),
+        ({"image": 3}, r"train\.jsonl:1: a line must hold image, question and a list of answers"),
         ({"image": "1.png"}, "'question'"),
         (ROW | {"answers": []}, "not a list of strings"),
         (ROW | {"answers": "red"}, "not a list of strings"),

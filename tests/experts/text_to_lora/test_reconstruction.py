@@ -150,7 +150,7 @@ def test_libraries_that_do_not_belong_together_are_refused(tmp_path: Path) -> No
     save_file({k: v for k, v in tensors.items() if "lora_B" not in k}, folder / "french" / "adapter_model.safetensors")
     refused({}, "is damaged, or not a plain LoRA")
     (folder / "french" / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="not a JSON object"):
+    with pytest.raises(UserError, match="not JSON"):
         read_targets(folder)
 
 
