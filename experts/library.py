@@ -65,9 +65,9 @@ def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
         config.base_fingerprint = card.fingerprint
         config.domain = card.domain
         config.description = card.description
+        write_sketch(folder, sketch(model))
     # The embeddings are never adapted; PEFT would ask the hub about their size.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    write_sketch(folder, sketch(model))
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 

@@ -62,7 +62,10 @@ def test_an_expert_is_an_ordinary_peft_folder(train: Any, options: Reinforce, ti
     (result.expert.parent / "any").touch()
     usual = (result.expert.parent / "any").stat().st_mode  # readable by others, if the user has it so
     assert {path.stat().st_mode for path in result.expert.iterdir()} == {usual}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
+    assert files == {
+        *("adapter_config.json", "adapter_model.safetensors", "base_sketch.safetensors"),
+        *("README.md", "training_log.jsonl", "curve.png"),
+    }
     assert not unfinished_folder(result.expert).exists()
     config = read_config(result.expert)
     assert (config.domain, config.base_model_name_or_path) == ("letters", str(tiny_folder))
