@@ -17,7 +17,7 @@ from sidebyside import side_by_side
 
 from dispatch import Dispatcher, find_dispatcher
 from experts import Mixture
-from experts.engine import Chat
+from experts.chats import Chat
 from experts.library import ExpertLibrary, shipped_library
 from selfadapt import SelfAdaptiveModel
 

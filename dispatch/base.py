@@ -9,9 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from experts.engine import Chat
+from experts.chats import Chat, read_prompt, words
 from experts.mixture import Mixture
-from experts.pictures import words
 
 
 class Dispatcher(Protocol):
@@ -32,10 +31,15 @@ class Fixed:
 
 
 def question(prompt: str | Chat) -> str:
-    """What a dispatcher looks at: the prompt, or the text of the user's last message in a chat."""
-    if isinstance(prompt, str):
-        return prompt
-    return next((words(message["content"]) for message in reversed(prompt) if message["role"] == "user"), "")
+    """What a dispatcher looks at: the prompt, or the text of the user's last message in a chat, "" where none is.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    read = read_prompt(prompt)
+    if isinstance(read, str):
+        return read
+    return next((words(message["content"]) for message in reversed(read) if message["role"] == "user"), "")
 
 
 def decide(names: Sequence[str], probabilities: Tensor, known: Tensor, soft: bool) -> Mixture:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from dispatch.base import decide, question
-from experts.engine import Chat
+from experts.chats import Chat
 from experts.errors import UserError
 from experts.files import atomic_file
 from experts.library import ExpertLibrary

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dispatch.population import Population
 from dispatch.racing import Pair, race
+from experts.chats import render
 from experts.engine import ROWS_PER_READ
 from experts.errors import UserError
 from experts.mixture import Mixture
@@ -80,12 +81,14 @@ def search(
         on_generation: hears the generation's number and its best candidate's reward and log-likelihood.
 
     Raises:
-        UserError: if there are no experts, fewer than 2 examples, or one does not fit the model's context.
+        UserError: if there are no experts, fewer than 2 examples, or one that does not fit the model's context or that
+            the base's chat template refuses.
     """
     if not names:
         raise UserError("the library is empty; there is nothing to mix")
     if len(rows) < 2:
         raise UserError(f"a search needs at least 2 examples, one to search and one to choose with, not {len(rows)}")
+    render(tokenizer, [row["prompt"] for row in rows])  # raises, before any work, for what the base cannot be shown
     generator = torch.Generator().manual_seed(options.seed)
     order = torch.randperm(len(rows), generator=generator).tolist()
     searching, choosing = ([rows[i] for i in order[part::2]] for part in (0, 1))

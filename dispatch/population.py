@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from dispatch.growing_cache import growing_cache
+from experts.chats import Chat
 from experts.engine import (
-    Chat,
     attention_window,
     check_context,
     evaluating,

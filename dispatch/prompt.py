@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch.base import decide, question
-from experts.engine import Chat, attention_window, evaluating, follow, generate, pad, render, under
+from experts.chats import Chat, render, tokenize
+from experts.engine import attention_window, evaluating, follow, generate, pad, under
 from experts.errors import UserError
 from experts.files import write_json
 from experts.mixture import Mixture
@@ -22,9 +25,15 @@ from experts.pictures import text_tokenizer
 from experts.reading import read_json
 
 TEMPLATE = "Categories:\n{categories}\n\n{question}\n\nCategory?"
-MARK = "\x00"  # stands for the question while the template is cut in two
+# Stand for the question: where the first is seen, the second must be too, as it is.
+MARKS = ("\x00", 'Is "Ä" > 1\\2,\n& why?')
 Tokens = tuple[int, ...]
 END = 40  # tokens at either end of a question that are read: what it is about shows there
+BEFORE_A_NAME = 8  # tokens that a free answer may begin with, such as "The category is"
+PARTING = r"[-_\s]+"  # what stands between the words of a name
+LETTER = (
+    r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # where spaces part words
+)
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,11 @@ class PromptDispatcher:
         calibration: fitted for these categories and this reader.
         least: the confidence below which the dispatcher abstains; 0 never abstains.
         soft: whether to mix the experts by their probabilities instead of choosing one.
-        free: let the reader write its answer, and look for one of the names in it, as the paper does; slower, and an
-            answer that names none or several abstains.
+        free: let the reader write its answer, and look for one of the names in it (`named`), as the paper does; slower,
+            and an answer that names none or several abstains.
+
+    Raises:
+        UserError: if the base has no chat template that can ask for a category.
     """
 
     def __init__(
@@ -138,9 +150,9 @@ class PromptDispatcher:
         self.free = free
         self.batch_size = batch_size
         text = text_tokenizer(tokenizer)
-        self._before, self._after = (
-            text.encode(part, add_special_tokens=False) for part in _around(tokenizer, categories)
-        )
+        pieces = _around(tokenizer, categories)
+        self._pieces = pieces and [text.encode(piece, add_special_tokens=False) for piece in pieces]
+        self._before = self._pieces[0] if self._pieces else []
         # The end of the turn tells an answer from a longer one that begins with it.
         end = cast(int, text.eos_token_id)
         self._names, self._descriptions = (
@@ -148,6 +160,8 @@ class PromptDispatcher:
             for answers in (categories.keys(), categories.values())
         )
         self._ways = _ways([*_branches(self._names), *_branches(self._descriptions)])
+        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self._window = min(self._context, attention_window(model.config))
         self._prefix: DynamicCache | None = None
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
@@ -162,22 +176,15 @@ class PromptDispatcher:
     @torch.inference_mode()
     def scores(self, prompts: Sequence[str | Chat]) -> Tensor:
         """log p(name | prompt) and log p(description | prompt) of every expert, side by side: [B, 2K]."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        context = min(context, attention_window(self.model.config))
-        room = context - len(self._before) - len(self._after) - max(map(len, self._ways))
-        if room < 2:
-            raise UserError(f"{len(self.categories)} categories leave no room for a question in {context} tokens")
-        end = min(END, room // 2)
-        text = text_tokenizer(self.tokenizer)
-        asked = (text.encode(question(prompt), add_special_tokens=False) for prompt in prompts)
-        questions = [ids if len(ids) <= 2 * end else ids[:end] + ids[-end:] for ids in asked]
+        questions = [self._asked(question(prompt))[len(self._before) :] for prompt in prompts]
         scores = torch.zeros(len(prompts), 2 * len(self.categories))
         by_length = sorted(range(len(prompts)), key=lambda row: len(questions[row]))
         with evaluating(self.model), under(self.model, self.reader):
             if self._prefix is None:
                 prefix = DynamicCache(config=self.model.config.get_text_config())
-                before = torch.tensor([self._before], device=self.model.device)
-                follow(self.model, before, torch.ones_like(before), prefix, keep=1)
+                if self._before:
+                    before = torch.tensor([self._before], device=self.model.device)
+                    follow(self.model, before, torch.ones_like(before), prefix, keep=1)
                 self._prefix = prefix  # whole, for other threads see it from now on
             for start in range(0, len(by_length), self.batch_size):
                 rows = by_length[start : start + self.batch_size]
@@ -188,7 +195,7 @@ class PromptDispatcher:
         """`scores` of one batch; the cache holds what stands before a question."""
         cache.batch_repeat_interleave(len(questions))
         first, *others = self._ways
-        batch = pad(self.model, self.tokenizer, [[*asked, *self._after, *first] for asked in questions])
+        batch = pad(self.model, self.tokenizer, [[*asked, *first] for asked in questions])
         here = batch["attention_mask"]  # [B, T]
         mask = torch.cat([here.new_ones(len(here), len(self._before)), here], 1)
         logits = follow(self.model, batch["input_ids"], mask, cache, keep=len(first) + 1)
@@ -202,18 +209,48 @@ class PromptDispatcher:
             found |= {way[: depth + 1]: logits[:, depth] for depth in range(len(way))}
         return torch.cat([_choose(answers, found) for answers in (self._names, self._descriptions)], 1).cpu()
 
+    def _asked(self, asked: str) -> list[int]:
+        """Tokens of the chat that asks for the category of a question, which loses its middle where it is long."""
+        text = text_tokenizer(self.tokenizer)
+        ids = text.encode(asked, add_special_tokens=False)
+        for end in range(END, 0, -1):
+            read = ids if len(ids) <= 2 * end else ids[:end] + ids[-end:]
+            if self._pieces:
+                first, *others = self._pieces
+                chat = [*first, *(token for piece in others for token in (*read, *piece))]
+            else:
+                shown = asked if read is ids else cast(str, text.decode(read))
+                chat = text.encode(
+                    render(self.tokenizer, [asking(self.categories, shown)])[0], add_special_tokens=False
+                )
+            if len(chat) + max(map(len, self._ways)) <= self._window:
+                return chat
+        raise UserError(f"{len(self.categories)} categories leave no room for a question in {self._window} tokens")
+
     def _written(self, prompts: Sequence[str | Chat]) -> Mixture:
         names = list(self.categories)
+        new_tokens = BEFORE_A_NAME + max(map(len, self._names))
         texts = generate(
             self.model,
             self.tokenizer,
-            [asking(self.categories, question(prompt)) for prompt in prompts],
-            max_new_tokens=max(map(len, self._names)),
+            [self._turn(question(prompt), new_tokens) for prompt in prompts],
+            max_new_tokens=new_tokens,
             mixture=self.reader.expand(len(prompts)),
             batch_size=self.batch_size,
         )
-        found = torch.tensor([[float(name.casefold() in text.casefold()) for name in names] for text in texts])
+        found = torch.tensor(
+            [[float(name in said) for name in names] for said in (named(text, names) for text in texts)]
+        )
         return Mixture(tuple(names), found * (found.sum(1, keepdim=True) == 1))
+
+    def _turn(self, asked: str, new_tokens: int) -> str:
+        """The user turn that asks about a question, of which the ends alone are read where it does not fit whole."""
+        turn = asking(self.categories, asked)
+        if len(tokenize(self.tokenizer, [turn])[0]) + new_tokens <= self._context:
+            return turn
+        text = text_tokenizer(self.tokenizer)
+        ids = text.encode(asked, add_special_tokens=False)
+        return asking(self.categories, cast(str, text.decode(ids[:END] + ids[-END:])))
 
 
 def _branches(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:
@@ -250,7 +287,28 @@ def asking(categories: Mapping[str, str], asked: str) -> str:
     return TEMPLATE.format(categories=listed, question=asked)
 
 
-def _around(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, categories: Mapping[str, str]) -> list[str]:
-    """The text before and after the question, from the start of the chat to where the answer begins."""
-    (text,) = render(tokenizer, [asking(categories, MARK)], tokenize=False)
-    return text.split(MARK)
+def named(text: str, names: Sequence[str]) -> set[str]:
+    """The names that a text says as words of their own; where several begin at one place, the longest of them.
+
+    Case counts only where it tells two names apart, and a name's words may be joined in another way.
+
+    >>> sorted(named("It is Math hard.", ["math", "math_hard"])), sorted(named("aftermath", ["math"]))
+    (['math_hard'], [])
+    """
+
+    def plain(said: str) -> str:
+        return re.sub(PARTING, "_", unicodedata.normalize("NFKC", said).casefold())
+
+    alike: dict[str, list[str]] = {}
+    for name in filter(None, names):
+        alike.setdefault(plain(name), []).append(name)
+    longest_first = "|".join(re.escape(key) for key in sorted(alike, key=len, reverse=True))
+    found = set(re.findall(f"(?<!{LETTER})(?:{longest_first})(?!{LETTER})", plain(text))) if alike else set()
+    return {name for key in found for name in [one for one in alike[key] if one in text] or alike[key]}
+
+
+def _around(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, categories: Mapping[str, str]) -> list[str] | None:
+    """The text before and after the question, and between where it is shown twice; None where it is shown changed."""
+    marked, shown = render(tokenizer, [asking(categories, mark) for mark in MARKS])
+    pieces = marked.split(MARKS[0])
+    return pieces if len(pieces) > 1 and MARKS[1].join(pieces) == shown else None

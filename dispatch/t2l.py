@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.base import Dispatcher, question
-from experts.engine import Chat
+from experts.chats import Chat
 from experts.errors import UserError
 from experts.expert import Expert
 from experts.fingerprint import refuse_other_base

@@ -22,44 +22,15 @@ from transformers import (
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
+from experts.chats import Chat, read_prompts, read_texts, tokenize, tokenize_seen
 from experts.constrained import Constraint
 from experts.errors import UserError
 from experts.mixture import Mixture
-from experts.pictures import load_pictures, refuse_pictures, text_tokenizer
+from experts.pictures import text_tokenizer
 from experts.svf import SVFLinear, SVFModel
-
-Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
 
 # While a step decodes fewer rows than this, reading the weights takes longer than computing with them.
 ROWS_PER_READ = {"cpu": 8, "cuda": 256}
-
-
-def as_chat(prompt: str | Chat) -> Chat:
-    """A string is one user turn of a chat; a list of messages is a chat."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat]) -> list[list[int]]:
-    """Token ids of each chat, up to where the assistant's answer begins.
-
-    Raises:
-        UserError: if a picture does not load, or there is one and the model does not see.
-    """
-    return render(tokenizer, prompts, tokenize=True, return_dict=True)["input_ids"] if prompts else []
-
-
-def render(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat], **options: Any) -> Any:
-    """`apply_chat_template` for chats up to where the assistant's answer begins; raises as `tokenize` does."""
-    chats = [as_chat(prompt) for prompt in prompts]
-    if isinstance(tokenizer, ProcessorMixin):
-        from trl.data_utils import prepare_multimodal_messages
-
-        # The templates of processors want parts.
-        chats = [prepare_multimodal_messages(load_pictures(chat)) for chat in chats]
-    else:
-        for chat in chats:
-            refuse_pictures(chat)
-    return tokenizer.apply_chat_template(cast(Any, chats), add_generation_prompt=True, **options)
 
 
 @torch.inference_mode()
@@ -89,6 +60,7 @@ def generate(
         UserError: if a prompt and its answer do not fit the model's context.
     """
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    prompts = read_prompts(prompts)
     ids = tokenize(tokenizer, prompts)
     check_context(model.config, max(map(len, ids), default=0), max_new_tokens)
     answers = [""] * len(ids)
@@ -199,6 +171,7 @@ def pairs(
         raise UserError(
             "a vision-language model only answers here: its likelihoods, and a search that needs them, cannot be had"
         )
+    prompts, continuations = read_prompts(prompts), read_texts(continuations, "continuations")
     if len(prompts) != len(continuations):
         raise UserError(f"{len(prompts)} prompts need as many continuations, not {len(continuations)}")
     tails = [tokenizer.encode(text, add_special_tokens=False) for text in continuations]
@@ -290,7 +263,7 @@ def _batch(
     if not isinstance(tokenizer, ProcessorMixin):
         return pad(model, tokenizer, ids)
     padding = {"padding": True, "padding_side": "left"}
-    batch = render(tokenizer, prompts, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=padding)
+    batch = tokenize_seen(tokenizer, prompts, return_tensors="pt", processor_kwargs=padding)
     return batch.to(model.device, model.dtype)  # the dtype is that of the pictures
 
 

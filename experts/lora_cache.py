@@ -59,8 +59,8 @@ def read_mixture_name(name: str, library: ExpertLibrary) -> Mixture:
     weights: list[tuple[str, float]] = []
     for part in name.removeprefix(PREFIX).split(","):
         expert, _, weight = part.partition("=")
-        if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", weight, re.IGNORECASE):
-            raise UserError(f"{name!r} is not a mixture; write {PREFIX}EXPERT=WEIGHT,EXPERT=WEIGHT")
+        if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", weight, re.IGNORECASE):
+            raise UserError(f"{name[:80]!r} is not a mixture; write {PREFIX}EXPERT=WEIGHT,EXPERT=WEIGHT")
         library.path(expert)
         if expert in dict(weights):
             raise UserError(f"{name!r} names the expert {expert!r} twice")
@@ -157,6 +157,8 @@ class LoraCache:
         z = fixed_expert(self.library, mixture).z
         a = {matrix: self._factors[matrix][0][: len(of_matrix)].contiguous() for matrix, of_matrix in z.items()}
         b = {matrix: self._factors[matrix][1][:, : len(of_matrix)] * (of_matrix - 1) for matrix, of_matrix in z.items()}
+        if not all(factor.isfinite().all() for factor in b.values()):
+            raise UserError(f"the weights of {mixture_name(mixture)} are too large: they make numbers without bounds")
         return Lora(a, b)
 
     def _make_room(self) -> None:

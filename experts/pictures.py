@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -10,8 +11,8 @@ from transformers.image_utils import load_image
 from experts.errors import UserError
 
 
-def words(content: Any) -> str:
-    """The text of a message's content: what is left of it without the pictures.
+def words(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    """The text of a message's content: that of its parts, each on a line of its own, without the pictures.
 
     >>> words([{"type": "image", "image": "1.png"}, {"type": "text", "text": "What is it?"}])
     'What is it?'
@@ -25,7 +26,7 @@ def load_pictures(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The chat with its pictures opened, which may be PIL images, files, addresses or base64.
 
     Raises:
-        UserError: if one does not load.
+        UserError: if one does not load, or a part is neither text nor a picture.
     """
     return [
         message
@@ -35,24 +36,18 @@ def load_pictures(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def refuse_pictures(chat: list[dict[str, Any]]) -> None:
-    """Raises UserError if a chat that is for a model without eyes has a picture."""
-    for message in chat:
-        content = message["content"]
-        if not isinstance(content, str) and any(part["type"] == "image" for part in content):
-            raise UserError("this base reads text alone, and a prompt has a picture; choose a vision-language model")
-
-
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> PreTrainedTokenizerBase:
     """What reads the text: of a processor its tokenizer."""
     return cast(Any, tokenizer).tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
 
 
 def _loaded(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] != "image":
+    if part["type"] == "text":
         return part
+    if part["type"] != "image":
+        raise UserError(f"this base reads text and pictures, and a prompt has a part of type {part['type']!r}")
     try:
         return {**part, "image": load_image(part["image"])}
     except Exception as error:  # of the file system, of decoders, and of whatever fetches an address
-        said = f"{part['image']!r:.80}" if "image" in part else "a part of type image has no 'image'"
+        said = f"{part.get('image')!r:.80}"
         raise UserError(f"a picture does not load: {said}; give a file, an address or a PIL image") from error

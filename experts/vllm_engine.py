@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from experts.engine import Chat, check_context, pairs, tokenize
+from experts.chats import Chat, tokenize
+from experts.engine import check_context, pairs
 from experts.errors import UserError
 from experts.library import ExpertLibrary
 from experts.lora_cache import LoraCache

@@ -23,6 +23,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, ProcessorMixin
 
+from experts.chats import refused
 from experts.engine import under
 from experts.errors import UserError, unknown
 from experts.library import ExpertLibrary
@@ -103,7 +104,10 @@ class SelfAdaptiveLM(HFLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         if self.tokenizer.chat_template is None:
             raise UserError("the base's tokenizer has no chat template; leave --apply-chat-template out")
-        context = super().apply_chat_template(chat_history, add_generation_prompt)
+        try:
+            context = super().apply_chat_template(chat_history, add_generation_prompt)
+        except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
+            raise refused("the chat of a question", error) from error
         turns = [message["content"] for message in chat_history if message["role"] == "user"]
         if turns:
             self._questions[context] = turns[-1]

@@ -18,13 +18,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dispatch import Dispatcher, find_dispatcher
-from experts.engine import Chat
+from experts.chats import Chat, read_prompt
 from experts.errors import UserError
 from experts.files import expand
 from experts.library import ExpertLibrary
 from experts.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.mixture import Mixture
-from experts.pictures import words
 from selfadapt.base_models import load_base
 from selfadapt.two_pass import find_library
 
@@ -34,6 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 AUTO = "auto"
 ASKED = ("/v1/chat/completions", "/v1/completions")
+LENGTHS = (b"content-length", b"transfer-encoding")  # headers that say how long a body is
 
 
 class Serving(NamedTuple):
@@ -76,21 +76,21 @@ class TwoPasses:
             await self.app(scope, receive, send)
             return
         body = await _body(receive)
-        try:
-            request = json.loads(body)
-        except ValueError:  # vLLM says so
-            request = None
+        if body is None:  # whoever asked has gone
+            return
         with ExitStack() as answered:
             try:
+                request = _read(body)
                 mixture = await asyncio.to_thread(self._mixture, request)
                 if mixture is not None:
                     await asyncio.to_thread(answered.enter_context, self.loras.hold(mixture))
-                    body = json.dumps(request | {"model": mixture_name(mixture) or None}).encode()  # None is the base
-            except UserError as error:
-                await _refuse(send, str(error))
+                    body = _written(request | {"model": mixture_name(mixture) or None})  # None is the base
+            except (UserError, RecursionError) as error:
+                nested = isinstance(error, RecursionError)
+                await _refuse(send, "the request is nested too deep" if nested else str(error))
                 return
             length = [(b"content-length", str(len(body)).encode())]
-            headers = [header for header in scope["headers"] if header[0] != b"content-length"] + length
+            headers = [header for header in scope["headers"] if header[0].lower() not in LENGTHS] + length
             await self.app({**scope, "headers": headers}, _again(body, receive), send)
 
     def _mixture(self, request: Any) -> Mixture | None:
@@ -115,23 +115,40 @@ def check_base(served: str) -> None:
         serving().loras.library.check_base(load_base(served)[0])
 
 
-def _prompt(request: Mapping[str, Any]) -> str | Chat:
-    """What a dispatcher can read of a request: a text, or a chat whose messages are texts."""
-    if isinstance(request.get("prompt"), str):
-        return request["prompt"]
+def _read(body: bytes) -> Any:
+    """What a request says; None where it is not JSON, which vLLM says itself."""
     try:
-        return [{"role": message["role"], "content": words(message["content"])} for message in request["messages"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"the model {AUTO!r} needs messages, or one text as its prompt: it reads them") from error
+        return json.loads(body)
+    except ValueError:
+        return None
 
 
-async def _body(receive: Receive) -> bytes:
-    body, more = b"", True
+def _written(request: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(request, allow_nan=False).encode()
+    except ValueError as error:
+        raise UserError("the request holds NaN or a number beyond all bounds, which JSON does not have") from error
+
+
+def _prompt(request: Mapping[str, Any]) -> str | Chat:
+    """What a dispatcher can read of a request: a chat, or one text."""
+    asked = request.get("messages", request.get("prompt"))
+    try:
+        return read_prompt(asked)
+    except UserError as error:
+        raise UserError(f"the model {AUTO!r} needs messages, or one text as its prompt: {error}") from error
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body of a request; None if it will never be whole."""
+    pieces, more = [], True
     while more:
         message = await receive()
-        body += message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            return None
+        pieces.append(message.get("body", b""))
         more = message.get("more_body", False)
-    return body
+    return b"".join(pieces)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -146,7 +163,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 async def _refuse(send: Send, what: str) -> None:
     """400, in OpenAI's form."""
-    error = {"message": what, "type": "BadRequestError", "param": "model", "code": 400}
+    error = {"message": what, "type": "BadRequestError", "param": None, "code": 400}
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})

@@ -11,6 +11,7 @@ import torch
 import tyro
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experts.chats import check_template
 from experts.errors import UserError, check_numbers, unknown
 from experts.fingerprint import fingerprint, refuse_other_base
 from experts.text_encoder import BUILT_IN as BUILT_IN_ENCODER
@@ -153,6 +154,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | lis
     tasks = recipe.data.load()
     check_adapters(tasks, training, output)
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
+    check_template(tokenizer)
     return train_adapters(base, tokenizer, tasks, recipe.output, training, output, base_name=recipe.model)
 
 
@@ -162,6 +164,7 @@ def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume
         raise UserError(f"{recipe.data.path} has no training tasks, or data.validation_tasks holds none of them out")
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     check_tokenizer(tokenizer)
+    check_template(tokenizer)
     check_examples(base.config, tokenizer, training.prompt, [*tasks.train, *tasks.validation])
     encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: (base, tokenizer))
     torch.manual_seed(training.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch import Dispatcher, Fixed, T2LDispatcher, check_dispatcher, find_dispatcher
 from experts import engine as native_engine
 from experts import vllm_engine
-from experts.engine import Chat
+from experts.chats import Chat, read_prompt, read_prompts
 from experts.errors import UserError, unknown
 from experts.expert import Expert
 from experts.export import fixed_expert
@@ -135,24 +135,28 @@ class SelfAdaptiveModel:
         base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
         return cls(VLLMModel(base, tokenizer, experts, options), tokenizer, dispatcher)
 
-    def dispatch(self, prompts: Sequence[str | Chat]) -> Mixture:
+    def dispatch(self, prompts: Iterable[str | Chat]) -> Mixture:
         """Pass one alone: the mixture of each prompt.
 
         Raises:
             UserError: if there are no prompts.
         """
-        _check(prompts)
+        prompts = _read(prompts)
         return self.dispatcher(prompts)
 
     def generate(
-        self, prompts: Sequence[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
+        self, prompts: Iterable[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
     ) -> list[Answer]:
         """Both passes: the greedy answer to each prompt (a string is one user turn, a list of messages a chat).
 
+        Args:
+            prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.chats`).
+
         Raises:
-            UserError: if there are no prompts, or one does not fit the model's context.
+            UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, or
+                it does not fit the model's context.
         """
-        _check(prompts)
+        prompts = _read(prompts)
         start = time.perf_counter()
         mixture = self.dispatcher(prompts)
         dispatched = time.perf_counter()
@@ -169,20 +173,21 @@ class SelfAdaptiveModel:
 
     def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64) -> Iterator[str]:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
+        prompt = read_prompt(prompt)
         mixture = self.dispatcher([prompt])
         yield from self._engine.stream(
             self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture
         )
 
     def loglikelihood(
-        self, prompts: Sequence[str | Chat], continuations: Sequence[str], *, batch_size: int = 32
+        self, prompts: Iterable[str | Chat], continuations: Iterable[str], *, batch_size: int = 32
     ) -> Tensor:
         """Both passes: log p(continuation | prompt) of each pair in nats [B], under the mixture of its prompt.
 
         Raises:
             UserError: if there are no prompts, or not as many continuations, or a pair does not fit the context.
         """
-        _check(prompts)
+        prompts = _read(prompts)
         mixture = self.dispatcher(prompts)
         return self._engine.loglikelihood(
             self.model, self.tokenizer, prompts, continuations, mixture=mixture, batch_size=batch_size
@@ -222,8 +227,8 @@ def find_expert(name: str, library: str | Path | None, model: str | None) -> Exp
     return fixed_expert(find_library(model, library), Mixture.read(Path(name)))
 
 
-def _check(prompts: Sequence[str | Chat]) -> None:
-    if isinstance(prompts, str):
-        raise UserError("prompts must be a list; put the one prompt into brackets")
-    if not prompts:
+def _read(prompts: Iterable[str | Chat]) -> list[str | Chat]:
+    read = read_prompts(prompts)
+    if not read:
         raise UserError("there is no prompt to answer; give one or more")
+    return read

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from experts.chats import as_chat, read_prompt, whole_text
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.rewards import REWARDS, choice
 from experts.errors import UserError, unknown
@@ -112,14 +113,12 @@ class Jsonl:
         for name in ("prompt", "answer"):
             if name not in fields:
                 raise UserError(f"{where}: the field {name!r} is missing")
-        prompt, answer, id_ = fields["prompt"], fields["answer"], fields.get("id")
+        answer, id_ = fields["answer"], fields.get("id")
         choices = fields.get("choices") or []
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        if not _is_chat(prompt):
-            raise UserError(f"{where}: 'prompt' must be a string, or a chat whose last message is the user's")
+        chat = self._chat(fields["prompt"], where)
         if not isinstance(answer, str):
             raise UserError(f"{where}: 'answer' must be a string")
+        whole_text(answer, f"{where}: 'answer'")
         if not (isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)):
             raise UserError(f"{where}: 'choices' must be a list of strings")
         if not isinstance(id_, str | int | None):
@@ -127,13 +126,15 @@ class Jsonl:
         # math-verify takes too long to do this for every row.
         if self.judged_by != "math_verify" and self._score(answer, answer, choices) < 1:
             raise UserError(f"{where}: {self.judged_by} would not find this row's own answer right")
-        chat = [{"role": message["role"], "content": message["content"]} for message in prompt]
         return ({} if id_ is None else {"id": str(id_)}) | {"prompt": chat, "answer": answer, "choices": choices}
 
-
-def _is_chat(prompt: Any) -> bool:
-    return isinstance(prompt, list) and all(map(_is_message, prompt)) and bool(prompt) and prompt[-1]["role"] == "user"
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
+    def _chat(self, prompt: Any, where: str) -> list[dict[str, str]]:
+        wanted = f"{where}: 'prompt' must be a string, or a chat of text whose last message is the user's"
+        try:
+            chat = as_chat(read_prompt(prompt, "it"))
+        except UserError as error:
+            raise UserError(f"{wanted}: {error}") from error
+        known = all(message["role"] in ROLES and isinstance(message["content"], str) for message in chat)
+        if not known or chat[-1]["role"] != "user":
+            raise UserError(wanted)
+        return [{"role": message["role"], "content": message["content"]} for message in chat]

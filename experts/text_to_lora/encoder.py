@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experts.chats import whole_text
 from experts.engine import context_of, under
 from experts.errors import UserError
 from experts.mixture import Mixture
@@ -34,13 +35,13 @@ def tidy(descriptions: Sequence[str]) -> list[str]:
     """Descriptions without white space around them, each closed by a full stop if it ends in a letter.
 
     Raises:
-        UserError: if there is none, or one is empty.
+        UserError: if there is none, or one is empty or holds half a character.
     """
     if isinstance(descriptions, str):
         raise UserError("descriptions must be a list; put the one description into brackets")
     if not descriptions:
         raise UserError("there is no description; give one or more")
-    tidied = [text.strip() for text in descriptions]
+    tidied = [whole_text(text, "a description").strip() for text in descriptions]
     if not all(tidied):
         raise UserError("a description is empty; say in a sentence what the task is")
     return [f"{text}." if text[-1].isalpha() else text for text in tidied]

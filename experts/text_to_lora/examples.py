@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from experts.engine import Chat, context_of, last, tokenize
+from experts.chats import Chat, tokenize
+from experts.engine import context_of, last
 from experts.errors import UserError, check_numbers
 from experts.text_to_lora.tasks import Instance, Task
 

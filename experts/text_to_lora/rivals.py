@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experts.engine import Chat
+from experts.chats import Chat
 from experts.errors import UserError
 from experts.text_to_lora.encoder import rescaled
 from experts.text_to_lora.evaluation import Method

@@ -134,16 +134,16 @@ def check_prompts(
     splits: Iterable[Dataset],
     new_tokens: int,
 ) -> None:
-    """Raises UserError, naming the row, for a prompt that leaves no room for its answer in the model's context.
+    """Raises UserError for a prompt that the template refuses, or that leaves its answer no room in the context.
 
     Prompts with pictures are not looked at here; how long they are is known when their pictures are read.
     """
     context = context_of(config)
     for rows in splits:
-        if context is None or "image" in rows.column_names:
+        if "image" in rows.column_names:
             continue
         for id_, ids in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), strict=True):
-            if len(ids) + new_tokens > context:
+            if context is not None and len(ids) + new_tokens > context:
                 raise UserError(
                     f"the prompt of row {id_} has {len(ids)} tokens, with {new_tokens} new ones more than the "
                     f"model's context of {context}: leave it out, or lower max_new_tokens"

@@ -19,12 +19,13 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from peft import PeftConfig, PeftType
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax_and_entropy, split_tensor_dict
 
+from experts.chats import tokenize
 from experts.constrained import Constraint, constraint_of
 from experts.domains.base import Domain, load_rows, scores_of
 from experts.engine import check_context
@@ -180,6 +181,12 @@ class ReinforceTrainer(RLOOTrainer):
             batch = self._generate_and_score_completions(generation_batch)
             self._micro_batches = split_tensor_dict(batch, self.args.gradient_accumulation_steps)
         return self._micro_batches[micro_batch]
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
+        """Prompts are read as for every other answer. TRL's way is left for pictures, which come with their rows."""
+        if isinstance(self.processing_class, ProcessorMixin):
+            return super()._tokenize_prompts(prompts)
+        return tokenize(cast(PreTrainedTokenizerBase, self.processing_class), prompts), None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
         """Token ids of each completion, its end token the last."""

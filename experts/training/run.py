@@ -17,6 +17,7 @@ from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
+from experts.chats import check_template
 from experts.domains.base import Domain, Split, load_rows
 from experts.errors import UserError
 from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores
@@ -126,6 +127,7 @@ def train_expert(
     sizes: dict[Split, int] = {"validation": options.validation_size, "test": test_size}
     held_out = {split: rows[split].select(range(min(size, len(rows[split])))) for split, size in sizes.items()}
     check_tokenizer(tokenizer)
+    check_template(tokenizer)
     sampled = [rows["train"]] if isinstance(options, Reinforce) else []
     check_prompts(base.config, tokenizer, [*sampled, *held_out.values()], options.max_new_tokens)
     with dropped_if_it_fails(prepare_folders(output, recipe, resume=resume)) as unfinished:

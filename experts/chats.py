@@ -1,0 +1,243 @@
+"""Chats, read where they enter: whatever people write as a prompt becomes messages, and these the tokens of a base."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, is_dataclass
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from experts.errors import UserError
+from experts.pictures import load_pictures, words
+
+Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
+
+TEXT = ("text", "input_text", "output_text")  # what parts of text are called, here and in OpenAI's requests
+PICTURE = ("image", "image_url", "input_image")
+PICTURE_SOURCES = ("image", "image_url", "url", "path", "base64")
+SILENT = ("assistant", "tool")  # roles that may have nothing to say: tool calls alone, a tool without a result
+
+
+def read_prompts(prompts: Iterable[str | Chat]) -> list[str | Chat]:
+    """The prompts as a list: strings as they are, chats with every message as a dict of `role` and `content`.
+
+    Prompts may come as whatever can be gone through in order: a list, a generator, an array, a column of a table. A
+    list of messages is one chat, and so one prompt. Content may come in parts, {"type": "text", "text": …} or {"type":
+    "image", "image": …}, also as OpenAI's requests and transformers spell them; where all are text, it becomes their
+    text. That of an assistant or a tool may be missing or None. Other fields of a message stay, for the template.
+
+    Raises:
+        UserError: naming the prompt and the message that are something else, or hold half a character.
+    """
+    if isinstance(prompts, str | bytes):
+        raise UserError("prompts must be a list; put the one prompt into brackets")
+    if hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
+        raise UserError("prompts must be a list, not a table; give one column of it")
+    given = _listed(prompts, "prompts must be a list of strings and chats")
+    if given and all(isinstance(one, Mapping) or hasattr(one, "role") for one in given):
+        given = [given]
+    return [read_prompt(prompt, _name(number, len(given))) for number, prompt in enumerate(given, 1)]
+
+
+def read_prompt(prompt: Any, what: str = "the prompt") -> str | Chat:
+    """One prompt as `read_prompts` has it; `what` names it in a UserError."""
+    if isinstance(prompt, str):
+        return whole_text(prompt, what)
+    messages = _listed(getattr(prompt, "messages", prompt), f"{what} must be a string or a list of messages")
+    if not messages:
+        raise UserError(f"{what} is a chat without a message; give it one of the role user")
+    return [_message(message, f"message {number} of {what}") for number, message in enumerate(messages, 1)]
+
+
+def read_texts(texts: Iterable[str], what: str) -> list[str]:
+    """Strings that come as prompts may come; `what` names them.
+
+    Raises:
+        UserError: if one is something else, or holds half a character.
+    """
+    given = _listed(texts, f"{what} must be a list of strings")
+    for number, text in enumerate(given, 1):
+        if not isinstance(text, str):
+            raise UserError(f"{what} must be strings, not {_short(text)} (number {number})")
+    return [whole_text(text, f"number {number} of the {what}") for number, text in enumerate(given, 1)]
+
+
+def as_chat(prompt: str | Chat) -> Chat:
+    """A string is one user turn of a chat; a list of messages is a chat."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def whole_text(text: str, what: str) -> str:
+    """The text itself.
+
+    Raises:
+        UserError: if it holds a lone surrogate, which no tokenizer reads.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise UserError(
+            f"{what} holds half a character (U+{half:04X}, a lone surrogate); read its source as what it is, "
+            "UTF-8 or another encoding"
+        ) from error
+    return str(text)  # NumPy's strings are a class of their own
+
+
+def refused(what: str, error: Exception) -> UserError:
+    """What to raise where a chat template fails on something."""
+    return UserError(f"the base's chat template does not take {what}: {_said(error)}")
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
+    """Raises UserError if a tokenizer has no chat template, or one that cannot show a single user turn."""
+    render(tokenizer, ["?"])
+
+
+def render(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[str]:
+    """What the base reads of each chat, as text, up to where the assistant's answer begins.
+
+    Raises:
+        UserError: naming the prompt that is none, that the base's chat template refuses, or that has a picture where
+            the base reads text alone; or if there is no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "this base has no chat template, so it cannot be shown a prompt; choose a base that chats, or give its "
+            "tokenizer a template (tokenizer.chat_template)"
+        )
+    chats = _shown(tokenizer, prompts)
+    return [_rendered(tokenizer, chat, _name(number, len(chats))) for number, chat in enumerate(chats, 1)]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[list[int]]:
+    """Token ids of each chat, up to where the assistant's answer begins; raises as `render` and `tokenize_seen` do."""
+    prompts = read_prompts(prompts)
+    texts = render(tokenizer, prompts)
+    if not texts:
+        return []
+    if isinstance(tokenizer, ProcessorMixin):
+        return tokenize_seen(tokenizer, prompts)["input_ids"]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def tokenize_seen(processor: ProcessorMixin, prompts: Sequence[str | Chat], **options: Any) -> Any:
+    """All that a vision-language model reads of chats, their pictures with their tokens.
+
+    Args:
+        options: of the processor's `apply_chat_template`.
+
+    Raises:
+        UserError: as `read_prompts` does, or if a picture does not load, or the processor cannot read a prompt.
+    """
+    chats = [load_pictures(chat) for chat in _shown(processor, prompts)]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **options}
+    try:
+        return processor.apply_chat_template(cast(Any, chats), **options)
+    except Exception as error:  # such as a text that spells the token which stands for a picture
+        raise UserError(f"the base's processor cannot read the prompts: {_said(error)}") from error
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[Chat]:
+    """The chats as the base's template wants them: content in parts where the base sees, else as strings."""
+    chats = [as_chat(prompt) for prompt in read_prompts(prompts)]
+    if isinstance(tokenizer, ProcessorMixin):
+        return [[{**message, "content": _parts(message["content"])} for message in chat] for chat in chats]
+    for number, chat in enumerate(chats, 1):
+        for part in (part for message in chat for part in _parts(message["content"])):
+            if part["type"] != "text":
+                kind = "a picture" if part["type"] == "image" else f"a part of type {part['type']!r}"
+                raise UserError(
+                    f"this base reads text alone, and {_name(number, len(chats))} has {kind}; choose a vision-language "
+                    "model"
+                )
+    return [[{**message, "content": words(message["content"])} for message in chat] for chat in chats]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, chat: Chat, what: str) -> str:
+    try:
+        text = tokenizer.apply_chat_template(cast(Any, chat), add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
+        raise refused(what, error) from error
+    if not (text := whole_text(cast(str, text), what)).strip():
+        raise UserError(f"the base's chat template shows nothing of {what}; choose a base that chats")
+    return text
+
+
+def _message(given: Any, what: str) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        fields = dict(given)
+    elif hasattr(given, "model_dump"):  # OpenAI's own, and others of pydantic's
+        fields = given.model_dump()
+    elif is_dataclass(given) and not isinstance(given, type):
+        fields = asdict(given)
+    else:
+        raise UserError(f"{what} must be a dict of role and content, not {_short(given)}")
+    # Tables give every message the fields of all, and templates ask whether a field is there.
+    fields = {name: value for name, value in fields.items() if value is not None}
+    role = fields.get("role")
+    if not isinstance(role, str) or not role:
+        raise UserError(f"{what} must have a role such as user, system or assistant, not {_short(role)}")
+    if "content" not in fields and role not in SILENT:
+        raise UserError(f"{what}, of the role {role}, has no content; give a string, or a list of parts")
+    return {**fields, "role": str(role), "content": _content(fields.get("content", ""), what)}
+
+
+def _content(given: Any, what: str) -> str | list[dict[str, Any]]:
+    if isinstance(given, str):
+        return whole_text(given, what)
+    given = _listed(given, f"the content of {what} must be a string or a list of parts")
+    parts = [_part(part, f"part {number} of {what}") for number, part in enumerate(given, 1)]
+    return words(parts) if all(part["type"] == "text" for part in parts) else parts
+
+
+def _part(given: Any, what: str) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"type": "text", "text": whole_text(given, what)}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{what} must be a dict such as {{'type': 'text', 'text': …}}, not {_short(given)}")
+    fields = {name: value for name, value in given.items() if value is not None}
+    kind = fields.get("type", "text" if "text" in fields else None)
+    if not isinstance(kind, str):
+        raise UserError(f"{what} must have a type such as text or image, not {_short(kind)}")
+    if kind in TEXT:
+        if not isinstance(fields.get("text"), str):
+            raise UserError(f"{what} must have a string as its text, not {_short(fields.get('text'))}")
+        return {**fields, "type": "text", "text": whole_text(fields["text"], what)}
+    if kind not in PICTURE:
+        return fields
+    source = next((fields[name] for name in PICTURE_SOURCES if name in fields), None)
+    if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": …}}
+        source = source.get("url")
+    return {"type": "image", "image": source}
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _listed(given: Any, what: str) -> list[Any]:
+    """What can be gone through in order, as a list."""
+    try:
+        if not isinstance(given, str | bytes | Mapping | Set):
+            return list(given)
+    except TypeError:
+        pass
+    raise UserError(f"{what}, not {_short(given)}")
+
+
+def _name(number: int, of: int) -> str:
+    return "the prompt" if of == 1 else f"prompt {number}"
+
+
+def _said(error: Exception) -> str:
+    """An error in one line. A template that refuses a chat says so itself; of other errors the kind says more."""
+    said = " ".join(str(error).split())
+    return said if type(error) is TemplateError and said else f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+def _short(value: Any) -> str:
+    return " ".join(reprlib.repr(value).split())
