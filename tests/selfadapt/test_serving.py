@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
+from dispatch import EmbeddingDispatcher
 from experts import ExpertLibrary
 from experts.errors import UserError
 from experts.lora_cache import read_mixture_name
@@ -132,6 +133,124 @@ def test_a_mistake_is_answered_in_one_line(
     assert status == 400
     assert message in json.loads(body)["error"]["message"]
     assert "\n" not in json.loads(body)["error"]["message"]
+    assert not server.bodies
+
+
+USER = {"role": "user", "content": "Which animal barks?"}
+
+
+def refusals(requests: Iterable[bytes]) -> list[str]:
+    """What is said to requests of which none may come through."""
+    server = Server()
+    app = TwoPasses(server)
+    messages = []
+    for body in requests:
+        status, answer = post(app, CHAT, body)
+        error = json.loads(answer)["error"]
+        assert (status, error["type"], error["code"]) == (400, "BadRequestError", 400), body
+        assert "\n" not in error["message"]
+        assert len(error["message"]) < 300
+        messages.append(error["message"])
+    assert not server.bodies
+    return messages
+
+
+def test_messages_of_all_of_openais_kinds_are_dispatched(server_of_b: pytest.MonkeyPatch) -> None:
+    server = Server()
+    app = TwoPasses(server)
+    app.dispatcher = EmbeddingDispatcher.from_library(serving().loras.library)
+    picture = {"type": "image_url", "image_url": {"url": "data:,"}}
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    chats: list[Any] = [
+        [USER, calls, {"role": "tool", "content": "4"}],
+        [{"role": "developer", "content": "Be brief."}, USER],
+        [{"role": "user", "content": [picture]}],
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}, {"type": "text", "text": "?"}]}],
+        [{"role": "system", "content": "No user here."}],
+        [{"role": "user", "content": ""}],
+    ]
+    for messages in chats:
+        assert post(app, CHAT, json.dumps({"model": "auto", "messages": messages}).encode())[0] == 200
+        assert json.loads(server.bodies[-1])["messages"] == messages  # vLLM gets them as they are
+
+
+def test_messages_that_are_none_are_refused_in_one_line(server_of_b: pytest.MonkeyPatch) -> None:
+    chats: list[Any] = [
+        None,
+        3,
+        True,
+        {},
+        USER,
+        [],
+        [[]],
+        [None],
+        ["a"],
+        [3],
+        [{}],
+        [{"role": "user"}],
+        [{"content": "a"}],
+    ]
+    chats += [[{**USER, "role": role}] for role in (None, 3, "", ["user"])]
+    chats += [[{**USER, "content": odd}] for odd in (None, 3, 1.5, True, {}, [3], [None], [[]], [{}], "\ud800")]
+    chats += [[{**USER, "content": [{"type": "text", "text": 3}]}]]
+    for said in refusals(json.dumps({"model": "auto", "messages": chat}).encode() for chat in chats):
+        assert said.startswith("the model 'auto' needs messages, or one text as its prompt: ")
+
+
+@pytest.mark.parametrize("model", ["auto", "a", "another"])
+def test_a_request_may_be_nested_as_deep_as_it_can_be_read(server_of_b: pytest.MonkeyPatch, model: str) -> None:
+    def nested(deep: int) -> bytes:
+        asked = {"model": model, "messages": [USER], "metadata": "NEST"}
+        return json.dumps(asked).replace('"NEST"', "[" * deep + "]" * deep).encode()
+
+    server = Server()
+    assert post(TwoPasses(server), CHAT, nested(300))[0] == 200
+    for deep in (*range(900, 1010), 10_000):  # where Python's own limit lies, also that of writing what was read
+        assert post(TwoPasses(server), CHAT, nested(deep))[0] in (200, 400)
+    said = refusals([nested(100_000), nested(3_000_000)])
+    assert said == ["the request is nested too deep"] * 2
+
+
+def test_numbers_that_json_does_not_have_are_refused(server_of_b: pytest.MonkeyPatch) -> None:
+    asked = json.dumps({"model": "a", "messages": [USER], "temperature": "T"})
+    for said in refusals(asked.replace('"T"', number).encode() for number in ("NaN", "-Infinity", "1e999")):
+        assert "which JSON does not have" in said
+
+
+def test_a_mixture_that_is_none_is_refused_in_one_line(server_of_b: pytest.MonkeyPatch) -> None:
+    names = (
+        *("mix:", "mix:=1", "mix:a", "mix:a=", "mix:a=1,", "mix:,a=1", "mix:a==1", "mix:a=1=1", "mix:a=1,a=1"),
+        *("mix:a=inf", "mix:a=nan", "mix:a=1e999", "mix:a=1e39", "mix:a=3e38,b=-3e38", "mix:a=0x1", "mix:a=1_0"),
+        *("mix:a=1e", "mix:a= 1", "mix:a=1\n", "mix:A=1", "mix:\ud800=1", "mix:a=" + "1" * 100_000 + "x"),
+    )
+    refusals(json.dumps({"model": name, "messages": [USER]}).encode() for name in names)
+
+
+def test_of_a_key_that_is_there_twice_the_last_counts(server_of_b: pytest.MonkeyPatch) -> None:
+    server = Server()
+    post(TwoPasses(server), CHAT, b'{"model": "another", "model": "a", "messages": []}')
+    assert json.loads(server.bodies[0]) == {"model": "mix:a=1", "messages": []}
+
+
+def test_what_is_no_request_is_the_servers_to_refuse(server_of_b: pytest.MonkeyPatch) -> None:
+    server = Server()
+    bodies = [b"", b"\xff\xfe", b'{"model": "a"', b'"a"', b"null", b'{"model": "\xff"}']
+    for body in bodies:
+        assert post(TwoPasses(server), CHAT, body)[0] == 200
+    assert server.bodies == bodies
+
+
+def test_whoever_goes_before_all_is_said_gets_nothing(server_of_b: pytest.MonkeyPatch) -> None:
+    server = Server()
+    pieces = iter([{"type": "http.request", "body": b'{"mo', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(pieces)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(TwoPasses(server)({"type": "http", "path": CHAT, "headers": []}, receive, send))
     assert not server.bodies
 
 
