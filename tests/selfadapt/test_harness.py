@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from experts import ExpertLibrary, Mixture
-from experts.engine import Chat, under
+from experts.chats import Chat
+from experts.engine import under
 from experts.errors import UserError
 from experts.fingerprint import fingerprint
 from experts.svf import SVFConfig
@@ -223,6 +226,25 @@ def test_the_dispatcher_sees_the_question(adaptive: SelfAdaptiveModel, task_fold
     dispatcher.seen.clear()
     lm.loglikelihood_rolling(requests("loglikelihood_rolling", ["red " + "z" * 1000], None))
     assert dispatcher.seen == ["z" * lm.max_length]  # no more than the model could read
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "no chat template"),
+        ("{{ raise_exception('No questions, please') }}", "does not take the chat of a question: No questions, please"),
+        ("{{ messages[0]['content'] + 3 }}", "TypeError: "),
+        ("{{ messages", "TemplateSyntaxError: "),
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(
+    adaptive: SelfAdaptiveModel, task_folder: Path, template: str | None, said: str
+) -> None:
+    adaptive.tokenizer = copy(adaptive.tokenizer)
+    adaptive.tokenizer.chat_template = template
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        judged(SelfAdaptiveLM(adaptive), task_folder, ["choice"], limit=2, apply_chat_template=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_samples_and_results_say_who_answered(

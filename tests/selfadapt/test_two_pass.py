@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -121,6 +122,48 @@ def test_the_pieces_of_a_stream_may_be_asked_for_by_changing_threads(library: Ex
 def in_a_new_thread(call: Callable[[], Any]) -> Any:
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result(timeout=60)
+
+
+def test_prompts_come_in_any_form(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    wanted = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+    for prompts in (tuple(PROMPTS), np.array(PROMPTS), iter(PROMPTS), (prompt for prompt in PROMPTS)):
+        assert [answer.text for answer in model.generate(prompts, max_new_tokens=8)] == wanted
+    assert model.dispatch(iter(PROMPTS)).weights.tolist() == model.dispatch(PROMPTS).weights.tolist()
+    assert model.loglikelihood(iter(PROMPTS), iter("abcd")).tolist() == model.loglikelihood(PROMPTS, [*"abcd"]).tolist()
+
+
+def test_one_chat_is_one_prompt(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library, dispatch="a")
+    parts = [{"type": "text", "text": "one"}]
+    calls: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    chats: list[Any] = [
+        [{"role": "user", "content": "one"}],
+        [{"role": "user", "content": parts}, calls, {"role": "user", "content": "and?"}],
+    ]
+    for chat in chats:
+        [answer] = model.generate(chat, max_new_tokens=8)
+        assert answer.text == model.generate([chat], max_new_tokens=8)[0].text
+        assert answer.text == "".join(model.stream(chat, max_new_tokens=8))
+        assert len(model.dispatch(chat)) == 1
+        assert model.loglikelihood(chat, ["a"]).tolist() == model.loglikelihood([chat], ["a"]).tolist()
+    assert model.generate(chats[0], max_new_tokens=8)[0].text == model.generate(["one"], max_new_tokens=8)[0].text
+
+
+@pytest.mark.parametrize(
+    "prompts", ["one", {"role": "user", "content": "one"}, [3], [[]], [], None, [["one"]], ["\ud800"]]
+)
+def test_what_is_no_prompt_is_one_line(library: ExpertLibrary, prompts: Any) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library, dispatch="a")
+    for call in (model.generate, model.dispatch, lambda given: model.loglikelihood(given, ["a"])):
+        with pytest.raises(UserError) as caught:
+            call(prompts)
+        assert "\n" not in str(caught.value)
+    if prompts in ("one", []):
+        return
+    with pytest.raises(UserError):
+        next(model.stream(prompts if not isinstance(prompts, list) else prompts[0]))
 
 
 def test_an_answer_explains_itself(library: ExpertLibrary) -> None:

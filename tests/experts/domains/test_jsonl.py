@@ -89,6 +89,14 @@ def test_rows(tmp_path: Path) -> None:
     assert loaded[2]["prompt"] == [chat[0], {"role": "user", "content": "Two?\n\nA number."}]
 
 
+def test_a_chat_may_come_in_parts_of_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "One?"}, {"type": "text", "text": "Two?"}]
+    chat = [{"role": "assistant", "content": None, "tool_calls": None}, {"role": "user", "content": parts}]
+    test = write(tmp_path / "test.jsonl", [row(0, prompt=chat)])
+    (prompt,) = domain(test, test_path=str(test)).load("test")["prompt"]
+    assert prompt == [{"role": "assistant", "content": ""}, {"role": "user", "content": "One?\nTwo?"}]
+
+
 def test_reward(sums: Path) -> None:
     columns: dict[str, Any] = {"answer": ["2", "3"], "choices": [[], []], "id": ["a", "b"], "trainer_state": None}
     assert domain(sums).reward(["it is 2", "it is 2"], **columns) == [1.0, 0.0]
@@ -128,6 +136,10 @@ def test_paths_are_relative_to_here_or_to_the_data_folder(
         (row(1, prompt=[]), "'prompt' must be"),
         (row(1, prompt=[{"role": "user"}]), "'prompt' must be"),
         (row(1, prompt=[{"role": "assistant", "content": "2"}]), "'prompt' must be"),
+        (row(1, prompt=[{"role": "user", "content": [{"type": "image", "image": "1.png"}]}]), "'prompt' must be"),
+        (row(1, prompt=[{"role": "tool", "content": "2"}, {"role": "user", "content": "2"}]), "'prompt' must be"),
+        (row(1, prompt="\ud800"), "'prompt' must be .*: it holds half a character"),
+        (row(1, answer="2 \ud800"), "'answer' holds half a character"),
         (row(1, choices="AB"), "'choices' must be a list of strings"),
         (row(1, choices=[1, 2]), "'choices' must be a list of strings"),
         (row(1, id=[1]), "'id' must be"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experts.chats import tokenize
 from experts.errors import UserError
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer, reward_function
@@ -82,6 +83,20 @@ def test_the_end_of_the_answer_is_trained_and_the_prompt_is_not_retokenised(
     assert batch["completion_mask"][ended].all()
     wanted = tiny_tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=True)
     assert batch["prompt_ids"][0][batch["prompt_mask"][0].bool()].tolist() == wanted["input_ids"]
+
+
+def test_prompts_are_read_as_they_are_for_answers(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    """Strings, parts of text and silent turns, of which TRL's own reader knows nothing."""
+    trainer = trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
+    turn = [{"role": "user", "content": [{"type": "text", "text": "00"}]}]
+    prompts = ["00", turn, [*turn, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, *turn]]
+    ids, images, fields = trainer._tokenize_prompts(prompts)
+    assert ids == tokenize(tiny_tokenizer, prompts)
+    assert ids[0] == ids[1]
+    assert not images
+    assert not fields
 
 
 @pytest.mark.parametrize("parametrization", ["raw", "sigmoid"])

@@ -1,0 +1,80 @@
+"""Bases that have no chat template, or one that refuses what they are asked: one line, before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experts import ExpertLibrary
+
+NO_SYSTEM = """{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}
+{% endif %}{{ m['content'] }}{% endfor %}"""
+
+
+def shown_by(folder: Path, template: str | None) -> None:
+    """Gives the checkpoint in a folder another chat template."""
+    (folder / "chat_template.jinja").unlink()
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+
+
+def examples(path: Path, chat: bool) -> Path:
+    def prompt(number: int) -> Any:
+        user = {"role": "user", "content": f"{number} + 1?"}
+        return [{"role": "system", "content": "Add."}, user] if chat and number == 3 else user["content"]
+
+    lines = (json.dumps({"prompt": prompt(number), "answer": str(number + 1)}) for number in range(4))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def refused(run: Any, *args: object) -> str:
+    code, out, err = run(*args)
+    assert (code, out) == (1, "")
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("template", [None, NO_SYSTEM, "{{ messages[0].content"])
+def test_every_verb_says_so(
+    run: Any,
+    library: ExpertLibrary,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown_by(Path(library.base), template)
+    said = {None: "no chat template", NO_SYSTEM: "System role not supported"}.get(template, "TemplateSyntaxError")
+    system = template == NO_SYSTEM
+    if not system:
+        assert said in refused(run, "generate", "2 + 2?", "--library", library.folder, "--dispatch", "a")
+        assert said in refused(run, "dispatch", "2 + 2?", "--library", library.folder, "--dispatch", "prompt")
+        assert said in refused(run, "train", recipe, "--output", tmp_path / "expert")
+    given = examples(tmp_path / "examples.jsonl", chat=system)
+    assert said in refused(run, "adapt", given, "--output", tmp_path / "MIX.json", "--library", library.folder)
+    assert not (tmp_path / "expert").exists()
+    assert not (tmp_path / "expert.unfinished").exists()
+    assert not (tmp_path / "MIX.json").exists()
+
+
+@pytest.mark.parametrize("objective", ["reinforce", "next_token"])
+def test_training_looks_at_all_prompts_before_it_begins(
+    run: Any, tiny_folder: Path, recipe: Path, tmp_path: Path, objective: str
+) -> None:
+    shown_by(tiny_folder, NO_SYSTEM)
+    rows = examples(tmp_path / "rows.jsonl", chat=True)
+    document = f"""
+model: {tiny_folder}
+domain: {{kind: jsonl, name: sums, description: Sums., path: {rows}, validation_path: {rows}, test_path: {rows},
+         judged_by: last_number}}
+training: {{objective: {objective}, learning_rate: 0.1, steps: 1, micro_batch_size: 2}}
+"""
+    recipe.write_text(document)
+    line = refused(run, "train", recipe, "--output", tmp_path / "expert")
+    assert "does not take prompt 4: System role not supported" in line
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("expert")]
