@@ -31,9 +31,8 @@ Tokens = tuple[int, ...]
 END = 40  # tokens at either end of a question that are read: what it is about shows there
 BEFORE_A_NAME = 8  # tokens that a free answer may begin with, such as "The category is"
 PARTING = r"[-_\s]+"  # what stands between the words of a name
-LETTER = (
-    r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # where spaces part words
-)
+# A letter of a script that parts words by spaces, which Thai, Chinese, Japanese and their like do not.
+LETTER = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class PromptDispatcher:
             and an answer that names none or several abstains.
 
     Raises:
-        UserError: if the base has no chat template that can ask for a category.
+        UserError: if the base has no chat template that can ask for a category, or its tokenizer no end token.
     """
 
     def __init__(
@@ -154,7 +153,9 @@ class PromptDispatcher:
         self._pieces = pieces and [text.encode(piece, add_special_tokens=False) for piece in pieces]
         self._before = self._pieces[0] if self._pieces else []
         # The end of the turn tells an answer from a longer one that begins with it.
-        end = cast(int, text.eos_token_id)
+        end = text.eos_token_id
+        if end is None:
+            raise UserError("the base's tokenizer has no end token, so a category's name would never end; set one")
         self._names, self._descriptions = (
             [(*text.encode(answer, add_special_tokens=False), end) for answer in answers]
             for answers in (categories.keys(), categories.values())

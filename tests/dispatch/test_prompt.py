@@ -141,11 +141,15 @@ def test_any_prompt_is_dispatched_whatever_stands_beside_it(
         torch.testing.assert_close(dispatcher([prompt]).weights[0], together[row], atol=1e-4, rtol=1e-4)
 
 
-def test_a_base_without_a_chat_template_is_refused_at_once(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_a_base_without_a_chat_template_or_an_end_is_refused_at_once(tiny_model: Any, tiny_tokenizer: Any) -> None:
     tokenizer = copy(tiny_tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template"):
         PromptDispatcher(tiny_model, tokenizer, CATEGORIES)
+    endless = copy(tiny_tokenizer)
+    endless.eos_token = None
+    with pytest.raises(UserError, match="has no end token"):
+        PromptDispatcher(tiny_model, endless, CATEGORIES)
 
 
 @pytest.mark.parametrize(

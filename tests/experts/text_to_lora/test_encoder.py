@@ -40,6 +40,8 @@ def test_the_last_token_of_the_base(tiny_model: Any, tiny_tokenizer: Any) -> Non
 
 def test_descriptions_are_tidied() -> None:
     assert tidy([" Add two numbers \n", "Why?"]) == ["Add two numbers.", "Why?"]
+    with pytest.raises(UserError, match="a description holds half a character"):
+        tidy(["Add \ud83d"])
 
 
 def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
