@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def test_a_base_without_a_chat_template_or_an_end_is_refused_at_once(tiny_model:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template"):
         PromptDispatcher(tiny_model, tokenizer, CATEGORIES)
-    endless = copy(tiny_tokenizer)
+    endless = deepcopy(tiny_tokenizer)
     endless.eos_token = None
     with pytest.raises(UserError, match="has no end token"):
         PromptDispatcher(tiny_model, endless, CATEGORIES)
