@@ -16,7 +16,7 @@ from dispatch.population import Population
 from dispatch.racing import Pair, race
 from experts.chats import render
 from experts.engine import ROWS_PER_READ
-from experts.errors import UserError
+from experts.errors import SEEDS, UserError, check_whole
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
 from experts.svf.names import plain_modules
@@ -45,10 +45,12 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.population < 2 or not 0 < self.elite <= 1:
-            raise UserError("a search needs a population of at least 2, and an elite that is a share of it")
-        if self.generations < 1:
-            raise UserError("there must be at least one generation")
+        check_whole("population", self.population, least=2)
+        for name in ("generations", "max_new_tokens", "batch_size"):
+            check_whole(name, getattr(self, name))
+        check_whole("seed", self.seed, least=0, most=SEEDS)
+        if not 0 < self.elite <= 1:
+            raise UserError(f"elite must be a share of the population, above 0 and up to 1, not {self.elite}")
 
 
 @dataclass(frozen=True)

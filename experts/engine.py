@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.chats import Chat, read_prompts, read_texts, tokenize, tokenize_seen
 from experts.constrained import Constraint
-from experts.errors import UserError
+from experts.errors import UserError, check_whole
 from experts.mixture import Mixture
 from experts.pictures import text_tokenizer
 from experts.svf import SVFLinear, SVFModel
@@ -57,8 +57,10 @@ def generate(
         constraint: the answers that may be given; None allows any.
 
     Raises:
-        UserError: if a prompt and its answer do not fit the model's context.
+        UserError: if a prompt and its answer do not fit the model's context, or a number of them is below 1.
     """
+    check_whole("max_new_tokens", max_new_tokens)
+    check_whole("batch_size", batch_size)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     prompts = read_prompts(prompts)
     ids = tokenize(tokenizer, prompts)
@@ -89,8 +91,9 @@ def stream(
     """The greedy answer to one prompt, piece by piece as it is written.
 
     Raises:
-        UserError: if the prompt and its answer do not fit the model's context.
+        UserError: if the prompt and its answer do not fit the model's context, or there is to be no answer.
     """
+    check_whole("max_new_tokens", max_new_tokens)
     ids = tokenize(tokenizer, [prompt])
     check_context(model.config, len(ids[0]), max_new_tokens)
     batch = _batch(model, tokenizer, [prompt], ids)
@@ -140,6 +143,7 @@ def loglikelihood(
     Raises:
         UserError: if the lists differ in length, a continuation is empty, or a pair does not fit the context.
     """
+    check_whole("batch_size", batch_size)
     heads, tails = pairs(tokenizer, prompts, continuations)
     ids = [head + tail for head, tail in zip(heads, tails, strict=True)]
     check_context(model.config, max(map(len, ids), default=0), 0)

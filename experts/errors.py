@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
+
+SHOWN = 30  # names that do exist
 
 
 class UserError(ValueError):
@@ -23,7 +26,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     if near:
         hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     else:
-        hint = ("known: " + ", ".join(known)) if known else "there are none"
+        more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+        hint = f"known: {', '.join(known[:SHOWN])}{more}" if known else "there are none"
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
@@ -47,7 +51,21 @@ def check_numbers(options: Any, *, least: Iterable[tuple[str, float]] = (), posi
             raise UserError(f"{name} must be a positive number, not {value}")
 
 
-def check_seed(seed: int) -> None:
-    """Raises UserError for what NumPy's and PyTorch's generators do not take both."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed must be from 0 to 2³² − 1, not {seed}")
+def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
+    """Raises UserError for an option that is no whole number, or one that is too small or too large.
+
+    >>> check_whole("batch_size", 0)
+    Traceback (most recent call last):
+    experts.errors.UserError: batch_size must be a whole number of 1 or more, not 0
+    """
+    bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+    try:
+        right = not isinstance(value, bool) and least <= operator.index(value) <= (value if most is None else most)
+    except TypeError:
+        right = False
+    if not right:
+        raise UserError(f"{name} must be a whole number {bounds}, not {value!r}")
+
+
+SEEDS = 2**32 - 1
+"""The largest seed that PyTorch, NumPy and Python all take; the smallest is 0."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from experts.chats import Chat, tokenize
 from experts.engine import check_context, pairs
-from experts.errors import UserError
+from experts.errors import UserError, check_whole
 from experts.library import ExpertLibrary
 from experts.lora_cache import LoraCache
 from experts.mixture import Mixture
@@ -160,6 +160,7 @@ def generate(
         UserError: if a prompt and its answer do not fit the model's context.
     """
     ids = tokenize(tokenizer, prompts)
+    check_whole("max_new_tokens", max_new_tokens)
     check_context(model.config, max(map(len, ids), default=0), max_new_tokens)
     outputs = _run(model, ids, model.parameters(max_new_tokens, detokenize=False), mixture, batch_size)
     return tokenizer.batch_decode([output.outputs[0].token_ids for output in outputs], skip_special_tokens=True)
@@ -176,6 +177,7 @@ def stream(
     from vllm.sampling_params import RequestOutputKind
 
     (ids,) = tokenize(tokenizer, [prompt])
+    check_whole("max_new_tokens", max_new_tokens)
     check_context(model.config, len(ids), max_new_tokens)
     parameters = model.parameters(max_new_tokens, output_kind=RequestOutputKind.DELTA)
     with _adapters(model, mixture) as adapters:
@@ -225,6 +227,7 @@ def _adapters(model: VLLMModel, mixture: Mixture) -> Iterator[list[Any]]:
 
 def _run(model: VLLMModel, ids: list[list[int]], parameters: Any, mixture: Mixture, batch_size: int) -> list[Any]:
     """vLLM's output for each row of token ids, rows of one mixture together."""
+    check_whole("batch_size", batch_size)
     if model.loras is not None:
         batch_size = min(batch_size, model.loras.keep)
     group_of = mixture.groups()

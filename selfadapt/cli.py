@@ -5,14 +5,18 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 from __future__ import annotations
 
+import functools
+import io
+import itertools
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
+from selfadapt.usage import parsed
 from selfadapt.verbs.adapt import adapt
 from selfadapt.verbs.compare import compare
 from selfadapt.verbs.demo import demo
@@ -50,18 +54,32 @@ GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
+# Where an empty name (`--model "$BASE"`) would silently mean the default.
+NAMES = ("--model", "--library", "--to", "--output", "--dispatch", "--network")
+
+
 def _run(args: list[str]) -> None:
+    for option, value in itertools.pairwise([*args, ""]):
+        if (option in NAMES and value == "") or option in [f"{name}=" for name in NAMES]:
+            print(f"error: {option.removesuffix('=')} needs a value, and it is empty", file=sys.stderr)
+            sys.exit(2)
     if args[:1] == ["train"] and len(args) > 1:
         train(args[1:])
     elif args[:2] == ["t2l", "train"] and len(args) > 2:
         t2l_train(args[2:])
     elif args and args[0] in GROUPS:
         group = args[0]
-        tyro.extras.subcommand_cli_from_dict(
-            GROUPS[group], prog=f"selfadapt {group}", description=VERBS[group].__doc__, args=args[1:]
-        )
+        _call(GROUPS[group], prog=f"selfadapt {group}", description=VERBS[group].__doc__, args=args[1:])
     else:
-        tyro.extras.subcommand_cli_from_dict(VERBS, prog="selfadapt", description=DESCRIPTION, args=args)
+        _call(VERBS, prog="selfadapt", description=DESCRIPTION, args=args)
+
+
+def _call(verbs: dict[str, Callable[..., Any]], **about: Any) -> None:
+    """Calls the verb that the arguments name, once they have been understood."""
+    understood = {
+        name: functools.wraps(verb)(functools.partial(functools.partial, verb)) for name, verb in verbs.items()
+    }
+    parsed(lambda: tyro.extras.subcommand_cli_from_dict(understood, **about))()
 
 
 def main() -> None:
@@ -71,10 +89,16 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Deprecations between transformers and TRL are not the user's business.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal or a pipe has no letters for
     try:
         _run(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _fail("interrupted")
+    except BrokenPipeError:  # who reads has had enough (`| head`); Python would complain again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         from experts.errors import UserError
@@ -82,8 +106,12 @@ def main() -> None:
         # An OSError is the machine's: a full disk, a folder that may not be read. It names the file itself.
         if not isinstance(error, UserError | OSError):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _fail(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

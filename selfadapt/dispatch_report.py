@@ -18,6 +18,7 @@ from experts.mixture import Mixture
 from experts.reading import read_objects
 from selfadapt.two_pass import SelfAdaptiveModel
 
+CALIBRATED = ("prompt", "classifier")
 BASE = "base"  # the label of prompts that belong to no expert
 NEW_TOKENS = 128  # of the answers that pass one's time is compared with
 TIMED = 16  # prompts
@@ -50,20 +51,28 @@ def read_labelled(path: Path, library: ExpertLibrary) -> list[Labelled]:
     return rows
 
 
+def check_calibration(name: str, library: ExpertLibrary, rows: list[Labelled]) -> None:
+    """Raises UserError, if the dispatcher is none that is calibrated, or an expert has no prompt among the rows."""
+    if name not in CALIBRATED:
+        raise UserError(f"only the dispatchers {' and '.join(CALIBRATED)} are calibrated, not {name}")
+    if not library.names:
+        raise UserError(f"the library {library.folder} is empty; there is nothing to calibrate")
+    for expert in library.names:
+        if all(row.label != expert for row in rows):
+            raise UserError(f"no prompt is labelled {expert!r}; give some of every expert")
+
+
 def calibrate_dispatcher(model: SelfAdaptiveModel, library: ExpertLibrary, name: str, rows: list[Labelled]) -> Path:
     """Fits the calibration of the prompt dispatcher on labelled prompts and stores it in the library.
 
     Raises:
-        UserError: if the dispatcher has none, or an expert has no prompt among them.
+        UserError: as `check_calibration` does.
     """
+    check_calibration(name, library, rows)
     dispatcher = model.dispatcher
-    if not isinstance(dispatcher, PromptDispatcher):
-        raise UserError(f"only the dispatchers prompt and classifier are calibrated, not {name}")
+    assert isinstance(dispatcher, PromptDispatcher)
     rows = [row for row in rows if row.label != BASE]
     labels = torch.tensor([library.names.index(row.label) for row in rows])
-    for index, expert in enumerate(library.names):
-        if not (labels == index).any():
-            raise UserError(f"no prompt is labelled {expert!r}; give some of every expert")
     dispatcher.calibration = Calibration.fitted(dispatcher.scores([row.prompt for row in rows]), labels)
     path = calibration_path(library, name)
     dispatcher.calibration.write(path, library.names)

@@ -136,7 +136,7 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
     for block in ("domains", "unseen", "methods"):
         names = _mapping(document.get(block), f"{path}: {block}")
         for name in names:
-            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name)):
+            if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)):
                 raise UserError(f"{path}: {name!r} cannot be a name: use letters, digits, '-', '_' and '.'")
         if not names and block != "unseen":
             raise UserError(f"{path}: {block} is missing: an experiment has domains and methods")
@@ -239,10 +239,12 @@ def _recipes(document: Mapping[str, Any], method: Mapping[str, Any], seeds: Any,
     """What a method makes of a domain's recipe: one for each candidate of its learning rate, and seed."""
     document = overlay(document, {block: method[block] for block in ("adapt", "training") if block in method})
     seeds = method.get("seeds", seeds if seeds is not None else [0])
-    if not (isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)):
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise UserError(f"{where}: seeds must be a list of whole numbers")
     training = document.get("training", {})
     rates = training.get("learning_rate")
+    if rates == []:
+        raise UserError(f"{where}: learning_rate has no candidates")
     for candidate in [{"learning_rate": rate} for rate in rates] if isinstance(rates, list) else [{}]:
         for seed in seeds:
             yield make_recipe({**document, "training": {**training, **candidate, "seed": seed}}, where)
@@ -270,7 +272,10 @@ def _recipe(document: Any, where: str) -> dict[str, Any]:
 
 
 def _method(document: Any, where: str) -> dict[str, Any]:
-    return _with_blocks(document, where, METHOD_FIELDS)
+    document = _with_blocks(document, where, METHOD_FIELDS)
+    if not isinstance(document.get("reference", False), bool):
+        raise UserError(f"{where}: reference must be true or false")
+    return document
 
 
 def _with_blocks(document: Any, where: str, known: Sequence[str]) -> dict[str, Any]:

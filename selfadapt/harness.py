@@ -6,6 +6,7 @@ Importing `selfadapt` announces it to lm-eval, and this module is imported when 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import time
 from collections import defaultdict
@@ -17,7 +18,7 @@ from typing import Any, cast
 import torch
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CachingLM
+from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from torch import Tensor
@@ -28,13 +29,16 @@ from experts.engine import under
 from experts.errors import UserError, unknown
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from selfadapt.response_cache import ResponseCache
 from selfadapt.two_pass import SelfAdaptiveModel
+from selfadapt.usage import check_batch_size
 
 # HFLM's other arguments say how to load a model, which `load_base` does here; HFLM would silently ignore them.
 OPTIONS = (
     *("add_bos_token", "batch_size", "chat_template_args", "enable_thinking", "logits_cache", "max_batch_size"),
     *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
 )
+BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what no answer follows from
 
 
 class SelfAdaptiveLM(HFLM):
@@ -74,6 +78,8 @@ class SelfAdaptiveLM(HFLM):
             if name not in OPTIONS:
                 known = {"pretrained", "library", "dispatch", "device", "dtype", *OPTIONS}
                 raise unknown("argument of the lm-eval model selfadapt:", name, known)
+        check_batch_size("batch_size", options.get("batch_size") or 1)
+        check_batch_size("max_batch_size", options.get("max_batch_size") or 1)
         if isinstance(pretrained, SelfAdaptiveModel):
             self.two_pass = pretrained
         else:
@@ -89,8 +95,7 @@ class SelfAdaptiveLM(HFLM):
             super().__init__(pretrained=self.two_pass.model, tokenizer=self.two_pass.tokenizer, **options)
         finally:
             logger.setLevel(level)
-        given = isinstance(pretrained, SelfAdaptiveModel)
-        self._identity = None if given else f"{pretrained} {library} {dispatch or 'none'}"
+        self._options = {name: value for name, value in options.items() if name not in BATCHING}
         self.mixtures: dict[str, dict[str, float]] = {}  # context → the experts that had a part
         self.seconds = {"dispatch": 0.0, "answer": 0.0}
         self._experts: dict[str, None] = {}  # every expert that a mixture has named, in order
@@ -113,17 +118,25 @@ class SelfAdaptiveLM(HFLM):
             self._questions[context] = turns[-1]
         return context
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Refuses a cache of responses (`use_cache`) that another base, library or dispatcher has filled."""
-        if cache_hook.dbdict is not None and self._identity is not None:
-            owner = cache_hook.dbdict.setdefault("selfadapt", self._identity)
-            if owner != self._identity:
-                raise UserError(f"the cache holds the responses of {owner!r}, not {self._identity!r}; name another")
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Takes a cache of responses (`use_cache`), which any bases, libraries and dispatchers may share."""
+        if cache_hook.dbdict is not None:
+            cache_hook = ResponseCache(cache_hook.dbdict, self.model, self._decoding())
         super().set_cache_hook(cache_hook)
+
+    def _decoding(self) -> Any:
+        """What an answer follows from beside its request, the weights and the mixture."""
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        config = {key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"}
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        tokenizer = json.loads(backend.to_str()) if backend else self.tokenizer.get_vocab()
+        for state in ("padding", "truncation"):  # of the last batch
+            tokenizer.pop(state, None)
+        return [config, base.generation_config.to_dict(), tokenizer, self._options]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         answer = functools.partial(super().generate_until, disable_tqdm=disable_tqdm)
-        return self._two_passes(answer, requests, [request.args[0] for request in requests])
+        return self._two_passes("generate_until", answer, requests, [request.args[0] for request in requests])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         first: dict[Hashable, str] = {}
@@ -134,15 +147,17 @@ class SelfAdaptiveLM(HFLM):
             for request in requests
         ]
         answer = functools.partial(super().loglikelihood, disable_tqdm=disable_tqdm)
-        return self._two_passes(answer, requests, contexts)
+        return self._two_passes("loglikelihood", answer, requests, contexts)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         # A text is many windows, which HFLM does not say the origin of: one mixture at a time.
         answer = functools.partial(super().loglikelihood_rolling, disable_tqdm=disable_tqdm)
-        return self._two_passes(answer, requests, [request.args[0] for request in requests], apart=True)
+        contexts = [request.args[0] for request in requests]
+        return self._two_passes("loglikelihood_rolling", answer, requests, contexts, apart=True)
 
     def _two_passes(
         self,
+        kind: str,
         answer: Callable[[list[Instance]], list[Any]],
         requests: list[Instance],
         contexts: list[str],
@@ -155,18 +170,24 @@ class SelfAdaptiveLM(HFLM):
         """
         self._mixture, rows = self._dispatch(contexts)
         start = time.perf_counter()
+        cache = self.cache_hook if isinstance(self.cache_hook, ResponseCache) else None
+        keys = cache.keys(kind, requests, self._mixture, rows) if cache else []
+        answers = {index: known for index, key in enumerate(keys) if (known := cast(Any, cache).get(key)) is not None}
         sharing: dict[int, list[int]] = defaultdict(list)  # row → the requests that share it
         for index, row in enumerate(rows):
-            sharing[row].append(index)
+            if index not in answers:
+                sharing[row].append(index)
         batch = self.max_batch_size if self.batch_size == "auto" else self.batch_size
         runs = [group for group in sharing.values() if apart or len(group) >= max(2, batch)]
         alone = {index for group in runs for index in group}
-        runs.append([index for index in range(len(requests)) if index not in alone])
-        answers: dict[int, Any] = {}
+        runs.append(sorted(index for group in sharing.values() for index in group if index not in alone))
         for run in filter(None, runs):
             self._rows = [rows[index] for index in run]
             self._row_of = {contexts[index]: rows[index] for index in run}
-            answers.update(zip(run, answer([requests[index] for index in run]), strict=True))
+            for index, response in zip(run, answer([requests[index] for index in run]), strict=True):
+                answers[index] = response
+                if cache:
+                    cache.put(keys[index], response)
         self.seconds["answer"] += time.perf_counter() - start
         return [answers[index] for index in range(len(requests))]
 
@@ -212,26 +233,29 @@ class SelfAdaptiveLM(HFLM):
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Notes which input has which mixture, for `_model_call`.
 
-        HFLM computes an input that several requests have only once. Where their mixtures differ ("a b" + " c" and
-        "a" + " b c" under different contexts), later ones wait for another round.
+        HFLM computes an input that several requests have only once, and reads the likelihoods of the longest
+        continuation. Requests of other mixtures or continuations that are not as long ("a b" + " c" and "a" + " b c";
+        the windows of a text that repeats itself) wait for another round.
         """
-        rows = self._rows
+        # The windows of rolling log-likelihoods are more than their texts, but all of one mixture.
+        rows = self._rows if len(self._rows) == len(requests) else self._rows[:1] * len(requests)
         self._row_of = {}
-        if len(set(rows)) == 1:
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        shared: dict[Hashable, tuple[int, int]] = {}
         now: list[int] = []
         later: list[int] = []
         for index, (_, context, continuation) in enumerate(requests):
             tokens = _unpadded((context + continuation)[-(self.max_length + 1) :][:-1])
-            (now if self._row_of.setdefault(tokens, rows[index]) == rows[index] else later).append(index)
-        answers = dict(
-            zip(now, super()._loglikelihood_tokens([requests[i] for i in now], *args, **kwargs), strict=True)
-        )
+            how = (rows[index], len(continuation))
+            (now if shared.setdefault(tokens, how) == how else later).append(index)
+            self._row_of.setdefault(tokens, rows[index])
+        first = super()._loglikelihood_tokens([requests[i] for i in now], *args, **kwargs)
+        answers = dict(zip(now, first, strict=True))
         if later:
+            before = self._rows
             self._rows = [rows[index] for index in later]
-            answers.update(
-                zip(later, self._loglikelihood_tokens([requests[i] for i in later], *args, **kwargs), strict=True)
-            )
+            again = self._loglikelihood_tokens([requests[i] for i in later], *args, **kwargs)
+            answers.update(zip(later, again, strict=True))
+            self._rows = before
         return [answers[index] for index in range(len(requests))]
 
     def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -247,8 +271,6 @@ class SelfAdaptiveLM(HFLM):
         """
         logs = [(task, sample) for task, of_task in samples.items() for sample in of_task]
         contexts = [sample["arguments"][0][0] for _, sample in logs]
-        if cached := [context for context in contexts if context not in self.mixtures]:
-            self._dispatch(cached)  # their responses came from the cache
         documents = {}
         for (task, sample), context in zip(logs, contexts, strict=True):
             sample["mixture"] = documents[task, sample["doc_id"]] = self.mixtures[context]
@@ -284,6 +306,11 @@ def _evaluate_and_explain(lm: Any, task_dict: Any, *args: Any, log_samples: bool
     model = lm.lm if isinstance(lm, CachingLM) else lm
     if not isinstance(model, SelfAdaptiveLM):
         return _evaluate(lm, task_dict, *args, log_samples=log_samples, **options)
+    if not isinstance(lm, CachingLM):
+        model.set_cache_hook(CacheHook(None))  # that of an earlier evaluation
+    if options.get("apply_chat_template"):
+        # The contexts that lm-eval has kept (`cache_requests`) do not say what the last user turn was.
+        options["rewrite_requests_cache"] = True
     model.mixtures.clear()
     model.seconds = dict.fromkeys(model.seconds, 0.0)
     results = _evaluate(lm, task_dict, *args, log_samples=True, **options)

@@ -26,13 +26,14 @@ from experts.domains import (
     Vqa,
     WordProblems,
 )
-from experts.errors import UserError, check_numbers, unknown
+from experts.errors import SEEDS, UserError, check_whole, unknown
 from experts.reading import read_text
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, check_run, train_expert
 from experts.training.supervised import NextToken
 from selfadapt.classification import Classification
+from selfadapt.usage import parsed
 
 # The name of an objective, a method or a kind of domain chooses what else its block of the file may say.
 OBJECTIVES: dict[str, type] = {"reinforce": Reinforce, "next_token": NextToken}
@@ -64,7 +65,8 @@ class Recipe:
     """Held-out problems on which the base and the finished expert are compared."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, least=[("test_size", 1)])
+        check_whole("test_size", self.test_size)
+        check_whole("training.seed", self.training.seed, least=0, most=SEEDS)
         try:
             self.adapt.config()
         except ValueError as error:
@@ -160,11 +162,22 @@ def read_recipe(path: Path) -> Recipe:
     return make_recipe(read_yaml(path), path)
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's own rule, which PyYAML does not keep: it takes the last of equal keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if isinstance(key, str) and keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Any:
     """What a YAML file says; raises UserError, if it is not YAML."""
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _EachKeyOnce)
     # Tags and dates that mean nothing end in errors of Python's own.
     except (
         yaml.YAMLError,
@@ -216,9 +229,8 @@ def merge(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
     """The recipe with fields replaced from the command line: `--learning-rate 1e-3 --domain.seed 5`."""
-    return tyro.cli(
-        Recipe, default=recipe, args=list(args), prog=prog, config=(tyro.conf.AvoidSubcommands,), description=""
-    )
+    config = (tyro.conf.AvoidSubcommands,)
+    return parsed(lambda: tyro.cli(Recipe, default=recipe, args=list(args), prog=prog, config=config, description=""))
 
 
 def chosen(document: Any, where: Path | str, block: str, key: str, classes: Mapping[str, Any]) -> Any:

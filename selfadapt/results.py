@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
 from experts.errors import UserError
 from experts.evaluation import Accuracy
@@ -97,17 +98,16 @@ def read_results(path: Path) -> list[Line]:
                 f"{where} is of version {version} of the results file, this program reads version {VERSION}; "
                 "choose another --output, or the program that wrote it"
             )
-        if (
-            set(entry) | OPTIONAL != known
-            or not isinstance(entry["scores"], str)
-            or (entry["right"], entry["n"])
-            != (
-                entry["scores"].count("1"),
-                len(entry["scores"]),
-            )
-        ):
-            raise UserError(f"{where} is damaged: remove it, and its cell is done again")
-        lines.append(Line(**entry))
+        damaged = UserError(f"{where} is damaged: remove it, and its cell is done again")
+        if set(entry) | OPTIONAL != known:
+            raise damaged
+        try:
+            line = TypeAdapter(Line).validate_python(entry)
+        except ValidationError as error:
+            raise damaged from error
+        if (line.right, line.n) != (line.scores.count("1"), len(line.scores)) or not set(line.scores) <= {"0", "1"}:
+            raise damaged
+        lines.append(line)
     return lines
 
 

@@ -44,6 +44,7 @@ from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_net
 from experts.training.objective import check_tokenizer
 from selfadapt.base_models import BUILT_IN, load_base, load_config
 from selfadapt.recipes import checked, chosen, configs_folder, read_yaml
+from selfadapt.usage import parsed
 
 BLOCKS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("output", "kind", {"lora": Lora, "svf": Svf}),
@@ -130,9 +131,8 @@ def read_recipe(path: Path) -> Recipe:
 
 def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
     """The recipe with fields replaced from the command line: `--steps 100 --data.train-tasks 16`."""
-    return tyro.cli(
-        Recipe, default=recipe, args=list(args), prog=prog, config=(tyro.conf.AvoidSubcommands,), description=""
-    )
+    config = (tyro.conf.AvoidSubcommands,)
+    return parsed(lambda: tyro.cli(Recipe, default=recipe, args=list(args), prog=prog, config=config, description=""))
 
 
 def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | list[Path]:

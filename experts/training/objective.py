@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from experts.engine import context_of, tokenize
-from experts.errors import UserError, check_numbers, check_seed
+from experts.errors import SEEDS, UserError, check_numbers, check_whole
 from experts.pictures import text_tokenizer
 from experts.processes import processes
 
@@ -67,7 +67,7 @@ def check_options(options: Objective) -> None:
     """Raises UserError for a number that no training can use."""
     counts = [(name, 1) for name in (*COUNTS, options.rows_option)]
     check_numbers(options, least=[*counts, ("max_grad_norm", 0)], positive=["learning_rate"])
-    check_seed(options.seed)
+    check_whole("seed", options.seed, least=0, most=SEEDS)
 
 
 def check_schedule(options: Any) -> None:
@@ -79,7 +79,7 @@ def check_schedule(options: Any) -> None:
     )
     if options.warmup > 1:
         raise UserError(f"warmup is a share of the steps, and {options.warmup} more than all")
-    check_seed(options.seed)
+    check_whole("seed", options.seed, least=0, most=SEEDS)
 
 
 def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1) -> tuple[int, int]:

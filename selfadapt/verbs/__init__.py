@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from typing import Any
 
 
 def show(document: Any, as_json: bool, text: str) -> None:
-    """Prints one JSON document, or the text for a person, to stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False) if as_json else text)
+    """Prints one JSON document, or the text for a person, to stdout.
+
+    JSON has no number that is not finite: it is null there.
+    """
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(_finite(document), indent=2, ensure_ascii=plain, allow_nan=False) if as_json else text)
+
+
+def _finite(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_finite(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document

@@ -40,6 +40,7 @@ def adapt(
     """
     import sys
     from functools import partial
+    from typing import cast
 
     from peft import PeftModel
 
@@ -51,23 +52,23 @@ def adapt(
     from selfadapt.base_models import load_base
     from selfadapt.two_pass import find_library
 
+    how = Search(per=per, population=population, generations=generations, max_new_tokens=max_new_tokens, seed=seed)
     experts = find_library(model, library)
+    if not experts.names:
+        raise UserError(f"the library {experts.folder} is empty; there is nothing to mix")
     domain = Jsonl(name="examples", description="", path=str(examples), judged_by=judged_by)
     rows = domain.rows()
     if output.is_dir():
         raise UserError(f"{output} is a folder; --output names a file, such as MIX.json")
     check_new_folder(output.parent)
     base, tokenizer = load_base(model or experts.base)
-    adaptive = experts.load(base)
-    if not isinstance(adaptive, PeftModel):
-        raise UserError(f"the library {experts.folder} is empty; there is nothing to mix")
     found = search(
-        adaptive,
+        cast(PeftModel, experts.load(base)),
         tokenizer,
         experts.names,
         rows,
         partial(scores_of, domain),
-        Search(per=per, population=population, generations=generations, max_new_tokens=max_new_tokens, seed=seed),
+        how,
         lambda generation, reward, likelihood: print(
             f"generation {generation}/{generations}: best right {reward:.0%}, log-likelihood {likelihood:.2f}",
             file=sys.stderr,

@@ -29,6 +29,7 @@ def compare(
         json: print the rows of the tables as JSON.
     """
     from experts.errors import UserError
+    from experts.files import check_writable
     from selfadapt.grid_report import document, write_report
 
     failed = []
@@ -37,6 +38,7 @@ def compare(
         if not results.is_file():
             raise UserError(f"no such file: {results}")
         output = output or results.parent
+        check_writable(output)
     else:
         from selfadapt.compare import compare as run
         from selfadapt.experiment import find_experiment, read_experiment

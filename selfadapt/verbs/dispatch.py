@@ -34,7 +34,8 @@ def dispatch(
         json: print the mixtures, or the report, as JSON.
     """
     from experts.errors import UserError
-    from selfadapt.dispatch_report import calibrate_dispatcher, evaluate_dispatcher, read_labelled
+    from experts.files import check_writable
+    from selfadapt.dispatch_report import calibrate_dispatcher, check_calibration, evaluate_dispatcher, read_labelled
     from selfadapt.two_pass import SelfAdaptiveModel, find_library
 
     if not prompts and evaluate is None and calibrate is None:
@@ -42,6 +43,11 @@ def dispatch(
     experts = find_library(model, library)
     to_calibrate = None if calibrate is None else read_labelled(calibrate, experts)
     to_evaluate = None if evaluate is None else read_labelled(evaluate, experts)
+    if to_calibrate is not None:
+        check_calibration(dispatch, experts, to_calibrate)
+        check_writable(experts.folder)
+    if to_evaluate is not None:
+        check_writable(output)
     adaptive = SelfAdaptiveModel.from_pretrained(model, experts, dispatch)
     if to_calibrate is not None:
         path = calibrate_dispatcher(adaptive, experts, dispatch, to_calibrate)

@@ -42,19 +42,21 @@ def evaluate(
         seed: of all random choices; by default lm-eval's own.
         json: print lm-eval's result dictionary, with the mean mixture and the seconds of each pass, as JSON.
     """
-    from experts.errors import UserError
+    from experts.errors import SEEDS, UserError, check_whole
     from experts.files import check_writable
+    from selfadapt.usage import check_batch_size
 
     try:
         import lm_eval
     except ModuleNotFoundError as error:
         raise UserError('evaluation needs lm-eval; install it: pip install "selfadapt[eval]"') from error
-    if limit is not None and limit <= 0:
-        raise UserError("--limit must be more than 0")
-    if num_fewshot is not None and num_fewshot < 0:
-        raise UserError("--num-fewshot must be 0 or more")
-    if not batch_size.startswith("auto") and not (batch_size.isdecimal() and int(batch_size)):
-        raise UserError(f'--batch-size must be a whole number from 1 or "auto", not {batch_size!r}')
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit.is_integer())):
+        raise UserError(f"--limit must be a whole number of documents, or a share of them above 0, not {limit:g}")
+    if num_fewshot is not None:
+        check_whole("--num-fewshot", num_fewshot, least=0)
+    if seed is not None:
+        check_whole("--seed", seed, least=0, most=SEEDS)
+    check_batch_size("--batch-size", batch_size)
     if log_samples and output_path is None and not json:
         raise UserError("--log-samples needs a place for the samples: give --output-path or --json")
     if output_path is not None:
@@ -65,11 +67,16 @@ def evaluate(
         from lm_eval.loggers import EvaluationTracker
         from lm_eval.utils import handle_non_serializable, make_table
 
+        from dispatch import check_dispatcher
         from selfadapt.base_models import BUILT_IN
         from selfadapt.tasks import load_tasks
         from selfadapt.two_pass import find_library
 
-        model = model or (find_library(None, library).base if library else BUILT_IN)
+        if dispatch != "none" or library:
+            experts = find_library(model, library)
+            check_dispatcher(dispatch, experts)
+            model = model or experts.base
+        model = model or BUILT_IN
         manager, loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path)
         seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
         tracker = EvaluationTracker(output_path=str(output_path)) if output_path else None

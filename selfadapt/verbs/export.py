@@ -35,7 +35,7 @@ def export(
             neutral sentences.
         json: print what was written as JSON.
     """
-    from experts.errors import UserError
+    from experts.errors import UserError, check_whole
     from experts.export import NEUTRAL_TEXTS, best_lora, measure_lora, write_lora, write_merged
     from experts.files import atomic_folder, check_writable
     from experts.fingerprint import refuse_other_base
@@ -47,6 +47,8 @@ def export(
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
     if format == "merged" and (rank is not None or texts is not None):
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
+    if rank is not None:
+        check_whole("--rank", rank)
     measured_on = NEUTRAL_TEXTS if texts is None else [line for _, line in read_lines(texts)]
     fixed = find_expert(expert, library, model)
     base_name = model or fixed.base

@@ -33,11 +33,12 @@ def generate(
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
-    from experts.errors import UserError
+    from experts.errors import UserError, check_whole
     from selfadapt.two_pass import SelfAdaptiveModel
 
     if not prompts:
         raise UserError("there is no prompt to answer; give one or more")
+    check_whole("--max-new-tokens", max_new_tokens)
     adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch, engine=engine)
     if len(prompts) == 1 and not json and sys.stdout.isatty():
         for piece in adaptive.stream(prompts[0], max_new_tokens=max_new_tokens):

@@ -20,6 +20,7 @@ def import_(file: Positional[Path], model: str, output: Path, description: str =
         json: print what was written as JSON.
     """
     from experts.errors import UserError
+    from experts.files import check_writable
     from experts.reference_import import import_expert
     from selfadapt.base_models import load_base
 
@@ -27,6 +28,7 @@ def import_(file: Positional[Path], model: str, output: Path, description: str =
         raise UserError(f"no such file: {file}")
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
+    check_writable(output.parent)
     base, _ = load_base(model)
     expert = import_expert(file, base, model, description or f"Imported from {file.name}.")
     expert.write(output)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from selfadapt.usage import parsed
 from selfadapt.verbs import show
 
 
@@ -32,9 +33,8 @@ def t2l_train(args: list[str]) -> None:
     help_flags = {"-h", "--help"}.intersection(args)
     if help_flags and len(args) == 1:
         tyro.cli(T2LTrain, args=args, prog="selfadapt t2l train")
-    options, fields = tyro.cli(
-        T2LTrain, args=[a for a in args if a not in help_flags], prog="selfadapt t2l train", return_unknown_args=True
-    )
+    own = [a for a in args if a not in help_flags]
+    options, fields = parsed(lambda: tyro.cli(T2LTrain, args=own, prog="selfadapt t2l train", return_unknown_args=True))
     fields += help_flags
 
     from experts.processes import processes
@@ -81,8 +81,13 @@ def t2l_generate(
     """
     from dataclasses import asdict
 
+    from experts.errors import UserError
+    from experts.files import check_writable
     from selfadapt.t2l import find_network, load_writer
 
+    if output.exists():
+        raise UserError(f"{output} exists already; choose another --output, or remove it first")
+    check_writable(output.parent)
     writer = load_writer(network or find_network(model), model=model, trust_remote_code=trust_remote_code)
     (adapter,) = writer.generate([description])
     adapter.write(output)
@@ -134,10 +139,16 @@ def t2l_evaluate(
     import sys
     from dataclasses import asdict
 
+    from experts.errors import UserError, check_whole
     from experts.text_to_lora.evaluation import compare
     from experts.text_to_lora.tasks import TaskData
     from selfadapt.t2l import compare_methods
 
+    check_whole("--instances", instances)
+    check_whole("--max-new-tokens", max_new_tokens)
+    for folder in (network, adapters, multi_task, oracles):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no such folder: {folder}")
     scores = compare_methods(
         network,
         TaskData(tasks, descriptions, validation_tasks=0),

@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from selfadapt.usage import parsed
 from selfadapt.verbs import show
 
 
@@ -32,9 +33,8 @@ def train(args: list[str]) -> None:
     help_flags = {"-h", "--help"}.intersection(args)
     if help_flags and len(args) == 1:
         tyro.cli(Train, args=args, prog="selfadapt train")
-    options, fields = tyro.cli(
-        Train, args=[a for a in args if a not in help_flags], prog="selfadapt train", return_unknown_args=True
-    )
+    own = [a for a in args if a not in help_flags]
+    options, fields = parsed(lambda: tyro.cli(Train, args=own, prog="selfadapt train", return_unknown_args=True))
     fields += help_flags
 
     from selfadapt.recipes import check_recipe, find_recipe, override, read_recipe, train_recipe

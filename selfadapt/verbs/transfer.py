@@ -34,7 +34,8 @@ def transfer(
         json: print both fingerprints and the comparison as JSON.
     """
     from experts import transfer as transfers
-    from experts.errors import UserError
+    from experts.errors import SEEDS, UserError, check_whole
+    from experts.files import check_writable
     from experts.fingerprint import refuse_other_base
     from selfadapt.base_models import load_base, load_shapes
     from selfadapt.two_pass import find_expert
@@ -43,6 +44,10 @@ def transfer(
         raise UserError("nothing to do: name the folder of the new expert (--output), or --compare the bases")
     if output is not None and output.exists():
         raise UserError(f"{output} exists already; choose another --output, or remove it first")
+    if shuffled is not None:
+        check_whole("--shuffled", shuffled, least=0, most=SEEDS)
+    if output is not None:
+        check_writable(output.parent)
     trained = find_expert(expert, library, model)
     own = model or trained.base
     if own is None:

@@ -16,6 +16,8 @@ import pytest
 import torch
 import yaml
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook, CachingLM
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -247,9 +249,7 @@ def test_a_chat_template_that_fails_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_samples_and_results_say_who_answered(
-    adaptive: SelfAdaptiveModel, library: ExpertLibrary, task_folder: Path, tmp_path: Path
-) -> None:
+def test_samples_and_results_say_who_answered(adaptive: SelfAdaptiveModel, task_folder: Path) -> None:
     first = judged(SelfAdaptiveLM(adaptive), task_folder)
     for samples in first["samples"].values():
         wanted = [{"red": {"a": 1.0}, "blue": {"a": 0.5, "b": 1.0}}.get(q.split()[0], {}) for q in QUESTIONS]
@@ -259,14 +259,117 @@ def test_samples_and_results_say_who_answered(
     assert min(first["seconds"].values()) > 0
     assert "samples" not in judged(SelfAdaptiveLM(adaptive), task_folder, limit=1, log_samples=False)
 
+
+def test_a_cache_of_responses_answers_only_what_made_them(library: ExpertLibrary, tmp_path: Path) -> None:
+    asked = requests("generate_until", QUESTIONS[:3], {"until": ["\n"], "max_gen_toks": 6})
+    mix = tmp_path / "MIX.json"
+
+    def ask(dispatch: Any = str(mix), **options: Any) -> tuple[list[str], int]:
+        """The answers with a cache that all share, and how often the model was called for them."""
+        lm = SelfAdaptiveLM(library=library.folder, dispatch=dispatch, batch_size=4, **options)
+        calls: list[int] = []
+        lm.model.get_input_embeddings().register_forward_pre_hook(lambda *_: calls.append(1))
+        answers = CachingLM(lm, str(tmp_path / "responses.db")).generate_until(asked)
+        made = len(calls)
+        lm.set_cache_hook(CacheHook(None))
+        assert answers == lm.generate_until(asked)  # what the cache says is what the model would
+        return answers, made
+
+    Mixture.of({"a": 0.5}).write(mix)
+    first, calls = ask()
+    assert calls > 0
+    assert ask() == (first, 0)
+    Mixture.of({"a": 1.2}).write(mix)
+    second, calls = ask()
+    assert calls > 0
+    assert second != first
+    Mixture.of({"a": 0.5}).write(mix)
+    assert ask() == (first, 0)
+    for options in ({"dtype": "bfloat16"}, {"max_length": 24}, {"dispatch": "none"}, {"dispatch": "b"}):
+        assert ask(**options)[1] > 0
+
+    library.expert("b").write(tmp_path / "trained")
+    library.remove("a")
+    library.add(tmp_path / "trained", "a")
+    third, calls = ask()
+    assert calls > 0
+    assert third != first
+    assert ask("a")[1] == 0  # it has become the same as b
+
+
+def test_a_cache_knows_the_weights_of_the_base(library: ExpertLibrary, task_folder: Path, tmp_path: Path) -> None:
     cache = str(tmp_path / "responses")
-    again = [judged(SelfAdaptiveLM(adaptive), task_folder, use_cache=cache) for _ in range(2)]
-    assert responses(again[0]) == responses(again[1]) == responses(first)
-    assert again[1]["mixture"] == first["mixture"]  # also where every response came from the cache
-    other = {"library": str(library.folder), "dispatch": "b"}
-    judged("selfadapt", task_folder, ["writing"], model_args=other, use_cache=cache + "2", limit=1)
-    with pytest.raises(UserError, match="name another"):
-        judged("selfadapt", task_folder, model_args={**other, "dispatch": "a"}, use_cache=cache + "2", limit=1)
+    before = judged("selfadapt", task_folder, FEW[:1], model_args={"pretrained": library.base}, use_cache=cache)
+    base = AutoModelForCausalLM.from_pretrained(library.base)
+    with torch.no_grad():
+        base.get_input_embeddings().weight.mul_(1.5)  # no part of the fingerprint
+    base.save_pretrained(library.base)
+    after = judged("selfadapt", task_folder, FEW[:1], model_args={"pretrained": library.base}, use_cache=cache)
+    wanted = judged("selfadapt", task_folder, FEW[:1], model_args={"pretrained": library.base})
+    assert responses(after) == responses(wanted) != responses(before)
+
+
+def test_one_request_of_two_questions_is_kept_for_each(adaptive: SelfAdaptiveModel, tmp_path: Path) -> None:
+    # Mutual information asks for a choice after nothing, under the mixture of its question.
+    questions = [("red", 0), ("", 0), ("blue", 1), ("", 1)]
+    items = [
+        Instance("loglikelihood", {}, (c, " yes"), i % 2, ("task", doc, 1)) for i, (c, doc) in enumerate(questions)
+    ]
+    lm = SelfAdaptiveLM(adaptive, batch_size=4)
+    wanted = lm.loglikelihood(items)
+    assert value(wanted[1]) != pytest.approx(value(wanted[3]), abs=1e-3)
+    cached = CachingLM(lm, str(tmp_path / "responses.db"))
+    cached.loglikelihood([items[0], items[2]])
+    for _ in range(2):  # the first of each question is there already, and still decides about the second
+        got = cached.loglikelihood(items)
+        assert [value(answer) for answer in got] == pytest.approx([value(answer) for answer in wanted], abs=1e-3)
+
+
+def test_contexts_that_lm_eval_has_kept_are_dispatched_by_their_question(
+    adaptive: SelfAdaptiveModel, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
+    dispatcher: Any = adaptive.dispatcher
+    for _ in range(2):
+        dispatcher.seen.clear()
+        judged(
+            SelfAdaptiveLM(adaptive), task_folder, ["writing"], limit=2, apply_chat_template=True, cache_requests=True
+        )
+        assert dispatcher.seen == [f"Question: {q}\nAnswer:" for q in QUESTIONS[:2]]
+
+
+def test_rolling_loglikelihoods_do_not_depend_on_the_batch_size(
+    adaptive: SelfAdaptiveModel, library: ExpertLibrary
+) -> None:
+    # Windows of a text that repeats itself are alike, but for where they begin.
+    texts = [f"{kind} {piece * 20}" for kind in ("red", "blue", "grey") for piece in ("a", "ab", "xyz ", "a b c d e ")]
+    asked = requests("loglikelihood_rolling", [*texts, "red", texts[0]], None)
+    alone = [SelfAdaptiveLM(adaptive, max_length=16).loglikelihood_rolling([each])[0] for each in asked]
+    for batch_size in (1, 2, 3, 7, 64, "auto"):
+        lm = SelfAdaptiveLM(adaptive, max_length=16, batch_size=batch_size, max_batch_size=5)
+        assert lm.loglikelihood_rolling(asked) == pytest.approx(alone, abs=1e-3)
+    hf = HFLM(library.base, batch_size=1, max_length=16, device="cpu")
+    base = SelfAdaptiveLM(library.base, batch_size=1, max_length=16)
+    assert base.loglikelihood_rolling(asked) == hf.loglikelihood_rolling(asked)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, "auto"])
+def test_answers_do_not_depend_on_batches_or_order(adaptive: SelfAdaptiveModel, batch_size: int | str) -> None:
+    questions = [*QUESTIONS, *QUESTIONS[:4], "red", "a" * 100]
+    for kind, continuations in {
+        "generate_until": [{"until": ["\n"], "max_gen_toks": 6}],
+        "loglikelihood": [" yes", " no", " n", " yes", "x"],
+    }.items():
+        asked = requests(kind, questions, *continuations)
+        wanted = [getattr(SelfAdaptiveLM(adaptive, max_length=64), kind)([each])[0] for each in asked]
+        lm = SelfAdaptiveLM(adaptive, max_length=64, batch_size=batch_size, max_batch_size=5)
+        order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0)).tolist()
+        got = dict(zip(order, getattr(lm, kind)([asked[index] for index in order]), strict=True))
+        if kind == "generate_until":
+            assert [got[index] for index in range(len(asked))] == wanted
+        else:
+            values = [value(got[index]) for index in range(len(asked))]
+            assert values == pytest.approx([value(answer) for answer in wanted], abs=1e-3)
 
 
 def test_importing_selfadapt_announces_the_model_and_loads_little() -> None:
