@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from experts.engine import check_context, evaluating
+from experts.engine import evaluating
 from experts.errors import UserError
 from experts.expert import PREFIX, Expert
 from experts.library import ExpertLibrary
@@ -168,7 +168,7 @@ def measure_lora(
     """The texts under the base, the expert, and the LoRA in `folder`.
 
     Raises:
-        UserError: if there is no text, or one does not fit the context.
+        UserError: if there is no text.
     """
     in_base, tokens = log_likelihood(base, tokenizer, texts)
     attached = expert.attach(base)  # as if for training: a bfloat16 base is not merged, which would round
@@ -186,19 +186,26 @@ def log_likelihood(
 ) -> tuple[float, int]:
     """The mean log-likelihood of a token in nats, and the number of tokens.
 
-    A text follows the tokenizer's begin (or end) token and every token of it counts, which is lm-eval's
-    `loglikelihood_rolling`.
+    A text follows the tokenizer's begin (or end) token, and every token of it counts, also a begin token that the
+    tokenizer adds. One that is longer than the context is read in windows, each as full as it can be. All of this is
+    lm-eval's `loglikelihood_rolling`.
     """
-    text_alone = text_tokenizer(tokenizer)
+    text_alone: Any = text_tokenizer(tokenizer)
     begin = [token for token in (text_alone.bos_token_id, text_alone.eos_token_id) if token is not None][:1]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     total, tokens = 0.0, 0
     with evaluating(model):
         for text in texts:
-            ids = torch.tensor([[*begin, *text_alone(text)["input_ids"]]], device=model.device)  # [1, T]
-            check_context(model.config, ids.shape[1], 0)
-            logits = model(input_ids=ids).logits[0, :-1].float()  # [T − 1, V]
-            total -= F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-            tokens += ids.shape[1] - 1
+            begun = bool(begin) and text.startswith(text_alone.decode(begin))
+            ids = [*begin, *text_alone.encode(text, **({"add_special_tokens": False} if begun else {}))]
+            window = context or len(ids)
+            for start in range(0, len(ids) - 1, window):
+                end = min(start + window, len(ids) - 1)
+                read = torch.tensor([ids[max(0, end - window) : end]], device=model.device)  # [1, T]
+                targets = torch.tensor(ids[start + 1 : end + 1], device=model.device)
+                logits = model(input_ids=read).logits[0, -len(targets) :].float()  # [T', V]
+                total -= F.cross_entropy(logits, targets, reduction="sum").item()
+            tokens += max(0, len(ids) - 1)
     if not tokens:
         raise UserError("there is no text to measure the export on")
     return total / tokens, tokens

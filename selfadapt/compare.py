@@ -62,13 +62,13 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
     results = output / "results.jsonl"
     if results.exists() and not resume:
         raise UserError(f"{results} exists already; go on with --resume, or choose another --output")
-    check_writable(output / "cells")
     cells = {cell.name: cell for cell in experiment.cells if only is None or fnmatch(cell.name, only)}
     if not cells:
         names = ", ".join(cell.name for cell in experiment.cells)
         raise UserError(f"no cell matches {only!r}; the cells are {names}")
     for name in {name for cell in cells.values() for name in cell.evaluated_on}:
         check_programs(experiment.evaluations[name].domain)
+    check_writable(output / "cells")
     console = Console(stderr=True)
     retry = {line.cell for line in _own_lines(results, cells) if line.error}
     while True:

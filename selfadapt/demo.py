@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experts.engine import generate
-from experts.files import atomic_file, write_json
+from experts.files import atomic_file, check_writable, write_json
 from experts.training.folders import unfinished_folder
 from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
@@ -24,6 +24,7 @@ def demo(output: Path) -> dict[str, Any]:
 
     A demo that was interrupted goes on where it stopped; one that is complete is done again.
     """
+    check_writable(output)
     console = Console(stderr=True)
     recipe = read_recipe(find_recipe(RECIPE))
     expert = output / recipe.domain.name

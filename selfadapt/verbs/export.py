@@ -50,6 +50,8 @@ def export(
     if rank is not None:
         check_whole("--rank", rank)
     measured_on = NEUTRAL_TEXTS if texts is None else [line for _, line in read_lines(texts)]
+    if not measured_on:
+        raise UserError(f"there is no text in {texts}")
     fixed = find_expert(expert, library, model)
     base_name = model or fixed.base
     if base_name is None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftConfig, PeftModel, convert_to_lora
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts import Expert, ExpertLibrary, Mixture
@@ -205,5 +209,20 @@ def test_what_cannot_be_exported_is_refused(library: ExpertLibrary, tiny_model: 
         fixed_expert(library, Mixture.of({"smal": 1.0}))
     with pytest.raises(UserError, match="no text"):
         log_likelihood(tiny_model, tiny_tokenizer, [])
-    with pytest.raises(UserError, match="context of 512"):
-        log_likelihood(tiny_model, tiny_tokenizer, ["a" * 600])
+
+
+@pytest.mark.parametrize("adds_begin", [False, True])
+def test_nats_are_those_of_lm_evals_rolling_loglikelihood(
+    tiny_model: Any, tiny_tokenizer: Any, adds_begin: bool
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    if adds_begin:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+        )
+    texts = ["hello world", "a", "", "<|im_start|>begun", "x" * 511, "x y " * 300]
+    lm = HFLM(pretrained=tiny_model, tokenizer=tokenizer, batch_size=1)
+    wanted = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts])
+    tokens = sum(len(lm.tok_encode(text)) for text in texts)
+    mean, counted = log_likelihood(tiny_model, tokenizer, texts)
+    assert (mean * counted, counted) == (pytest.approx(sum(wanted), rel=1e-5), tokens)
