@@ -107,7 +107,7 @@ def search(
         on_generation(generation + 1, *scores[0].tolist())
     candidates = torch.stack(finalists)
     best, scores = the_best(model, tokenizer, names, candidates, groups, choosing, reward, options, places=1)
-    return Found(_mixture(names, candidates[best], groups), *scores[0].tolist())
+    return Found(mixture_of(names, candidates[best], groups), *scores[0].tolist())
 
 
 def the_best(
@@ -129,7 +129,7 @@ def the_best(
         tokenizer,
         prompts,
         columns["answer"],
-        _mixture(names, alphas, groups),
+        mixture_of(names, alphas, groups),
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
     )
@@ -156,7 +156,7 @@ def matrix_groups(model: PeftModel, per: str) -> dict[str, int]:
     return {matrix: numbers[layer] for matrix, layer in layers.items()}
 
 
-def _mixture(names: Sequence[str], alphas: Tensor, groups: dict[str, int]) -> Mixture:
+def mixture_of(names: Sequence[str], alphas: Tensor, groups: dict[str, int]) -> Mixture:
     """α [C, K, G] as a mixture of C rows."""
     if alphas.shape[2] == 1:
         return Mixture(tuple(names), alphas[:, :, 0])
