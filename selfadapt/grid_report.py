@@ -37,7 +37,7 @@ def write_report(results: Path, output: Path) -> list[Row]:
 
 def page(lines: Sequence[Line], rows: Sequence[Row]) -> str:
     """`report.md`."""
-    comparisons = sum(len(row.against) for row in rows)
+    comparisons = len({row.comparison(other) for row in rows for other in row.against})
     base = next(line for line in lines if line.error is None)
     trained = dict.fromkeys(row.trained_on for row in rows if row.trained_on)
     sections = [f"## {name}\n\n{_table([row for row in rows if row.evaluated_on == name])}" for name in trained]
@@ -48,11 +48,12 @@ def page(lines: Sequence[Line], rows: Sequence[Row]) -> str:
             f"""# Methods compared on `{base.model}` (fingerprint `{base.fingerprint}`)
 
 Greedy answers to the same items of the test split for every method. The step and the learning rate were chosen on the
-validation split. Intervals are 95 %: Wilson's for one seed; for several, the mean over the seeds with a bootstrap
-over seeds and items, which with few seeds understates what another seed may bring. Differences are in points, with
-the p-value of an exact sign-flip permutation test over the items (for one seed each, McNemar's exact test), adjusted
-after Holm for all {comparisons} comparisons here, and **bold** where that is below 0.05. Seconds are those of the
-training steps (or a few-shot search) alone, a mean over the seeds; memory is the process's peak, the base included.""",
+validation split. Intervals are 95 %: Wilson's for one seed, of other items; for several, around the mean over the
+seeds, of other items and other seeds, with Student's t for the few seeds. Differences are in points, with the p-value
+of an exact sign-flip permutation test over the items (for one seed each, McNemar's exact test). It speaks of these
+trained models on other items, not of other seeds. It is adjusted after Holm for all {comparisons} comparisons here,
+each counted once, and **bold** where that is below 0.05. Seconds are those of the training steps (or a few-shot
+search) alone, a mean over the seeds; memory is the process's peak, the base included, and the largest of the seeds.""",
             *sections,
             *_weights(rows),
             *_learning_rates(lines),

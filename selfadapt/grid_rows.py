@@ -52,6 +52,10 @@ class Row:
     mixture: dict[str, float] | None
     """A dispatcher's: the mean weight of each expert over the items."""
 
+    def comparison(self, other: str) -> tuple[str, str | None, frozenset[str]]:
+        """What tells the comparison with `other` from all others; the same from both sides, of two references."""
+        return self.evaluated_on, self.trained_on, frozenset([self.method, other])
+
 
 def make_rows(lines: Sequence[Line]) -> list[Row]:
     """One row for each method, trained domain and evaluated domain that has results, base first."""
@@ -108,9 +112,12 @@ def _scores(lines: Sequence[Line]) -> np.ndarray:
 
 
 def _adjusted(rows: list[Row]) -> list[Row]:
-    """The rows with Holm's correction for all comparisons in them."""
-    adjusted = iter(holm([paired.p for row in rows for paired in row.against.values()]))
+    """The rows with Holm's correction for all comparisons in them, each counted once."""
+    p_values = {row.comparison(other): paired.p for row in rows for other, paired in row.against.items()}
+    adjusted = dict(zip(p_values, holm([*p_values.values()]), strict=True))
     return [
-        replace(row, against={other: replace(p, p_holm=next(adjusted)) for other, p in row.against.items()})
+        replace(
+            row, against={other: replace(p, p_holm=adjusted[row.comparison(other)]) for other, p in row.against.items()}
+        )
         for row in rows
     ]

@@ -25,7 +25,7 @@ from selfadapt import compare as grid
 from selfadapt.cli import main
 from selfadapt.compare import compare
 from selfadapt.experiment import Experiment, read_experiment
-from selfadapt.grid_report import write_report
+from selfadapt.grid_report import page, write_report
 from selfadapt.grid_rows import make_rows
 from selfadapt.results import Line, add_results, chosen_rate, read_results
 
@@ -283,6 +283,19 @@ def test_rows_average_the_seeds_at_the_chosen_rate() -> None:
     assert set(lora.against) == {"base"}
     three = sorted([*svf.against.values(), *lora.against.values()], key=lambda paired: paired.p)
     assert three[0].p_holm == pytest.approx(min(1, 3 * three[0].p))
+
+
+def test_a_comparison_counts_once_though_both_sides_show_it() -> None:
+    base = line("base", "0000000000")
+    first = line("svf", "1111111111", reference=True)
+    second = line("lora", "0000000001", reference=True)
+    rows = make_rows([base, first, second])
+    of = {row.method: row.against for row in rows}
+    # Two against the base, and one of the two against each other.
+    assert of["svf"]["base"].p_holm == pytest.approx(3 * of["svf"]["base"].p)
+    assert of["svf"]["lora"].p_holm == of["lora"]["svf"].p_holm == pytest.approx(2 * of["svf"]["lora"].p)
+    assert of["svf"]["lora"].points == -of["lora"]["svf"].points == pytest.approx(0.9)
+    assert "adjusted after Holm for all 3 comparisons" in page([base, first, second], rows)
 
 
 def test_scores_of_different_items_are_not_paired() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from experts.evaluation import Accuracy, mcnemar
 from selfadapt.statistics import holm, interval, sign_flip
@@ -41,13 +43,59 @@ def test_holm() -> None:
     assert holm([]) == []
 
 
-def test_intervals_hold_seeds_and_items() -> None:
+def test_one_seed_has_wilsons_interval() -> None:
+    for share in (0.0, 0.03, 0.5, 1.0):
+        one = scores(1, 100, share, 0)
+        assert interval(one) == pytest.approx(Accuracy(int(one.sum()), 100).interval)
+
+
+def test_equal_seeds_are_as_sure_as_one() -> None:
     one = scores(1, 100, 0.5, 0)
-    assert interval(one) == Accuracy(int(one.sum()), 100).interval
-    low, high = interval(np.repeat(one, 3, 0))  # equal seeds: the items alone
-    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
-    # Seeds that disagree widen it, although the mean is surer of each item.
-    differing = np.stack([np.zeros(100, int), np.ones(100, int), one[0]])
-    low, high = interval(differing)
-    assert low < 0.2
-    assert high > 0.8
+    assert interval(np.repeat(one, 3, 0)) == pytest.approx(interval(one), abs=0.001)
+
+
+def test_seeds_that_disagree_leave_nearly_everything_open() -> None:
+    low, high = interval(np.stack([np.zeros(100, int), np.ones(100, int), scores(1, 100, 0.5, 0)[0]]))
+    assert low < 0.1
+    assert high > 0.9
+
+
+def test_an_interval_needs_neither_right_answers_nor_many_items() -> None:
+    none = np.zeros((3, 60), int)
+    assert interval(none) == pytest.approx(Accuracy(0, 60).interval)
+    assert interval(1 - none) == pytest.approx(Accuracy(60, 60).interval)
+    low, high = interval(np.array([[1], [0], [1]]))
+    assert 0 <= low < 2 / 3 < high <= 1
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("hardness", [0.0, 0.6])  # how much of an answer is the item's doing, whoever gives it
+@pytest.mark.parametrize(
+    ("share", "spread", "items", "most"),
+    [
+        (0.6, 0.1, 256, 0.98),
+        (0.6, 0.1, 60, 0.98),
+        (0.8, 0.1, 128, 0.98),
+        (0.6, 0.03, 256, 0.98),
+        # Three seeds cannot tell that they are alike, and few items or mistakes are coarse: wider than need be.
+        (0.6, 0.0, 256, 0.995),
+        (0.6, 0.0, 40, 0.995),
+        (0.97, 0.01, 256, 0.995),
+        (0.05, 0.03, 60, 0.995),
+        (0.02, 0.0, 60, 1.0),
+    ],
+)
+def test_a_95_percent_interval_holds_the_share_in_95_of_100_cases(
+    share: float, spread: float, items: int, most: float, hardness: float, seeds: int
+) -> None:
+    random, times = np.random.default_rng(1), 1000
+    shares = np.full((times, seeds), share)
+    if spread:
+        total = share * (1 - share) / spread**2 - 1
+        shares = random.beta(share * total, (1 - share) * total, shares.shape)
+    ease = math.sqrt(hardness) * random.standard_normal((times, 1, items))
+    luck = math.sqrt(1 - hardness) * random.standard_normal((times, seeds, items))
+    answers = (ease + luck < ndtri(shares)[:, :, None]).astype(int)
+    intervals = np.array([interval(each) for each in answers])
+    held = float(((intervals[:, 0] <= share) & (share <= intervals[:, 1])).mean())
+    assert 0.93 <= held <= most + (0.015 if seeds == 2 else 0)
