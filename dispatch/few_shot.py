@@ -1,4 +1,21 @@
-"""A mixture for a new domain from a handful of examples, by cross-entropy search (arXiv 2501.06252, section 3.2)."""
+"""A mixture for a new domain from a handful of examples, by cross-entropy search (arXiv 2501.06252, section 3.2).
+
+The published code (SakanaAI/self-adaptive-llms at 03a41ae) searches likewise, but for this:
+
+- One weight an expert, and 5 generations, by default; there one weight a matrix and 50. A few examples cannot tell
+  hundreds of weights apart, and each generation costs an answer a candidate and example.
+- The elite is a quarter of the candidates, 8 of 32; there a fifth, 6. A spread estimated from more falls more slowly.
+- Weights are not kept between 0 and 1: a mixture may turn an expert round, or go further than the expert does.
+- The spread has a floor. Among few examples many candidates earn the same, and the elite may happen to lie close
+  together; without a floor the search would end there.
+- Ties in reward are broken by the likelihood of the right answers, in the elite too. There chance picks among equals in
+  the elite, and the best is the one whose own right answers are likeliest, which says nothing about what it got wrong.
+- Half of the examples are kept for the choice between the best candidates, the experts alone and the base: the best of
+  many on the examples that it was searched on is flattered. There all examples search, and the rest of the test set
+  chooses the generation.
+
+`benchmarks/few_shot_settings.py` measures both.
+"""
 
 from __future__ import annotations
 
