@@ -69,7 +69,7 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
     from_items = of_items.var(ddof=1) / items
     from_noise = float((noise**2).sum()) / ((seeds - 1) * (items - 1)) / scores.size
     both = stdtrit(seeds - 1, 0.975) ** 2 * from_seeds + z**2 * max(0.0, from_items - from_noise)
-    return _wilson(share, max(both, z**2 * from_items) / binomial)
+    return _wilson(share, float(max(both, z**2 * from_items)) / binomial)
 
 
 def _wilson(share: float, width: float) -> tuple[float, float]:
