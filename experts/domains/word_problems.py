@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -15,9 +16,9 @@ from experts.errors import UserError, unknown
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Problems = Literal["sums", "products", "shares", "comparisons"]
+Problems = Literal["sums", "products", "relations", "comparisons"]
 
-# Each with what is asked for: x + y, x − y, x · y, the other factor of xy, or who has more or fewer, where x ≥ y.
+# Each with what is asked for: x + y, x − y, x · y, or who has more or fewer, where x ≥ y.
 STORIES = {
     "sums": [
         ("{a} has {x} {things}. {b} gives {a} {y} more. How many {things} does {a} have now?", "+"),
@@ -35,15 +36,13 @@ STORIES = {
         ("{a} lays out {y} rows of {x} {things}. How many {things} are there?", "*"),
         ("{a} finds {x} {things} every day. How many {things} does {a} find in {y} days?", "*"),
     ],
-    "shares": [
-        (story.replace("{n}", f"{{{divisor}}}"), quotient)
-        for story in (
-            "{a} shares {xy} {things} equally among {n} friends. How many {things} does each friend get?",
-            "{a} lays out {xy} {things} in {n} equal rows. How many {things} are in each row?",
-            "There are {xy} {things} in {n} boxes, equally many in each. How many {things} are in each box?",
-            "{a} finds {xy} {things} in {n} days, equally many every day. How many {things} does {a} find in a day?",
-        )
-        for divisor, quotient in ("xy", "yx")
+    "relations": [
+        ("{a} has {x} {things}. {b} has {y} more than {a}. How many {things} does {b} have?", "+"),
+        ("{a} found {x} {things}, and {b} found {y} more. How many {things} did {b} find?", "+"),
+        ("{a} has {x} {things}. {b} has {y} fewer than {a}. How many {things} does {b} have?", "-"),
+        ("{a} found {x} {things}, and {b} found {y} fewer. How many {things} did {b} find?", "-"),
+        ("{a} has {x} {things}. {b} has {y} times as many. How many {things} does {b} have?", "*"),
+        ("{a} found {x} {things}, and {b} found {y} times as many. How many {things} did {b} find?", "*"),
     ],
     "comparisons": [
         ("{a} has {x} {things} and {b} has {y}. Who has more {things}?", "a"),
@@ -83,7 +82,7 @@ class WordProblems:
             raise UserError(f"{self.name}: smallest must be at least 0 and below largest")
 
     def load(self, split: Split) -> Dataset:
-        """Rows with `id`, `prompt` and `answer`; those of comparisons also with `other` and `fewer` (`names_who`)."""
+        """Rows with `id`, `prompt` and `answer`."""
         from datasets import Dataset
 
         asked: set[str] = set()
@@ -98,8 +97,13 @@ class WordProblems:
         texts = [text_of(completion) for completion in completions]
         if self.problems != "comparisons":
             return [last_number(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)]
-        asked = zip(texts, columns["answer"], columns["other"], columns["fewer"], strict=True)
-        return [names_who(text, right, other, PEOPLE.split(), fewer=fewer) for text, right, other, fewer in asked]
+        asked = zip(texts, columns["answer"], columns["prompt"], strict=True)
+        return [self._names_who(text, answer, prompt[-1]["content"]) for text, answer, prompt in asked]
+
+    def _names_who(self, text: str, answer: str, question: str) -> float:
+        people = PEOPLE.split()
+        (other,) = {*re.findall("|".join(people), question)} - {answer}
+        return names_who(text, answer, other, people, fewer="fewer" in question)
 
     def _rows(self, split: Split, asked: set[str]) -> Iterator[dict[str, Any]]:
         """The split's problems that were not asked before; adds their questions to `asked`."""
@@ -109,14 +113,12 @@ class WordProblems:
             story, wanted = random.choice(STORIES[self.problems])
             y, x = sorted(random.sample(range(self.smallest, self.largest + 1), 2))
             a, b = random.sample(PEOPLE.split(), 2)
-            question = story.format(a=a, b=b, x=x, y=y, xy=x * y, things=random.choice(THINGS.split()))
-            answer = {"+": x + y, "-": x - y, "*": x * y, "x": x, "y": y, "a": a, "b": b}[wanted]
-            compared = {"other": b if wanted == "a" else a, "fewer": wanted == "b"} if wanted in "ab" else {}
+            question = story.format(a=a, b=b, x=x, y=y, things=random.choice(THINGS.split()))
+            answer = {"+": x + y, "-": x - y, "*": x * y, "a": a, "b": b}[wanted]
             if question not in asked:
                 asked.add(question)
                 yield {
                     "id": f"{self.name}-{split}-{index}",
                     "prompt": [{"role": "user", "content": with_instruction(question, self.instruction)}],
                     "answer": str(answer),
-                    **compared,
                 }

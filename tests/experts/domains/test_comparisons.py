@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experts.domains.comparisons import names_who
+from experts.domains.word_problems import PEOPLE as PEOPLE_IN_STORIES
 from experts.domains.word_problems import WordProblems
 
 PEOPLE = ["Olga", "Leo", "Paul"]
@@ -106,10 +107,9 @@ def test_a_sentence_that_states_the_contrary_earns_nothing_in_the_domain() -> No
     rows = domain.load("test")
     for row in rows:
         columns = {name: [value] for name, value in row.items()}
-        verb = "fewer" if row["fewer"] else "more"
-        true, false = (
-            f"{a} has {verb} coins than {b}." for a, b in ((row["answer"], row["other"]), (row["other"], row["answer"]))
-        )
-        assert domain.reward([true], **columns) == [1.0]
-        assert domain.reward([false], **columns) == [0.0]
-        assert domain.reward([row["prompt"][0]["content"]], **columns) == [0.0]
+        question = row["prompt"][0]["content"]
+        (other,) = {name for name in PEOPLE_IN_STORIES.split() if name in question} - {row["answer"]}
+        verb = "fewer" if "fewer" in question else "more"
+        assert domain.reward([f"{row['answer']} has {verb} coins than {other}."], **columns) == [1.0]
+        assert domain.reward([f"{other} has {verb} coins than {row['answer']}."], **columns) == [0.0]
+        assert domain.reward([question], **columns) == [0.0]
