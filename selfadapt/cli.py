@@ -76,7 +76,7 @@ def _run(args: list[str]) -> None:
 
 def _call(verbs: dict[str, Callable[..., Any]], **about: Any) -> None:
     """Calls the verb that the arguments name, once they have been understood."""
-    understood = {
+    understood: dict[str, Callable[..., Any]] = {
         name: functools.wraps(verb)(functools.partial(functools.partial, verb)) for name, verb in verbs.items()
     }
     parsed(lambda: tyro.extras.subcommand_cli_from_dict(understood, **about))()

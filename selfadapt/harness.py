@@ -126,7 +126,7 @@ class SelfAdaptiveLM(HFLM):
 
     def _decoding(self) -> Any:
         """What an answer follows from beside its request, the weights and the mixture."""
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         config = {key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"}
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         tokenizer = json.loads(backend.to_str()) if backend else self.tokenizer.get_vocab()
