@@ -57,7 +57,7 @@ def check_name(name: str) -> None:
         raise UserError(f"{name!r} cannot name an expert: {fault}; choose another name")
 
 
-def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
+def write_expert(folder: Path, model: PeftModel, card: Card, base_sketch: Sketch) -> None:
     """Writes the active adapter of `model` and its card into an existing folder."""
     config: Any = model.peft_config[model.active_adapter]
     config.base_model_name_or_path = card.base
@@ -65,7 +65,7 @@ def write_expert(folder: Path, model: PeftModel, card: Card) -> None:
         config.base_fingerprint = card.fingerprint
         config.domain = card.domain
         config.description = card.description
-        write_sketch(folder, sketch(model))
+        write_sketch(folder, base_sketch)
     # The embeddings are never adapted; PEFT would ask the hub about their size.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").write_text(str(card), encoding="utf-8")

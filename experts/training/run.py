@@ -22,7 +22,7 @@ from experts.domains.base import Domain, Split, load_rows
 from experts.errors import UserError
 from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores
 from experts.files import atomic_folder
-from experts.fingerprint import fingerprint
+from experts.fingerprint import fingerprint, sketch
 from experts.library import write_expert
 from experts.model_card import Card
 from experts.processes import processes
@@ -136,7 +136,7 @@ def train_expert(
             if (there := len(held_out[split])) < size:
                 progress.say(f"{domain.name}: the {split} split has {there} rows, fewer than the {size} asked for")
         log = Log(unfinished / "training_log.jsonl")
-        base_fingerprint = fingerprint(base)
+        base_fingerprint, base_sketch = fingerprint(base), sketch(base)  # before the base is shared out
         validation = Validation(tokenizer, domain, held_out["validation"], options, log, progress)
         model, diverged = _train(base, adapter, validation, unfinished, resume=resume, shard_base=shard_base)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -179,7 +179,7 @@ def train_expert(
         )
         if processes().is_main_process:
             with atomic_folder(output) as folder:
-                write_expert(folder, model, card)
+                write_expert(folder, model, card, base_sketch)
                 shutil.copyfile(log.path, folder / log.path.name)
                 plot_curve(log.entries(), domain.name, folder / "curve.png")
                 beside(folder)

@@ -45,7 +45,7 @@ def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:
         constant_accuracy=Accuracy(2, 8),
     )
     (folder / name).mkdir(parents=True)
-    write_expert(folder / name, model, card)
+    write_expert(folder / name, model, card, sketch(model))
     model.unload()
     return folder / name
 
