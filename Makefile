@@ -36,7 +36,7 @@ demo: setup
 	$(BIN)/selfadapt demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

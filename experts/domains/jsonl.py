@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from experts.chats import as_chat, read_prompt, whole_text
+from experts.chats import as_chat, read_prompt
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.rewards import REWARDS, choice
 from experts.errors import UserError, unknown
@@ -118,7 +118,6 @@ class Jsonl:
         chat = self._chat(fields["prompt"], where)
         if not isinstance(answer, str):
             raise UserError(f"{where}: 'answer' must be a string")
-        whole_text(answer, f"{where}: 'answer'")
         if not (isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)):
             raise UserError(f"{where}: 'choices' must be a list of strings")
         if not isinstance(id_, str | int | None):

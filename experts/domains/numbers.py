@@ -75,7 +75,7 @@ def find_number(text: str, fractions: bool = False) -> str:
 
 
 def final_line(text: str, mark: str) -> str:
-    """What a text gives after the last `mark` that anything follows on its line; the whole text without a mark.
+    """What a text gives after the last `mark` that anything follows on its line, else below it; all without a mark.
 
     Of `$18 every day for 7 days` it is the number at the beginning.
 
@@ -85,7 +85,8 @@ def final_line(text: str, mark: str) -> str:
     if mark not in text:
         return text
     lines = [after.partition("\n")[0].strip() for after in text.split(mark)[1:]]
-    line = next(filter(None, reversed(lines)), "")
+    below = text.rpartition(mark)[2].strip().partition("\n")[0]
+    line = next(filter(None, reversed(lines)), below)
     starts = OPENS.match(line)
     if starts and "=" not in line:
         line = "" if OTHERS.match(line, starts.end()) else starts[0]

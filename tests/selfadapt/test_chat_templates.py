@@ -68,11 +68,12 @@ def test_training_looks_at_all_prompts_before_it_begins(
 ) -> None:
     shown_by(tiny_folder, NO_SYSTEM)
     rows = examples(tmp_path / "rows.jsonl", chat=True)
+    a_step = "prompts_per_step" if objective == "reinforce" else "sequences_per_step"
     document = f"""
 model: {tiny_folder}
 domain: {{kind: jsonl, name: sums, description: Sums., path: {rows}, validation_path: {rows}, test_path: {rows},
          judged_by: last_number}}
-training: {{objective: {objective}, learning_rate: 0.1, steps: 1, micro_batch_size: 2}}
+training: {{objective: {objective}, learning_rate: 0.1, steps: 1, micro_batch_size: 2, {a_step}: 2}}
 """
     recipe.write_text(document)
     line = refused(run, "train", recipe, "--output", tmp_path / "expert")

@@ -160,7 +160,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["--temperature", "0"], "temperature must be a positive number"),
         (["--learning-rate", "nan"], "learning_rate must be a positive number"),
         (["--steps", "-1"], "steps must be at least 1"),
-        (["--test-size", "0"], "test_size must be at least 1"),
+        (["--test-size", "0"], "test_size must be a whole number of 1 or more"),
     ],
 )
 def test_train_finds_a_mistake_before_it_loads_the_base(

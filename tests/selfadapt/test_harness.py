@@ -459,10 +459,10 @@ def test_a_mistake_of_the_users_is_one_line(
     write("typo", doc_to_text="{{qestion}}")
     write("nosplit", test_split="tset")
 
-    assert "holes.jsonl, line 3: no field 'answer', which the task 'holes' needs" in error("--tasks", "holes")
+    assert "holes.jsonl:3: no field 'answer', which the task 'holes' needs" in error("--tasks", "holes")
     assert "broken.jsonl:2: not JSON" in error("--tasks", "choice,broken")
     assert "no such file" in error("--tasks", "gone")
-    assert "line 1: no field 'qestion'" in error("--tasks", "typo")
+    assert ":1: no field 'qestion'" in error("--tasks", "typo")
     assert "the task 'nosplit' cannot be loaded" in error("--tasks", "nosplit")
     assert "unknown dispatcher or expert 'c'" in error("--tasks", "choice", "--dispatch", "c")
     assert "no task to evaluate" in error("--tasks", ",")

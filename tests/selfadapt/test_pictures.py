@@ -73,9 +73,10 @@ def test_its_experts_are_exported(run: Any, library: ExpertLibrary, tmp_path: Pa
 
 def test_next_token_training_is_refused(run: Any, library: ExpertLibrary, recipe: Path, tmp_path: Path) -> None:
     args = ("--model", library.base, "--output", tmp_path / "out")
-    document = recipe.read_text().replace("learning_rate", "objective: next_token\n  learning_rate")
-    document = "\n".join(line for line in document.splitlines() if "per_" not in line)
-    recipe.write_text(document)
+    document = "\n".join(line for line in recipe.read_text().splitlines() if "per_" not in line)
+    recipe.write_text(
+        document.replace("learning_rate", "objective: next_token\n  sequences_per_step: 8\n  learning_rate")
+    )
     code, _, err = run("train", recipe, *args)
     assert code == 1
     assert err.splitlines()[-1].startswith("error: objective: next_token reads text alone")

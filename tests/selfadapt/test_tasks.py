@@ -84,7 +84,7 @@ def test_a_field_that_need_not_be_shown_may_be_missing(folder: Path, text: str) 
 @pytest.mark.parametrize("text", ["hint", "{{question}} {{hint}}", "{{hint.upper()}}", "{{question ~ hint}}"])
 def test_a_field_that_is_shown_may_not(folder: Path, text: str) -> None:
     write(folder, "hinted", doc_to_text=text)
-    with pytest.raises(UserError, match=r"rows.jsonl.gz, line 2: no field 'hint', which the task 'hinted' needs"):
+    with pytest.raises(UserError, match=r"rows.jsonl.gz:2: no field 'hint', which the task 'hinted' needs"):
         load_tasks(["hinted"], folder)
 
 

@@ -51,7 +51,8 @@ def test_it_takes_a_step_is_saved_and_loads_in_plain_peft(
         assert not torch.allclose(wanted, plain, atol=1e-5)  # it has learned something
         torch.testing.assert_close(loaded(ids).logits, wanted)
     files = {path.name for path in result.expert.iterdir()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
+    usual = {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
+    assert files == usual | ({"base_sketch.safetensors"} if name == "svf" else set())
     config = json.loads((result.expert / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_folder)
     assert f"{result.parameters:,}" in (result.expert / "README.md").read_text()
