@@ -30,6 +30,23 @@ def _count_optimizer_step(*_: Any) -> None:
 register_optimizer_step_post_hook(_count_optimizer_step)
 
 
+class _Written:
+    """A tensor as it was written last: equal while it is the same one, in the same memory, with no change counted.
+
+    It holds the tensor and the memory, so that no other can come to lie there.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.data = tensor, tensor.detach()
+        self.change = (-1 if tensor.is_inference() else tensor._version, self.data.data_ptr())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Written) and self.tensor is other.tensor and self.change == other.change
+
+    def __hash__(self) -> int:
+        return hash((id(self.tensor), self.change))
+
+
 class MergedLinear(torch.autograd.Function):
     """y = x W'ᵀ + b for a merged W' = W + U diag(s·δ) Vᵀ, differentiable in δ = z − 1 without a dense gradient.
 
@@ -88,8 +105,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
       y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b, or
       y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) where that is exact enough and no row is the base.
 
-    A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, or any
-    in-place operation that PyTorch counts. After writing through `z.data`, call `invalidate()`.
+    A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, new data
+    (`z.data = …`), or any in-place operation that PyTorch counts. After `z.data.add_(…)` and the like, which it does
+    not count, call `invalidate()`.
 
     U [m, r], s [r] and Vᵀ [r, n] are buffers shared by all experts of the layer, of the largest rank among them, and
     are never saved. z is float32 whatever the dtype of the base.
@@ -121,8 +139,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
         """Adds the expert z = 1 under a name, of the `rank` largest singular values, or of all."""
         rank = min(self.out_features, self.in_features, rank or self.in_features)
-        z = torch.ones(rank, dtype=self._z_dtype, device=self.base_layer.weight.device)
-        self.svf_z[adapter_name] = nn.Parameter(z)
+        with torch.inference_mode(False):  # where a model is loaded in that mode, z still counts its changes
+            z = torch.ones(rank, dtype=self._z_dtype, device=self.base_layer.weight.device)
+            self.svf_z[adapter_name] = nn.Parameter(z)
         self.invalidate()
         self.set_adapter(self.active_adapters, inference_mode=inference)
 
@@ -155,7 +174,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
         """Changes whenever one of these experts' z, or the base's weight, may have changed."""
         experts = [self.svf_z[name] for name in adapter_names]
-        return (self._invalidations, _optimizer_steps, *((id(z), z._version) for z in experts))
+        if torch.compiler.is_compiling():  # which cannot trace more than this
+            return (self._invalidations, _optimizer_steps, *((id(z), z._version) for z in experts))
+        return (self._invalidations, _optimizer_steps, *map(_Written, experts))
 
     @property
     def whole_in_factors(self) -> bool:
@@ -208,7 +229,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self._disable_adapters = not enabled
 
     def invalidate(self) -> None:
-        """Forgets the merged weights. Needed only after z was written through `.data`."""
+        """Forgets the merged weights. Needed only after z was changed in place through `.data`."""
         self._merged_weight = None
         self._invalidations += 1
 
@@ -291,6 +312,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.invalidate()
         super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_merged_weight": None}  # what is copied or pickled can be merged again
 
     def __repr__(self) -> str:
         return "svf." + super().__repr__()

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import Lock
-from types import MappingProxyType
+from threading import RLock
 from typing import Any
 
 import torch
@@ -68,30 +67,50 @@ class LayerMixture:
     batch: Batch | None = None
 
 
-_call: ContextVar[Mapping[nn.Module, Any]] = ContextVar("mixtures of this call", default=MappingProxyType({}))
+# What each layer of a base runs, of every call that this thread or task is in, the innermost last.
+_calls: ContextVar[tuple[dict[nn.Module, Any], ...]] = ContextVar("mixtures of these calls", default=())
 # Compiled code cannot read a context variable. It can see that no call has a mixture, and need not read it then.
 _mixing = False
 _open_calls = 0
-_counting = Lock()
+_counting = RLock()  # a collected generator may end its call wherever memory is allocated
+
+
+def _of_this_call(module: nn.Module) -> Any:
+    """What the innermost call that runs a module says of it; None where none does."""
+    if _mixing:
+        for call in reversed(_calls.get()):
+            if module in call:
+                return call[module]
+    return None
 
 
 def mixture_of(layer: nn.Module) -> LayerMixture | None:
     """How this call runs a layer; None follows the active adapters."""
-    return _call.get().get(layer) if _mixing else None
+    return _of_this_call(layer)
 
 
 @contextmanager
 def running(base: nn.Module, batch: Batch, mixtures: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Within the block, in this thread or task alone, the layers of `base` run under these mixtures."""
+    """Within the block, in this thread or task alone, the layers of `base` run under these mixtures.
+
+    Blocks need not end in the order in which they began, nor in the task: generators that hold one open may be closed
+    at any time, and by an event loop in a task of its own.
+    """
     global _mixing, _open_calls
     with _counting:
         _open_calls += 1
         _mixing = True
-    before = _call.set({**_call.get(), **mixtures, base: batch})
+    own = {**mixtures, base: batch}
+    token = _calls.set((*_calls.get(), own))
     try:
         yield
     finally:
-        _call.reset(before)
+        others = tuple(call for call in _calls.get() if call is not own)
+        try:
+            _calls.reset(token)
+        except ValueError:  # another task's: the one that began the block keeps the call, but nothing in it
+            own.clear()
+        _calls.set(others)
         with _counting:
             _open_calls -= 1
             _mixing = _open_calls > 0
@@ -106,7 +125,7 @@ def note_shape(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     Raises:
         UserError: if each row was to be named, and the rows are others.
     """
-    batch = _call.get().get(base) if _mixing else None
+    batch = _of_this_call(base)
     if batch is None:
         return
     given = [*map(kwargs.get, INPUTS), *args[:1]]
@@ -120,7 +139,7 @@ def expect_rows(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     PEFT tells the input of `generate`, which is looked at here; that of a forward comes to `note_shape`.
     """
-    batch: Batch = _call.get()[base]  # type: ignore[assignment]
+    batch: Batch = _of_this_call(base)
     batch.exact = True
     note_shape(base, args, kwargs)
     batch.exact = batch.shape is None
@@ -129,7 +148,7 @@ def expect_rows(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def name_saved_rows(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward hook of PEFT's modules that are saved whole: names the expert whose own module each row takes."""
-    rows = _call.get().get(module) if _mixing else None
+    rows = _of_this_call(module)
     if rows is None:
         return None
     repeats = len(args[0]) // len(rows)

@@ -83,6 +83,9 @@ class SVFModel(BaseTuner):
             ):
                 module.register_forward_pre_hook(name_saved_rows, with_kwargs=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
     def delete_adapter(self, adapter_name: str) -> None:
         with _changing:
             super().delete_adapter(adapter_name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from experts.errors import UserError
-from experts.svf import SVFConfig, SVFLinear
+from experts.svf import SVFConfig, SVFLinear, mixing
 from experts.svf.mixing import mixture_of
 
 IDS = torch.arange(3, 63).view(4, 15)
@@ -216,3 +218,58 @@ def test_mistakes_are_refused(model: PeftModel) -> None:
     model.unmerge_adapter()
     with pytest.raises(ValueError, match="inference"):
         model.train()(input_ids=IDS, adapter_names=["a"] * 4)
+
+
+def test_blocks_of_generators_end_in_any_order_and_in_any_task(model: PeftModel) -> None:
+    """Whatever closes them: nothing is left behind, and what still runs keeps its mixture."""
+    model.set_adapter("c")
+    wanted = logits(model)
+    with model.base_model.mixed(["b"], torch.ones(1, 1)):
+        of_b = logits(model)
+
+    def block(name: str) -> Iterator[None]:
+        with model.base_model.mixed([name], torch.ones(1, 1)):
+            yield
+
+    first, second = block("a"), block("b")
+    next(first), next(second)
+    first.close()  # type: ignore[attr-defined]
+    assert torch.equal(logits(model), of_b)
+    second.close()  # type: ignore[attr-defined]
+    assert torch.equal(logits(model), wanted)
+
+    async def pieces() -> AsyncIterator[None]:
+        with model.base_model.mixed(["a"], torch.ones(1, 1)):
+            yield
+
+    async def left_by_another_task() -> Tensor:
+        left = pieces()
+        await anext(left)
+        await asyncio.create_task(left.aclose())  # type: ignore[attr-defined]
+        return logits(model)
+
+    assert torch.equal(asyncio.run(left_by_another_task()), wanted)
+    assert mixing._open_calls == 0
+
+
+def test_vectors_with_new_data_are_not_answered_with_old_weights(model: PeftModel) -> None:
+    """Such as evolution strategies give them; also where a new vector lies where an old one lay."""
+    model.set_adapter("a")
+    layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+    for layer in layers:
+        layer.svf_z["a"].requires_grad_(False)
+    for change in ("data", "replaced", "replaced", "replaced"):
+        logits(model)
+        for layer in layers:
+            new = torch.randn(len(layer.svf_z["a"]))
+            if change == "data":
+                layer.svf_z["a"].data = new
+            else:
+                del layer.svf_z["a"]
+                layer.svf_z["a"] = torch.nn.Parameter(new, requires_grad=False)
+        got = logits(model)
+        with model.base_model.mixed(["a"], torch.ones(1, 1)):
+            torch.testing.assert_close(logits(model), got)
+        for layer in layers:
+            layer.invalidate()
+        torch.testing.assert_close(logits(model), got)
