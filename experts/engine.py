@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Event, Thread
+from threading import Event, RLock, Thread, current_thread
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
@@ -31,6 +33,9 @@ from experts.svf import SVFLinear, SVFModel
 
 # While a step decodes fewer rows than this, reading the weights takes longer than computing with them.
 ROWS_PER_READ = {"cpu": 8, "cuda": 256}
+
+_evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # models to train again → open `evaluating` blocks
+_switching = RLock()
 
 
 @torch.inference_mode()
@@ -61,7 +66,7 @@ def generate(
     """
     check_whole("max_new_tokens", max_new_tokens)
     check_whole("batch_size", batch_size)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    options = _greedy(tokenizer, max_new_tokens)
     prompts = read_prompts(prompts)
     ids = tokenize(tokenizer, prompts)
     check_context(model.config, max(map(len, ids), default=0), max_new_tokens)
@@ -98,7 +103,6 @@ def stream(
     check_context(model.config, len(ids[0]), max_new_tokens)
     batch = _batch(model, tokenizer, [prompt], ids)
     pieces = TextIteratorStreamer(cast(Any, text_tokenizer(tokenizer)), skip_prompt=True, skip_special_tokens=True)
-
     errors: list[BaseException] = []
     abandoned = Event()  # by the reader
 
@@ -107,8 +111,7 @@ def stream(
             with torch.inference_mode(), evaluating(model), under(model, mixture):
                 _without_peft(model).generate(
                     **batch,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
+                    **_greedy(tokenizer, max_new_tokens),
                     streamer=pieces,
                     stopping_criteria=[lambda ids, scores: torch.full((len(ids),), abandoned.is_set())],
                 )
@@ -116,14 +119,22 @@ def stream(
             errors.append(error)
         finally:
             pieces.end()
+            atexit.unregister(stop)
+
+    def stop(patience: float | None = None) -> None:
+        abandoned.set()
+        if writer.is_alive() and writer is not current_thread():
+            writer.join(patience)
 
     writer = Thread(target=write, daemon=True)
+    atexit.register(stop)  # a program may end while a stream is open, but not while PyTorch calculates
     writer.start()
     try:
         yield from filter(None, pieces)
     finally:
-        abandoned.set()
-        writer.join()
+        # Not for ever: the garbage collector closes a stream in whatever thread it runs, which may be the writer, or
+        # hold a lock that the writer waits for.
+        stop(patience=1.0)
     if errors:
         raise errors[0]
 
@@ -206,7 +217,12 @@ def plan(
     every new token its rows, or the reading of the weights where that takes longer. Rows of different mixtures in one
     batch multiply it by the factors' share, r(m + n)/mn; batches of one mixture are smaller, and a mixture that has to
     be merged first costs r tokens.
+
+    Raises:
+        UserError: if the mixture has not a row for each prompt.
     """
+    if mixture is not None and len(mixture) != len(lengths):
+        raise UserError(f"{len(lengths)} prompts need a mixture of as many rows, not {len(mixture)}")
 
     def batches(rows: Sequence[int]) -> list[list[int]]:
         by_length = sorted(rows, key=lambda row: lengths[row])
@@ -318,6 +334,15 @@ def attention_window(config: PreTrainedConfig) -> int:
     )
 
 
+def _greedy(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, max_new_tokens: int) -> dict[str, Any]:
+    """Options of `generate` for one greedy answer a row, whatever a checkpoint asks for of samples and beams.
+
+    Its penalties and ends count.
+    """
+    one = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": False}
+    return {"max_new_tokens": max_new_tokens, "tokenizer": text_tokenizer(tokenizer), **one}
+
+
 def _without_peft(model: PreTrainedModel | PeftModel) -> Any:
     """What generates. PEFT's own `generate` changes the model while it runs, under the eyes of other threads."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -325,12 +350,18 @@ def _without_peft(model: PreTrainedModel | PeftModel) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in evaluation mode; one that is already can serve several threads."""
-    if not model.training:
-        yield
-        return
-    model.eval()
+    """Within the block the model is in evaluation mode, until the last thread that is in such a block leaves it."""
+    with _switching:
+        switched = model.training or model in _evaluated
+        if switched:
+            model.eval()
+            _evaluated[model] = _evaluated.get(model, 0) + 1
     try:
         yield
     finally:
-        model.train()
+        if switched:
+            with _switching:
+                _evaluated[model] -= 1
+                if not _evaluated[model]:
+                    del _evaluated[model]
+                    model.train()

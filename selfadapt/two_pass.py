@@ -64,9 +64,12 @@ class SelfAdaptiveModel:
         self.model: Any = model
         self.tokenizer = tokenizer
         self.dispatcher = dispatcher
-        self._engine: Any = vllm_engine if isinstance(model, VLLMModel) else native_engine
         if isinstance(model, torch.nn.Module):
             model.eval()
+
+    @property
+    def _engine(self) -> Any:
+        return vllm_engine if isinstance(self.model, VLLMModel) else native_engine
 
     @classmethod
     def from_pretrained(
@@ -139,10 +142,9 @@ class SelfAdaptiveModel:
         """Pass one alone: the mixture of each prompt.
 
         Raises:
-            UserError: if there are no prompts.
+            UserError: if there are no prompts, or the dispatcher gives something else than a row for each.
         """
-        prompts = _read(prompts)
-        return self.dispatcher(prompts)
+        return self._dispatched(_read(prompts))
 
     def generate(
         self, prompts: Iterable[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
@@ -158,7 +160,7 @@ class SelfAdaptiveModel:
         """
         prompts = _read(prompts)
         start = time.perf_counter()
-        mixture = self.dispatcher(prompts)
+        mixture = self._dispatched(prompts)
         dispatched = time.perf_counter()
         texts = self._engine.generate(
             self.model,
@@ -174,7 +176,7 @@ class SelfAdaptiveModel:
     def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64) -> Iterator[str]:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
         prompt = read_prompt(prompt)
-        mixture = self.dispatcher([prompt])
+        mixture = self._dispatched([prompt])
         yield from self._engine.stream(
             self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture
         )
@@ -188,10 +190,17 @@ class SelfAdaptiveModel:
             UserError: if there are no prompts, or not as many continuations, or a pair does not fit the context.
         """
         prompts = _read(prompts)
-        mixture = self.dispatcher(prompts)
+        mixture = self._dispatched(prompts)
         return self._engine.loglikelihood(
             self.model, self.tokenizer, prompts, continuations, mixture=mixture, batch_size=batch_size
         )
+
+    def _dispatched(self, prompts: list[str | Chat]) -> Mixture:
+        mixture = self.dispatcher(prompts)
+        if not isinstance(mixture, Mixture) or len(mixture) != len(prompts):
+            given = f"one of {len(mixture)}" if isinstance(mixture, Mixture) else type(mixture).__name__
+            raise UserError(f"a dispatcher must give a Mixture of {len(prompts)} rows, one a prompt; it gave {given}")
+        return mixture
 
 
 def find_library(model: str | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:

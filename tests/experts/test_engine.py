@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from experts.engine import generate, loglikelihood, plan, stream
+from experts.engine import evaluating, generate, loglikelihood, plan, stream
 from experts.errors import UserError
 from experts.mixture import Mixture
 from experts.svf import SVFConfig, SVFLinear
@@ -124,3 +125,23 @@ def test_batches_are_of_one_mixture_where_that_costs_less(model: PeftModel) -> N
     assert all(len(batch) == 1 for batch in groups(plan(model, [100] * 128, 64, few, 32), few))
     assert all(len(batch) == 32 for batch in groups(plan(model, [100] * 128, 64, many, 32), many))
     assert plan(model, [3, 1, 2], 4, None, 2) == [[1, 2], [0]]
+
+
+@pytest.mark.parametrize("asked", [{"num_beams": 3}, {"return_dict_in_generate": True}, {"do_sample": True}])
+def test_answers_are_greedy_whatever_a_checkpoint_asks_for(tiny_model: Any, tiny_tokenizer: Any, asked: Any) -> None:
+    wanted = generate(tiny_model, tiny_tokenizer, ["one", "two"], max_new_tokens=8)
+    tiny_model.generation_config.update(**asked)
+    assert generate(tiny_model, tiny_tokenizer, ["one", "two"], max_new_tokens=8) == wanted
+    pieces = stream(tiny_model, tiny_tokenizer, "one", max_new_tokens=8, mixture=Mixture.of({}))
+    assert "".join(pieces) == wanted[0]
+
+
+def test_a_model_in_training_is_evaluated_until_the_last_block_ends(tiny_model: Any) -> None:
+    tiny_model.train()
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(evaluating(tiny_model))
+        second.enter_context(evaluating(tiny_model))
+        first.close()
+        assert not tiny_model.training
+        second.close()
+        assert tiny_model.training

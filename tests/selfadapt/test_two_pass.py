@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -117,6 +122,75 @@ def test_the_pieces_of_a_stream_may_be_asked_for_by_changing_threads(library: Ex
     in_a_new_thread(lambda: next(half_read))
     in_a_new_thread(half_read.close)
     assert in_a_new_thread(lambda: model.generate(PROMPTS[:1], max_new_tokens=40)[0].text) == wanted
+
+
+def test_streams_that_the_garbage_collector_closes_disturb_nobody(library: ExpertLibrary, recwarn: Any) -> None:
+    """It runs in any thread, also in the one that writes the stream."""
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    wanted = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+    for number in range(12):
+        stream = model.stream(PROMPTS[number % 4], max_new_tokens=100)
+        next(stream)
+        itself = [stream]
+        itself.append(itself)  # type: ignore[arg-type]
+        del stream, itself
+    gc.collect()
+    assert [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)] == wanted
+    assert not [warning for warning in recwarn if "cannot join" in str(warning.message)]
+
+
+def test_a_program_may_end_while_streams_are_open(library: ExpertLibrary) -> None:
+    program = (
+        "import sys; from selfadapt import SelfAdaptiveModel\n"
+        "model = SelfAdaptiveModel.from_pretrained(library=sys.argv[1], dispatch='a')\n"
+        "streams = [model.stream('one', max_new_tokens=400) for _ in range(3)]\n"
+        "print([next(stream) for stream in streams])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(library.folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_can_be_copied_and_pickled_after_use(library: ExpertLibrary) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = ByLength()
+    size = len(pickle.dumps(model.model))
+    wanted = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+    model.generate(PROMPTS[:1], max_new_tokens=8)  # on merged weights, which are kept
+    assert len(pickle.dumps(model.model)) < size + 1000
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [answer.text for answer in other.generate(PROMPTS, max_new_tokens=8)] == wanted
+        with torch.no_grad():
+            for name, z in other.model.named_parameters():
+                if "svf_z" in name:
+                    z.fill_(1)
+        assert [answer.text for answer in other.generate(PROMPTS, max_new_tokens=8)] != wanted
+        assert [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)] == wanted
+
+
+def test_a_model_may_be_loaded_and_used_in_inference_mode(library: ExpertLibrary) -> None:
+    with torch.inference_mode():
+        model = SelfAdaptiveModel.from_pretrained(library=library)
+        model.dispatcher = ByLength()
+        inside = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+    assert inside == [answer.text for answer in model.generate(PROMPTS, max_new_tokens=8)]
+
+
+@pytest.mark.parametrize("given", [Mixture.of({"a": 1.0}, 1), Mixture.of({"a": 1.0}, 9), None, {"a": 1.0}])
+def test_a_dispatcher_without_a_row_for_each_prompt_is_one_line(library: ExpertLibrary, given: Any) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    model.dispatcher = lambda prompts: given
+    calls: list[Callable[[], Any]] = [
+        lambda: model.generate(PROMPTS),
+        lambda: model.dispatch(PROMPTS),
+        lambda: model.loglikelihood(PROMPTS, ["a"] * 4),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="4 rows, one a prompt"):
+            call()
+    with pytest.raises(UserError, match="need a mixture of as many rows"):
+        generate(model.model, model.tokenizer, PROMPTS, max_new_tokens=8, mixture=Mixture.of({"a": 1.0}, 9))
 
 
 def in_a_new_thread(call: Callable[[], Any]) -> Any:
