@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from filelock import FileLock
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
@@ -86,6 +87,8 @@ def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
 def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
     """Adds an expert to a model, after a look at every vector that PEFT would stumble over."""
     config, vectors = _check_fit(folder, model)
+    if not isinstance(model, PeftModel):
+        _refuse_another(folder, vectors, model, name)
     config.inference_mode = True
     config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
     try:
@@ -103,6 +106,21 @@ def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> Peft
     # Not by PEFT's own reader, which would load embeddings that the file may hold into the base.
     set_peft_model_state_dict(model, {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in vectors.items()}, name)
     return model.eval()
+
+
+def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedModel, name: str) -> None:
+    """Raises UserError if a base, which another PEFT model wraps already, carries another expert of this name.
+
+    PEFT would put the new one in its place, for that model, too.
+    """
+    for matrix, layer in plain_modules(base).items():
+        if isinstance(layer, SVFLinear) and name in layer.svf_z:
+            carried, wanted = layer.svf_z[name].detach(), vectors.get(matrix)
+            if wanted is None or not torch.equal(carried, wanted.to(carried)):
+                raise UserError(
+                    f"the base carries another expert {name!r} than that in {folder}; load a base of its own, or "
+                    "unload() the model that carries it"
+                )
 
 
 def _check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConfig, dict[str, Tensor]]:

@@ -382,3 +382,16 @@ def test_vectors_and_configuration_must_speak_of_the_same(expert: Path, tiny_mod
     save_file({key: z for key, z in tensors.items() if "up_proj" not in key}, vectors)
     with pytest.raises(UserError, match=r"only adapter_config\.json speaks of model\.layers\.0\.mlp\.up_proj"):
         load_expert(tiny_model, expert)
+
+
+def test_two_libraries_on_one_base_do_not_overwrite_each_other(
+    library: ExpertLibrary, expert: Path, tiny_model: Any, tmp_path: Path
+) -> None:
+    library.add(expert, "a")
+    other = ExpertLibrary.create(tmp_path / "other", "tiny", library.fingerprint)
+    (-library.expert("a")).write(tmp_path / "minus")
+    other.add(tmp_path / "minus", "a")
+    library.load(tiny_model)
+    with pytest.raises(UserError, match="carries another expert 'a'"):
+        other.load(tiny_model)
+    library.load(tiny_model)  # the same once more
