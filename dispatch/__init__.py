@@ -71,6 +71,11 @@ def find_dispatcher(
 
 def check_dispatcher(name: str, library: ExpertLibrary) -> None:
     """Raises UserError, before a model is loaded, for what `find_dispatcher` would refuse."""
+    if not isinstance(name, str):
+        raise UserError(
+            f"dispatch takes a name, not a {type(name).__name__}; a dispatcher of your own goes into "
+            "SelfAdaptiveModel(model, tokenizer, dispatcher), or takes the place of one that is loaded (.dispatcher)"
+        )
     if name.endswith(".json"):
         if not Path(name).is_file():
             raise UserError(f"no such file: {name}")

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +163,7 @@ class PromptDispatcher:
         self._ways = _ways([*_branches(self._names), *_branches(self._descriptions)])
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         self._window = min(self._context, attention_window(model.config))
-        self._prefix: DynamicCache | None = None
+        self._prefix: tuple[Any, DynamicCache] | None = None
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
         if self.free:
@@ -181,16 +181,22 @@ class PromptDispatcher:
         scores = torch.zeros(len(prompts), 2 * len(self.categories))
         by_length = sorted(range(len(prompts)), key=lambda row: len(questions[row]))
         with evaluating(self.model), under(self.model, self.reader):
-            if self._prefix is None:
-                prefix = DynamicCache(config=self.model.config.get_text_config())
-                if self._before:
-                    before = torch.tensor([self._before], device=self.model.device)
-                    follow(self.model, before, torch.ones_like(before), prefix, keep=1)
-                self._prefix = prefix  # whole, for other threads see it from now on
+            prefix = self._read_before()
             for start in range(0, len(by_length), self.batch_size):
                 rows = by_length[start : start + self.batch_size]
-                scores[rows] = self._scores([questions[row] for row in rows], copy.deepcopy(self._prefix))
+                scores[rows] = self._scores([questions[row] for row in rows], copy.deepcopy(prefix))
         return scores
+
+    def _read_before(self) -> DynamicCache:
+        """Keys and values of what stands before a question, computed once for a model's dtype and device."""
+        kept, place = self._prefix, (self.model.dtype, self.model.device)
+        if kept is None or kept[0] != place:
+            kept = place, DynamicCache(config=self.model.config.get_text_config())
+            if self._before:
+                before = torch.tensor([self._before], device=self.model.device)
+                follow(self.model, before, torch.ones_like(before), kept[1], keep=1)
+            self._prefix = kept  # whole, for other threads see it from now on
+        return kept[1]
 
     def _scores(self, questions: list[list[int]], cache: DynamicCache) -> Tensor:
         """`scores` of one batch; the cache holds what stands before a question."""

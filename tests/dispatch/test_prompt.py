@@ -56,6 +56,13 @@ def test_a_row_does_not_depend_on_the_others(tiny_model: Any, tiny_tokenizer: An
     assert together.weights.sum(1).tolist() == pytest.approx([1, 1, 1])
 
 
+def test_a_model_may_change_its_dtype_between_two_calls(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    dispatcher = PromptDispatcher(tiny_model, tiny_tokenizer, CATEGORIES)
+    wanted = dispatcher.scores(PROMPTS)
+    tiny_model.to(torch.float64)
+    torch.testing.assert_close(dispatcher.scores(PROMPTS), wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_hard_choice_confidence_and_abstention(tiny_model: Any, tiny_tokenizer: Any) -> None:
     soft = PromptDispatcher(tiny_model, tiny_tokenizer, CATEGORIES, soft=True)(PROMPTS)
     hard = PromptDispatcher(tiny_model, tiny_tokenizer, CATEGORIES)(PROMPTS)

@@ -268,6 +268,8 @@ def test_experts_can_be_written_from_the_prompts(library: ExpertLibrary, tiny_mo
 def test_mistakes_are_one_line(library: ExpertLibrary, tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown dispatcher or expert 'c'"):
         SelfAdaptiveModel.from_pretrained(library=library, dispatch="c")
+    with pytest.raises(UserError, match="dispatch takes a name, not a ByLength"):
+        SelfAdaptiveModel.from_pretrained(library=library, dispatch=ByLength())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no such file"):
         SelfAdaptiveModel.from_pretrained(library=library, dispatch="MIX.json")
     Mixture.of({"nobody": 1.0}).write(tmp_path / "MIX.json")
