@@ -76,10 +76,18 @@ def _run(args: list[str]) -> None:
 
 def _call(verbs: dict[str, Callable[..., Any]], **about: Any) -> None:
     """Calls the verb that the arguments name, once they have been understood."""
-    understood: dict[str, Callable[..., Any]] = {
-        name: functools.wraps(verb)(functools.partial(functools.partial, verb)) for name, verb in verbs.items()
-    }
+    understood = {name: _understood(verb) for name, verb in verbs.items()}
     parsed(lambda: tyro.extras.subcommand_cli_from_dict(understood, **about))()
+
+
+def _understood(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Takes what `verb` takes, and returns the call. A function, as tyro would show the docstring of a `partial`."""
+
+    @functools.wraps(verb)
+    def call(*args: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(verb, *args, **options)
+
+    return call
 
 
 def main() -> None:

@@ -255,10 +255,16 @@ def checked(cls: type, document: dict[str, Any], where: Path | str, prefix: str)
         if name not in known:
             raise UserError(f"{where}: {unknown('field', f'{prefix}{name}', [prefix + k for k in known])}")
     try:
-        return TypeAdapter(cls).validate_python(document)
+        made: Any = TypeAdapter(cls).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         name = prefix + ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {name}: {first['msg']}") from error
+        # What our own check says names the field itself.
+        said = first["ctx"]["error"] if first["type"] == "value_error" else f"{name}: {first['msg']}"
+        raise UserError(f"{where}: {said}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    for name, value in document.items():
+        if isinstance(value, bool) and not isinstance(getattr(made, name), bool):  # as which pydantic takes 1 and 0
+            raise UserError(f"{where}: {prefix}{name}: must be a number, not {str(value).lower()}")
+    return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from peft.utils import PeftType
 from peft.utils.other import get_pattern_key
 
 from experts.errors import UserError
+from experts.svf.targets import check_expression
 
 
 @dataclass
@@ -88,10 +88,7 @@ class SVFConfig(PeftConfig):
     def _check_expressions(self) -> None:
         single = (self.target_modules, self.exclude_modules)
         for expression in [*(text for text in single if isinstance(text, str)), *self.rank_pattern]:
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise UserError(f"{expression!r} is not a regular expression: {error}") from error
+            check_expression(expression)
 
     def _check_layers(self) -> None:
         layers = self.layers_to_transform

@@ -33,8 +33,8 @@ def check_names(config: SVFConfig, model: nn.Module) -> None:
         UserError: for the first that means nothing, with the nearest that do.
     """
     names = list(module_names(model))
-    _check_each("target module", config.target_modules, names)
-    _check_each("excluded module", config.exclude_modules, names)
+    check_each("target module", config.target_modules, names)
+    check_each("excluded module", config.exclude_modules, names)
     if isinstance(config.exclude_modules, str) and not any(re.fullmatch(config.exclude_modules, n) for n in names):
         raise UserError(f"exclude_modules {config.exclude_modules!r} matches no module's whole name")
     _check_saved(config, names)
@@ -56,8 +56,16 @@ def module_names(model: nn.Module) -> Iterable[str]:
         yield plain_name(name)
 
 
-def _check_each(kind: str, wanted: Iterable[str] | str | None, names: list[str]) -> None:
-    """Whether each name in a list is a module's, whole or its last parts, as PEFT takes it."""
+def check_expression(expression: str) -> None:
+    """Raises UserError for what is no regular expression."""
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise UserError(f"{expression!r} is not a regular expression: {error}") from error
+
+
+def check_each(kind: str, wanted: Iterable[str] | str | None, names: list[str]) -> None:
+    """Raises UserError for a name in a list that is no module's: whole, or its last parts, as PEFT takes it."""
     if wanted is None or isinstance(wanted, str):
         return
     suffixes = {name.split(".", k)[-1] for name in names for k in range(name.count(".") + 1)}

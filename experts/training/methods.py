@@ -10,10 +10,16 @@ TinyLoRA   W' = W + B (Σ_i v_i P_i) A      v [u] trained; A, B from W's own fac
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
-from peft import IA3Config, LoraConfig, PeftConfig, TinyLoraConfig
+from peft import IA3Config, LoraConfig, PeftConfig, PeftType, TinyLoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from experts.errors import UserError, check_numbers, check_whole
 from experts.svf import SVFConfig
+from experts.svf.targets import check_each, check_expression, module_names
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,12 @@ class LoRA:
     """The difference is scaled by alpha / rank."""
     dropout: float = 0.0
     """Under REINFORCE anything above 0 trains on other likelihoods than the ones that were sampled from."""
+
+    def __post_init__(self) -> None:
+        _check(self.target_modules, rank=self.rank)
+        check_numbers(self, least=[("dropout", 0)], positive=["alpha"])
+        if self.dropout >= 1:
+            raise UserError(f"dropout must be less than 1, not {self.dropout}")
 
     def config(self) -> PeftConfig:
         return LoraConfig(
@@ -72,6 +84,10 @@ class IA3:
     feedforward_modules: str | list[str] = field(default_factory=lambda: ["down_proj"])
     """Those of them whose inputs are rescaled instead of the outputs."""
 
+    def __post_init__(self) -> None:
+        _check(self.target_modules)
+        _check(self.feedforward_modules)
+
     def config(self) -> PeftConfig:
         return IA3Config(**asdict(self), task_type="CAUSAL_LM")
 
@@ -88,6 +104,9 @@ class TinyLoRA:
     weight_tying: float = 0.0
     """The share of matrices that use the numbers of another."""
 
+    def __post_init__(self) -> None:
+        _check(self.target_modules, rank=self.rank, u=self.u)
+
     def config(self) -> PeftConfig:
         return TinyLoraConfig(
             target_modules=self.target_modules,
@@ -100,3 +119,31 @@ class TinyLoRA:
 
 Adapt = SVF | LoRA | DoRA | IA3 | TinyLoRA
 METHODS: dict[str, type[Adapt]] = {"svf": SVF, "lora": LoRA, "dora": DoRA, "ia3": IA3, "tinylora": TinyLoRA}
+
+
+def _check(modules: str | list[str], **counts: int) -> None:
+    if isinstance(modules, str):
+        check_expression(modules)
+    for name, count in counts.items():
+        check_whole(name, count)
+
+
+def check_targets(config: PeftConfig, base: nn.Module) -> None:
+    """Compares what a rival's configuration names with the modules of a base; SVF does so itself.
+
+    Raises:
+        UserError: for a name that means nothing, where PEFT adapts the others in silence; or for a module that the
+            method does not adapt.
+    """
+    wanted = cast(Any, config).target_modules
+    if isinstance(config, SVFConfig) or wanted == "all-linear":
+        return
+    check_each("target module", wanted, list(module_names(base)))
+    named = {name: module for name, module in base.named_modules() if check_target_module_exists(config, name)}
+    if not named:
+        raise UserError(f"the base has nothing that target_modules names: {wanted!r}")
+    kinds = (nn.Linear, Conv1D) if isinstance(config, IA3Config) else (nn.Linear, Conv1D, nn.Embedding)
+    for name, module in named.items():
+        if not isinstance(module, kinds):
+            method, kind = PeftType(config.peft_type).value, type(module).__name__
+            raise UserError(f"{name} is a {kind}, which {method} does not adapt: leave it out of target_modules")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from experts.engine import context_of, tokenize
-from experts.errors import SEEDS, UserError, check_numbers, check_whole
+from experts.errors import SEEDS, UserError, check_numbers, check_whole, unknown
 from experts.pictures import text_tokenizer
 from experts.processes import processes
 
@@ -110,14 +113,21 @@ def check_step(options: Objective, rows: int) -> tuple[int, int]:
     """`divide` for a step, of a training split that has so many rows.
 
     Raises:
-        UserError: if a step asks for more rows than there are, or does not divide; or the tracker is not installed.
+        UserError: if a step asks for more rows than there are, or does not divide; or as `check_tracker` does.
     """
-    if options.report_to != "none" and find_spec(options.report_to) is None:
-        raise UserError(f"report_to: {options.report_to} is not installed; install it, or choose none")
+    check_tracker(options.report_to)
     asked = options.rows_per_step
     if asked > rows:
         raise UserError(f"{options.rows_option} is {asked}, and there are {rows} rows to train on: ask for no more")
     return divide(options.rows_option, asked, options.micro_batch_size, sequences=options.sequences_per_row)
+
+
+def check_tracker(name: str) -> None:
+    """Raises UserError for a tracker that transformers does not know, or that is not installed."""
+    if name not in ("none", *INTEGRATION_TO_CALLBACK):
+        raise unknown("tracker in report_to", name, ["none", *INTEGRATION_TO_CALLBACK])
+    if name not in ("none", *get_available_reporting_integrations()):
+        raise UserError(f"report_to: {name} is not installed; install it, or choose none")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:

@@ -37,6 +37,7 @@ from experts.training.folders import (
     remove_folder,
 )
 from experts.training.log import Log, best_step, out_of_patience
+from experts.training.methods import check_targets
 from experts.training.objective import Diverged, Objective, check_prompts, check_step, check_tokenizer
 from experts.training.progress import Progress
 from experts.training.reinforce import Reinforce, make_trainer
@@ -119,7 +120,8 @@ def train_expert(
         beside: writes what else belongs into the expert's folder, before that appears.
 
     Raises:
-        UserError: as `check_run`, `check_tokenizer` and `check_prompts` do, or if the domain's rewards are none.
+        UserError: as `check_run`, `check_tokenizer`, `check_targets` and `check_prompts` do, or if the domain's
+            rewards are none.
         Interrupted: after Ctrl-C, once a checkpoint is written.
         Diverged: at the first NaN; what was best until then has been written to `output`.
     """
@@ -128,6 +130,7 @@ def train_expert(
     held_out = {split: rows[split].select(range(min(size, len(rows[split])))) for split, size in sizes.items()}
     check_tokenizer(tokenizer)
     check_template(tokenizer)
+    check_targets(adapter, base)
     sampled = [rows["train"]] if isinstance(options, Reinforce) else []
     check_prompts(base.config, tokenizer, [*sampled, *held_out.values()], options.max_new_tokens)
     with dropped_if_it_fails(prepare_folders(output, recipe, resume=resume)) as unfinished:

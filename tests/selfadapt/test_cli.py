@@ -145,6 +145,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert "train" in result.stdout
 
 
+def test_help_says_what_each_verb_does(run: Any) -> None:
+    _, out, _ = run("--help")
+    assert "Answer prompts with the base, an expert, or a mixture." in out
+    assert "Answer prompts with the base" in run("generate", "--help")[1]
+    assert "List a library's experts" in run("experts", "--help")[1]
+    assert "partial(" not in out
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

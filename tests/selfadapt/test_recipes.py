@@ -51,7 +51,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
             r"unknown field 'training.learning_rat'; did you mean 'training.learning_rate'",
         ),
         ({"training": {"learning_rate": "fast", "steps": 2}}, r"training.learning_rate: .*number"),
-        ({"training": {"learning_rate": 0.1, "steps": 0}}, "steps"),
+        ({"training": {"learning_rate": 0.1, "steps": 0}}, ": steps must be at least 1, not 0"),
         ({"training": {"steps": 2}}, "training.learning_rate"),
         ({"training": 3}, "training must be a mapping"),
         ({"domain": {"kind": "reasoning_gim"}}, "unknown domain 'reasoning_gim'; did you mean 'reasoning_gym'"),
@@ -60,7 +60,8 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         ({"training": {"objective": "next_token", "kl": 1}}, "unknown field 'training.kl'"),
         ({"adapt": {"method": "lorra"}}, "unknown method 'lorra'; did you mean 'lora' or 'dora'"),
         ({"adapt": {"method": "ia3", "rank": 2}}, "unknown field 'adapt.rank'"),
-        ({"adapt": {"method": "tinylora", "rank": 0}}, "adapt: .*positive"),
+        ({"adapt": {"method": "tinylora", "rank": 0}}, ": rank must be a whole number of 1 or more, not 0"),
+        ({"training": {"learning_rate": 0.1, "steps": True}}, "training.steps: must be a number, not true"),
     ],
 )
 def test_mistakes_are_one_line_that_names_file_and_field(tmp_path: Path, change: dict, message: str) -> None:

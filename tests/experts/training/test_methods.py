@@ -94,3 +94,41 @@ def test_only_svf_has_a_sigmoid_parametrisation(
     sigmoid = replace(options, parametrization="sigmoid")
     with pytest.raises(UserError, match="which LORA does not have"):
         make_trainer(tiny_model, tiny_tokenizer, letters, LoRA().config(), sigmoid, tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (LoRA(target_modules=["q_proj", "gate_porj"]), "unknown target module 'gate_porj'; did you mean 'gate_proj'"),
+        (IA3(["q_proj", "gate_porj"], []), "did you mean 'gate_proj'"),
+        (TinyLoRA(target_modules=["x"]), "unknown target module 'x'"),
+        (DoRA(target_modules="mlp"), "the base has nothing that target_modules names: 'mlp'"),
+        (LoRA(target_modules=[]), "the base has nothing"),
+        (LoRA(target_modules=["mlp"]), "model.layers.0.mlp is a LlamaMLP, which LORA does not adapt"),
+        (IA3(["embed_tokens"], []), "model.embed_tokens is a Embedding, which IA3"),
+    ],
+)
+def test_names_that_mean_nothing_in_the_base_are_refused(train: Any, tmp_path: Path, method: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        train(method, NEXT_TOKEN)
+    assert not (tmp_path / "adapter.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (LoRA, {"rank": 0}),
+        (DoRA, {"rank": -1}),
+        (LoRA, {"alpha": float("nan")}),
+        (LoRA, {"alpha": 0}),
+        (LoRA, {"dropout": -0.1}),
+        (LoRA, {"dropout": 1.0}),
+        (LoRA, {"target_modules": "("}),
+        (IA3, {"feedforward_modules": "("}),
+        (TinyLoRA, {"rank": 0}),
+        (TinyLoRA, {"u": 0}),
+    ],
+)
+def test_options_that_no_training_can_use_are_refused(method: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        method(**options)

@@ -135,8 +135,14 @@ def test_a_step_needs_as_many_rows() -> None:
         check_step(options, 10)
     with pytest.raises(UserError, match="sequences_per_step is 64, and there are 10 rows"):
         check_step(NextToken(learning_rate=0.01, steps=1), 10)
-    with pytest.raises(UserError, match="no_such_tracker is not installed"):
-        check_step(replace(options, report_to="no_such_tracker"), 16)
+    for tracker, said in (
+        ("tensorbord", "unknown tracker in report_to 'tensorbord'; did you mean 'tensorboard'"),
+        ("os", "unknown tracker"),  # which is installed, and no tracker
+        ("no.such", "unknown tracker"),
+        ("neptune", "neptune is not installed"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_step(replace(options, report_to=tracker), 16)
 
 
 def test_a_tokenizer_needs_an_end_and_a_padding_token(tiny_tokenizer: Any) -> None:

@@ -154,10 +154,10 @@ def test_a_batch_that_does_not_divide_is_refused(
         )
 
 
-def test_a_tracker_that_is_not_installed_is_refused(
+def test_a_tracker_that_is_none_is_refused(
     tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="trackr is not installed"):
+    with pytest.raises(UserError, match="did you mean 'trackio'"):
         make_trainer(
             tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path, []
         )
