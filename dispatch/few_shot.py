@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -31,8 +31,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dispatch.population import Population
 from dispatch.racing import Pair, race
-from experts.chats import render
-from experts.engine import ROWS_PER_READ
+from experts.chats import tokenize
+from experts.engine import ROWS_PER_READ, check_context
 from experts.errors import SEEDS, UserError, check_whole
 from experts.mixture import Mixture
 from experts.svf import SVFLinear
@@ -107,7 +107,10 @@ def search(
         raise UserError("the library is empty; there is nothing to mix")
     if len(rows) < 2:
         raise UserError(f"a search needs at least 2 examples, one to search and one to choose with, not {len(rows)}")
-    render(tokenizer, [row["prompt"] for row in rows])  # raises, before any work, for what the base cannot be shown
+    # Before any work: what the base cannot be shown, and what is too long for it.
+    answers = tokenizer([row["answer"] for row in rows], add_special_tokens=False)["input_ids"]
+    for prompt, answer in zip(tokenize(tokenizer, [row["prompt"] for row in rows]), answers, strict=True):
+        check_context(cast(Any, model.config), len(prompt), max(options.max_new_tokens, len(answer)))
     generator = torch.Generator().manual_seed(options.seed)
     order = torch.randperm(len(rows), generator=generator).tolist()
     searching, choosing = ([rows[i] for i in order[part::2]] for part in (0, 1))

@@ -27,9 +27,9 @@ from experts.text_to_lora.supervised import Supervised
 from experts.text_to_lora.writer import TextToAdapter, write_network
 from experts.training.callbacks import StopOnInterrupt
 from experts.training.folders import (
+    at_work_in,
     check_folders,
     checkpoint_step,
-    dropped_if_it_fails,
     last_checkpoint,
     prepare_folders,
     remove_folder,
@@ -178,7 +178,7 @@ def train_network(
         Diverged: at the first NaN; what was best until then has been written to `output`.
     """
     check_network_run(options, output, recipe=recipe, resume=resume)
-    with dropped_if_it_fails(prepare_folders(output, recipe, resume=resume)) as unfinished:
+    with at_work_in(prepare_folders(output, recipe, resume=resume)) as unfinished:
         log = Log(unfinished / "training_log.jsonl")
         diverged = _train(
             writer, objective, train, validation, collate, options, log, resume=resume, callbacks=callbacks

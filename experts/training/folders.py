@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from experts.errors import UserError
 from experts.files import check_new_folder, check_writable, write_json
@@ -69,12 +71,13 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
 
 
 def prepare_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool) -> Path:
-    """Makes the folder of the run, after `check_folders`, and returns it."""
+    """Makes the folder of the run, after `check_folders`, and returns it; raises as `at_work_in` does."""
     unfinished, state = unfinished_folder(output), processes()
     state.wait_for_everyone()  # everyone has looked before the first one changes anything
     if state.is_main_process:
         if not resume and unfinished.exists():
-            remove_folder(unfinished)
+            with _alone_in(unfinished):
+                remove_folder(unfinished)
         check_writable(unfinished)
         write_json(unfinished / "recipe.json", recipe)
     state.wait_for_everyone()
@@ -91,11 +94,32 @@ def remove_folder(unfinished: Path) -> None:
 
 
 @contextmanager
-def dropped_if_it_fails(unfinished: Path) -> Iterator[Path]:
-    """Removes the folder of a run that fails before its first checkpoint: there is nothing to go on from."""
+def at_work_in(unfinished: Path) -> Iterator[Path]:
+    """Keeps other runs out of a run's folder, and removes it if the run fails before its first checkpoint.
+
+    Raises:
+        UserError: if another program is at work there.
+    """
+    main = processes().is_main_process
+    with _alone_in(unfinished) if main else nullcontext():
+        try:
+            yield unfinished
+        except Exception:
+            if main and last_checkpoint(unfinished) is None:
+                remove_folder(unfinished)
+            raise
+
+
+@contextmanager
+def _alone_in(unfinished: Path) -> Iterator[None]:
     try:
-        yield unfinished
-    except Exception:
-        if processes().is_main_process and last_checkpoint(unfinished) is None:
-            remove_folder(unfinished)
-        raise
+        lock = FileLock(unfinished / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another program is training in {unfinished}; wait until it is done, or choose another --output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -29,9 +29,9 @@ from experts.processes import processes
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
 from experts.training.folders import (
+    at_work_in,
     check_folders,
     checkpoint_step,
-    dropped_if_it_fails,
     last_checkpoint,
     prepare_folders,
     remove_folder,
@@ -133,7 +133,7 @@ def train_expert(
     check_targets(adapter, base)
     sampled = [rows["train"]] if isinstance(options, Reinforce) else []
     check_prompts(base.config, tokenizer, [*sampled, *held_out.values()], options.max_new_tokens)
-    with dropped_if_it_fails(prepare_folders(output, recipe, resume=resume)) as unfinished:
+    with at_work_in(prepare_folders(output, recipe, resume=resume)) as unfinished:
         progress = Progress(domain.name)
         for split, size in sizes.items():
             if (there := len(held_out[split])) < size:

@@ -107,3 +107,16 @@ def test_mistakes_are_refused(model: Any, tiny_tokenizer: Any) -> None:
         search(model, tiny_tokenizer, [], [row, row], same, Search())
     with pytest.raises(UserError, match="population"):
         Search(population=1)
+
+
+@pytest.mark.parametrize("place", range(4))  # half of the examples are looked at after the search
+@pytest.mark.parametrize("long", ["prompt", "answer"])
+def test_an_example_that_is_too_long_is_found_before_the_search(
+    model: Any, tiny_tokenizer: Any, long: str, place: int
+) -> None:
+    heard: list[float] = []
+    rows = [{"prompt": "a", "answer": "b"} for _ in range(4)]
+    rows[place][long] = "a" * 600
+    with pytest.raises(UserError, match="exceed the model's context of 512"):
+        search(model, tiny_tokenizer, NAMES, rows, same, Search(), lambda *said: heard.extend(said))
+    assert heard == []

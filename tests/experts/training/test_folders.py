@@ -10,8 +10,8 @@ import pytest
 
 from experts.errors import UserError
 from experts.training.folders import (
+    at_work_in,
     check_folders,
-    dropped_if_it_fails,
     last_checkpoint,
     prepare_folders,
     remove_folder,
@@ -103,7 +103,7 @@ def test_only_a_whole_checkpoint_is_gone_on_from(here: Path) -> None:
 
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(here: Path) -> None:
     def fail(with_checkpoint: bool) -> None:
-        with dropped_if_it_fails(prepare_folders(Path("expert"), RECIPE, resume=False)) as unfinished:
+        with at_work_in(prepare_folders(Path("expert"), RECIPE, resume=False)) as unfinished:
             if with_checkpoint:
                 checkpoint = unfinished / "checkpoint-1"
                 checkpoint.mkdir()
@@ -118,6 +118,20 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(here: Path)
         fail(with_checkpoint=True)
     assert [path.name for path in here.iterdir()] == ["expert.unfinished"]
     remove_folder(here / "expert.unfinished")
+    assert list(here.iterdir()) == []
+
+
+def test_two_runs_are_never_at_work_in_one_folder(here: Path) -> None:
+    with at_work_in(prepare_folders(Path("expert"), RECIPE, resume=False)) as unfinished:
+        for resume in (False, True):
+            with (
+                pytest.raises(UserError, match="another program is training in expert"),
+                at_work_in(prepare_folders(Path("expert"), RECIPE, resume=resume)),
+            ):
+                pass
+        assert (unfinished / "recipe.json").is_file()
+    with at_work_in(prepare_folders(Path("expert"), RECIPE, resume=True)) as unfinished:
+        remove_folder(unfinished)
     assert list(here.iterdir()) == []
 
 
