@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CodeKind = Literal["mbpp", "humaneval", "mbpp_pro"]
-BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+BLOCK = re.compile(r"(?m:^([ \t]*))?(```|~~~)[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\2|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,39 @@ class Code:
 def _passes(program: str, tests: str) -> float:
     # Said at the very end, so that a program that stops before its tests do does not pass.
     word = secrets.token_hex(8)
-    run = run_python(f"{program}\n{tests}\n__import__('os').write(1, b'{word}')\n")
+    # After an empty line: a program that ends in a backslash goes on in the next one.
+    run = run_python(f"{program}\n\n{EQUAL}\n{_strict(tests)}\n__import__('os').write(1, b'{word}')\n")
     return float(run.exit_code == 0 and word in run.output)
+
+
+# A value that says it is equal to anything, such as unittest.mock.ANY, is equal to nothing.
+EQUAL = """
+def _is_equal(left, right):
+    def to_anything(value):
+        if isinstance(value, dict):
+            value = [*value, *value.values()]
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return any(map(to_anything, value))
+        return (value == object()) is True
+    return False if to_anything(left) or to_anything(right) else left == right
+"""
+
+
+class _StrictEqual(ast.NodeTransformer):
+    """`a == b` as `_is_equal(a, b)`."""
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        self.generic_visit(node)
+        if not (len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq)):
+            return node
+        return ast.Call(ast.Name("_is_equal", ast.Load()), [node.left, *node.comparators], [])
+
+
+def _strict(tests: str) -> str:
+    try:
+        return ast.unparse(_StrictEqual().visit(ast.parse(tests)))
+    except (SyntaxError, ValueError, RecursionError):
+        return tests  # which do not run
 
 
 def check_programs(domain: Domain) -> None:
@@ -155,8 +187,11 @@ def check_programs(domain: Domain) -> None:
 def code_of(text: str) -> str:
     r"""The first code block that defines something, else the first one; the whole text, where there is none.
 
+    Where the block is indented, as an item of a list is, it is read without.
+
     >>> code_of("Here:\n```python\ndef f(): ...\n```\nUse it:\n```python\nf()\n```")
     'def f(): ...\n'
     """
-    blocks = BLOCK.findall(text)
+    text = text.replace("\r\n", "\n")
+    blocks = [re.sub(f"(?m)^{indent}", "", block) for indent, _, block in BLOCK.findall(text)]
     return next((block for block in blocks if "def " in block or "class " in block), blocks[0] if blocks else text)

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 MORE = r"more|most|greater|greatest|larger|largest|bigger|biggest|higher|highest|(?:times|twice) as (?:many|much)"
 FEWER = r"fewer|fewest|less|least|smaller|smallest|lower|lowest"
-COMPARED = re.compile(rf"\b(?:(?P<more>{MORE})|{FEWER})\b", re.IGNORECASE)
-OF_NUMBERS = re.compile(rf"\d+\s+(?:\w+\s+)?(?:is|are)\s+(?:{MORE}|{FEWER})\s+than\s+\d+", re.IGNORECASE)
+COMPARED = re.compile(rf"\b(?<!\bat )(?:(?P<more>{MORE})|{FEWER})\b", re.IGNORECASE)
+# What compares no people: "9 is more than 3", "to find who has more".
+OTHERS_COMPARED = re.compile(
+    rf"""
+    \d{{1,9}} \s (?:\w+\s)? (?:is|are) \s (?:{MORE.replace(" ", "[ ]")}|{FEWER}) \s than \s \d{{1,9}}
+    | \b (?:find|see|know|determine|tell|decide) \s (?:out\s)? (?:who|which|whether) \b [^,]*
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 NOT = r"(?:\bnot\b|\bcannot\b|n['’]t\b|\bnever\b|\bno\b)"
-DENIED = re.compile(rf"{NOT}|\b(?:false|untrue|wrong|incorrect|doubt|deny|neither|unlikely)\b", re.IGNORECASE)
+FALSE = r"\b(?:false|untrue|wrong|incorrect)\b"
+DENIED = re.compile(rf"{NOT}|{FALSE}|\b(?:doubt|deny|neither|unlikely)\b", re.IGNORECASE)
+TAKEN_BACK = re.compile(FALSE, re.IGNORECASE)
+SUPPOSED = re.compile(r"\b(?:if|suppose|could|might|should|would(?!\s(?:say|think)))\b", re.IGNORECASE)
 NEITHER = re.compile(r"\b(?:same|equal|equally|both|neither|tie|nobody|everyone)\b", re.IGNORECASE)
 QUESTION = re.compile(r"\W*(?:who|which|what|how|does|do|is)\b", re.IGNORECASE)
+LONGEST = 400  # characters of a sentence that is read
 
 
 def names_who(text: str, right: str, other: str, people: Sequence[str], *, fewer: bool = False) -> float:
     """Whether a text says who of two people has more, or fewer.
 
     It does if it states the comparison the right way round, or names nobody but the right person. Who contradicts
-    himself, lists both, or repeats the question has not answered.
+    himself, lists both, supposes, or repeats the question has not answered. A name beside a number ("Leo has 5")
+    repeats what is known, and counts only where nothing else is said.
 
     Args:
         text: What the model wrote.
@@ -35,59 +49,100 @@ def names_who(text: str, right: str, other: str, people: Sequence[str], *, fewer
     """
     if NEITHER.search(text):
         return 0.0
-    name = re.compile(rf"\b(?:{'|'.join(map(re.escape, {*people, right, other}))})\b", re.IGNORECASE)
-    has_more = (other if fewer else right).casefold()
-    stated: set[str | None] = set()  # who is said to have more; None where that cannot be told
-    named: set[str] = set()  # without a comparison
-    chosen: set[str] = set()  # without a comparison or a number, which only repeats what is known
+    right, other = right.casefold(), other.casefold()
+    reader = _reader(right, other, frozenset(people))
+    compared: set[str | None] = set()  # who is said to have more; None where that cannot be told
+    named: set[str] = set()
+    known: set[str] = set()  # named beside a number
+    chosen: set[str] = set()  # named alone
     for sentence in _assertions(text):
-        said = _who_has_more(sentence, name, {right.casefold(), other.casefold()})
-        if said:
-            stated |= said
+        if said := reader.who_has_more(sentence):
+            compared |= said
             continue
-        found = {match[0].casefold() for match in name.finditer(_without_rejected(sentence, name))}
-        named |= found
-        if len(found) == 1 and not re.search(r"\d", sentence):
-            chosen |= found
-    if stated:
-        return float(stated == {has_more} and chosen <= {right.casefold()})
-    return float(named == {right.casefold()})
+        names = reader.names(reader.without_rejected(sentence))
+        if re.search(r"\d", sentence):
+            known |= names
+            continue
+        named |= names
+        chosen |= names if len(names) == 1 else set()
+    if compared:
+        return float(compared == {other if fewer else right} and chosen <= {right})
+    return float((named or known) == {right})
+
+
+@lru_cache
+def _reader(right: str, other: str, people: frozenset[str]) -> _Reader:
+    return _Reader(rf"\b(?:{'|'.join(map(re.escape, sorted({*people, right, other})))})\b", frozenset({right, other}))
 
 
 def _assertions(text: str) -> Iterator[str]:
-    """The sentences of a text that are not questions, finished or broken off."""
+    """The sentences of a text that are not questions, finished or broken off, with single spaces."""
     for match in re.finditer(r"[^.!?\n;]+([.!?\n;]|\Z)", text):
         if match[1] != "?" and not QUESTION.match(match[0]):
-            yield match[0]
+            yield " ".join(match[0].split())
 
 
-def _who_has_more(sentence: str, name: re.Pattern[str], both: set[str]) -> set[str | None]:
-    """Whom the comparisons of a sentence give more to; None stands for one that gives it to nobody in particular."""
-    winners: set[str | None] = set()
-    start = 0
-    sentence = OF_NUMBERS.sub("", sentence)
-    for compared in COMPARED.finditer(sentence):
-        before, after = sentence[start : compared.start()], sentence[compared.end() :]
-        start = compared.end()
-        subjects = [match[0].casefold() for match in name.finditer(re.sub(rf"{NOT}\s+{name.pattern}", "", before))]
-        together = re.search(rf"{name.pattern}\s*(?:and|or|&|/)\s*{name.pattern}[^,:]*\Z", before, re.IGNORECASE)
-        than = re.match(rf"[^,]*?\b(?:than|as)\W+({name.pattern})", after, re.IGNORECASE)
-        afterwards = re.match(rf"[^,]*?(?:\b(?:is|was)\b|[:=–—-])\W*({name.pattern})", after, re.IGNORECASE)
-        subject = subjects[-1] if subjects else None
-        if afterwards and not than:
-            subject = afterwards[1].casefold()
-        if subject is None and than:
-            (subject,) = both - {than[1].casefold()} if than[1].casefold() in both else (None,)
-        if together or subject not in both or (than and than[1].casefold() == subject):
-            winners.add(None)
-            continue
-        clause = re.split("[,:]", re.sub(rf"{NOT}\s+{name.pattern}", "", before, flags=re.IGNORECASE))[-1]
-        more = bool(compared["more"]) != bool(DENIED.search(clause))
-        winners.add(subject if more else next(iter(both - {subject})))
-    return winners
+@dataclass(frozen=True)
+class _Reader:
+    """Reads sentences about two people."""
 
+    name: str
+    """A pattern for the name of anybody."""
+    both: frozenset[str]
+    """The two, in lower case."""
 
-def _without_rejected(text: str, name: re.Pattern[str]) -> str:
-    """The text without the names that it says no to: "Olga, not Leo", "it cannot be Leo", "Leo is wrong"."""
-    said_no = rf"{NOT}(?:\s+\w+){{0,3}}?\s+{name.pattern}|{name.pattern}(?:\s+\w+)?(?:\s+|(?=n))(?:{DENIED.pattern})"
-    return re.sub(said_no, "", text, flags=re.IGNORECASE)
+    def names(self, text: str) -> set[str]:
+        return {match[0].casefold() for match in self._compiled(self.name).finditer(text)}
+
+    def without_rejected(self, text: str) -> str:
+        """The text without the names that it says no to: "Olga, not Leo", "it cannot be Leo", "Leo is wrong"."""
+        denied = rf"{NOT}(?:\s\w+){{0,3}}?\s{self.name}|{self.name}(?:\s\w+)?(?:\s|(?=n))(?:{DENIED.pattern})"
+        return self._compiled(denied).sub("", text)
+
+    def who_has_more(self, sentence: str) -> set[str | None]:
+        """Whom the comparisons of a sentence give more to; None stands for one that cannot be told."""
+        winners: set[str | None] = set()
+        sentence = OTHERS_COMPARED.sub("", sentence)
+        start = 0
+        for compared in COMPARED.finditer(sentence):
+            if len(sentence) > LONGEST or SUPPOSED.search(sentence):
+                return {None}
+            before, after = sentence[start : compared.start()], sentence[compared.end() :]
+            start = compared.end()
+            before = self._compiled(rf"{NOT}\s{self.name}").sub("", before)
+            winners.add(self._winner(before, bool(compared["more"]), after))
+        return winners
+
+    def _winner(self, before: str, more: bool, after: str) -> str | None:
+        """Who has more by one comparison, of which the text before and after the comparing word is given."""
+        subject = self._subject(before, after)
+        if subject is None or TAKEN_BACK.search(after):
+            return None
+        clause = re.split("[,:]", before)[-1]
+        (opponent,) = self.both - {subject}
+        return subject if more != bool(DENIED.search(clause)) else opponent
+
+    def _subject(self, before: str, after: str) -> str | None:
+        """Of whom a comparison speaks: who is named last before it, or "is" after it; else not who comes after than."""
+        together = rf"{self.name}\s?(?:and|or|&|/)\s?{self.name}[^,:]*\Z"
+        if self._compiled(together).search(before):
+            return None
+        than = self._after(r"\b(?:than|as)", after)
+        said_to_be = self._after(r"(?:\b(?:is|was)\b|[:=–—-])", after)
+        subject: str | None
+        if said_to_be and not than:
+            subject = said_to_be
+        elif said := [match[0].casefold() for match in self._compiled(self.name).finditer(before)]:
+            subject = said[-1]
+        else:
+            subject = next(iter(self.both - {than}), None) if than in self.both else None
+        return subject if subject in self.both and subject != than else None
+
+    def _after(self, word: str, after: str) -> str | None:
+        """The name that follows a word, in the clause that follows a comparison."""
+        match = self._compiled(rf"[^,]*?{word}\W*({self.name})").match(after)
+        return match[1].casefold() if match else None
+
+    @staticmethod
+    def _compiled(pattern: str) -> re.Pattern[str]:
+        return re.compile(pattern, re.IGNORECASE)  # which keeps the last ones

@@ -1,115 +1,204 @@
-"""The number that an answer gives, however it is written: `1'000`, `\\boxed{$9{,}500}`, `x = - 3`."""
+r"""The number that an answer gives, however it is written: `1'000`, `\boxed{$9{,}500}`, `x = - 3`.
+
+What a text writes in a way of its own is first written plainly (`WAYS`). Then its numbers are read from left to right
+(`_readings`); one that belongs to an unfinished calculation, a range, a list, a date, a formula or an inequality cannot
+be told. The last of them that the text does not say no to is the answer.
+"""
 
 from __future__ import annotations
 
 import re
-from collections import deque
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-# What is written in another way, and as what it is read.
-WRITTEN = [
-    (re.compile(r"[−–‐‑﹣－]"), "-"),
+from experts.domains.writing import boxed, without_tags
+
+# Ways of writing, and what is read instead.
+WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"[−‐‑﹣－]"), "-"),
     (re.compile(r"\\\$"), "$"),
-    (re.compile(r"(?<=\d)(?:\{,\}|\{\\,\}|,\\[!,;:]|\\[!,;:]|\\ |~)\s?(?=\d{3})"), ","),
+    # Thousands in LaTeX: 9{,}500, 9,\!500, 9\,500, 9~500.
+    (re.compile(r"(?<=\d)(?:\{\\?,\}|,\\[!,;:]|\\[!,;: ]|~)\s?(?=\d{3})"), ","),
+    # Thousands apart, in spaces that do not break.
     (re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3})"), " "),
+    (re.compile(r"(?<=\d)_(?=\d{3}(?!\d))"), ","),
+    # Commas for points: 1.234,56.
+    (re.compile(r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d\d?)(?![\d,.])"), r"\1\2.\3"),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}"), r"\1/\2"),
+    # Fractions, after a whole number with a space between: 1\frac{3}{4}, 1¾.
+    (re.compile(r"(?<=\d)(?=\\[dt]?frac|[¼-¾⅐-⅞])"), " "),
+    (re.compile(r"\\[dt]?frac\s?(?:\{(\d+)\}\s?\{(\d+)\}|(\d)(\d))"), r"\1\3/\2\4"),
+    (re.compile(r"[¼-¾⅐-⅞]"), lambda match: unicodedata.normalize("NFKC", match[0]).replace("⁄", "/")),
     (re.compile(r"(?<=\d)\s?(?:\\times|\\cdot|[×*x])\s?10\s?\^\s?\{?([-+]?\d+)\}?"), r"e\1"),
+    (re.compile(r"(?<=\d)(?:\s?[kK]|\sthousand)\b"), "e3"),
+    (re.compile(r"(?<=\d)\smillion\b"), "e6"),
+    (re.compile(r"(?<=\d)\sbillion\b"), "e9"),
+    # A sign in words, where no number is taken from another one.
+    (re.compile(r"(?i)(?<![\w)}%])(?<!\d )(?:minus|negative) (?=[$\\]{0,2}\d)"), "-"),
 ]
 NUMBER = re.compile(
     r"""
-    (?: (?<!\d) \d{1,3} (?: ,\d{3} )+ (?! \d ) | (?<!\d) \d{1,3} (?: ['’]\d{3} )+ (?! \d )
-      | (?<! \d ) \d{1,3} (?: [ ]\d{3} )+ (?! \d ) | \d+ )
-    (?: \.\d+ )?  (?: [eE][-+]?\d+ )?
-  | (?<! [\d.] ) \.\d+ (?: [eE][-+]?\d+ )?
+    (?: (?<! \d ) \d{1,3} (?: ,\d{3} )+    (?! \d )       # 1,000
+      | (?<! \d ) \d{1,2} (?: ,\d{2} )+ ,\d{3} (?! \d )   # 12,34,567
+      | (?<! \d ) \d{1,3} (?: ['’]\d{3} )+ (?! \d )       # 1'000
+      | (?<! \d ) \d{1,3} (?: [ ]\d{3} )+  (?! \d )       # 1 000
+      | \d+
+    ) (?: \.\d+ )? (?: [eE][-+]?\d+ )?
+    | (?<! [\d.] ) \.\d+ (?: [eE][-+]?\d+ )?              # .5
     """,
     re.VERBOSE,
 )
 UNDER = re.compile(r"\s?/\s?\d+")
-# 2:30, 3,5 and 2^10 are not their last digits, nor is an exponent or an index a number of its own.
-GOES_ON = re.compile(r"(?:(?:[:,.]|\s?/\s?|\s?\^\s?\{?-?|\*\*)\d+)+")
-LONGEST_LOOK = 12
-# A line that opens with its number, and one that goes on with another one instead.
-OPENS = re.compile(r"[*$\\\s]{0,6}[-−–]?\s?[$\\]{0,2}\d(?:[^\sA-Za-z]|\s\d{3}(?!\d))*(?<!,)(?!\s?[-+*/=×])")
-OTHERS = re.compile(r"[^\d=]*(?:\bor\b|,\s)[^\d]*\d")
+# What makes one thing of two numbers that is neither of them.
+JOINED = re.compile(
+    r"""
+    (?: [:,.] | ,[ ]                                      # 2:30; 3,5; 1.2.3; a list
+      | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±] | \\(?:times|cdot|div|pm)(?![a-z]) ) [ \t]? # not worked out
+      | [ ] (?: or(?:[ ]maybe)? | and | to | by | of | out[ ]of | plus | minus | times | remainder | [rR] | mod | choose
+              | (?:divided|multiplied)[ ]by ) [ ]
+      | (?= [ ] \d{1,9}/\d )                              # 1 3/4
+      | [ ]? (?:hours?|h|minutes?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?)   # 3 hours and 5 minutes
+        ,?[ ] (?:and[ ])? (?= \d{1,9} [ ]? (?:minutes?|min|seconds?|inche?s?|cents?|ounces?|oz|months?|days?|hours?)\b )
+    )
+    [ ]? [-$(]{0,3} (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ )
+    """,
+    re.VERBOSE,
+)
+# What makes of a number a bound, a part of a formula, or an operand.
+BOUND = re.compile(
+    r"""
+    (?: [<>≤≥≠±√] | [<>!]= | \\(?:leq?|geq?|lt|gt|neq?|pm|sqrt)[ ]?\{? | -\(
+      | [\w)}][ ]?[+×÷]                                   # 5 apples + 3
+      | \b(?: than(?:[ ]or[ ]equal[ ]to)? | at[ ](?:least|most) | half(?:[ ]of)? | twice | double | root[ ]of
+            | (?:thirds?|quarters?|out|%|percent)[ ]of ) | %[ ]of
+    ) [ ]? [-$]{0,2} \Z
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+ARROW = re.compile(r"[-=]>\s?[-$]{0,2}\Z")
+# An exponent or an index is no number of its own: m^2, x_1.
+RAISED = re.compile(r"(?:\^\{?-?|[^\W_]_\{?|[)}]_\{?)\Z")
+# What makes of a number another one: 18th, 18x, 18i, 18π, 101_2.
+FACTOR = re.compile(r"(?:st|nd|rd|th|[xyzi])(?![\w])|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])")
+DASH = re.compile(r"-(\s*)\$?\Z")
+DENIED = re.compile(r"(?:\bnot|n['’]t)\s+[$-]{0,2}\Z")
+# Between two numbers that a text leaves open: "7 apples or maybe 8".
+OPEN = re.compile(r"\s*[^\W\d]*,?\s*(?:\bor\b|\bor maybe\b)\s*[$*-]{0,4}")
+# The last sentence, where it asks for a number, or whether it is this one.
+ASKS = re.compile(r"(?:\d|\bhow\s+(?:many|much)\b|\bwhat\b)[^.!?\n]*\?\W*\Z", re.IGNORECASE)
+LOOK = 40  # characters before a number that are looked at
+TAIL = 120  # characters before the last number that are read
+UP_TO_LAST_DIGIT = re.compile(r"(?:.*\d)?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A number of a text: how Python would write it, or "" where it cannot be told."""
+
+    value: str
+    start: int
+    end: int
+    before: str
+    """What stands between the number before it and this one, at most `LOOK` characters."""
 
 
 def find_number(text: str, fractions: bool = False) -> str:
     r"""The last number in a text as Python would write it, or "" where there is none, or it cannot be told.
 
     What stands in the last `\boxed{}` counts alone. A number that the text says no to is passed over ("7, not 8"), and
-    one of several that it leaves open is none ("7 or 8").
+    one of several that it leaves open, or a calculation that it does not finish, is none ("7 or 8", "7 + 8"). Units are
+    not looked at: `50%` is 50, `2 thousand km` is 2e3.
 
-    >>> find_number("from 5 to -$1,234.50."), find_number("3 / 4 cups", fractions=True)
+    >>> find_number("5, then -$1,234.50."), find_number("3 / 4 cups", fractions=True)
     ('-1234.50', '3/4')
     >>> find_number("7, not 8"), find_number("7 or 8"), find_number("at 2:30")
     ('7', '', '')
     """
-    for way, plain in WRITTEN:
-        text = way.sub(plain, text)
-    text = _boxed(text)
-    end = 0
-    found: deque[tuple[str, str]] = deque(maxlen=8)  # what stands before a number since the last one, and the number
-    for match in NUMBER.finditer(text):
-        if match.start() < end:
-            continue
-        before, start = text[max(end, match.start() - LONGEST_LOOK) : match.start()], end
-        end, number = match.end(), match[0]
-        under = UNDER.match(text, end)
-        if under and fractions:
-            number, end = number + under[0], under.end()
-        goes_on = GOES_ON.match(text, end)
-        if goes_on:
-            number, end = "", goes_on.end()
-        if re.search(r"[\^_]\{?-?\Z", before) and start:
-            continue
-        sign = "-" if number and _negative(text[max(0, match.start() - LONGEST_LOOK) : match.start()]) else ""
-        found.append((text[max(start, match.start() - 40) : match.start()], sign + re.sub(r"[\s,'’+]", "", number)))
-    while found:
-        before, number = found.pop()
-        if re.search(r"(?:\bnot|n['’]t)\s+[$-]{0,2}\Z", before):
-            continue
-        if found and re.fullmatch(r"\s*[^\W\d]*,?\s*(?:\bor\b|\bor maybe\b)\s*[$*-]{0,4}", before):
-            return ""
-        return number
-    return ""
+    text = _written_plainly(text)
+    if ASKS.search(text[-2 * TAIL :]):
+        return ""
+    readings = list(_readings(text, fractions))
+    while readings and DENIED.search(readings[-1].before):
+        readings.pop()
+    if not readings or (len(readings) > 1 and OPEN.fullmatch(readings[-1].before)):
+        return ""
+    return readings[-1].value
 
 
 def final_line(text: str, mark: str) -> str:
     """What a text gives after the last `mark` that anything follows on its line, else below it; all without a mark.
 
-    Of `$18 every day for 7 days` it is the number at the beginning.
+    It is one line, below one that only announces it. Of `$18 every day for 7 days` it is the number at the beginning.
 
     >>> final_line("2 + 2 = 4\\n#### 4 eggs\\nand 7 more\\n####", "####"), final_line("4 eggs", "####")
     ('4', '4 eggs')
     """
     if mark not in text:
         return text
-    lines = [after.partition("\n")[0].strip() for after in text.split(mark)[1:]]
-    below = text.rpartition(mark)[2].strip().partition("\n")[0]
-    line = next(filter(None, reversed(lines)), below)
-    starts = OPENS.match(line)
-    if starts and "=" not in line:
-        line = "" if OTHERS.match(line, starts.end()) else starts[0]
-    return re.sub(r"\A[-−–]\s", "-", line)
+    parts = text.split(mark)[1:]
+    part = next((part for part in reversed(parts) if part.partition("\n")[0].strip(EMPHASIS)), parts[-1])
+    lines = (line.strip(EMPHASIS) for line in part.split("\n"))
+    return _opening(next((line for line in lines if line and not HEADING.fullmatch(line)), ""))
 
 
-def _negative(before: str) -> bool:
-    """Whether the dash before a number is its sign: after a digit, a word or a bracket it is an operator."""
-    dash = re.search(r"-(\s*)\$?\Z", before)
+EMPHASIS = " \t\r*_"
+# A line that announces the answer, which stands below it.
+HEADING = re.compile(r"(?:the |my )?(?:final |correct )?(?:answer|result|solution)\W*", re.IGNORECASE)
+# What may stand before the number with which a line opens: a label, signs.
+LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$\\(]{0,6}(?:[-–]\s?)?[$\\]{0,2}")
+# Another number in its place.
+OTHER = re.compile(r"[^\d=]*(?:\bor\b|,\s)[^\d]*\d")
+
+
+def _opening(line: str) -> str:
+    """The number with which a line opens, or the line, where it opens with something else or works something out."""
+    line = re.sub(r"\A\W{0,4}[-–]\s(?=[$\\]{0,2}\d)", "-", _written_plainly(line))
+    first = next(_readings(line, fractions=True), None)
+    if first is None or "=" in line or not LABEL.fullmatch(line[: first.start]):
+        return line
+    return "" if OTHER.match(line, first.end) else first.value
+
+
+def _written_plainly(text: str) -> str:
+    """The end of a text, from a few words before its last number, without ways of writing of its own."""
+    text = boxed(text)
+    last = len(UP_TO_LAST_DIGIT.match(text)[0])  # type: ignore[index]
+    text = without_tags(text[text.rfind(" ", 0, max(0, last - TAIL)) + 1 :])
+    for way, plain in WAYS:
+        text = way.sub(plain, text)
+    return text
+
+
+def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
+    """The numbers of a text from left to right; several that are joined are one that cannot be told."""
+    end = 0
+    for match in NUMBER.finditer(text):
+        if match.start() < end:
+            continue
+        start, last = match.start(), end
+        before = text[max(0, start - LOOK) : start]
+        if RAISED.search(before):
+            continue
+        value, end = match[0], match.end()
+        if fractions and (under := UNDER.match(text, end)):
+            value, end = value + under[0], under.end()
+        while joined := JOINED.match(text, end):
+            value, end = "", joined.end()
+        if FACTOR.match(text, end) or (BOUND.search(before) and not ARROW.search(before)):
+            value = ""
+        if value:
+            value = _sign(before) + re.sub(r"[\s,'’+]", "", value)
+        yield _Reading(value, start, end, text[max(last, start - LOOK) : start])
+
+
+def _sign(before: str) -> str:
+    """ "-" where a dash before a number is its sign: after a digit, a word or a bracket it is an operator."""
+    before = before.replace("–", "-")
+    dash = DASH.search(before)
     if not dash:
-        return False
+        return ""
     head = before[: dash.start()]
     if dash[1]:  # of "= - 3"; at the beginning of a line it is a bullet
-        return bool(re.search(r"(?:[=:≈#(]|\bis)\s*\Z", head))
-    return not re.search(r"[\w)\]}%]\Z", head)
-
-
-def _boxed(text: str) -> str:
-    """What stands in the last box that closes; the whole text where there is none."""
-    start = text.rfind(r"\boxed{")
-    depth = 0
-    for index in range(start + len(r"\boxed"), len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[start + len(r"\boxed{") : index]
-    return text
+        return "-" if re.search(r"(?:[=:≈#(]|\bis)\s*\Z", head) else ""
+    return "" if re.search(r"[\w)\]}%]\Z", head) else "-"

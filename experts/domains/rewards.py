@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
+from experts.domains.choices import choices_named
 from experts.domains.judges import judge
 from experts.domains.numbers import find_number
+from experts.domains.writing import boxed, without_tags
 
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
+BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
 
 def exact(text: str, answer: str) -> float:
@@ -30,17 +33,20 @@ def exact(text: str, answer: str) -> float:
 def last_word(text: str, answer: str) -> float:
     """The last word of the text is the answer, but for case and the punctuation around it.
 
-    >>> last_word("It must be a **cat**.", "cat")
-    1.0
+    It is none where the text says no to it, leaves it open, or asks.
+
+    >>> last_word("It must be a **cat**.", "cat"), last_word("not a cat", "cat"), last_word("dog or cat", "cat")
+    (1.0, 0.0, 0.0)
     """
-    return float(find_word(text).casefold() == answer.strip(EDGES).casefold())
+    word = find_word(text).casefold()
+    return float(word != "" and word == answer.strip(EDGES).casefold())
 
 
 def last_number(text: str, answer: str) -> float:
     """The last number in the text equals the answer's, exactly; fractions are read only where the answer is one.
 
-    >>> last_number("That makes $1,234.50.", "1234.5"), last_number("x = −7", "-7"), last_number("5-3", "3")
-    (1.0, 1.0, 1.0)
+    >>> last_number("That makes $1,234.50.", "1234.5"), last_number("x = −7", "-7"), last_number("8 - 4", "4")
+    (1.0, 1.0, 0.0)
     >>> last_number("6/8 of it", "3/4"), last_number("14/2", "2")
     (1.0, 0.0)
     """
@@ -62,20 +68,15 @@ def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
     >>> choice("Paris or Lyon", "A", ["Paris", "Lyon"])
     0.0
     """
-    texts = [_plain(c) for c in choices]
+    texts = [_plain(text) for text in choices]
     label = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
     if _plain(answer) in texts:
         right = texts.index(_plain(answer))
     elif label:
-        right = _index(label[1])
+        right = ord(label[1].upper()) - ord("A")
     else:
         return 0.0
-    statements = [match.start() for match in ANSWER.finditer(text)]
-    for part in [text[start:] for start in statements[-1:]] + [text]:
-        named = _choices_named(part, texts)
-        if len(named) == 1:
-            return float(named == {right})
-    return 0.0
+    return float(choices_named(text, texts) == {right})
 
 
 def math_verify(text: str, answer: str) -> float:
@@ -84,6 +85,10 @@ def math_verify(text: str, answer: str) -> float:
     >>> math_verify(r"so $x = \frac{2}{4}$", "1/2")
     1.0
     """
+    # math-verify passes over the base of a number.
+    given, right = (BASE.findall(boxed(each)) for each in (text, answer))
+    if given and right and given != right:
+        return 0.0
     return exact(text, answer) or judge("math_verify", [], [answer, text[-MATH_CHARACTERS:]])
 
 
@@ -95,17 +100,36 @@ REWARDS: dict[str, Callable[..., float]] = {
     "math_verify": math_verify,
 }
 
-EDGES = string.punctuation + string.whitespace + "“”‘’«»…"
+# Not + - % #, which belong to -5, 50% and C#.
+EDGES = "".join(sorted(set(string.punctuation) - set("+-%#"))) + string.whitespace + "“”‘’«»…"
+LATEX_WORD = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s?\{([^{}]*)\}")
+# What stands before a word that is not chosen: "no cat", "dog or a cat", "the opposite of cat".
+NOT_CHOSEN = re.compile(
+    r"""
+    (?: \b(?:not | or | and | nor | no | never | than | but | except | without | unlike | instead\s+of | opposite\s+of)
+      | n['’]t | \bcannot )
+    (?: \s+(?:be | an? | the | maybe | perhaps | rather)\b ){0,3} [\W_]{1,6} \Z | \w/ \Z
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+BEFORE = 60  # characters before the last word that are looked at
+WORD_TAIL = 400  # characters in which a word is looked for
 
 
 def find_word(text: str) -> str:
-    """The last word of a text without the punctuation around it, or "".
+    """The last word of a text without the punctuation around it, or "" where it says no to it, leaves it open, or asks.
 
-    >>> find_word('They call it "home".')
-    'home'
+    >>> find_word('They call it "home".'), find_word("Answer:home"), find_word("Is it home?")
+    ('home', 'home', '')
     """
-    words = text.rstrip(EDGES).rsplit(maxsplit=1)
-    return words[-1].strip(EDGES) if words else ""
+    text = without_tags(LATEX_WORD.sub(r"\1", boxed(text)[-WORD_TAIL:]))
+    asks = "?" in text[len(text.rstrip(EDGES)) :]
+    words = re.sub(r"(?<=[^\W\d]):(?=\S)", ": ", text.rstrip(EDGES)).rsplit(maxsplit=1)
+    word = words[-1].strip(EDGES) if words else ""
+    before = text[: text.rfind(word)]
+    if (asks and len(words) > 1) or NOT_CHOSEN.search(before[-BEFORE:]):
+        return ""
+    return word
 
 
 def _value(number: str) -> Fraction | None:
@@ -118,50 +142,6 @@ def _value(number: str) -> Fraction | None:
         return over / under[0] if under else over
     except ArithmeticError:
         return None
-
-
-ANSWER = re.compile(r"\banswer\b (?= \s{0,9} (?: : | is\b ))", re.IGNORECASE | re.VERBOSE)
-LABEL = re.compile(
-    r"""
-      (?m: ^ ) [ \t]* [(\[<{*_"'`]{0,4} ([A-Za-z]) # a line that opens with "B", "b)", "**B**"
-      (?= [ \t]* (?: [)\].:,>}*_"'`] | (?m: $ ) ) )
-    | (?<! \w ) [(\[<] ([A-Za-z]) [)\]>]                                       # "(B)" anywhere
-    | \b ([A-Z]) \b (?= \s+ (?: (?: or | and ) \s+ [A-Z] \b | is \s+ (?: right | correct ) ) )
-    | \*\* \(? ([A-Z]) [).:]? \*\*
-    | \b (?i: answer | option | choice | boxed | or | and | is ) \b \W{1,6} (?: text \W )?
-      ([A-Z] \b (?! ['’] ) | [a-z] (?= \W* \Z ))
-    | \b (?i: but | it['’]s ) \W{1,6} ([A-Z]) \b (?! ['’] )                     # "not A but B"
-    """,
-    re.VERBOSE,
-)
-NOT = (
-    r"(?:\bnot|n['’]t|\bcannot|\bnever|\bneither|\bnor|\brather\s+than|\binstead\s+of"
-    r"|\b(?:anything|everything|all)\s+but)\s+(?:be\s+)?(?:(?:the\s+)?(?:option|choice|answer)\s+)?"
-)
-LETTER = r"[(\[<*]{0,3}(?-i:[A-Z])\b[)\]>*]{0,3}"
-WRONG = r"\s+(?:is|are|was)\s*(?:n['’]t|not|wrong|incorrect|false|out)\b"
-REASON = re.compile(r",?\s*\b(?:because|since)\b[^\n]*", re.IGNORECASE)
-
-
-def _choices_named(text: str, texts: Sequence[str]) -> set[int]:
-    """The indices of all choices that a text names, by letter or by words; not those that it says no to."""
-    named = set()
-    # The longest first, so that "New York" does not also name "York".
-    words = "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if t) or r"(?!)"
-    refused = rf"{NOT}(?:{LETTER}|(?:{words})(?!\w))|(?<!\w)(?:{LETTER}|(?:{words}))(?:{WRONG})"
-    text = re.sub(refused, " ", REASON.sub("", text), flags=re.IGNORECASE)
-    # Where a choice is itself a letter ("which letter comes next?"), letters are not labels.
-    if not any(len(t) == 1 and t.isalpha() for t in texts):
-        labels = {_index(next(filter(None, match.groups()))) for match in LABEL.finditer(text)}
-        named = {label for label in labels if label < len(texts) or not texts}
-    if texts:
-        found = re.findall(rf"(?<!\w)(?<!\d\.)(?:{words})(?!\w|\.\d)", _plain(text))
-        named |= {texts.index(t) for t in found}
-    return named
-
-
-def _index(letter: str) -> int:
-    return ord(letter.upper()) - ord("A")
 
 
 def _plain(text: str) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+# Of 3.5, 3:30, 1/2 and -5, which are other numbers without it.
+OF_A_NUMBER = r"(?<=\d)[.,:/-](?=\d)|(?<![\w.-])-(?=\d)"
 AGREEMENT = 3
 """So many people must have given an answer for it to be right, where there are so many."""
 
@@ -113,10 +115,11 @@ def accuracy(text: str, answers: Sequence[str]) -> float:
 def plain(text: str) -> str:
     """Lower case, without punctuation and articles, numbers as digits.
 
-    >>> plain("A Stop-Sign, with two birds!")
-    'stop sign with 2 birds'
+    >>> plain("A Stop-Sign, with two birds!"), plain("$1,000.50")
+    ('stop sign with 2 birds', '1000.50')
     """
-    words = re.sub(r"[^\w\s]", " ", text.lower().replace("'", "")).split()
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"['’]", "", text.lower()).replace("−", "-"))
+    words = re.sub(rf"(?!{OF_A_NUMBER})[^\w\s]", " ", text).split()
     return " ".join(str(NUMBERS.index(w)) if w in NUMBERS else w for w in words if w not in ("a", "an", "the"))
 
 

@@ -83,6 +83,15 @@ def test_rewards(put: Put) -> None:
         "not code": "```python\ndouble the number\n```",
         "null": "def double(x):\n    return 2 * x\n\0",
         "rambling": "and so on " * 5000,
+        "prints": "```python\ndef double(x):\n    print(2 * x)\n```",
+        "stops when called": "```python\ndef double(x):\n    import os; os._exit(0)\n```",
+        "equal to anything": "class Any(int):\n    def __eq__(self, other): return True\ndef double(x): return Any(x)",
+        "a mock": "from unittest.mock import ANY\ndef double(x): return ANY",
+        "another AssertionError": "class AssertionError(Exception): ...\ndef double(x): return x",
+        "goes on in the test": "def double(x): return x\nif 0: \\",
+        "opens a try": "def double(x): return x\ntry:",
+        "opens a string": "def double(x): return x\n'''",
+        "no complaints": "import sys, os\nsys.excepthook = lambda *_: os._exit(0)\ndef double(x): return x",
     }
     scores = score(domain, row, right, *wrong.values())
     assert scores == [1] + [0] * len(wrong)
@@ -93,6 +102,26 @@ def test_an_unclosed_block_and_a_main_part(put: Put) -> None:
     unclosed = "```python\ndef double(x):\n    return 2 * x"
     main = unclosed + "\n\nif __name__ == '__main__':\n    print(double(int(input())))\n```"
     assert score(domain, row, unclosed, main) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "~~~python\ndef double(x):\n    return 2 * x\n~~~",
+        "```Python3\r\ndef double(x):\r\n    return 2 * x\r\n```",
+        "1. So:\n\n   ```python\n   def double(x):\n       return 2 * x\n   ```",
+        "```python\ndouble = lambda x: 2 * x\n```",
+    ],
+)
+def test_blocks_as_they_are_written(put: Put, text: str) -> None:
+    domain, row = load(put, "mbpp", MBPP)
+    assert score(domain, row, text) == [1]
+
+
+def test_a_list_of_what_is_equal_to_anything_is_not_the_list(put: Put) -> None:
+    domain, row = load(put, "mbpp_pro", PRO)
+    mocks = "from unittest.mock import ANY\ndef double_all(xs): return [ANY for _ in xs]"
+    assert score(domain, row, mocks) == [0]
 
 
 def test_an_answer_may_go_on_where_the_question_ends(put: Put) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import doctest
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from experts.domains import choices, numbers, writing
+from experts.domains.comparisons import names_who
 from experts.domains.gsm8k import Gsm8k
-from experts.domains.rewards import choice, last_number, math_verify
+from experts.domains.rewards import REWARDS, choice, last_number, last_word, math_verify
 
 NUMBERS = [
     (r"\boxed{$9{,}500}", "9500"),
@@ -32,8 +41,6 @@ NUMBERS = [
     ("1 234 567", "1234567"),
     ("12 m^2", "12"),
     ("- 3 apples", "3"),
-    ("5-3", "3"),
-    ("5 - 3", "3"),
     ("x-3", "3"),
     ("(5)-3", "3"),
     ("**-7**", "-7"),
@@ -71,6 +78,8 @@ OTHER_NUMBERS = [
     ("9,5000", "5000"),
     ("2**10", "10"),
     ("5 or 7", "5"),
+    ("5-3", "3"),
+    ("5 - 3", "3"),
 ]
 FINAL_LINES = [
     ("#### 18\n#### ", "18"),
@@ -214,3 +223,112 @@ def test_an_expression_equals_the_answer(answer: str, text: str) -> None:
 @pytest.mark.parametrize(("answer", "text"), OTHER_EXPRESSIONS)
 def test_a_part_of_the_answer_is_not_the_answer(answer: str, text: str) -> None:
     assert math_verify(text, answer) == 0
+
+
+# A line is a text, the right answer and its score, for one judge; "comparisons" is about Olga and Leo.
+CASES: dict[str, list[dict[str, Any]]] = defaultdict(list)
+for line in Path(__file__).with_name("final_answers.jsonl").read_text(encoding="utf-8").splitlines():
+    CASES[json.loads(line)["judge"]].append(json.loads(line))
+
+
+def score(case: dict[str, Any]) -> float:
+    text, answer = case["text"], case["answer"]
+    match case["judge"]:
+        case "gsm8k":
+            return Gsm8k().reward([text], answer=[answer])[0]
+        case "comparisons":
+            return names_who(text, answer, "Leo", ["Anna", "Leo", "Olga"])
+        case "choice":
+            return choice(text, answer, case["choices"])
+        case judge:
+            return REWARDS[judge](text, answer)
+
+
+@pytest.mark.parametrize("judge", CASES)
+def test_right_and_wrong_answers_in_the_ways_that_models_write_them(judge: str) -> None:
+    assert [case for case in CASES[judge] if score(case) != case["score"]] == []
+
+
+def test_a_letter_counts_without_the_words_of_the_choices() -> None:
+    lettered = [case for case in CASES["choice"] if case["answer"] == "B" and "Lyon" not in case["text"]]
+    assert [
+        case for case in lettered if case["score"] and "yon" not in case["text"] and choice(case["text"], "B") < 1
+    ] == []
+    assert [case for case in lettered if not case["score"] and choice(case["text"], "B")] == []
+
+
+UNLIKE = ["no change", "It does not move", "not enough light", "more than 3 days", "A and B are right", "Neither"]
+
+
+@pytest.mark.parametrize("index", range(len(UNLIKE)))
+def test_a_choice_may_say_no_itself(index: int) -> None:
+    letter, words = "ABCDEF"[index], UNLIKE[index]
+    for text in (
+        words,
+        f"{letter}. {words}",
+        f"The answer is {words}.",
+        f"I think it is {words}.",
+        f"{letter}) {words}",
+    ):
+        assert choice(text, letter, UNLIKE) == 1
+        assert choice(text, "ABCDEF"[index - 1], UNLIKE) == 0
+
+
+def test_a_number_among_the_choices_is_not_part_of_another() -> None:
+    own = ["3", "3.5", "-3", "13", "3/4", "30%"]
+    assert [[choice(f"It is {said}.", right, own) for said in own] for right in own] == [
+        [float(said == right) for said in own] for right in own
+    ]
+
+
+LONG = [
+    "9",
+    "1,",
+    "1 or ",
+    "1 + ",
+    "1 000 ",
+    "1'000",
+    "1_",
+    "x^",
+    " or ",
+    "(",
+    "[B",
+    "B, ",
+    "not ",
+    " ",
+    "\n",
+    "*\n",
+    "-",
+    "_",
+]
+LONG += [
+    "because ",
+    "#### 1\n",
+    "than 1 ",
+    "Olga more ",
+    "is Olga more ",
+    "<a",
+    "answer to ",
+    "\\boxed{",
+    "\\text{",
+    "\nWhy",
+]
+
+
+@pytest.mark.parametrize("piece", LONG)
+def test_long_texts_are_read_in_time_that_grows_with_their_length(piece: str) -> None:
+    text = piece * (10_000 // len(piece))
+    start = time.process_time()
+    last_number(text, "5")
+    last_word(text, "x")
+    choice(text, "B", ["Paris", "Lyon"])
+    names_who(text, "Olga", "Leo", ["Olga", "Leo"])
+    Gsm8k().reward([text], answer=["5"])
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("module", [choices, numbers, writing])
+def test_examples_of_the_readers(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed

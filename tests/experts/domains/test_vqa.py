@@ -52,6 +52,28 @@ def test_few_answers_are_enough_where_there_are_few() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("3 5", "3.5"),
+        ("35", "3.5"),
+        ("3-5", "3.5"),
+        ("-5", "5"),
+        ("1 2", "1/2"),
+        ("330", "3:30"),
+        ("not red", "red"),
+        ("", "?"),
+    ],
+)
+def test_another_number_or_word_earns_nothing(text: str, other: str) -> None:
+    assert accuracy(text, [other]) == 0
+    assert accuracy(other, [text]) == 0
+
+
+def test_thousands_are_one_number() -> None:
+    assert accuracy("$1,000.", ["1000"]) == accuracy("3:30", ["3:30"]) == 1
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", r"train\.jsonl:1: not JSON"),

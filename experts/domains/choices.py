@@ -1,0 +1,180 @@
+"""Which of a few choices a text names: by letter or by words, and not those that it says no to.
+
+A text is cut into clauses. The words of a choice are first replaced by one character that stands for it, so that what
+they say themselves ("not enough light") is not taken for the text's own. A clause that says no, or asks, names nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from experts.domains.writing import without_tags
+
+# Characters that stand for the choices; no text has them (they are for private use).
+FIRST_MARK = 0xE000
+MOST_CHOICES = 1000
+
+# Where a text begins to say its answer: the last of these has the last say.
+STATEMENT = re.compile(
+    r"""
+    \banswer\b (?: \s{1,3} (?: to | would | should | must | has | letter | option )\b [^.:\n]{0,60}? )?
+      [*_\s]{0,9} (?: : | [-–—=]\s | \bis\b | \bbe\b )
+    | (?m: ^ ) \#{4} (?= \s )
+    | \\boxed\s?\{
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# Why: what follows names other choices without choosing them. At the beginning of a sentence it ends with a comma.
+REASON = re.compile(r"(?<!\A)(?<![.!?\n]\s)\b(?:because|since)\b[^\n]*|\b(?:because|since)\b[^\n,]*", re.IGNORECASE)
+EXPLANATION = re.compile(
+    r"\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
+    re.IGNORECASE | re.DOTALL,
+)
+NO_DENIAL = re.compile(r"\b(?:no|without(?:\sa)?)\s+doubt\b|\bnot\s+only\b", re.IGNORECASE)
+ALL_BUT = re.compile(r"\b(?:anything|everything|all|none|nothing)\s+but\b", re.IGNORECASE)
+INSTEAD = re.compile(r"\b(?:rather\s+than|instead\s+of|other\s+than|than|over|unlike)\b", re.IGNORECASE)
+# What a clause opens with that names what is not chosen, in place of those words.
+REFUSED = "\0"
+# A letter or a mark, alone: in a list of them a comma ends no clause, for "not A, B or C" denies all three.
+ALONE = r"\W{0,2}[A-Z\ue000-\uf8ff]\W{0,2}"
+CLAUSE = re.compile(
+    rf"""
+    [.!] (?= \W | \Z ) | [;?]
+    | (?: \s?[–—] | \s-\s ) (?! \s?(?:no|not|wrong|incorrect|false)\b )
+    | (?<! : ) \n
+    | \( (?! {ALONE}\) )
+    | (?<= \b[Nn]o ) ,
+    | , (?! \s? (?:(?:or|and|nor)\s)? {ALONE} (?: [,.;] | \s?\Z | \b(?:or|and|nor)\b ) )
+    | \b (?i: but | so | therefore | thus | hence | then | while | whereas | although | though | as ) \b
+    """,
+    re.VERBOSE,
+)
+DENIAL = re.compile(
+    rf"""
+    \b (?: not | cannot | never | neither | nor | no | wrong | incorrect | false | untrue | doubt | deny | unlikely
+         | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
+         | which | what | if | whether ) \b
+    | n['’]t\b | \bis\s+out\b | [{REFUSED}❌✗✘]
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# Words after which a letter is the name of a choice; after "vitamin" it is not.
+LEADS = (
+    "answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
+    "|is|be|was|it's|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
+    "|certainly|likely|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
+)
+LETTER = re.compile(
+    rf"""
+    (?: (?P<led> \A\W* | (?<![\w']) (?i:{LEADS}) [\W_]{{1,6}} | [(\[<{{*"“‘'`_] )  (?P<capital>[A-Z])
+      | [(\[<{{*"“‘'`_] \W? (?P<bracketed>[a-z]) (?= [)\]>}}*"”’'`_] )
+      | \b(?i:answer|option|choice|letter|is)\b\W{{1,6}} (?P<closing>[a-z]) (?= \W*\Z )
+      | \A\W* (?P<opening>[a-z]) (?= [).:*_] | \W*\Z ) )
+    (?! [^\W_] | ['’]\w | -\w | \.\d )
+    """,
+    re.VERBOSE,
+)
+MENTION = re.compile(r"(?<![\w'’.-])([A-Z])(?![\w'’]|-\w|\.\w)")
+# "A city" and "I think" are no choices; "A is right" is one.
+ARTICLE = re.compile(
+    r"[ ]+ (?! (?:is|was|or|and|because|since|seems?|looks?|fits?|makes?|would|has)\b ) [a-z]", re.VERBOSE
+)
+PRONOUN = re.compile(r"\s+[a-z]|['’]")
+# The choice "no" stands alone or before who it is about: "no, it is not", "no it is not", but "no idea".
+DETERMINER = r"(?!\s+(?!(?:it|he|she|they|we|you|i|this|that|these|those|the|there|because|since)\b)\w)"
+
+
+def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
+    """The indices of the choices that a text says are right, where a final "answer: …" has the last say.
+
+    Args:
+        text: What the model wrote.
+        choices: The texts of the choices A, B, …; without them only letters count.
+
+    >>> choices_named("Lyon? No, Paris.", ["Paris", "Lyon"]), choices_named("A or B"), choices_named("not B")
+    ({0}, {0, 1}, set())
+    """
+    if len(choices) > MOST_CHOICES:
+        return set()
+    text = without_tags(text).replace("’", "'")
+    text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
+    marked = _marked(EXPLANATION.sub("", text), choices)
+    statements = [match.start() for match in STATEMENT.finditer(marked)]
+    for start in [*statements[-1:], 0]:
+        named = _named(marked[start:], _letters(choices))
+        if len(named) == 1:
+            return named
+    return named
+
+
+def _letters(choices: Sequence[str]) -> dict[str, int]:
+    """What each letter stands for; where a choice is a letter itself ("which comes next?"), for that one."""
+    own = {choice.upper(): index for index, choice in enumerate(choices) if _is_letter(choice)}
+    return own or {chr(ord("A") + index): index for index in range(min(26, len(choices) or 26))}
+
+
+def _is_letter(choice: str) -> bool:
+    return len(choice) == 1 and "a" <= choice.lower() <= "z"
+
+
+def _marked(text: str, choices: Sequence[str]) -> str:
+    """The text with a mark in place of each choice's words."""
+    words = {choice: index for index, choice in reversed([*enumerate(choices)]) if choice and not _is_letter(choice)}
+    if not words:
+        return text
+    # The longest first, so that "New York" does not also name "York".
+    for choice in sorted(words, key=len, reverse=True):
+        text = re.sub(_pattern(choice), chr(FIRST_MARK + words[choice]), text, flags=re.IGNORECASE)
+    return text
+
+
+def _pattern(choice: str) -> str:
+    """Finds the words of a choice that are not part of a word or of a number."""
+    words = r"\s+".join(re.escape(word) for word in choice.replace("’", "'").split())
+    before = r"(?<![\w.,-])(?<!−)" if choice[0].isdigit() else r"(?<!\w)"
+    after = r"(?![\w%]|[.,:/]\d)" if choice[-1].isdigit() else r"(?!\w)"
+    return before + words + after + (DETERMINER if choice == "no" else "")
+
+
+def _named(text: str, letters: dict[str, int]) -> set[int]:
+    """The choices of a text's clauses; empty where one is named and another only mentioned, for none is chosen."""
+    named, mentioned = set[int](), set[int]()
+    for clause in _clauses(REASON.sub("", text)):
+        marks = {ord(character) - FIRST_MARK for character in clause if 0 <= ord(character) - FIRST_MARK < MOST_CHOICES}
+        labels = {letters[label] for label in _labels(clause) if label in letters}
+        others = {
+            letters[match[1]]
+            for match in MENTION.finditer(clause)
+            if match[1] in letters and not _is_article(clause, match)
+        }
+        named |= marks | labels
+        mentioned |= others
+    return named | mentioned if named else set()
+
+
+def _clauses(text: str) -> list[str]:
+    """The parts of a text that assert something: those that ask or say no are left out."""
+    text = INSTEAD.sub(f". {REFUSED} ", ALL_BUT.sub("except", NO_DENIAL.sub("", text)))
+    clauses, start = [], 0
+    for end in [*CLAUSE.finditer(text), None]:
+        clause = text[start : end.start() if end else len(text)]
+        if not (end and end[0] == "?") and not DENIAL.search(clause):
+            clauses.append(clause)
+        start = end.end() if end else start
+    return clauses
+
+
+def _labels(clause: str) -> set[str]:
+    """The letters, as capitals, that a clause gives as its answer."""
+    labels = set()
+    for match in LETTER.finditer(clause):
+        if not (match["capital"] and _is_article(clause, match)):
+            labels.add((match["capital"] or match["bracketed"] or match["closing"] or match["opening"]).upper())
+    return labels
+
+
+def _is_article(clause: str, match: re.Match[str]) -> bool:
+    """Whether the A or I with which a match ends is an article or a pronoun."""
+    follows = {"A": ARTICLE, "I": PRONOUN}.get(clause[match.end() - 1])
+    return bool(follows and follows.match(clause, match.end()))
