@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from experts.domains.writing import without_tags
 
-# Characters that stand for the choices; no text has them (they are for private use).
+# Characters for private use stand for the choices; a text's own are taken out.
 FIRST_MARK = 0xE000
+PRIVATE = re.compile(r"[\ue000-\uf8ff]")
 MOST_CHOICES = 1000
 
 # Where a text begins to say its answer: the last of these has the last say.
@@ -97,7 +98,7 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
     """
     if len(choices) > MOST_CHOICES:
         return set()
-    text = without_tags(text).replace("’", "'")
+    text = PRIVATE.sub(" ", without_tags(text)).replace("’", "'")
     text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
     marked = _marked(EXPLANATION.sub("", text), choices)
     statements = [match.start() for match in STATEMENT.finditer(marked)]

@@ -274,6 +274,10 @@ def test_a_choice_may_say_no_itself(index: int) -> None:
         assert choice(text, "ABCDEF"[index - 1], UNLIKE) == 0
 
 
+def test_no_character_stands_for_a_choice() -> None:
+    assert choice("\ue001", "B", ["a hen", "a lamp"]) == 0
+
+
 def test_a_number_among_the_choices_is_not_part_of_another() -> None:
     own = ["3", "3.5", "-3", "13", "3/4", "30%"]
     assert [[choice(f"It is {said}.", right, own) for said in own] for right in own] == [
