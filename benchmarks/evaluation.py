@@ -31,7 +31,7 @@ from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.harness import SelfAdaptiveLM
 from selfadapt.recipes import Recipe, find_recipe, read_recipe
 
-DOMAINS = ("stories", "groups", "comparisons", "sums")
+DOMAINS = ("stories", "groups", "relations", "sums")
 MLP = r".*\.mlp\.(gate|up|down)_proj"
 
 
