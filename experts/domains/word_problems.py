@@ -82,7 +82,7 @@ class WordProblems:
             raise UserError(f"{self.name}: smallest must be at least 0 and below largest")
 
     def load(self, split: Split) -> Dataset:
-        """Rows with `id`, `prompt` and `answer`."""
+        """Rows with `id`, `prompt` and `answer`; those of comparisons also with `question`, which their reward reads."""
         from datasets import Dataset
 
         asked: set[str] = set()
@@ -97,8 +97,8 @@ class WordProblems:
         texts = [text_of(completion) for completion in completions]
         if self.problems != "comparisons":
             return [last_number(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)]
-        asked = zip(texts, columns["answer"], columns["prompt"], strict=True)
-        return [self._names_who(text, answer, prompt[-1]["content"]) for text, answer, prompt in asked]
+        asked = zip(texts, columns["answer"], columns["question"], strict=True)
+        return [self._names_who(text, answer, question) for text, answer, question in asked]
 
     def _names_who(self, text: str, answer: str, question: str) -> float:
         people = PEOPLE.split()
@@ -121,4 +121,5 @@ class WordProblems:
                     "id": f"{self.name}-{split}-{index}",
                     "prompt": [{"role": "user", "content": with_instruction(question, self.instruction)}],
                     "answer": str(answer),
+                    **({"question": question} if self.problems == "comparisons" else {}),
                 }

@@ -106,8 +106,8 @@ def test_a_sentence_that_states_the_contrary_earns_nothing_in_the_domain() -> No
     domain = WordProblems("comparisons", "Who has more.", problems="comparisons", test_size=64)
     rows = domain.load("test")
     for row in rows:
-        columns = {name: [value] for name, value in row.items()}
-        question = row["prompt"][0]["content"]
+        columns = {name: [value] for name, value in row.items() if name != "prompt"}  # as in training and evaluation
+        question = row["question"]
         (other,) = {name for name in PEOPLE_IN_STORIES.split() if name in question} - {row["answer"]}
         verb = "fewer" if "fewer" in question else "more"
         assert domain.reward([f"{row['answer']} has {verb} coins than {other}."], **columns) == [1.0]
