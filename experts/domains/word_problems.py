@@ -82,7 +82,7 @@ class WordProblems:
             raise UserError(f"{self.name}: smallest must be at least 0 and below largest")
 
     def load(self, split: Split) -> Dataset:
-        """Rows with `id`, `prompt` and `answer`; those of comparisons also with `question`, which their reward reads."""
+        """Rows with `id`, `prompt` and `answer`; and of comparisons `question`, which their reward reads."""
         from datasets import Dataset
 
         asked: set[str] = set()
