@@ -53,11 +53,11 @@ MIXTURES = [
     {},
     {"stories": 1.0},
     {"groups": 1.0},
-    {"comparisons": 1.0},
+    {"relations": 1.0},
     {"sums": 1.0},
     {"stories": 0.5, "sums": 0.5},
-    {"groups": 0.7, "comparisons": -0.3},
-    {"stories": 0.25, "groups": 0.25, "comparisons": 0.25, "sums": 0.25},
+    {"groups": 0.7, "relations": -0.3},
+    {"stories": 0.25, "groups": 0.25, "relations": 0.25, "sums": 0.25},
 ]
 
 
@@ -156,7 +156,7 @@ def test_the_base_stays_the_base_beside_as_many_loras_as_there_are_places(on_vll
     on_vllm.dispatcher = Fixed(Mixture.of({}))
     wanted = on_vllm.generate([prompt], max_new_tokens=8)[0].text
     weights = torch.tensor([[1.0 + row / 8] for row in range(8)] + [[0.0]])
-    on_vllm.dispatcher = lambda prompts: Mixture(("comparisons",), weights)
+    on_vllm.dispatcher = lambda prompts: Mixture(("relations",), weights)
     texts = [answer.text for answer in on_vllm.generate([prompt] * 9, max_new_tokens=8)]
     assert texts[-1] == wanted
     assert wanted not in texts[:-1]
