@@ -97,13 +97,15 @@ class WordProblems:
         texts = [text_of(completion) for completion in completions]
         if self.problems != "comparisons":
             return [last_number(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)]
-        asked = zip(texts, columns["answer"], columns["question"], strict=True)
+        questions = columns.get("question") or texts  # who the two are, and whether fewer was asked for
+        asked = zip(texts, columns["answer"], questions, strict=True)
         return [self._names_who(text, answer, question) for text, answer, question in asked]
 
     def _names_who(self, text: str, answer: str, question: str) -> float:
         people = PEOPLE.split()
-        (other,) = {*re.findall("|".join(people), question)} - {answer}
-        return names_who(text, answer, other, people, fewer="fewer" in question)
+        others = [name for name in re.findall("|".join(people), question) if name != answer]
+        other = others[0] if others else next(name for name in people if name != answer)
+        return names_who(text, answer, other, people, fewer=question is not text and "fewer" in question)
 
     def _rows(self, split: Split, asked: set[str]) -> Iterator[dict[str, Any]]:
         """The split's problems that were not asked before; adds their questions to `asked`."""

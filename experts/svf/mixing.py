@@ -75,18 +75,13 @@ _open_calls = 0
 _counting = RLock()  # a collected generator may end its call wherever memory is allocated
 
 
-def _of_this_call(module: nn.Module) -> Any:
+def mixture_of(module: nn.Module) -> Any:
     """What the innermost call that runs a module says of it; None where none does."""
     if _mixing:
         for call in reversed(_calls.get()):
             if module in call:
                 return call[module]
     return None
-
-
-def mixture_of(layer: nn.Module) -> LayerMixture | None:
-    """How this call runs a layer; None follows the active adapters."""
-    return _of_this_call(layer)
 
 
 @contextmanager
@@ -125,7 +120,7 @@ def note_shape(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     Raises:
         UserError: if each row was to be named, and the rows are others.
     """
-    batch = _of_this_call(base)
+    batch = mixture_of(base)
     if batch is None:
         return
     given = [*map(kwargs.get, INPUTS), *args[:1]]
@@ -139,7 +134,7 @@ def expect_rows(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     PEFT tells the input of `generate`, which is looked at here; that of a forward comes to `note_shape`.
     """
-    batch: Batch = _of_this_call(base)
+    batch: Batch = mixture_of(base)
     batch.exact = True
     note_shape(base, args, kwargs)
     batch.exact = batch.shape is None
@@ -148,7 +143,7 @@ def expect_rows(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def name_saved_rows(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward hook of PEFT's modules that are saved whole: names the expert whose own module each row takes."""
-    rows = _of_this_call(module)
+    rows = mixture_of(module)
     if rows is None:
         return None
     repeats = len(args[0]) // len(rows)

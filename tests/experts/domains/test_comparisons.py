@@ -113,3 +113,15 @@ def test_a_sentence_that_states_the_contrary_earns_nothing_in_the_domain() -> No
         assert domain.reward([f"{row['answer']} has {verb} coins than {other}."], **columns) == [1.0]
         assert domain.reward([f"{other} has {verb} coins than {row['answer']}."], **columns) == [0.0]
         assert domain.reward([question], **columns) == [0.0]
+
+
+def test_the_answer_alone_is_enough_to_judge_who_has_more() -> None:
+    domain = WordProblems("comparisons", "Who has more.", problems="comparisons")
+    answers = [
+        "Olga has more coins than Leo.",
+        "Leo has more coins than Olga.",
+        "Olga",
+        "Leo",
+        "Leo has fewer than Olga.",
+    ]
+    assert domain.reward(answers, answer=["Olga"] * 5) == [1.0, 0.0, 1.0, 0.0, 1.0]
