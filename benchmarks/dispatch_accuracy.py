@@ -23,8 +23,8 @@ from dispatch import Calibration, EmbeddingDispatcher, PromptDispatcher
 from dispatch.base import question
 from dispatch.embedding import PROMPTS
 from experts.evaluation import Accuracy
-from experts.files import write_json
 from experts.mixture import Mixture
+from experts.outside.files import write_json
 from experts.text_encoder import encode
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe

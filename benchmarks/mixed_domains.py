@@ -23,9 +23,9 @@ from dispatch import Calibration, Dispatcher, Fixed, PromptDispatcher, calibrati
 from experts.domains import Domain
 from experts.engine import generate
 from experts.evaluation import Accuracy, accuracy, mcnemar
-from experts.files import write_json
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
+from experts.outside.files import write_json
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe
 

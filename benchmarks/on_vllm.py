@@ -17,8 +17,8 @@ from sidebyside import side_by_side
 
 from dispatch import Dispatcher, find_dispatcher
 from experts import Mixture
-from experts.chats import Chat
 from experts.library import ExpertLibrary, shipped_library
+from experts.outside.chats import Chat
 from selfadapt import SelfAdaptiveModel
 
 THINGS = ["apples", "books", "coins", "stones"]

@@ -10,9 +10,9 @@ from dispatch.base import Dispatcher, Fixed
 from dispatch.embedding import EmbeddingDispatcher
 from dispatch.prompt import Calibration, PromptDispatcher
 from dispatch.t2l import T2LDispatcher
-from experts.errors import UserError, unknown
 from experts.library import CLASSIFIER, ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.errors import UserError, unknown
 
 __all__ = [
     "Calibration",

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from experts.chats import Chat, read_prompt, words
 from experts.mixture import Mixture
+from experts.outside.chats import Chat, read_prompt, words
 
 
 class Dispatcher(Protocol):

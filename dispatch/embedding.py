@@ -13,11 +13,11 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from dispatch.base import decide, question
-from experts.chats import Chat
-from experts.errors import UserError
-from experts.files import atomic_file
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.chats import Chat
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_file
 from experts.text_encoder import BUILT_IN, encode
 
 FILE = "prompt_embeddings.safetensors"  # beside an expert's z: vectors of training prompts, never their text

@@ -31,10 +31,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dispatch.population import Population
 from dispatch.racing import Pair, race
-from experts.chats import tokenize
 from experts.engine import ROWS_PER_READ, check_context
-from experts.errors import SEEDS, UserError, check_whole
 from experts.mixture import Mixture
+from experts.outside.chats import tokenize
+from experts.outside.errors import SEEDS, UserError, check_whole
 from experts.svf import SVFLinear
 from experts.svf.names import plain_modules
 

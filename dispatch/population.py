@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from dispatch.growing_cache import growing_cache
-from experts.chats import Chat
 from experts.engine import (
     attention_window,
     check_context,
@@ -25,6 +24,7 @@ from experts.engine import (
     under,
 )
 from experts.mixture import Mixture
+from experts.outside.chats import Chat
 
 ROW = 512
 """Tokens of a row, as `batch_size` counts them: shorter rows are the more."""

@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch.base import decide, question
-from experts.chats import Chat, render, tokenize
 from experts.engine import attention_window, evaluating, follow, generate, pad, under
-from experts.errors import UserError
-from experts.files import write_json
 from experts.mixture import Mixture
-from experts.pictures import text_tokenizer
-from experts.reading import read_json
+from experts.outside.chats import Chat, render, tokenize
+from experts.outside.errors import UserError
+from experts.outside.files import write_json
+from experts.outside.pictures import text_tokenizer
+from experts.outside.reading import read_json
 
 TEMPLATE = "Categories:\n{categories}\n\n{question}\n\nCategory?"
 # Stand for the question: where the first is seen, the second must be too, as it is.

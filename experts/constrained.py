@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from experts.domains.base import Domain
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 MASKED = -1e4  # nats; far beyond what logits differ by, and finite, so that entropies stay numbers
 

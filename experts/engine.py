@@ -24,11 +24,11 @@ from transformers import (
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
-from experts.chats import Chat, read_prompts, read_texts, tokenize, tokenize_seen
 from experts.constrained import Constraint
-from experts.errors import UserError, check_whole
 from experts.mixture import Mixture
-from experts.pictures import text_tokenizer
+from experts.outside.chats import Chat, read_prompts, read_texts, tokenize, tokenize_seen
+from experts.outside.errors import UserError, check_whole
+from experts.outside.pictures import text_tokenizer
 from experts.svf import SVFLinear, SVFModel
 
 # While a step decodes fewer rows than this, reading the weights takes longer than computing with them.

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError
-from experts.files import atomic_folder
 from experts.fingerprint import Sketch, is_other_base, read_sketch, write_sketch
-from experts.reading import read_json
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_folder
+from experts.outside.reading import read_json
 from experts.svf import SVFConfig
 from experts.svf.names import plain_modules
 

@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from experts.engine import evaluating
-from experts.errors import UserError
 from experts.expert import PREFIX, Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.pictures import text_tokenizer
+from experts.outside.errors import UserError
+from experts.outside.pictures import text_tokenizer
 from experts.svf.decomposition import decompose, each_matrix
 
 # What a lossy export is measured on where the user has nothing better. Of no domain in particular.

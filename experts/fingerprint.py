@@ -45,8 +45,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError
-from experts.files import atomic_file
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_file
 from experts.svf.layer import SVFLinear
 from experts.svf.model import fused_matrices
 from experts.svf.names import plain_name

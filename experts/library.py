@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError, unknown
 from experts.expert import PREFIX, SUFFIX, Expert, read_config, read_z
-from experts.files import atomic_folder, write_json
 from experts.fingerprint import (
     Sketch,
     fingerprint,
@@ -30,7 +28,9 @@ from experts.fingerprint import (
     write_sketch,
 )
 from experts.model_card import Card
-from experts.reading import read_json
+from experts.outside.errors import UserError, unknown
+from experts.outside.files import atomic_folder, write_json
+from experts.outside.reading import read_json
 from experts.svf import SVFConfig
 from experts.svf.layer import SVFLinear
 from experts.svf.names import fault_in_adapter_name, plain_modules

@@ -24,11 +24,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError
 from experts.export import Lora, fixed_expert, save_lora
-from experts.files import atomic_folder
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_folder
 from experts.svf.decomposition import decompose, each_matrix
 
 PREFIX = "mix:"

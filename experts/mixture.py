@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experts.errors import UserError
-from experts.files import write_json
-from experts.reading import read_json
+from experts.outside.errors import UserError
+from experts.outside.files import write_json
+from experts.outside.reading import read_json
 
 
 @dataclass(frozen=True)

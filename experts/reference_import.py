@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experts.errors import UserError
 from experts.expert import Expert
 from experts.fingerprint import fingerprint, sketch
+from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose, each_matrix
 from experts.training.parametrization import effective_z
 

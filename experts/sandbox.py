@@ -42,7 +42,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 logger = logging.getLogger(__name__)
 

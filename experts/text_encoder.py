@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experts.errors import UserError, unknown
+from experts.outside.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experts.errors import UserError
 from experts.expert import Expert
 from experts.fingerprint import fingerprint, is_other_base, sketch
+from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose, each_matrix
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from experts.errors import UserError, unknown
-from experts.files import atomic_folder, cache_folder, check_writable, expand, write_json
+from experts.outside.errors import UserError, unknown
+from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
 
 if TYPE_CHECKING:
     import torch

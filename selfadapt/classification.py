@@ -11,7 +11,7 @@ from dispatch.base import question
 from dispatch.prompt import asking
 from experts.domains.base import Completion, Domain, Split, text_of
 from experts.domains.rewards import exact
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

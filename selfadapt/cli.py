@@ -109,7 +109,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        from experts.errors import UserError
+        from experts.outside.errors import UserError
 
         # An OSError is the machine's: a full disk, a folder that may not be read. It names the file itself.
         if not isinstance(error, UserError | OSError):

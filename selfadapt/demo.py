@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experts.engine import generate
-from experts.files import atomic_file, check_writable, write_json
+from experts.outside.files import atomic_file, check_writable, write_json
 from experts.training.folders import unfinished_folder
 from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe

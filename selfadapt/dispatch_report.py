@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from dispatch import Calibration, PromptDispatcher, calibration_path
-from experts.errors import UserError, unknown
 from experts.evaluation import Accuracy
-from experts.files import atomic_file, write_json
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.reading import read_objects
+from experts.outside.errors import UserError, unknown
+from experts.outside.files import atomic_file, write_json
+from experts.outside.reading import read_objects
 from selfadapt.two_pass import SelfAdaptiveModel
 
 CALIBRATED = ("prompt", "classifier")

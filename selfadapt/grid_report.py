@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experts.errors import UserError
-from experts.files import atomic_file
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_file
 from selfadapt.grid_plots import plot_accuracy, plot_gain, plot_weights
 from selfadapt.grid_rows import Paired, Row, make_rows
 from selfadapt.results import Line, chosen_rate, read_results

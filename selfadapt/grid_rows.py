@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from selfadapt.results import BASE, Line, chosen_rate
 from selfadapt.statistics import holm, interval, sign_flip
 

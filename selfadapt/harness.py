@@ -24,11 +24,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, ProcessorMixin
 
-from experts.chats import refused
 from experts.engine import under
-from experts.errors import UserError, unknown
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.chats import refused
+from experts.outside.errors import UserError, unknown
 from selfadapt.response_cache import ResponseCache
 from selfadapt.two_pass import SelfAdaptiveModel
 from selfadapt.usage import check_batch_size

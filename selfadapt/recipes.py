@@ -26,8 +26,8 @@ from experts.domains import (
     Vqa,
     WordProblems,
 )
-from experts.errors import SEEDS, UserError, check_whole, unknown
-from experts.reading import read_text
+from experts.outside.errors import SEEDS, UserError, check_whole, unknown
+from experts.outside.reading import read_text
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, check_run, train_expert

@@ -18,12 +18,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dispatch import Dispatcher, find_dispatcher
-from experts.chats import Chat, read_prompt
-from experts.errors import UserError
-from experts.files import expand
 from experts.library import ExpertLibrary
 from experts.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.mixture import Mixture
+from experts.outside.chats import Chat, read_prompt
+from experts.outside.errors import UserError
+from experts.outside.files import expand
 from selfadapt.base_models import load_base
 from selfadapt.two_pass import find_library
 

@@ -12,8 +12,8 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from experts.errors import UserError, unknown
-from experts.reading import read_objects
+from experts.outside.errors import UserError, unknown
+from experts.outside.reading import read_objects
 
 
 def load_tasks(names: Sequence[str], include_path: Path | None = None) -> tuple[TaskManager, list[Task | Group]]:

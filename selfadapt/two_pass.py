@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch import Dispatcher, Fixed, T2LDispatcher, check_dispatcher, find_dispatcher
 from experts import engine as native_engine
 from experts import vllm_engine
-from experts.chats import Chat, read_prompt, read_prompts
-from experts.errors import UserError, unknown
 from experts.expert import Expert
 from experts.export import fixed_expert
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
+from experts.outside.chats import Chat, read_prompt, read_prompts
+from experts.outside.errors import UserError, unknown
 from experts.vllm_engine import VLLMModel, check_installed
 from selfadapt.base_models import BUILT_IN, load_base
 
@@ -152,7 +152,7 @@ class SelfAdaptiveModel:
         """Both passes: the greedy answer to each prompt (a string is one user turn, a list of messages a chat).
 
         Args:
-            prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.chats`).
+            prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.outside.chats`).
 
         Raises:
             UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, or

@@ -26,7 +26,7 @@ def parsed(parse: Callable[[], T]) -> T:
 
 def check_batch_size(name: str, value: Any) -> None:
     """Raises UserError for what lm-eval would not understand: it takes a number, "auto", or "auto:4"."""
-    from experts.errors import UserError
+    from experts.outside.errors import UserError
 
     known = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not known and not re.fullmatch(r"0*[1-9][0-9]*|auto(:0*[1-9][0-9]*)?", str(value), re.ASCII):

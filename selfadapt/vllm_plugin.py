@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.vllm_engine import mend_base_rows
 
 

@@ -21,8 +21,8 @@ import torch
 from filelock import FileLock
 
 from experts.expert import Expert
-from experts.files import cache_folder
 from experts.library import ExpertLibrary
+from experts.outside.files import cache_folder
 from experts.svf.decomposition import _read, decompose
 from selfadapt.cli import main
 from selfadapt.results import read_results

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

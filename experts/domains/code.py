@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Domain, Split, text_of, with_instruction
 from experts.domains.published import Fields, Source, load_published
-from experts.errors import unknown
+from experts.outside.errors import unknown
 from experts.sandbox import run_python
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from experts.chats import as_chat, read_prompt
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.rewards import REWARDS, choice
-from experts.errors import UserError, unknown
-from experts.reading import find_path, read_objects
+from experts.outside.chats import as_chat, read_prompt
+from experts.outside.errors import UserError, unknown
+from experts.outside.reading import find_path, read_objects
 
 if TYPE_CHECKING:
     from datasets import Dataset

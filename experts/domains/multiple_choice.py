@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.published import Fields, Source, load_published
 from experts.domains.rewards import choice
-from experts.errors import unknown
+from experts.outside.errors import unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset

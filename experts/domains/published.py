@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from experts.domains.base import Split
-from experts.errors import UserError, unknown
-from experts.files import data_folder
-from experts.reading import find_path, read_objects
+from experts.outside.errors import UserError, unknown
+from experts.outside.files import data_folder
+from experts.outside.reading import find_path, read_objects
 
 if TYPE_CHECKING:
     from datasets import Dataset

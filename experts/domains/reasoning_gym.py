@@ -17,7 +17,7 @@ from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges import judge, pack
 from experts.domains.numbers import find_number
 from experts.domains.rewards import find_word
-from experts.errors import UserError, unknown
+from experts.outside.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.errors import UserError
-from experts.files import data_folder
-from experts.reading import read_objects
+from experts.outside.errors import UserError
+from experts.outside.files import data_folder
+from experts.outside.reading import read_objects
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.comparisons import names_who
 from experts.domains.rewards import last_number
-from experts.errors import UserError, unknown
+from experts.outside.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 from peft.utils.other import get_pattern_key
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.svf.targets import check_expression
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from experts.files import atomic_file, cache_folder
+from experts.outside.files import atomic_file, cache_folder
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError, unknown
+from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import each_matrix
 from experts.svf.layer import SVFLinear
 from experts.svf.mixing import Batch, LayerMixture, expect_rows, name_saved_rows, note_shape, running

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from experts.errors import UserError, unknown
+from experts.outside.errors import UserError, unknown
 from experts.svf.names import plain_name
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from experts.errors import UserError, check_numbers
 from experts.expert import PREFIX, SUFFIX, Expert
-from experts.files import atomic_folder, check_new_folder, check_writable
 from experts.fingerprint import fingerprint, sketch
+from experts.outside.errors import UserError, check_numbers
+from experts.outside.files import atomic_folder, check_new_folder, check_writable
 from experts.processes import processes
 from experts.svf import SVFConfig, SVFModel
 from experts.text_to_lora.examples import (

@@ -11,10 +11,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.chats import whole_text
 from experts.engine import context_of, under
-from experts.errors import UserError
 from experts.mixture import Mixture
+from experts.outside.chats import whole_text
+from experts.outside.errors import UserError
 from experts.text_encoder import BUILT_IN, load_encoder
 
 BASE = "base"

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from experts.chats import Chat
 from experts.engine import generate
-from experts.errors import UserError
+from experts.outside.chats import Chat
+from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, make_example, pad_examples, token_losses
 from experts.text_to_lora.tasks import Instance, Task
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from experts.chats import Chat, tokenize
 from experts.engine import context_of, last
-from experts.errors import UserError, check_numbers
+from experts.outside.chats import Chat, tokenize
+from experts.outside.errors import UserError, check_numbers
 from experts.text_to_lora.tasks import Instance, Task
 
 

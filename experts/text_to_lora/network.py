@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.text_to_lora.heads import LoraHead, Size, ZHead
 from experts.text_to_lora.shapes import Matrix
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experts.errors import UserError, check_numbers
 from experts.expert import PREFIX, read_config, read_z
-from experts.reading import read_json
+from experts.outside.errors import UserError, check_numbers
+from experts.outside.reading import read_json
 from experts.svf.decomposition import Factors
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Rounds

@@ -15,8 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experts.chats import Chat
-from experts.errors import UserError
+from experts.outside.chats import Chat
+from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import rescaled
 from experts.text_to_lora.evaluation import Method
 from experts.text_to_lora.examples import PromptStyle

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from experts.files import atomic_folder
+from experts.outside.files import atomic_folder
 from experts.processes import processes
 from experts.text_to_lora.reconstruction import Reconstruction
 from experts.text_to_lora.supervised import Supervised

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import check_numbers
+from experts.outside.errors import check_numbers
 from experts.svf.decomposition import Factors, decompose, each_matrix
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Example, PromptStyle, Rounds, make_example, pad_examples, token_losses

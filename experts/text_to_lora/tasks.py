@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experts.errors import UserError, check_numbers
-from experts.files import data_folder, expand
-from experts.reading import read_json, read_objects, read_text
+from experts.outside.errors import UserError, check_numbers
+from experts.outside.files import data_folder, expand
+from experts.outside.reading import read_json, read_objects, read_text
 from experts.text_to_lora.excluded import is_excluded
 
 

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experts.errors import UserError
 from experts.expert import PREFIX, Expert
-from experts.files import atomic_folder
-from experts.reading import read_json
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_folder
+from experts.outside.reading import read_json
 from experts.text_to_lora.encoder import BASE, SentenceEncoder, TaskEncoder, tidy
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, NetworkConfig, Svf, Written
 from experts.text_to_lora.shapes import Matrix

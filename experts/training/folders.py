@@ -12,8 +12,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experts.errors import UserError
-from experts.files import check_new_folder, check_writable, write_json
+from experts.outside.errors import UserError
+from experts.outside.files import check_new_folder, check_writable, write_json
 from experts.processes import processes
 
 

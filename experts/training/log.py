@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.evaluation import Accuracy
-from experts.files import atomic_file
+from experts.outside.files import atomic_file
 
 
 class Log:

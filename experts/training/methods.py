@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from experts.errors import UserError, check_numbers, check_whole
+from experts.outside.errors import UserError, check_numbers, check_whole
 from experts.svf import SVFConfig
 from experts.svf.targets import check_each, check_expression, module_names
 

@@ -14,8 +14,8 @@ from transformers.integrations.integration_utils import (
 )
 
 from experts.engine import context_of, tokenize
-from experts.errors import SEEDS, UserError, check_numbers, check_whole, unknown
-from experts.pictures import text_tokenizer
+from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole, unknown
+from experts.outside.pictures import text_tokenizer
 from experts.processes import processes
 
 

@@ -17,14 +17,14 @@ from peft import PeftConfig, PeftModel, PeftType, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
-from experts.chats import check_template
 from experts.domains.base import Domain, Split, load_rows
-from experts.errors import UserError
 from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores
-from experts.files import atomic_folder
 from experts.fingerprint import fingerprint, sketch
 from experts.library import write_expert
 from experts.model_card import Card
+from experts.outside.chats import check_template
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_folder
 from experts.processes import processes
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.processes import processes
 from experts.svf import SVFLinear
 

@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from experts.chats import tokenize
 from experts.domains.base import Domain, load_rows
 from experts.engine import context_of
-from experts.errors import UserError
+from experts.outside.chats import tokenize
+from experts.outside.errors import UserError
 from experts.training.objective import Diverged, check_options, trainer_arguments
 from experts.training.sharding import shard
 

@@ -47,8 +47,8 @@ def adapt(
     from dispatch.few_shot import Search, search
     from experts.domains import Jsonl
     from experts.domains.base import scores_of
-    from experts.errors import UserError
-    from experts.files import check_new_folder
+    from experts.outside.errors import UserError
+    from experts.outside.files import check_new_folder
     from selfadapt.base_models import load_base
     from selfadapt.two_pass import find_library
 

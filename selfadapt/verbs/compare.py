@@ -28,8 +28,8 @@ def compare(
         only: only the cells whose names match this pattern, such as 'svf-*/sums/*'.
         json: print the rows of the tables as JSON.
     """
-    from experts.errors import UserError
-    from experts.files import check_writable
+    from experts.outside.errors import UserError
+    from experts.outside.files import check_writable
     from selfadapt.grid_report import document, write_report
 
     failed = []

@@ -33,8 +33,8 @@ def dispatch(
         output: where the report of --evaluate goes.
         json: print the mixtures, or the report, as JSON.
     """
-    from experts.errors import UserError
-    from experts.files import check_writable
+    from experts.outside.errors import UserError
+    from experts.outside.files import check_writable
     from selfadapt.dispatch_report import calibrate_dispatcher, check_calibration, evaluate_dispatcher, read_labelled
     from selfadapt.two_pass import SelfAdaptiveModel, find_library
 

@@ -42,8 +42,8 @@ def evaluate(
         seed: of all random choices; by default lm-eval's own.
         json: print lm-eval's result dictionary, with the mean mixture and the seconds of each pass, as JSON.
     """
-    from experts.errors import SEEDS, UserError, check_whole
-    from experts.files import check_writable
+    from experts.outside.errors import SEEDS, UserError, check_whole
+    from experts.outside.files import check_writable
     from selfadapt.usage import check_batch_size
 
     try:

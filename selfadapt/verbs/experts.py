@@ -44,7 +44,7 @@ def experts_show(
         model: the base whose shipped experts are meant.
         json: print figures as JSON.
     """
-    from experts.reading import read_text
+    from experts.outside.reading import read_text
     from selfadapt.two_pass import find_library
 
     experts = find_library(model, library)

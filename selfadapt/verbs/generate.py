@@ -33,7 +33,7 @@ def generate(
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
-    from experts.errors import UserError, check_whole
+    from experts.outside.errors import UserError, check_whole
     from selfadapt.two_pass import SelfAdaptiveModel
 
     if not prompts:

@@ -19,8 +19,8 @@ def import_(file: Positional[Path], model: str, output: Path, description: str =
         description: what the expert is for, in one sentence; dispatchers read it.
         json: print what was written as JSON.
     """
-    from experts.errors import UserError
-    from experts.files import check_writable
+    from experts.outside.errors import UserError
+    from experts.outside.files import check_writable
     from experts.reference_import import import_expert
     from selfadapt.base_models import load_base
 

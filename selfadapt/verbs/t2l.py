@@ -81,8 +81,8 @@ def t2l_generate(
     """
     from dataclasses import asdict
 
-    from experts.errors import UserError
-    from experts.files import check_writable
+    from experts.outside.errors import UserError
+    from experts.outside.files import check_writable
     from selfadapt.t2l import find_network, load_writer
 
     if output.exists():
@@ -139,7 +139,7 @@ def t2l_evaluate(
     import sys
     from dataclasses import asdict
 
-    from experts.errors import UserError, check_whole
+    from experts.outside.errors import UserError, check_whole
     from experts.text_to_lora.evaluation import compare
     from experts.text_to_lora.tasks import TaskData
     from selfadapt.t2l import compare_methods

@@ -34,9 +34,9 @@ def transfer(
         json: print both fingerprints and the comparison as JSON.
     """
     from experts import transfer as transfers
-    from experts.errors import SEEDS, UserError, check_whole
-    from experts.files import check_writable
     from experts.fingerprint import refuse_other_base
+    from experts.outside.errors import SEEDS, UserError, check_whole
+    from experts.outside.files import check_writable
     from selfadapt.base_models import load_base, load_shapes
     from selfadapt.two_pass import find_expert
 

@@ -10,8 +10,8 @@ import torch
 from dispatch import PromptDispatcher
 from dispatch.population import Population
 from experts.engine import generate, loglikelihood
-from experts.errors import UserError
 from experts.mixture import Mixture
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from tests.dispatch.test_prompt import CATEGORIES, by_hand
 from tests.experts.svf.test_architectures import ARCHITECTURES, adapted, make_base, perturb

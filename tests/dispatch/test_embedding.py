@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dispatch import embedding
 from dispatch.embedding import FILE, EmbeddingDispatcher, read_prompts, write_prompts
-from experts.errors import UserError
 from experts.library import ExpertLibrary
+from experts.outside.errors import UserError
 from experts.text_encoder import encode
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")

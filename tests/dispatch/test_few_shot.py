@@ -10,9 +10,9 @@ from peft import PeftModel
 
 from dispatch.few_shot import Search, matrix_groups, search, the_best
 from experts.engine import generate, loglikelihood
-from experts.errors import UserError
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.errors import UserError
 
 PROMPTS = ["one", "two and a bit", "three", "four!", "five", "six of them", "7", "eight"]
 NAMES = ["a", "b"]

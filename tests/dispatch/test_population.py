@@ -9,9 +9,9 @@ import torch
 
 from dispatch.population import Population
 from experts.engine import generate, loglikelihood
-from experts.errors import UserError
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.errors import UserError
 
 PROMPTS = ["one", "one and a bit", "one?", "one, two, three, four"]
 MIXTURES = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.3, 0.4], [0.0, 1.0], [-0.5, 0.8]])

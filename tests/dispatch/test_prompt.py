@@ -13,8 +13,8 @@ from torch import Tensor
 from dispatch import Calibration, PromptDispatcher
 from dispatch.prompt import asking, named
 from experts.engine import tokenize
-from experts.errors import UserError
 from experts.library import ExpertLibrary
+from experts.outside.errors import UserError
 
 CATEGORIES = {"math": "Sums of numbers.", "maps": "Sums of distances.", "cats": "Questions about animals."}
 PROMPTS = ["1 + 1", "What does a lion eat, and when does it sleep?", [{"role": "user", "content": "how far?"}]]

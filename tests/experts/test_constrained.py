@@ -14,8 +14,8 @@ from transformers import GenerationConfig
 
 from experts.constrained import Constraint
 from experts.engine import generate, pad, tokenize
-from experts.errors import UserError
 from experts.evaluation import held_out_scores
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce, make_trainer
 from experts.training.shared_prompts import sample

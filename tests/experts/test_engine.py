@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from experts.engine import evaluating, generate, loglikelihood, plan, stream
-from experts.errors import UserError
 from experts.mixture import Mixture
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 
 MIXTURE = Mixture(("a", "b"), torch.tensor([[1.0, 0], [0, 0], [0, 1], [0.5, 0.5], [1, 0]]))

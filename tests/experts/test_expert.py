@@ -10,7 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 
 from experts import Expert, SVFConfig
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.svf import SVFLinear
 
 IDS = torch.arange(3, 23).view(2, 10)

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import under
-from experts.errors import UserError
 from experts.export import (
     NEUTRAL_TEXTS,
     best_lora,
@@ -27,6 +26,7 @@ from experts.export import (
     write_merged,
 )
 from experts.fingerprint import fingerprint
+from experts.outside.errors import UserError
 
 IDS = torch.arange(3, 43).view(2, 20)
 MLP = ("gate_proj", "up_proj", "down_proj")

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from experts.errors import UserError
 from experts.fingerprint import FILE, fingerprint, is_other_base, read_sketch, sketch, write_sketch
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 
 

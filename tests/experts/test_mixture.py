@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experts.errors import UserError
 from experts.mixture import Mixture
+from experts.outside.errors import UserError
 
 
 def test_rows_say_who_has_a_part() -> None:

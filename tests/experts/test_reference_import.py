@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experts.errors import UserError
 from experts.expert import Expert
+from experts.outside.errors import UserError
 from experts.reference_import import import_expert
 from experts.svf import SVFLinear
 

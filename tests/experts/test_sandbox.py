@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from experts import sandbox
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.sandbox import OUTPUT, PROCESSES, Run, Way, run_python
 
 ROOT = os.getuid() == 0

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from experts import Expert, ExpertLibrary
-from experts.errors import UserError
 from experts.expert import read_config
 from experts.fingerprint import fingerprint
 from experts.library import load_expert
+from experts.outside.errors import UserError
 from experts.transfer import Comparison, check_shapes, compare, transfer
 
 UP = "model.layers.0.mlp.up_proj"

@@ -24,8 +24,8 @@ import torch
 from dispatch import Fixed, find_dispatcher
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import loglikelihood
-from experts.errors import UserError
 from experts.library import shipped_library
+from experts.outside.errors import UserError
 from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.serving import serving
 

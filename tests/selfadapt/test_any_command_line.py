@@ -15,8 +15,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experts.errors import UserError
 from experts.library import ExpertLibrary
+from experts.outside.errors import UserError
 from selfadapt.cli import VERBS, main
 from selfadapt.experiment import read_experiment
 from selfadapt.recipes import read_recipe

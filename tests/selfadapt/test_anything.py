@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from dispatch import EmbeddingDispatcher, PromptDispatcher
 from dispatch.prompt import named
 from experts import ExpertLibrary
-from experts.chats import read_prompts, tokenize
-from experts.errors import UserError
 from experts.lora_cache import mixture_name, read_mixture_name
+from experts.outside.chats import read_prompts, tokenize
+from experts.outside.errors import UserError
 from selfadapt.serving import TwoPasses, serving
 
 # Fixtures of one test serve all of its examples; what they hold, no example changes.

@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from selfadapt import load_base
 from selfadapt.base_models import WHEEL
 

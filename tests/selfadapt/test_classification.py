@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dispatch.prompt import asking
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from selfadapt.classification import Classification
 from selfadapt.recipes import find_recipe, read_recipe
 

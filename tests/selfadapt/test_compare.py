@@ -15,8 +15,8 @@ import yaml
 from filelock import FileLock
 from peft import AutoPeftModelForCausalLM
 
-from experts.errors import UserError
 from experts.library import ExpertLibrary
+from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import Svf
 from experts.text_to_lora.shapes import read_matrices

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experts.errors import UserError
 from experts.library import ExpertLibrary
+from experts.outside.errors import UserError
 from experts.training.methods import IA3, SVF, LoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken

@@ -23,10 +23,10 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from experts import ExpertLibrary, Mixture
-from experts.chats import Chat
 from experts.engine import under
-from experts.errors import UserError
 from experts.fingerprint import fingerprint
+from experts.outside.chats import Chat
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from selfadapt import SelfAdaptiveModel
 from selfadapt.cli import main

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.training.methods import DoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken

@@ -11,8 +11,8 @@ import pytest
 
 from dispatch import EmbeddingDispatcher
 from experts import ExpertLibrary
-from experts.errors import UserError
 from experts.lora_cache import read_mixture_name
+from experts.outside.errors import UserError
 from selfadapt.serving import ASKED, TwoPasses, serving
 
 CHAT, COMPLETION = ASKED

@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 import yaml
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from selfadapt.tasks import load_tasks
 
 

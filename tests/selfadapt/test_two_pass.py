@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from experts import ExpertLibrary, Mixture
 from experts.engine import Chat, generate
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import Svf
 from experts.text_to_lora.shapes import read_matrices

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experts.files import data_folder
+from experts.outside.files import data_folder
 
 Put = Callable[[str, list[dict[str, Any]]], Path]
 

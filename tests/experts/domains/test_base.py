@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from experts.domains.base import load_rows, scores_of
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 
 class Own:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from experts.domains import KINDS, Code
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 
 MBPP = {

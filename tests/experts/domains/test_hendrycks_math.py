@@ -4,7 +4,7 @@ import pytest
 
 from experts.domains import HendrycksMath
 from experts.domains.hendrycks_math import last_boxed
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 
 

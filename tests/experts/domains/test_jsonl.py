@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from experts.domains import KINDS, Jsonl, ReasoningGym, Split
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:

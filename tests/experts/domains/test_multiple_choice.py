@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from experts.domains import KINDS, MultipleChoice
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 
 

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from experts.domains import KINDS, Domain, Gsm8k, MultipleChoice, Split
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 
 

@@ -13,7 +13,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from experts.domains import ReasoningGym, Split, judges, reasoning_gym
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 GENERATORS = {
     "advanced_geometry": "text",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experts.domains.vqa import Vqa, accuracy
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 ROW = {"image": "1.png", "question": "What is it?", "answers": ["a stop sign", "stop sign", "Stop-sign.", "a board"]}
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from experts.engine import generate
-from experts.errors import UserError
 from experts.expert import Expert
 from experts.export import best_lora, write_lora, write_merged
 from experts.fingerprint import fingerprint
 from experts.mixture import Mixture
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 
 IDS = torch.arange(3, 27).view(3, 8)

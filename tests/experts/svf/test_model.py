@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 
 IDS = torch.arange(3, 43).view(2, 20)

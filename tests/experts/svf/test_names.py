@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from experts.errors import UserError
 from experts.expert import Expert
 from experts.fingerprint import fingerprint
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 
 IDS = torch.arange(3, 43).view(2, 20)

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear, mixing
 from experts.svf.mixing import mixture_of
 

@@ -22,9 +22,9 @@ from transformers import (
     LlamaForTokenClassification,
 )
 
-from experts.errors import UserError
 from experts.expert import Expert
 from experts.library import load_expert
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 
 IDS = torch.arange(3, 43).view(2, 20)

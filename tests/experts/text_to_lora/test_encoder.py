@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.text_to_lora.encoder import LastTokenEncoder, SentenceEncoder, tidy
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import MistralConfig
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, NetworkConfig, Svf
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.shapes import read_matrices

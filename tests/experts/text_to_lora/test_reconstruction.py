@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from experts.errors import UserError
 from experts.expert import Expert
+from experts.outside.errors import UserError
 from experts.text_to_lora.network import Lora, LowRank
 from experts.text_to_lora.reconstruction import (
     Library,

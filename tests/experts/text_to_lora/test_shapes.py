@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.text_to_lora.shapes import Matrix, check_same_matrices, read_matrices
 
 

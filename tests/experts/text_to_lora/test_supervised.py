@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, Rounds, make_example, pad_examples, token_losses
 from experts.text_to_lora.network import Lora, Svf
 from experts.text_to_lora.run import Result, train_network

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from experts.errors import UserError
-from experts.files import data_folder
+from experts.outside.errors import UserError
+from experts.outside.files import data_folder
 from experts.text_to_lora.excluded import EXCLUDED, is_excluded
 from experts.text_to_lora.tasks import TaskData, read_descriptions, read_tasks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.training.folders import (
     at_work_in,
     check_folders,

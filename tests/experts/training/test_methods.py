@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from experts.errors import UserError
 from experts.library import ExpertLibrary
+from experts.outside.errors import UserError
 from experts.training.methods import IA3, METHODS, SVF, DoRA, LoRA, TinyLoRA
 from experts.training.reinforce import Reinforce, make_trainer
 from experts.training.run import Result, train_expert

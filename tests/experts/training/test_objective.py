@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.text_to_lora.adapters import TaskAdapters
 from experts.text_to_lora.reconstruction import Reconstruction

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.chats import tokenize
-from experts.errors import UserError
+from experts.outside.chats import tokenize
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer, reward_function
 

@@ -15,9 +15,9 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from experts.errors import UserError
 from experts.expert import read_config
 from experts.library import load_expert
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training import run
 from experts.training.folders import unfinished_folder

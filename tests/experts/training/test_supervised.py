@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from experts.engine import tokenize
-from experts.errors import UserError
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training import run
 from experts.training.methods import SVF, LoRA

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experts.errors import UserError
-from experts.files import data_folder, expand
+from experts.outside.errors import UserError
+from experts.outside.files import data_folder, expand
 
 # UTF-32's mark begins with UTF-16's.
 MARKS = {

@@ -10,8 +10,8 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from experts.errors import UserError
-from experts.pictures import load_pictures, words
+from experts.outside.errors import UserError
+from experts.outside.pictures import load_pictures, words
 
 Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
 

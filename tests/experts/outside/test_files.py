@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experts.errors import UserError
-from experts.files import atomic_file, atomic_folder, cache_folder, check_writable, expand, write_json
+from experts.outside.errors import UserError
+from experts.outside.files import atomic_file, atomic_folder, cache_folder, check_writable, expand, write_json
 
 
 def write_half(target: AbstractContextManager[Path], name: str = "") -> None:

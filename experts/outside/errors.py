@@ -56,7 +56,7 @@ def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = Non
 
     >>> check_whole("batch_size", 0)
     Traceback (most recent call last):
-    experts.errors.UserError: batch_size must be a whole number of 1 or more, not 0
+    experts.outside.errors.UserError: batch_size must be a whole number of 1 or more, not 0
     """
     bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
     try:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from experts.engine import tokenize
-from experts.errors import UserError
-from experts.pictures import load_pictures, words
+from experts.outside.errors import UserError
+from experts.outside.pictures import load_pictures, words
 
 
 def chat(*parts: dict[str, Any]) -> list[dict[str, Any]]:

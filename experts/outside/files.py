@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 
 def cache_folder() -> Path:

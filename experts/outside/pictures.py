@@ -8,7 +8,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import load_image
 
-from experts.errors import UserError
+from experts.outside.errors import UserError
 
 
 def words(content: str | Sequence[Mapping[str, Any]] | None) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experts.errors import UserError
 from experts.mixture import Mixture
-from experts.reading import read_json, read_lines, read_objects, read_text
+from experts.outside.errors import UserError
+from experts.outside.reading import read_json, read_lines, read_objects, read_text
 
 ODD = "one\u2028line\u2029with\u0085marks\x0b\x0c"
 

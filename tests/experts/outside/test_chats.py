@@ -13,9 +13,9 @@ import pandas
 import pytest
 from datasets import Dataset
 
-from experts.chats import check_template, read_prompts, render, tokenize
 from experts.engine import generate, loglikelihood
-from experts.errors import UserError
+from experts.outside.chats import check_template, read_prompts, render, tokenize
+from experts.outside.errors import UserError
 
 USER = {"role": "user", "content": "2 + 2?"}
 CHAT = [{"role": "system", "content": "Be brief."}, USER]
