@@ -42,7 +42,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 test-vllm: setup-vllm
-	$(VLLM_BIN)/python -m pytest -m vllm tests/experts/test_vllm_engine.py
+	$(VLLM_BIN)/python -m pytest -m vllm tests/experts/engine/test_vllm.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from experts.engine import generate
+from experts.engine.native import generate
 from selfadapt import load_base
 
 

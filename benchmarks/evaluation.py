@@ -24,9 +24,9 @@ from peft import get_peft_model
 from sidebyside import side_by_side
 
 from dispatch.embedding import PROMPTS, write_prompts
-from experts.fingerprint import fingerprint
 from experts.library import ExpertLibrary
 from experts.svf import SVFConfig
+from experts.svf.fingerprint import fingerprint
 from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.harness import SelfAdaptiveLM
 from selfadapt.recipes import Recipe, find_recipe, read_recipe

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dispatch.few_shot import Search, matrix_groups, the_best
-from experts.engine import generate, loglikelihood, under
+from experts.engine.native import generate, loglikelihood, under
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
 from experts.svf.decomposition import decompose

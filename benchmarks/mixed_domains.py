@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dispatch import Calibration, Dispatcher, Fixed, PromptDispatcher, calibration_path, find_dispatcher
 from experts.domains import Domain
-from experts.engine import generate
+from experts.engine.native import generate
 from experts.evaluation import Accuracy, accuracy, mcnemar
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture

@@ -12,7 +12,7 @@ import torch
 from sidebyside import side_by_side
 
 from dispatch import EmbeddingDispatcher, PromptDispatcher
-from experts.engine import generate
+from experts.engine.native import generate
 from experts.library import CLASSIFIER, ExpertLibrary, shipped_library
 from selfadapt import load_base
 

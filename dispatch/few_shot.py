@@ -29,9 +29,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dispatch.population import Population
 from dispatch.racing import Pair, race
-from experts.engine import ROWS_PER_READ, check_context
+from experts.engine.native import ROWS_PER_READ, check_context
+from experts.engine.population import Population
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
 from experts.outside.errors import SEEDS, UserError, check_whole

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch.base import decide, question
-from experts.engine import attention_window, evaluating, follow, generate, pad, under
+from experts.engine.native import attention_window, evaluating, follow, generate, pad, under
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, render, tokenize
 from experts.outside.errors import UserError

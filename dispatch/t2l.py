@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.base import Dispatcher, question
 from experts.expert import Expert
-from experts.fingerprint import refuse_other_base
 from experts.mixture import Mixture
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.svf import SVFLinear
+from experts.svf.fingerprint import refuse_other_base
 from experts.svf.names import plain_modules
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder
 from experts.text_to_lora.network import Svf

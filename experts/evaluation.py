@@ -14,9 +14,9 @@ from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
-from experts.constrained import constraint_of
 from experts.domains.base import Domain, scores_of
-from experts.engine import generate
+from experts.engine.constrained import constraint_of
+from experts.engine.native import generate
 from experts.mixture import Mixture
 from experts.processes import processes
 

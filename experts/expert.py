@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.fingerprint import Sketch, is_other_base, read_sketch, write_sketch
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_folder
 from experts.outside.reading import read_json
 from experts.svf import SVFConfig
+from experts.svf.fingerprint import Sketch, is_other_base, read_sketch, write_sketch
 from experts.svf.names import plain_modules
 
 PREFIX, SUFFIX = "base_model.model.", ".svf_z"  # around a matrix's name in the keys of an adapter file
@@ -129,7 +129,7 @@ class Expert:
         fingerprint: of the base; only experts of one base add up.
         description: what it is for, or how it was made.
         transferred_from: the name and fingerprint of the base it was trained on, where that is another.
-        sketch: of the base, from `experts.fingerprint.sketch`; by it a rounding of the base is known.
+        sketch: of the base, from `experts.svf.fingerprint.sketch`; by it a rounding of the base is known.
     """
 
     z: dict[str, Tensor]

@@ -18,7 +18,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from experts.expert import PREFIX, SUFFIX, Expert, read_config, read_z
-from experts.fingerprint import (
+from experts.model_card import Card
+from experts.outside.errors import UserError, unknown
+from experts.outside.files import atomic_folder, write_json
+from experts.outside.reading import read_json
+from experts.svf import SVFConfig
+from experts.svf.fingerprint import (
     Sketch,
     fingerprint,
     is_other_base,
@@ -27,11 +32,6 @@ from experts.fingerprint import (
     sketch,
     write_sketch,
 )
-from experts.model_card import Card
-from experts.outside.errors import UserError, unknown
-from experts.outside.files import atomic_folder, write_json
-from experts.outside.reading import read_json
-from experts.svf import SVFConfig
 from experts.svf.layer import SVFLinear
 from experts.svf.names import fault_in_adapter_name, plain_modules
 
@@ -163,7 +163,7 @@ class ExpertLibrary:
         """An empty library in a new or empty folder.
 
         Args:
-            base_sketch: from `experts.fingerprint.sketch`; by it a rounding of the base is known.
+            base_sketch: from `experts.svf.fingerprint.sketch`; by it a rounding of the base is known.
 
         Raises:
             UserError: if the folder holds something already.
@@ -235,7 +235,7 @@ class ExpertLibrary:
 
     @property
     def sketch(self) -> Sketch | None:
-        """Of the base, from `experts.fingerprint.sketch`; None where none is kept."""
+        """Of the base, from `experts.svf.fingerprint.sketch`; None where none is kept."""
         return read_sketch(self.folder)
 
     def z(self, name: str) -> dict[str, Tensor]:

@@ -21,11 +21,11 @@ from dispatch.t2l import PREFIX as WRITTEN
 from experts.domains.base import scores_of
 from experts.domains.code import check_programs
 from experts.evaluation import accuracy, constant_answer, held_out_scores
-from experts.fingerprint import fingerprint
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.files import check_writable
 from experts.processes import processes
+from experts.svf.fingerprint import fingerprint
 from experts.training.folders import unfinished_folder
 from experts.training.log import Log
 from experts.training.run import Interrupted

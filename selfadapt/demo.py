@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experts.engine import generate
+from experts.engine.native import generate
 from experts.outside.files import atomic_file, check_writable, write_json
 from experts.training.folders import unfinished_folder
 from selfadapt.base_models import load_base

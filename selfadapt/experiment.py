@@ -30,9 +30,9 @@ from typing import Any
 from dispatch import check_dispatcher
 from dispatch.few_shot import Search
 from experts.domains import Domain
-from experts.fingerprint import FILE as SKETCH
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError, unknown
+from experts.svf.fingerprint import FILE as SKETCH
 from selfadapt.recipes import BLOCKS, Recipe, configs_folder, find_recipe, make_recipe, merge, overlay, read_yaml
 from selfadapt.results import BASE, Line, chosen_rate
 from selfadapt.two_pass import find_library

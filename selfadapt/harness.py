@@ -24,7 +24,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, ProcessorMixin
 
-from experts.engine import under
+from experts.engine.native import under
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import refused

@@ -18,8 +18,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dispatch import Dispatcher, find_dispatcher
+from experts.exchange.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.library import ExpertLibrary
-from experts.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompt
 from experts.outside.errors import UserError

@@ -11,9 +11,9 @@ import torch
 import tyro
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.fingerprint import fingerprint, refuse_other_base
 from experts.outside.chats import check_template
 from experts.outside.errors import UserError, check_numbers, unknown
+from experts.svf.fingerprint import fingerprint, refuse_other_base
 from experts.text_encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.adapters import TaskAdapters, check_adapters, train_adapters
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder

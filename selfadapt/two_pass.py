@@ -14,15 +14,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch import Dispatcher, Fixed, T2LDispatcher, check_dispatcher, find_dispatcher
-from experts import engine as native_engine
-from experts import vllm_engine
+from experts.engine import native as native_engine
+from experts.engine import vllm as vllm_engine
+from experts.engine.vllm import VLLMModel, check_installed
+from experts.exchange.export import fixed_expert
 from experts.expert import Expert
-from experts.export import fixed_expert
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompt, read_prompts
 from experts.outside.errors import UserError, unknown
-from experts.vllm_engine import VLLMModel, check_installed
 from selfadapt.base_models import BUILT_IN, load_base
 
 ENGINES = ("native", "vllm")

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
+from experts.engine.vllm import mend_base_rows
 from experts.outside.errors import UserError
-from experts.vllm_engine import mend_base_rows
 
 
 def register() -> None:
@@ -36,7 +36,7 @@ class MixtureResolver(LoRAResolver):
 
     def _resolve(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         # vLLM loads this plugin in all its processes; the one that answers requests has need of the rest.
-        from experts.lora_cache import read_mixture_name
+        from experts.exchange.lora_cache import read_mixture_name
         from selfadapt.serving import check_base, is_ours, serving
 
         loras = serving().loras

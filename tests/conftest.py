@@ -30,11 +30,11 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from experts.fingerprint import fingerprint
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.outside.files import cache_folder
 from experts.svf import SVFConfig
+from experts.svf.fingerprint import fingerprint
 from selfadapt import load_base
 
 CHATML = (

@@ -21,12 +21,12 @@ from dispatch.embedding import FILE as PROMPTS
 from dispatch.embedding import read_prompts
 from experts.domains import Jsonl
 from experts.expert import Expert, read_config, read_z
-from experts.fingerprint import FILE as SKETCH
-from experts.fingerprint import Sketch, read_sketch, write_sketch
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.reading import read_json, read_lines, read_objects
+from experts.svf.fingerprint import FILE as SKETCH
+from experts.svf.fingerprint import Sketch, read_sketch, write_sketch
 from experts.text_to_lora.reconstruction import read_targets
 from experts.text_to_lora.tasks import read_descriptions, read_tasks
 from selfadapt.dispatch_report import read_labelled

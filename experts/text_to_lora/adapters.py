@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from transformers.trainer_callback import PrinterCallback
 
 from experts.expert import PREFIX, SUFFIX, Expert
-from experts.fingerprint import fingerprint, sketch
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import atomic_folder, check_new_folder, check_writable
 from experts.processes import processes
 from experts.svf import SVFConfig, SVFModel
+from experts.svf.fingerprint import fingerprint, sketch
 from experts.text_to_lora.examples import (
     Example,
     PromptStyle,

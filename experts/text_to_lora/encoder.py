@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.engine import context_of, under
+from experts.engine.native import context_of, under
 from experts.mixture import Mixture
 from experts.outside.chats import whole_text
 from experts.outside.errors import UserError

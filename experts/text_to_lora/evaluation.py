@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from experts.engine import generate
+from experts.engine.native import generate
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, make_example, pad_examples, token_losses

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from experts.engine import context_of, last
+from experts.engine.native import context_of, last
 from experts.outside.chats import Chat, tokenize
 from experts.outside.errors import UserError, check_numbers
 from experts.text_to_lora.tasks import Instance, Task

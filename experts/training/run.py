@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 
 from experts.domains.base import Domain, Split, load_rows
 from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores
-from experts.fingerprint import fingerprint, sketch
 from experts.library import write_expert
 from experts.model_card import Card
 from experts.outside.chats import check_template
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_folder
 from experts.processes import processes
+from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
 from experts.training.folders import (

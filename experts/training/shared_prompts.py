@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from experts.constrained import Constraint
-from experts.engine import last
+from experts.engine.constrained import Constraint
+from experts.engine.native import last
 
 
 def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor]:

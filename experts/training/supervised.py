@@ -28,7 +28,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from experts.domains.base import Domain, load_rows
-from experts.engine import context_of
+from experts.engine.native import context_of
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.training.objective import Diverged, check_options, trainer_arguments

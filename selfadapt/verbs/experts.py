@@ -84,8 +84,8 @@ def experts_add(
     from dataclasses import replace
 
     from experts.expert import Expert
-    from experts.fingerprint import fingerprint, sketch
     from experts.library import ExpertLibrary, check_name, no_base
+    from experts.svf.fingerprint import fingerprint, sketch
     from selfadapt.base_models import load_base
 
     read = Expert.read(expert)

@@ -35,11 +35,11 @@ def export(
             neutral sentences.
         json: print what was written as JSON.
     """
-    from experts.export import NEUTRAL_TEXTS, best_lora, measure_lora, write_lora, write_merged
-    from experts.fingerprint import refuse_other_base
+    from experts.exchange.export import NEUTRAL_TEXTS, best_lora, measure_lora, write_lora, write_merged
     from experts.outside.errors import UserError, check_whole
     from experts.outside.files import atomic_folder, check_writable
     from experts.outside.reading import read_lines
+    from experts.svf.fingerprint import refuse_other_base
     from selfadapt.base_models import copy_settings, load_base
     from selfadapt.two_pass import find_expert
 

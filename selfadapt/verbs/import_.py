@@ -19,9 +19,9 @@ def import_(file: Positional[Path], model: str, output: Path, description: str =
         description: what the expert is for, in one sentence; dispatchers read it.
         json: print what was written as JSON.
     """
+    from experts.exchange.reference_import import import_expert
     from experts.outside.errors import UserError
     from experts.outside.files import check_writable
-    from experts.reference_import import import_expert
     from selfadapt.base_models import load_base
 
     if not file.is_file():

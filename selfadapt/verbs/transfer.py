@@ -33,10 +33,10 @@ def transfer(
         model: the base that the expert was trained on; by default the one it names.
         json: print both fingerprints and the comparison as JSON.
     """
-    from experts import transfer as transfers
-    from experts.fingerprint import refuse_other_base
+    from experts.exchange import transfer as transfers
     from experts.outside.errors import SEEDS, UserError, check_whole
     from experts.outside.files import check_writable
+    from experts.svf.fingerprint import refuse_other_base
     from selfadapt.base_models import load_base, load_shapes
     from selfadapt.two_pass import find_expert
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dispatch import PromptDispatcher
-from dispatch.population import Population
-from experts.engine import generate, loglikelihood
+from experts.engine.native import generate, loglikelihood
+from experts.engine.population import Population
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig

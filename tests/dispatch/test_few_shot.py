@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from dispatch.few_shot import Search, matrix_groups, search, the_best
-from experts.engine import generate, loglikelihood
+from experts.engine.native import generate, loglikelihood
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError

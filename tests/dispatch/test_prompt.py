@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dispatch import Calibration, PromptDispatcher
 from dispatch.prompt import asking, named
-from experts.engine import tokenize
+from experts.engine.native import tokenize
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dispatch.base import Fixed
 from dispatch.t2l import T2LDispatcher, by_domain, by_prompt, told, with_room
-from experts.engine import generate
-from experts.fingerprint import fingerprint
+from experts.engine.native import generate
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.svf import SVFModel
+from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import Lora, Svf
 from experts.text_to_lora.rows import adapted_rows

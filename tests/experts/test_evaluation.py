@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from experts.domains import Jsonl
-from experts.engine import generate
+from experts.engine.native import generate
 from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores, mcnemar
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture

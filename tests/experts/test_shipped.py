@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.evaluation import accuracy, held_out_scores
-from experts.fingerprint import fingerprint
 from experts.library import ExpertLibrary, load_expert, shipped_library
+from experts.svf.fingerprint import fingerprint
 from selfadapt.recipes import find_recipe, read_recipe
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dispatch import EmbeddingDispatcher, PromptDispatcher
 from dispatch.prompt import named
 from experts import ExpertLibrary
-from experts.lora_cache import mixture_name, read_mixture_name
+from experts.exchange.lora_cache import mixture_name, read_mixture_name
 from experts.outside.chats import read_prompts, tokenize
 from experts.outside.errors import UserError
 from selfadapt.serving import TwoPasses, serving

@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from experts import Expert, ExpertLibrary, Mixture
-from experts.fingerprint import fingerprint, sketch, write_sketch
+from experts.svf.fingerprint import fingerprint, sketch, write_sketch
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from experts import ExpertLibrary, Mixture
-from experts.engine import under
-from experts.fingerprint import fingerprint
+from experts.engine.native import under
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
+from experts.svf.fingerprint import fingerprint
 from selfadapt import SelfAdaptiveModel
 from selfadapt.cli import main
 from selfadapt.harness import SelfAdaptiveLM

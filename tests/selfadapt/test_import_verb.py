@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from experts import Expert
-from experts.fingerprint import fingerprint
+from experts.svf.fingerprint import fingerprint
 
 
 def test_import_writes_an_expert(run: Any, tiny_folder: Path, tiny_model: Any, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from experts import Expert, ExpertLibrary
-from experts.fingerprint import fingerprint
 from experts.outside.errors import UserError
+from experts.svf.fingerprint import fingerprint
 from selfadapt import SelfAdaptiveModel, load_base
 
 EXPERTS = {"colours": "Questions about colours.", "animals": "Questions about animals."}

@@ -11,7 +11,7 @@ import pytest
 
 from dispatch import EmbeddingDispatcher
 from experts import ExpertLibrary
-from experts.lora_cache import read_mixture_name
+from experts.exchange.lora_cache import read_mixture_name
 from experts.outside.errors import UserError
 from selfadapt.serving import ASKED, TwoPasses, serving
 

@@ -14,9 +14,9 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from experts.fingerprint import fingerprint
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
+from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora.adapters import TaskAdapters
 from experts.text_to_lora.network import Svf
 from experts.text_to_lora.supervised import Supervised

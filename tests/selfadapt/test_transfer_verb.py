@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experts import Expert
-from experts.fingerprint import fingerprint
+from experts.svf.fingerprint import fingerprint
 
 
 @pytest.fixture

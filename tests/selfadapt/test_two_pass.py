@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experts import ExpertLibrary, Mixture
-from experts.engine import Chat, generate
+from experts.engine.native import Chat, generate
 from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import Svf
@@ -292,6 +292,6 @@ def test_an_engine_that_does_not_exist_or_is_not_installed_is_one_line(
         SelfAdaptiveModel.from_pretrained(library=library, engine="vlm")
     with pytest.raises(UserError, match="the native engine has none"):
         SelfAdaptiveModel.from_pretrained(library=library, engine_options={"seed": 1})
-    monkeypatch.setattr("experts.vllm_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("experts.engine.vllm.find_spec", lambda name: None)
     with pytest.raises(UserError, match="not installed here: `make setup-vllm`"):
         SelfAdaptiveModel.from_pretrained(library=library, engine="vllm")

@@ -13,7 +13,7 @@ import pandas
 import pytest
 from datasets import Dataset
 
-from experts.engine import generate, loglikelihood
+from experts.engine.native import generate, loglikelihood
 from experts.outside.chats import check_template, read_prompts, render, tokenize
 from experts.outside.errors import UserError
 

@@ -14,13 +14,13 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from experts.engine import generate
+from experts.engine.native import generate
+from experts.exchange.export import best_lora, write_lora, write_merged
 from experts.expert import Expert
-from experts.export import best_lora, write_lora, write_merged
-from experts.fingerprint import fingerprint
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
+from experts.svf.fingerprint import fingerprint
 
 IDS = torch.arange(3, 27).view(3, 8)
 

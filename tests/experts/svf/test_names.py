@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from experts.expert import Expert
-from experts.fingerprint import fingerprint
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
+from experts.svf.fingerprint import fingerprint
 
 IDS = torch.arange(3, 43).view(2, 20)
 

@@ -11,10 +11,10 @@ import transformers
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from experts.exchange.export import best_lora, write_lora
 from experts.expert import Expert
-from experts.export import best_lora, write_lora
-from experts.fingerprint import fingerprint
 from experts.svf import SVFConfig, SVFLinear
+from experts.svf.fingerprint import fingerprint
 
 TEXT = {
     "vocab_size": 64,

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from experts.engine import generate, loglikelihood
+from experts.engine.native import generate, loglikelihood
 from experts.outside.errors import UserError
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
 from experts.text_to_lora.evaluation import Method, Score, compare, evaluate, over_tasks, rouge_l

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from experts.fingerprint import fingerprint
 from experts.library import ExpertLibrary, load_expert
 from experts.outside.errors import UserError
+from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora import TextToAdapter
 from experts.text_to_lora.network import Lora, Svf
 from experts.text_to_lora.rows import adapted_rows

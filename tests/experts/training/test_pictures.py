@@ -16,7 +16,7 @@ from transformers import ProcessorMixin
 
 from experts import Expert, ExpertLibrary, Mixture
 from experts.domains import text_of
-from experts.engine import generate
+from experts.engine.native import generate
 from experts.expert import read_config
 from experts.svf import SVFConfig, SVFLinear
 from experts.training.log import Log

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from experts.engine import check_context, pairs
+from experts.engine.native import check_context, pairs
+from experts.engine.vllm_requests import Requests
+from experts.exchange.lora_cache import LoraCache
 from experts.library import ExpertLibrary
-from experts.lora_cache import LoraCache
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, tokenize
 from experts.outside.errors import UserError, check_whole
-from experts.vllm_requests import Requests
 
 LORAS_AT_ONCE = 8  # mixtures in one step of vLLM; the requests of others wait for a place
 CPU_CACHE = 2 << 30  # bytes of keys and values on a CPU, where vLLM would take nearly all memory

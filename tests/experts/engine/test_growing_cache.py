@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, MistralConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from dispatch.growing_cache import ROOM, GrowingLayer, growing_cache
+from experts.engine.growing_cache import ROOM, GrowingLayer, growing_cache
 
 
 def both(tiny_model: Any) -> tuple[DynamicCache, DynamicCache]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experts.exchange.reference_import import import_expert
 from experts.expert import Expert
 from experts.outside.errors import UserError
-from experts.reference_import import import_expert
 from experts.svf import SVFLinear
 
 IDS = torch.arange(3, 23).view(2, 10)

@@ -15,8 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts import Expert, ExpertLibrary, Mixture
-from experts.engine import under
-from experts.export import (
+from experts.engine.native import under
+from experts.exchange.export import (
     NEUTRAL_TEXTS,
     best_lora,
     fixed_expert,
@@ -25,8 +25,8 @@ from experts.export import (
     write_lora,
     write_merged,
 )
-from experts.fingerprint import fingerprint
 from experts.outside.errors import UserError
+from experts.svf.fingerprint import fingerprint
 
 IDS = torch.arange(3, 43).view(2, 20)
 MLP = ("gate_proj", "up_proj", "down_proj")

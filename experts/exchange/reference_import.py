@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.expert import Expert
-from experts.fingerprint import fingerprint, sketch
 from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose, each_matrix
+from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.parametrization import effective_z
 
 INDEXED = re.compile(r"learnable_params_module_list\.(\d+)")

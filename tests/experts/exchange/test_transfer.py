@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from experts import Expert, ExpertLibrary
+from experts.exchange.transfer import Comparison, check_shapes, compare, transfer
 from experts.expert import read_config
-from experts.fingerprint import fingerprint
 from experts.library import load_expert
 from experts.outside.errors import UserError
-from experts.transfer import Comparison, check_shapes, compare, transfer
+from experts.svf.fingerprint import fingerprint
 
 UP = "model.layers.0.mlp.up_proj"
 MATRICES = (UP, "model.layers.1.self_attn.k_proj")

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from experts.fingerprint import FILE, fingerprint, is_other_base, read_sketch, sketch, write_sketch
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
+from experts.svf.fingerprint import FILE, fingerprint, is_other_base, read_sketch, sketch, write_sketch
 
 
 def test_it_does_not_see_precision_adapters_or_the_vocabulary(tiny_model: LlamaForCausalLM) -> None:

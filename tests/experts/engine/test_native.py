@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from experts.engine import evaluating, generate, loglikelihood, plan, stream
+from experts.engine.native import evaluating, generate, loglikelihood, plan, stream
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear

@@ -10,10 +10,10 @@ import torch
 from peft import PeftModel
 
 from experts import Expert, ExpertLibrary, Mixture
-from experts.engine import under
-from experts.fingerprint import fingerprint
-from experts.lora_cache import LoraCache, mixture_name, read_mixture_name
+from experts.engine.native import under
+from experts.exchange.lora_cache import LoraCache, mixture_name, read_mixture_name
 from experts.outside.errors import UserError
+from experts.svf.fingerprint import fingerprint
 
 IDS = torch.arange(3, 43).view(2, 20)
 UP = "model.layers.1.mlp.up_proj"

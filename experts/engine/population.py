@@ -11,8 +11,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from dispatch.growing_cache import growing_cache
-from experts.engine import (
+from experts.engine.growing_cache import growing_cache
+from experts.engine.native import (
     attention_window,
     check_context,
     evaluating,

@@ -23,7 +23,7 @@ import torch
 
 from dispatch import Fixed, find_dispatcher
 from experts import Expert, ExpertLibrary, Mixture
-from experts.engine import loglikelihood
+from experts.engine.native import loglikelihood
 from experts.library import shipped_library
 from experts.outside.errors import UserError
 from selfadapt import SelfAdaptiveModel, load_base
@@ -218,7 +218,7 @@ def test_trl_sends_vllm_the_names_and_weights_it_knows(
     from trl.generation.vllm_generation import VLLMGeneration
     from vllm import LLM, SamplingParams
 
-    from experts.engine import generate, tokenize
+    from experts.engine.native import generate, tokenize
 
     # On a CPU vLLM packs its matrices once it has them, and takes no others; on a GPU it keeps them as they are.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

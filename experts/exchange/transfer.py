@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.expert import Expert
-from experts.fingerprint import fingerprint, is_other_base, sketch
 from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose, each_matrix
+from experts.svf.fingerprint import fingerprint, is_other_base, sketch
 
 
 def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | None = None) -> Expert:

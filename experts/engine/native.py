@@ -24,7 +24,7 @@ from transformers import (
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
-from experts.constrained import Constraint
+from experts.engine.constrained import Constraint
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompts, read_texts, tokenize, tokenize_seen
 from experts.outside.errors import UserError, check_whole

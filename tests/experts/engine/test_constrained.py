@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 
-from experts.constrained import Constraint
-from experts.engine import generate, pad, tokenize
+from experts.engine.constrained import Constraint
+from experts.engine.native import generate, pad, tokenize
 from experts.evaluation import held_out_scores
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dispatch.population import Population
-from experts.engine import generate, loglikelihood
+from experts.engine.native import generate, loglikelihood
+from experts.engine.population import Population
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError

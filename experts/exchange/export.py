@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from experts.engine import evaluating
+from experts.engine.native import evaluating
 from experts.expert import PREFIX, Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
