@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from dispatch.base import question
 from dispatch.prompt import asking
 from experts.domains.base import Completion, Domain, Split, text_of
-from experts.domains.rewards import exact
+from experts.domains.judges.rewards import exact
 from experts.outside.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from experts.domains.code import Code
 from experts.domains.gsm8k import Gsm8k
 from experts.domains.hendrycks_math import HendrycksMath
 from experts.domains.jsonl import Jsonl
+from experts.domains.judges.rewards import REWARDS
 from experts.domains.multiple_choice import MultipleChoice
 from experts.domains.reasoning_gym import ReasoningGym
-from experts.domains.rewards import REWARDS
 from experts.domains.vqa import Vqa
 from experts.domains.word_problems import WordProblems
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Domain, Split, text_of, with_instruction
 from experts.domains.published import Fields, Source, load_published
+from experts.domains.sandbox import run_python
 from experts.outside.errors import unknown
-from experts.sandbox import run_python
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +89,7 @@ DATASETS: dict[str, _Published] = {
 class Code:
     """Programming problems; an answer is right when its code runs through the problem's tests.
 
-    Answers are run in `experts.sandbox`, which has to be allowed to (`SELFADAPT_RUN_CODE=1`).
+    Answers are run in `experts.domains.sandbox`, which has to be allowed to (`SELFADAPT_RUN_CODE=1`).
 
     MBPP has official splits; where the data at hand have no test split, test is a tenth of train
     (`experts.domains.published`). HumanEval and MBPP-Pro are for evaluation: they have only test. MBPP-Pro is made of

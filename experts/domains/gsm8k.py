@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.numbers import final_line, find_number
+from experts.domains.judges.numbers import final_line, find_number
+from experts.domains.judges.rewards import last_number
 from experts.domains.published import Fields, Source, load_published
-from experts.domains.rewards import last_number
 
 if TYPE_CHECKING:
     from datasets import Dataset

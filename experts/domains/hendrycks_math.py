@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.judges.rewards import math_verify
 from experts.domains.published import Fields, Source, load_published
-from experts.domains.rewards import math_verify
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.rewards import REWARDS, choice
+from experts.domains.judges.rewards import REWARDS, choice
 from experts.outside.chats import as_chat, read_prompt
 from experts.outside.errors import UserError, unknown
 from experts.outside.reading import find_path, read_objects
@@ -38,7 +38,7 @@ class Jsonl:
     path: str
     """Relative to the current folder or else to `$SELFADAPT_DATA`, as are the other two."""
     judged_by: RewardName
-    """The reward's name in `experts.domains.rewards`."""
+    """The reward's name in `experts.domains.judges.rewards`."""
     validation_path: str | None = None
     test_path: str | None = None
     instruction: str = ""

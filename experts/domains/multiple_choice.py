@@ -8,8 +8,8 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.judges.rewards import choice
 from experts.domains.published import Fields, Source, load_published
-from experts.domains.rewards import choice
 from experts.outside.errors import unknown
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.judges import judge, pack
-from experts.domains.numbers import find_number
-from experts.domains.rewards import find_word
+from experts.domains.judges.bounded import judge, pack
+from experts.domains.judges.numbers import find_number
+from experts.domains.judges.rewards import find_word
 from experts.outside.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.comparisons import names_who
-from experts.domains.rewards import last_number
+from experts.domains.judges.comparisons import names_who
+from experts.domains.judges.rewards import last_number
 from experts.outside.errors import UserError, unknown
 
 if TYPE_CHECKING:

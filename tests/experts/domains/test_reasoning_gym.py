@@ -12,7 +12,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter
 
-from experts.domains import ReasoningGym, Split, judges, reasoning_gym
+from experts.domains import ReasoningGym, Split, reasoning_gym
+from experts.domains.judges import bounded
 from experts.outside.errors import UserError
 
 GENERATORS = {
@@ -106,14 +107,14 @@ def test_ten_thousand_rows() -> None:
 
 def test_where_the_answer_is() -> None:
     text = "First 3, and so 8."
-    entry = judges.pack({"question": "", "answer": "8", "metadata": {}})
+    entry = bounded.pack({"question": "", "answer": "8", "metadata": {}})
     assert domain(answer_in="last_number").reward([text], answer=["8"], entry=[entry]) == [1.0]
     assert domain(answer_in="last_word").reward([text], answer=["8"], entry=[entry]) == [1.0]
     assert domain(answer_in="text").reward([text], answer=["8"], entry=[entry]) == [0.0]
 
 
 def test_partial_credit() -> None:
-    entry = judges.pack({"question": "", "answer": "8", "metadata": {}})
+    entry = bounded.pack({"question": "", "answer": "8", "metadata": {}})
     assert domain(partial_credit=True).reward(["= 8."], answer=["8"], entry=[entry]) == [1 / 4]
 
 
@@ -130,7 +131,7 @@ def test_junk_is_never_right(dataset: str, partial_credit: bool) -> None:
 
 
 def test_an_endless_judgement_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "SECONDS", 0.3)
+    monkeypatch.setattr(bounded, "SECONDS", 0.3)
     mine = domain("countdown", test_size=1)
     row = mine.load("test")[0]
     assert mine.reward(["9**9**9**9"], answer=[row["answer"]], entry=[row["entry"]]) == [0.0]
@@ -156,7 +157,7 @@ def test_all_evaluating_generators_are_known() -> None:
 
 def test_problems_survive_packing() -> None:
     problem = {"a": ((1, 2), [3, (4,)]), 5: None, "tuple": {"dict": [True, 0.5, "x"]}}
-    assert judges.unpack(judges.pack(problem)) == problem
+    assert bounded.unpack(bounded.pack(problem)) == problem
 
 
 @pytest.mark.parametrize(

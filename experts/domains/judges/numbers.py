@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from experts.domains.writing import boxed, without_tags
+from experts.domains.judges.writing import boxed, without_tags
 
 # Ways of writing, and what is read instead.
 WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [

@@ -14,8 +14,8 @@ from typing import get_args
 
 import pytest
 
-from experts import sandbox
-from experts.sandbox import Way
+from experts.domains import sandbox
+from experts.domains.sandbox import Way
 
 UNNEEDED = ("site-packages", "dist-packages", "test", "idlelib", "lib2to3", "pydoc_data", "tkinter", "config-*")
 # What a program sees of a package, of a module that Python loads late, of its home, and of the checkout.
@@ -35,7 +35,7 @@ print(os.path.exists({secret!r}))
 """
 ASK = """
 import json, sys
-from experts import sandbox
+from experts.domains import sandbox
 print(json.dumps(vars(sandbox._run(sys.argv[1], sys.argv[2], 8))))
 """
 
@@ -51,11 +51,11 @@ def place() -> Iterator[Path]:
         (place / "link").symlink_to("home/ümwelt")
         for packages in (place / "home" / "ümwelt" / "lib").glob("python3.*/site-packages"):
             (packages / "thing.py").write_text("VALUE = 7\n")
-        checkout = place / "home" / "check out" / "experts"
-        checkout.mkdir(parents=True)
-        (checkout / "__init__.py").touch()
-        for file in ("sandbox.py", "sandbox_child.py", "errors.py"):
-            shutil.copy(Path(sandbox.__file__).with_name(file), checkout)
+        experts, checkout = Path(sandbox.__file__).parents[1], place / "home" / "check out" / "experts"
+        for file in ("domains/sandbox.py", "domains/sandbox_child.py", "outside/errors.py"):
+            copy = checkout / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(experts / file, copy)
         (place / "home" / "secret").write_text("hush")
         yield place
 

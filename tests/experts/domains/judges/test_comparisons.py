@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experts.domains.comparisons import names_who
+from experts.domains.judges.comparisons import names_who
 from experts.domains.word_problems import PEOPLE as PEOPLE_IN_STORIES
 from experts.domains.word_problems import WordProblems
 

@@ -11,9 +11,9 @@ from typing import get_args
 
 import pytest
 
-from experts import sandbox
+from experts.domains import sandbox
+from experts.domains.sandbox import OUTPUT, PROCESSES, Run, Way, run_python
 from experts.outside.errors import UserError
-from experts.sandbox import OUTPUT, PROCESSES, Run, Way, run_python
 
 ROOT = os.getuid() == 0
 
@@ -86,10 +86,10 @@ def test_it_is_off_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_way_is_found_and_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("SELFADAPT_RUN_CODE", "1")
     sandbox.way.cache_clear()
-    with caplog.at_level("INFO", "experts.sandbox"), ThreadPoolExecutor(4) as pool:
+    with caplog.at_level("INFO", "experts.domains.sandbox"), ThreadPoolExecutor(4) as pool:
         runs = pool.map(run_python, [f"print({number})" for number in range(8)])
         assert [run.output for run in runs] == [f"{number}\n" for number in range(8)]
-    assert len([record for record in caplog.records if record.name == "experts.sandbox"]) == 1
+    assert len([record for record in caplog.records if record.name == "experts.domains.sandbox"]) == 1
 
 
 def test_no_way_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

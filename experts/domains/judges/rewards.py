@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-from experts.domains.choices import choices_named
-from experts.domains.judges import judge
-from experts.domains.numbers import find_number
-from experts.domains.writing import boxed, without_tags
+from experts.domains.judges.bounded import judge
+from experts.domains.judges.choices import choices_named
+from experts.domains.judges.numbers import find_number
+from experts.domains.judges.writing import boxed, without_tags
 
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000

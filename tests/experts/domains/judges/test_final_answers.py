@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from experts.domains import choices, numbers, writing
-from experts.domains.comparisons import names_who
 from experts.domains.gsm8k import Gsm8k
-from experts.domains.rewards import REWARDS, choice, last_number, last_word, math_verify
+from experts.domains.judges import choices, numbers, writing
+from experts.domains.judges.comparisons import names_who
+from experts.domains.judges.rewards import REWARDS, choice, last_number, last_word, math_verify
 
 NUMBERS = [
     (r"\boxed{$9{,}500}", "9500"),

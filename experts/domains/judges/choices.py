@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from experts.domains.writing import without_tags
+from experts.domains.judges.writing import without_tags
 
 # Characters for private use stand for the choices; a text's own are taken out.
 FIRST_MARK = 0xE000

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from experts.domains import REWARDS, judges, rewards, text_of
-from experts.domains.rewards import choice, exact, last_number, last_word, math_verify
+from experts.domains import REWARDS, text_of
+from experts.domains.judges import bounded, rewards
+from experts.domains.judges.rewards import choice, exact, last_number, last_word, math_verify
 
 NASTY = [
     *("", " ", "\0", "\ud800", "٣٤", "²", "−", "-", ".", ",", "$", "/", "1/0", "(", "\\", "$$", "{}", "NaN"),
@@ -188,7 +189,7 @@ def test_math_verify_in_threads() -> None:
 
 
 def test_an_endless_computation_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "SECONDS", 0.5)
+    monkeypatch.setattr(bounded, "SECONDS", 0.5)
     start = time.monotonic()
     assert math_verify("$9^{9^{9^9}}$", "1/2") == 0
     assert time.monotonic() - start < 5
@@ -214,7 +215,7 @@ def test_an_interrupt_leaves_no_answer_behind() -> None:
 
 def test_a_judge_that_cannot_start_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="does not start"):
-        judges.judge("nobody", [], [])
+        bounded.judge("nobody", [], [])
     assert math_verify("$2/4$", "1/2") == 1
 
 
