@@ -22,10 +22,10 @@ from rich.table import Table
 from dispatch import Calibration, EmbeddingDispatcher, PromptDispatcher
 from dispatch.base import question
 from dispatch.embedding import PROMPTS
-from experts.evaluation import Accuracy
 from experts.mixture import Mixture
 from experts.outside.files import write_json
-from experts.text_encoder import encode
+from experts.text_to_lora.text_encoder import encode
+from experts.training.statistics import Accuracy
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe
 

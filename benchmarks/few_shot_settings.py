@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from dispatch.few_shot import Found, Search, matrix_groups, mixture_of, search, the_best
-from experts.evaluation import accuracy, held_out_scores
+from experts.training.evaluation import held_out_scores
+from experts.training.statistics import accuracy
 from selfadapt.experiment import EXAMPLES, Evaluation, find_experiment, read_experiment
 from selfadapt.two_pass import SelfAdaptiveModel
 

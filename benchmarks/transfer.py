@@ -13,10 +13,11 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from experts.evaluation import accuracy, held_out_scores, mcnemar
 from experts.exchange.transfer import compare, transfer
 from experts.expert import Expert
 from experts.library import ExpertLibrary, shipped_library
+from experts.training.evaluation import held_out_scores
+from experts.training.statistics import accuracy, mcnemar
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch.base import Dispatcher, Fixed
 from dispatch.embedding import EmbeddingDispatcher
 from dispatch.prompt import Calibration, PromptDispatcher
-from dispatch.t2l import T2LDispatcher
+from dispatch.text_to_lora import T2LDispatcher
 from experts.library import CLASSIFIER, ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from experts.expert import PREFIX, SUFFIX, Expert, read_config, read_z
-from experts.model_card import Card
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
 from experts.outside.reading import read_json
@@ -34,6 +33,7 @@ from experts.svf.fingerprint import (
 )
 from experts.svf.layer import SVFLinear
 from experts.svf.names import fault_in_adapter_name, plain_modules
+from experts.training.model_card import Card
 
 # `--dispatch NAME` takes a dispatcher's name or an expert's, so an expert cannot have one of these.
 CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer

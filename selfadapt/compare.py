@@ -17,18 +17,19 @@ from peft import PeftModel
 from rich.console import Console
 
 from dispatch.few_shot import search
-from dispatch.t2l import PREFIX as WRITTEN
+from dispatch.text_to_lora import PREFIX as WRITTEN
 from experts.domains.base import scores_of
 from experts.domains.code import check_programs
-from experts.evaluation import accuracy, constant_answer, held_out_scores
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.files import check_writable
-from experts.processes import processes
 from experts.svf.fingerprint import fingerprint
+from experts.training.evaluation import held_out_scores
 from experts.training.folders import unfinished_folder
 from experts.training.log import Log
+from experts.training.processes import processes
 from experts.training.run import Interrupted
+from experts.training.statistics import accuracy, constant_answer
 from selfadapt.base_models import load_base
 from selfadapt.experiment import EXAMPLES, FEW_SHOT, Cell, Evaluation, Experiment
 from selfadapt.memory import PeakMemory

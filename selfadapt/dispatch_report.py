@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from dispatch import Calibration, PromptDispatcher, calibration_path
-from experts.evaluation import Accuracy
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_file, write_json
 from experts.outside.reading import read_objects
+from experts.training.statistics import Accuracy
 from selfadapt.two_pass import SelfAdaptiveModel
 
 CALIBRATED = ("prompt", "classifier")

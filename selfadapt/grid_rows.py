@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experts.outside.errors import UserError
+from experts.training.statistics import holm, interval, sign_flip
 from selfadapt.results import BASE, Line, chosen_rate
-from selfadapt.statistics import holm, interval, sign_flip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from experts.evaluation import Accuracy, accuracy, mcnemar
+from experts.training.statistics import Accuracy, accuracy, mcnemar
 
 
 def lora_parameters(base: nn.Module) -> int:

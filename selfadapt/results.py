@@ -11,10 +11,10 @@ from typing import Any
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from experts.evaluation import Accuracy
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
 from experts.outside.reading import read_objects
+from experts.training.statistics import Accuracy
 
 VERSION = 1
 BASE = "base"

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experts.outside.chats import check_template
 from experts.outside.errors import UserError, check_numbers, unknown
 from experts.svf.fingerprint import fingerprint, refuse_other_base
-from experts.text_encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.adapters import TaskAdapters, check_adapters, train_adapters
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
 from experts.text_to_lora.evaluation import Score, evaluate
@@ -40,6 +39,7 @@ from experts.text_to_lora.supervised import (
     validation_items,
 )
 from experts.text_to_lora.tasks import TaskData
+from experts.text_to_lora.text_encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_network
 from experts.training.objective import check_tokenizer
 from selfadapt.base_models import BUILT_IN, load_base, load_config

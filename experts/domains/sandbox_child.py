@@ -1,4 +1,4 @@
-"""The inside of `experts.domains.sandbox`: a script that shuts itself in, then runs the program from its standard input.
+"""The inside of `experts.domains.sandbox`: a script that shuts itself in, then runs the program it reads.
 
 Three processes, one in another: the first makes the namespaces; the second supervises (as process 1 of its namespace,
 so that nothing in there outlives it); the third gives up all rights and is the program. It imports nothing but the

@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 from experts.expert import PREFIX, SUFFIX, Expert
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import atomic_folder, check_new_folder, check_writable
-from experts.processes import processes
 from experts.svf import SVFConfig, SVFModel
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.text_to_lora.examples import (
@@ -34,6 +33,7 @@ from experts.text_to_lora.network import Lora, Svf
 from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
 from experts.training.objective import check_schedule, check_tokenizer, divide
+from experts.training.processes import processes
 from experts.training.progress import Progress
 
 

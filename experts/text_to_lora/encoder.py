@@ -15,7 +15,7 @@ from experts.engine.native import context_of, under
 from experts.mixture import Mixture
 from experts.outside.chats import whole_text
 from experts.outside.errors import UserError
-from experts.text_encoder import BUILT_IN, load_encoder
+from experts.text_to_lora.text_encoder import BUILT_IN, load_encoder
 
 BASE = "base"
 """The name of the base model itself as the encoder of its tasks."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +21,7 @@ from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, make_example, pad_examples, token_losses
 from experts.text_to_lora.tasks import Instance, Task
+from experts.training.statistics import Estimate, over_tasks
 
 
 @dataclass(frozen=True)
@@ -102,30 +102,6 @@ def _scorer() -> Any:
     except ImportError as error:
         raise UserError("ROUGE-L needs rouge-score: pip install 'selfadapt[eval]'") from error
     return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over tasks with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-
-def over_tasks(values: Mapping[str, Sequence[float]], *, resamples: int = 10_000, seed: int = 0) -> Estimate:
-    """The mean over tasks of their means, with the percentile bootstrap that draws tasks.
-
-    Args:
-        values: task → one value an instance.
-    """
-    means = np.array([np.mean(own) for own in values.values()])
-    drawn = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
-    low, high = np.quantile(means[drawn].mean(1), [0.025, 0.975])
-    return Estimate(float(means.mean()), float(low), float(high))
 
 
 def compare(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, dict[str, Estimate]]:

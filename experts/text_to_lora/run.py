@@ -21,7 +21,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from experts.outside.files import atomic_folder
-from experts.processes import processes
 from experts.text_to_lora.reconstruction import Reconstruction
 from experts.text_to_lora.supervised import Supervised
 from experts.text_to_lora.writer import TextToAdapter, write_network
@@ -36,6 +35,7 @@ from experts.training.folders import (
 )
 from experts.training.log import Log
 from experts.training.objective import Diverged, divide
+from experts.training.processes import processes
 from experts.training.progress import Progress
 from experts.training.run import Interrupted
 

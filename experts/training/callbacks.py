@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from experts.domains.base import Domain
-from experts.evaluation import accuracy, held_out_scores
-from experts.processes import processes
+from experts.training.evaluation import held_out_scores
 from experts.training.log import Log, out_of_patience
 from experts.training.objective import Diverged, Objective
+from experts.training.processes import processes
 from experts.training.progress import Progress
+from experts.training.statistics import accuracy
 
 
 def validated_path(folder: Path, step: int) -> Path:

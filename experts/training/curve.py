@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experts.evaluation import Accuracy
+from experts.training.statistics import Accuracy
 
 
 def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from experts.outside.errors import UserError
 from experts.outside.files import check_new_folder, check_writable, write_json
-from experts.processes import processes
+from experts.training.processes import processes
 
 
 def unfinished_folder(output: Path) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experts.evaluation import Accuracy
 from experts.outside.files import atomic_file
+from experts.training.statistics import Accuracy
 
 
 class Log:

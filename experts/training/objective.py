@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import (
 from experts.engine.native import context_of, tokenize
 from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole, unknown
 from experts.outside.pictures import text_tokenizer
-from experts.processes import processes
+from experts.training.processes import processes
 
 
 class Objective(Protocol):

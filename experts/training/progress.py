@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from experts.evaluation import Accuracy
-from experts.processes import processes
+from experts.training.processes import processes
+from experts.training.statistics import Accuracy
 
 
 class Progress:

@@ -18,16 +18,14 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from experts.domains.base import Domain, Split, load_rows
-from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores
 from experts.library import write_expert
-from experts.model_card import Card
 from experts.outside.chats import check_template
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_folder
-from experts.processes import processes
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.callbacks import StepLog, StopAtNaN, StopOnInterrupt, Validation, validated_path
 from experts.training.curve import plot_curve
+from experts.training.evaluation import held_out_scores
 from experts.training.folders import (
     at_work_in,
     check_folders,
@@ -38,9 +36,12 @@ from experts.training.folders import (
 )
 from experts.training.log import Log, best_step, out_of_patience
 from experts.training.methods import check_targets
+from experts.training.model_card import Card
 from experts.training.objective import Diverged, Objective, check_prompts, check_step, check_tokenizer
+from experts.training.processes import processes
 from experts.training.progress import Progress
 from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.statistics import Accuracy, accuracy, constant_answer
 from experts.training.supervised import NextToken, make_next_token_trainer
 
 

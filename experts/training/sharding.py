@@ -10,8 +10,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from experts.outside.errors import UserError
-from experts.processes import processes
 from experts.svf import SVFLinear
+from experts.training.processes import processes
 
 
 def shard(model: PeftModel) -> None:

@@ -37,8 +37,8 @@ def t2l_train(args: list[str]) -> None:
     options, fields = parsed(lambda: tyro.cli(T2LTrain, args=own, prog="selfadapt t2l train", return_unknown_args=True))
     fields += help_flags
 
-    from experts.processes import processes
     from experts.text_to_lora.run import Result
+    from experts.training.processes import processes
     from selfadapt.t2l import find_recipe, override, read_recipe, train
 
     path = find_recipe(options.recipe)

@@ -45,7 +45,7 @@ def train(args: list[str]) -> None:
     import torch
 
     from experts.domains.code import check_programs
-    from experts.processes import processes
+    from experts.training.processes import processes
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
 

@@ -15,12 +15,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from experts.evaluation import Accuracy
 from experts.library import ExpertLibrary, load_expert, write_expert
-from experts.model_card import Card
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint, sketch
+from experts.training.model_card import Card
+from experts.training.statistics import Accuracy
 
 
 def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:

@@ -10,9 +10,10 @@ import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.evaluation import accuracy, held_out_scores
 from experts.library import ExpertLibrary, load_expert, shipped_library
 from experts.svf.fingerprint import fingerprint
+from experts.training.evaluation import held_out_scores
+from experts.training.statistics import accuracy
 from selfadapt.recipes import find_recipe, read_recipe
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -14,9 +14,9 @@ from transformers import GenerationConfig
 
 from experts.engine.constrained import Constraint
 from experts.engine.native import generate, pad, tokenize
-from experts.evaluation import held_out_scores
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
+from experts.training.evaluation import held_out_scores
 from experts.training.reinforce import Reinforce, make_trainer
 from experts.training.shared_prompts import sample
 

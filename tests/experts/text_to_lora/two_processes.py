@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from experts.processes import processes
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import Lora
 from experts.text_to_lora.run import train_network
@@ -18,6 +17,7 @@ from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
+from experts.training.processes import processes
 
 OPTIONS = Supervised(
     steps=3,

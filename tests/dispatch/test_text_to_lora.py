@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dispatch.base import Fixed
-from dispatch.t2l import T2LDispatcher, by_domain, by_prompt, told, with_room
+from dispatch.text_to_lora import T2LDispatcher, by_domain, by_prompt, told, with_room
 from experts.engine.native import generate
 from experts.mixture import Mixture
 from experts.outside.errors import UserError

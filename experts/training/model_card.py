@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from experts.evaluation import Accuracy
+from experts.training.statistics import Accuracy
 
 
 @dataclass(frozen=True)

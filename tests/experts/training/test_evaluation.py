@@ -7,9 +7,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from experts.domains import Jsonl
 from experts.engine.native import generate
-from experts.evaluation import Accuracy, accuracy, constant_answer, held_out_scores, mcnemar
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.training.evaluation import held_out_scores
+from experts.training.statistics import Accuracy, accuracy, constant_answer, mcnemar
 
 
 def test_wilson_interval_against_the_textbook() -> None:

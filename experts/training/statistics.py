@@ -1,12 +1,58 @@
-"""What paired scores can tell: exact permutation tests, Holm's correction, and intervals over seeds and items."""
+"""What scores can tell: shares and means with their intervals, and tests of differences on the same items.
+
+An `Accuracy` is one model on n problems; `interval` and `sign_flip` are for several seeds; an `Estimate` is over tasks.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtri, stdtrit  # quantiles of the normal and of Student's distribution
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`right` of `n` problems, with a 95 % Wilson score interval."""
+
+    right: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        interval = binomtest(self.right, self.n).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n})"
+
+
+def accuracy(scores: Sequence[float]) -> Accuracy:
+    """A problem is solved when its score is 1; partial credit trains, but does not count."""
+    return Accuracy(sum(score >= 1 for score in scores), len(scores))
+
+
+def constant_answer(answers: Sequence[Any]) -> Accuracy:
+    """What always giving the most common right answer would score: an expert that beats only the base may have
+    learned no more than that."""
+    return Accuracy(Counter(map(repr, answers)).most_common(1)[0][1], len(answers))  # they may be lists
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
+    """The exact two-sided McNemar p-value that two sets of scores on the same problems differ only by chance."""
+    gained = sum(b < 1 <= a for b, a in zip(before, after, strict=True))
+    lost = sum(a < 1 <= b for b, a in zip(before, after, strict=True))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
@@ -50,8 +96,8 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
     One seed: Wilson's. Several: Wilson's with the variance that the scores show in place of the binomial one. What the
     seeds differ by has Student's t with seeds − 1 degrees of freedom, since a few seeds say little of their spread. To
     it comes what the items differ by over and above that: their noise from seed to seed is in the seeds' means already.
-    It is never narrower than if the seeds were one and the same training. `tests/selfadapt/test_statistics.py` has how
-    often it holds.
+    It is never narrower than if the seeds were one and the same training. How often it
+    holds is tested in `tests/experts/training/test_statistics.py`.
 
     Args:
         scores: 0 or 1, [seeds, items].
@@ -77,3 +123,27 @@ def _wilson(share: float, width: float) -> tuple[float, float]:
     middle = (share + width / 2) / (1 + width)
     half = math.sqrt(width * share * (1 - share) + width**2 / 4) / (1 + width)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tasks with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def over_tasks(values: Mapping[str, Sequence[float]], *, resamples: int = 10_000, seed: int = 0) -> Estimate:
+    """The mean over tasks of their means, with the percentile bootstrap that draws tasks.
+
+    Args:
+        values: task → one value an instance.
+    """
+    means = np.array([np.mean(own) for own in values.values()])
+    drawn = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
+    low, high = np.quantile(means[drawn].mean(1), [0.025, 0.975])
+    return Estimate(float(means.mean()), float(low), float(high))

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from experts.evaluation import Accuracy, mcnemar
-from selfadapt.statistics import holm, interval, sign_flip
+from experts.training.statistics import Accuracy, holm, interval, mcnemar, sign_flip
 
 
 def scores(seeds: int, items: int, share: float, seed: int) -> np.ndarray:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
-from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
@@ -18,46 +14,7 @@ from experts.domains.base import Domain, scores_of
 from experts.engine.constrained import constraint_of
 from experts.engine.native import generate
 from experts.mixture import Mixture
-from experts.processes import processes
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """`right` of `n` problems, with a 95 % Wilson score interval."""
-
-    right: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        return self.right / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        interval = binomtest(self.right, self.n).proportion_ci(method="wilson")
-        return float(interval.low), float(interval.high)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n})"
-
-
-def accuracy(scores: Sequence[float]) -> Accuracy:
-    """A problem is solved when its score is 1; partial credit trains, but does not count."""
-    return Accuracy(sum(score >= 1 for score in scores), len(scores))
-
-
-def constant_answer(answers: Sequence[Any]) -> Accuracy:
-    """What always giving the most common right answer would score: an expert that beats only the base may have
-    learned no more than that."""
-    return Accuracy(Counter(map(repr, answers)).most_common(1)[0][1], len(answers))  # they may be lists
-
-
-def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
-    """The exact two-sided McNemar p-value that two sets of scores on the same problems differ only by chance."""
-    gained = sum(b < 1 <= a for b, a in zip(before, after, strict=True))
-    lost = sum(a < 1 <= b for b, a in zip(before, after, strict=True))
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+from experts.training.processes import processes
 
 
 def held_out_scores(
