@@ -28,7 +28,7 @@ import torch
 from dispatch.few_shot import Found, Search, matrix_groups, mixture_of, search, the_best
 from experts.training.evaluation import held_out_scores
 from experts.training.statistics import accuracy
-from selfadapt.experiment import EXAMPLES, Evaluation, find_experiment, read_experiment
+from selfadapt.grid.experiment import EXAMPLES, Evaluation, find_experiment, read_experiment
 from selfadapt.two_pass import SelfAdaptiveModel
 
 

@@ -25,7 +25,7 @@ from experts.library import ExpertLibrary
 from experts.outside.files import cache_folder
 from experts.svf.decomposition import _read, decompose
 from selfadapt.cli import main
-from selfadapt.results import read_results
+from selfadapt.grid.results import read_results
 
 TIMED = {"seconds", "tokens_per_second", "train_seconds", "peak_memory"}
 

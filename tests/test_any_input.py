@@ -30,8 +30,8 @@ from experts.svf.fingerprint import Sketch, read_sketch, write_sketch
 from experts.text_to_lora.reconstruction import read_targets
 from experts.text_to_lora.tasks import read_descriptions, read_tasks
 from selfadapt.dispatch_report import read_labelled
+from selfadapt.grid.results import read_results
 from selfadapt.recipes import read_recipe
-from selfadapt.results import read_results
 
 CONFIG = Expert({"a": torch.ones(3)}, "tiny", "0" * 16, "Letters.").config.to_dict()
 RECIPE = {

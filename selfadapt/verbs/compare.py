@@ -30,7 +30,7 @@ def compare(
     """
     from experts.outside.errors import UserError
     from experts.outside.files import check_writable
-    from selfadapt.grid_report import document, write_report
+    from selfadapt.grid.report import document, write_report
 
     failed = []
     if experiment.endswith(".jsonl"):
@@ -40,8 +40,8 @@ def compare(
         output = output or results.parent
         check_writable(output)
     else:
-        from selfadapt.compare import compare as run
-        from selfadapt.experiment import find_experiment, read_experiment
+        from selfadapt.grid.compare import compare as run
+        from selfadapt.grid.experiment import find_experiment, read_experiment
 
         grid = read_experiment(find_experiment(experiment), quick=quick)
         output = output or Path("runs") / grid.name

@@ -69,7 +69,7 @@ def evaluate(
 
         from dispatch import check_dispatcher
         from selfadapt.base_models import BUILT_IN
-        from selfadapt.tasks import load_tasks
+        from selfadapt.harness.tasks import load_tasks
         from selfadapt.two_pass import find_library
 
         if dispatch != "none" or library:

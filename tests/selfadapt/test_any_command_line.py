@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from selfadapt.cli import VERBS, main
-from selfadapt.experiment import read_experiment
+from selfadapt.grid.experiment import read_experiment
+from selfadapt.grid.results import read_results
 from selfadapt.recipes import read_recipe
-from selfadapt.results import read_results
 
 EACH = settings(
     max_examples=100, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -134,7 +134,7 @@ def test_any_file_is_a_recipe_or_refused(content: bytes, tmp_path: Path) -> None
 def test_any_results_are_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    from selfadapt.results import Line
+    from selfadapt.grid.results import Line
 
     line = asdict(Line("svf", "sums", 0.1, 0, "sums", "x", "base", scores="10", right=1, n=2))
     changed = data.draw(st.sampled_from(sorted(line)))

@@ -19,7 +19,7 @@ from experts import ExpertLibrary
 from experts.exchange.lora_cache import mixture_name, read_mixture_name
 from experts.outside.chats import read_prompts, tokenize
 from experts.outside.errors import UserError
-from selfadapt.serving import TwoPasses, serving
+from selfadapt.serving.two_passes import TwoPasses, serving
 
 # Fixtures of one test serve all of its examples; what they hold, no example changes.
 quickly = settings(

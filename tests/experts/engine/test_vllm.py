@@ -27,7 +27,7 @@ from experts.engine.native import loglikelihood
 from experts.library import shipped_library
 from experts.outside.errors import UserError
 from selfadapt import SelfAdaptiveModel, load_base
-from selfadapt.serving import serving
+from selfadapt.serving.two_passes import serving
 
 pytestmark = [
     pytest.mark.vllm,

@@ -33,8 +33,8 @@ from experts.domains import Domain
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError, unknown
 from experts.svf.fingerprint import FILE as SKETCH
+from selfadapt.grid.results import BASE, Line, chosen_rate
 from selfadapt.recipes import BLOCKS, Recipe, configs_folder, find_recipe, make_recipe, merge, overlay, read_yaml
-from selfadapt.results import BASE, Line, chosen_rate
 from selfadapt.two_pass import find_library
 
 FIELDS = ("domains", "methods", "unseen", "dispatchers", "library", "recipe", "seeds", "quick")

@@ -21,13 +21,13 @@ from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import Svf
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
-from selfadapt import compare as grid
 from selfadapt.cli import main
-from selfadapt.compare import compare
-from selfadapt.experiment import Experiment, read_experiment
-from selfadapt.grid_report import page, write_report
-from selfadapt.grid_rows import make_rows
-from selfadapt.results import Line, add_results, chosen_rate, read_results
+from selfadapt.grid import compare as grid
+from selfadapt.grid.compare import compare
+from selfadapt.grid.experiment import Experiment, read_experiment
+from selfadapt.grid.report import page, write_report
+from selfadapt.grid.results import Line, add_results, chosen_rate, read_results
+from selfadapt.grid.rows import make_rows
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from experts.outside.errors import UserError
 from experts.training.methods import IA3, SVF, LoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
-from selfadapt.experiment import Experiment, find_experiment, read_experiment
+from selfadapt.grid.experiment import Experiment, find_experiment, read_experiment
+from selfadapt.grid.results import Line
 from selfadapt.recipes import configs_folder, overlay
-from selfadapt.results import Line
 
 DOMAIN = {"kind": "reasoning_gym", "name": "sums", "description": "Sums.", "dataset": "chain_sum"}
 RECIPE = {"domain": DOMAIN, "adapt": {"rank": 8}, "training": {"learning_rate": 0.01, "steps": 2, "kl": 0.5}}

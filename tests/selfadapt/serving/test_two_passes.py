@@ -13,7 +13,7 @@ from dispatch import EmbeddingDispatcher
 from experts import ExpertLibrary
 from experts.exchange.lora_cache import read_mixture_name
 from experts.outside.errors import UserError
-from selfadapt.serving import ASKED, TwoPasses, serving
+from selfadapt.serving.two_passes import ASKED, TwoPasses, serving
 
 CHAT, COMPLETION = ASKED
 

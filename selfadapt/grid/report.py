@@ -9,9 +9,9 @@ from typing import Any
 
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
-from selfadapt.grid_plots import plot_accuracy, plot_gain, plot_weights
-from selfadapt.grid_rows import Paired, Row, make_rows
-from selfadapt.results import Line, chosen_rate, read_results
+from selfadapt.grid.plots import plot_accuracy, plot_gain, plot_weights
+from selfadapt.grid.results import Line, chosen_rate, read_results
+from selfadapt.grid.rows import Paired, Row, make_rows
 
 
 def write_report(results: Path, output: Path) -> list[Row]:

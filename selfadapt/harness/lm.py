@@ -29,7 +29,7 @@ from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import refused
 from experts.outside.errors import UserError, unknown
-from selfadapt.response_cache import ResponseCache
+from selfadapt.harness.response_cache import ResponseCache
 from selfadapt.two_pass import SelfAdaptiveModel
 from selfadapt.usage import check_batch_size
 

@@ -160,7 +160,7 @@ def test_mixed_requests_are_answered_as_each_mixture_alone(
         mixtures_at_a_time.add(len(set(mixture.groups())))
         return under(model, mixture)
 
-    monkeypatch.setattr("selfadapt.harness.under", noting)
+    monkeypatch.setattr("selfadapt.harness.lm.under", noting)
     mixed = SelfAdaptiveLM(adaptive, batch_size=batch_size, max_batch_size=8, max_length=64)
     alone = SelfAdaptiveLM(adaptive, batch_size=4, max_length=64)
     for kind, continuations in {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from selfadapt.grid_rows import Row
-from selfadapt.results import BASE
+from selfadapt.grid.results import BASE
+from selfadapt.grid.rows import Row
 
 
 def _colours(rows: Sequence[Row]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from selfadapt.memory import INTERVAL, PeakMemory
+from selfadapt.grid.memory import INTERVAL, PeakMemory
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it watches the accelerator")

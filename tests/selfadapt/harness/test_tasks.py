@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from experts.outside.errors import UserError
-from selfadapt.tasks import load_tasks
+from selfadapt.harness.tasks import load_tasks
 
 
 @pytest.fixture

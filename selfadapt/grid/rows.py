@@ -9,7 +9,7 @@ import numpy as np
 
 from experts.outside.errors import UserError
 from experts.training.statistics import holm, interval, sign_flip
-from selfadapt.results import BASE, Line, chosen_rate
+from selfadapt.grid.results import BASE, Line, chosen_rate
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from experts.training.processes import processes
 from experts.training.run import Interrupted
 from experts.training.statistics import accuracy, constant_answer
 from selfadapt.base_models import load_base
-from selfadapt.experiment import EXAMPLES, FEW_SHOT, Cell, Evaluation, Experiment
-from selfadapt.memory import PeakMemory
+from selfadapt.grid.experiment import EXAMPLES, FEW_SHOT, Cell, Evaluation, Experiment
+from selfadapt.grid.memory import PeakMemory
+from selfadapt.grid.results import BASE, Line, add_results, read_results
 from selfadapt.recipes import train_recipe
-from selfadapt.results import BASE, Line, add_results, read_results
 from selfadapt.two_pass import SelfAdaptiveModel
 
 POLL = 2.0

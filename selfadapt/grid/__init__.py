@@ -1,0 +1,1 @@
+"""Methods × domains × seeds: the experiment, its cells, their results, tables and plots."""
