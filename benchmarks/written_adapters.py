@@ -16,7 +16,7 @@ from transformers import MistralConfig
 
 from experts.text_to_lora import TextToAdapter
 from experts.text_to_lora.encoder import SentenceEncoder
-from experts.text_to_lora.network import Lora, LowRank, Written
+from experts.text_to_lora.network import LoraOutput, LowRank, Written
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.shapes import read_matrices
 from selfadapt import load_base
@@ -34,7 +34,7 @@ def main() -> None:
     encoder = SentenceEncoder()
 
     base, _ = load_base()
-    output = Lora()
+    output = LoraOutput()
     writer = TextToAdapter.untrained(output, read_matrices(base, output.target_modules), encoder)
     for head in writer.network.heads:
         nn.init.normal_(head.linear.weight, std=0.01)  # type: ignore[union-attr, arg-type]
@@ -80,7 +80,7 @@ def main() -> None:
     )
     matrices = read_matrices(mistral, output.target_modules)
     writers = {
-        size: TextToAdapter.untrained(Lora(size=size), matrices, encoder)  # type: ignore[arg-type]
+        size: TextToAdapter.untrained(LoraOutput(size=size), matrices, encoder)  # type: ignore[arg-type]
         for size in "LMS"
     }
     side_by_side(

@@ -24,7 +24,7 @@ from experts.svf import SVFLinear
 from experts.svf.fingerprint import refuse_other_base
 from experts.svf.names import plain_modules
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder
-from experts.text_to_lora.network import Svf
+from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.writer import TextToAdapter, read_network
 
 Describe = Callable[[Sequence[str | Chat]], list[str | None]]
@@ -87,7 +87,7 @@ class T2LDispatcher:
         kept: int = 64,
     ) -> None:
         spec = writer.network.spec
-        if not isinstance(spec.output, Svf):
+        if not isinstance(spec.output, SvfOutput):
             raise UserError(
                 "the network writes LoRAs, which are not experts and do not mix; "
                 "write one with `selfadapt t2l generate`, and load it with PEFT"

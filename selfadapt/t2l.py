@@ -18,7 +18,7 @@ from experts.text_to_lora.adapters import TaskAdapters, check_adapters, train_ad
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
 from experts.text_to_lora.evaluation import Score, evaluate
 from experts.text_to_lora.examples import PromptStyle, check_examples
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.reconstruction import (
     Library,
     Reconstruction,
@@ -47,7 +47,7 @@ from selfadapt.recipes import checked, chosen, configs_folder, read_yaml
 from selfadapt.usage import parsed
 
 BLOCKS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("output", "kind", {"lora": Lora, "svf": Svf}),
+    ("output", "kind", {"lora": LoraOutput, "svf": SvfOutput}),
     ("training", "kind", {"supervised": Supervised, "reconstruction": Reconstruction, "adapters": TaskAdapters}),
 )
 
@@ -74,7 +74,7 @@ class Recipe:
     trained adapters that the other two are compared with, and that reconstruction needs).
     """
 
-    output: Lora | Svf
+    output: LoraOutput | SvfOutput
     """For reconstruction the library decides about everything but the size."""
     training: Annotated[Supervised | Reconstruction | TaskAdapters, tyro.conf.arg(name="")]
     data: TaskData = field(default_factory=TaskData)
@@ -194,10 +194,11 @@ def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume
 def _train_reconstruction(recipe: Recipe, training: Reconstruction, output: Path, resume: bool) -> Result:
     targets = read_targets(Path(training.adapters))
     if type(targets.output) is not type(recipe.output):
-        kind = "lora" if isinstance(targets.output, Lora) else "svf"
-        raise UserError(f"{training.adapters} holds adapters of the kind {kind}: set output.kind to that")
+        raise UserError(
+            f"{training.adapters} holds adapters of the kind {targets.output.kind}: set output.kind to that"
+        )
     written = targets.output
-    if isinstance(written, Lora) and isinstance(recipe.output, Lora):
+    if isinstance(written, LoraOutput) and isinstance(recipe.output, LoraOutput):
         written = replace(written, size=recipe.output.size)
     encoder = _encoder(recipe.encoder, recipe.trust_remote_code, lambda: load_base(recipe.model, dtype=recipe.dtype))
     torch.manual_seed(training.seed)
@@ -211,7 +212,7 @@ def _train_reconstruction(recipe: Recipe, training: Reconstruction, output: Path
         **asdict(recipe.network),
     )
     factors = None
-    if isinstance(written, Svf) and training.loss == "difference":
+    if isinstance(written, SvfOutput) and training.loss == "difference":
         factors = base_factors(load_base(recipe.model, dtype=recipe.dtype)[0], writer.network)
     tasks = recipe.data.load()
     described = {task.name: task.descriptions for task in (*tasks.train, *tasks.validation, *tasks.test)}

@@ -29,7 +29,7 @@ from experts.text_to_lora.examples import (
     pad_examples,
     token_losses,
 )
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
 from experts.training.objective import check_schedule, check_tokenizer, divide
@@ -65,9 +65,9 @@ class TaskAdapters:
         check_numbers(self, least=[("instances_per_step", 1), ("leave_out", 0)])
 
 
-def adapter_config(output: Lora | Svf) -> PeftConfig:
+def adapter_config(output: LoraOutput | SvfOutput) -> PeftConfig:
     """The PEFT method that trains what a network of this output writes."""
-    if isinstance(output, Svf):
+    if isinstance(output, SvfOutput):
         return SVFConfig(target_modules=output.target_modules, rank=output.rank, task_type="CAUSAL_LM")
     return LoraConfig(
         target_modules=output.target_modules,
@@ -107,7 +107,7 @@ def train_adapters(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Tasks,
-    output: Lora | Svf,
+    output: LoraOutput | SvfOutput,
     options: TaskAdapters,
     folder: Path,
     *,
@@ -145,7 +145,7 @@ def _train(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
-    output: Lora | Svf,
+    output: LoraOutput | SvfOutput,
     options: TaskAdapters,
     path: Path,
 ) -> tuple[Any, float]:
@@ -173,7 +173,7 @@ def _train(
             max_steps=options.steps,
             per_device_train_batch_size=divide("instances_per_step", of_step, of_step)[0],
             learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay if isinstance(output, Lora) else 0.0,
+            weight_decay=options.weight_decay if isinstance(output, LoraOutput) else 0.0,
             warmup_steps=round(options.warmup * options.steps),
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
@@ -200,8 +200,10 @@ def _train(
     return model, mean
 
 
-def _write(model: Any, output: Lora | Svf, path: Path, description: str, base_name: str, identity: str) -> None:
-    if isinstance(output, Svf):
+def _write(
+    model: Any, output: LoraOutput | SvfOutput, path: Path, description: str, base_name: str, identity: str
+) -> None:
+    if isinstance(output, SvfOutput):
         assert isinstance(model.base_model, SVFModel)
         z = {
             name.removeprefix(PREFIX).removesuffix(f"{SUFFIX}.default"): parameter.detach().cpu()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,10 @@ Written = dict[str, LowRank] | dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraOutput:
     """The network writes LoRAs."""
+
+    kind: ClassVar[str] = "lora"
 
     rank: int = 8
     alpha: float = 16.0
@@ -59,8 +61,10 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Svf:
+class SvfOutput:
     """The network writes SVF experts: z, one number a singular value."""
+
+    kind: ClassVar[str] = "svf"
 
     rank: int | None = None
     """Only this many of the largest singular values of each matrix; None takes all."""
@@ -76,7 +80,7 @@ class Svf:
 class NetworkConfig:
     """Everything that a saved network needs to be built again."""
 
-    output: Lora | Svf
+    output: LoraOutput | SvfOutput
     matrices: tuple[Matrix, ...]
     encoder: str
     encoder_size: int
@@ -147,14 +151,14 @@ class AdapterNetwork(nn.Module):
             nn.Linear(4 * d, config.head_size),
             nn.SiLU(),
         )
-        size = config.output.size if isinstance(config.output, Lora) else None
+        size = config.output.size if isinstance(config.output, LoraOutput) else None
         self.side = _embedding(2, d) if size in ("M", "S") else None  # A or B
         self.position = _embedding(config.output.rank or 0, d) if size == "S" else None  # which rank of them
 
         self.kinds: dict[tuple[object, ...], list[int]] = {}  # to the indices of its matrices
         for index, matrix in enumerate(matrices):
             kind: tuple[object, ...] = (matrix.out_features, matrix.in_features)
-            if isinstance(config.output, Lora):
+            if isinstance(config.output, LoraOutput):
                 kind = (matrix.module, *kind)
             self.kinds.setdefault(kind, []).append(index)
         self.heads = nn.ModuleList(self._head(matrices[of_kind[0]]) for of_kind in self.kinds.values())
@@ -166,7 +170,7 @@ class AdapterNetwork(nn.Module):
 
     def _head(self, matrix: Matrix) -> LoraHead | ZHead:
         output, features = self.spec.output, self.spec.head_size
-        if isinstance(output, Lora):
+        if isinstance(output, LoraOutput):
             return LoraHead(output.size, output.rank, matrix.out_features, matrix.in_features, features)
         longest = min(matrix.out_features, matrix.in_features)
         return ZHead(min(longest, output.rank or longest), features)

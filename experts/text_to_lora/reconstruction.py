@@ -19,7 +19,7 @@ from experts.outside.reading import read_json
 from experts.svf.decomposition import Factors
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Rounds
-from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, Svf, Written
+from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, SvfOutput, Written
 from experts.training.objective import check_schedule
 
 
@@ -61,7 +61,7 @@ class Targets:
     """Trained adapters of one base and one kind."""
 
     names: list[str]
-    output: Lora | Svf
+    output: LoraOutput | SvfOutput
     adapters: Written
     """Matrix name → those of all names, in their order."""
     descriptions: list[str | None]
@@ -94,14 +94,14 @@ def read_targets(folder: Path) -> Targets:
     adapters: Any = {}
     for matrix, parts in first.tensors.items():
         stacked = [torch.stack([adapter.tensors[matrix][part] for adapter in read]) for part in range(len(parts))]
-        adapters[matrix] = LowRank(*stacked) if isinstance(first.output, Lora) else stacked[0]
+        adapters[matrix] = LowRank(*stacked) if isinstance(first.output, LoraOutput) else stacked[0]
     descriptions = [adapter.description for adapter in read]
     return Targets([path.name for path in paths], first.output, adapters, descriptions, first.fingerprint)
 
 
 @dataclass(frozen=True)
 class _Adapter:
-    output: Lora | Svf
+    output: LoraOutput | SvfOutput
     tensors: Mapping[str, tuple[Tensor, ...]]
     """Matrix name → (A, B) or (z,)."""
     description: str | None = None
@@ -120,7 +120,7 @@ def _read(path: Path) -> _Adapter:
     if kind == "SVF":
         config = read_config(path)
         z = read_z(path)
-        output = Svf(rank=config.rank or max(map(len, z.values())), target_modules=sorted(z))
+        output = SvfOutput(rank=config.rank or max(map(len, z.values())), target_modules=sorted(z))
         vectors = {name: (vector,) for name, vector in z.items()}
         return _Adapter(output, vectors, config.description, config.base_fingerprint)
     if kind != "LORA":
@@ -137,15 +137,15 @@ def _read_lora(document: dict[str, Any], tensors: dict[str, Tensor], path: Path)
         name: (tensors[f"{PREFIX}{name}.lora_A.weight"].float(), tensors[f"{PREFIX}{name}.lora_B.weight"].float())
         for name in names
     }
-    output = Lora(document["r"], document["lora_alpha"], bool(document.get("use_rslora")), names)
+    output = LoraOutput(document["r"], document["lora_alpha"], bool(document.get("use_rslora")), names)
     ranks = {len(pair[0]) for pair in factors.values()}
     if ranks != {output.rank}:
         raise UserError(f"{path} is a LoRA of mixed ranks, {sorted(ranks)}; a network writes one rank for all matrices")
     return _Adapter(output, factors)
 
 
-def _say(output: Lora | Svf) -> str:
-    if isinstance(output, Lora):
+def _say(output: LoraOutput | SvfOutput) -> str:
+    if isinstance(output, LoraOutput):
         return f"a LoRA of rank {output.rank} and scaling {output.scaling:.3g} on {len(output.target_modules)} matrices"
     return f"an SVF expert of rank {output.rank} on {len(output.target_modules)} matrices"
 

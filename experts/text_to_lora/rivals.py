@@ -20,7 +20,7 @@ from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import rescaled
 from experts.text_to_lora.evaluation import Method
 from experts.text_to_lora.examples import PromptStyle
-from experts.text_to_lora.network import Lora, Written
+from experts.text_to_lora.network import LoraOutput, Written
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.supervised import base_factors
 from experts.text_to_lora.tasks import Instance, Task
@@ -54,8 +54,8 @@ def written_methods(
 ) -> list[Method]:
     """Adapters written from the task's description, another task's, a random text's, and a random vector."""
     output = writer.network.spec.output
-    scaling = output.scaling if isinstance(output, Lora) else 1.0
-    factors = None if isinstance(output, Lora) else base_factors(base, writer.network)
+    scaling = output.scaling if isinstance(output, LoraOutput) else 1.0
+    factors = None if isinstance(output, LoraOutput) else base_factors(base, writer.network)
     names = [task.name for task in tasks]
 
     def method(name: str, write: Callable[[int], Written]) -> Method:

@@ -21,7 +21,7 @@ from experts.outside.errors import check_numbers
 from experts.svf.decomposition import Factors, decompose, each_matrix
 from experts.text_to_lora.encoder import TaskEncoder
 from experts.text_to_lora.examples import Example, PromptStyle, Rounds, make_example, pad_examples, token_losses
-from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank
+from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.tasks import Task
 from experts.training.objective import check_schedule
@@ -125,8 +125,8 @@ class AnswerLoss:
         self.network = network
         self.options = options
         output = network.spec.output
-        self.scaling = output.scaling if isinstance(output, Lora) else 1.0
-        self.factors = None if isinstance(output, Lora) else base_factors(base, network)
+        self.scaling = output.scaling if isinstance(output, LoraOutput) else 1.0
+        self.factors = None if isinstance(output, LoraOutput) else base_factors(base, network)
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """`model` is the network, possibly wrapped for several processes."""

@@ -20,7 +20,7 @@ from experts.outside.errors import UserError
 from experts.outside.files import atomic_folder
 from experts.outside.reading import read_json
 from experts.text_to_lora.encoder import BASE, SentenceEncoder, TaskEncoder, tidy
-from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, NetworkConfig, Svf, Written
+from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, NetworkConfig, SvfOutput, Written
 from experts.text_to_lora.shapes import Matrix
 
 
@@ -29,7 +29,7 @@ class LoraAdapter:
     """One LoRA: matrix name → A [r, n] and B [m, r]; ΔW = scaling · B A."""
 
     factors: dict[str, tuple[Tensor, Tensor]]
-    output: Lora
+    output: LoraOutput
     base: str | None = None
     description: str = ""
 
@@ -83,7 +83,7 @@ class TextToAdapter:
     @classmethod
     def untrained(
         cls,
-        output: Lora | Svf,
+        output: LoraOutput | SvfOutput,
         matrices: Sequence[Matrix],
         encoder: TaskEncoder,
         *,
@@ -159,7 +159,7 @@ class TextToAdapter:
                     pairs[matrix] = (adapter.a[row].cpu(), adapter.b[row].cpu())
                 else:
                     z[matrix] = adapter[row].cpu()
-            if isinstance(config.output, Lora):
+            if isinstance(config.output, LoraOutput):
                 loras.append(LoraAdapter(pairs, config.output, config.base, description))
             else:
                 experts.append(Expert(z, config.base, config.fingerprint, description))
@@ -175,7 +175,7 @@ def shipped_network(base_name: str) -> Path | None:
 def write_network(network: AdapterNetwork, folder: Path) -> None:
     """Writes a network's two files into an existing folder."""
     document = asdict(network.spec)
-    document["output"]["kind"] = "lora" if isinstance(network.spec.output, Lora) else "svf"
+    document["output"]["kind"] = network.spec.output.kind
     (folder / "network.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / "network.safetensors")
@@ -192,7 +192,7 @@ def read_network(folder: Path) -> AdapterNetwork:
         raise UserError(f"{folder} holds no text-to-adapter network: it has no network.json")
     try:
         document = read_json(path)
-        kind = {"lora": Lora, "svf": Svf}[document["output"].pop("kind")]
+        kind = {"lora": LoraOutput, "svf": SvfOutput}[document["output"].pop("kind")]
         document["output"] = TypeAdapter(kind).validate_python(document["output"])
         network = AdapterNetwork(TypeAdapter(NetworkConfig).validate_python(document))
         network.load_state_dict(load_file(folder / "network.safetensors"))

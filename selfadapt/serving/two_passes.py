@@ -2,9 +2,9 @@
 
     vllm serve BASE --enable-lora … --middleware selfadapt.serving.TwoPasses
 
-vLLM asks a plugin (selfadapt.serving.vllm_plugin) for the LoRA that a model name stands for, but shows it no prompt, and
-never says when it needs it no more. This ASGI middleware stands before it, sees prompts, and keeps a request's LoRA on
-disk until it is answered.
+vLLM asks a plugin (selfadapt.serving.vllm_plugin) for the LoRA that a model name stands for, but shows it no prompt,
+and never says when it needs it no more. This ASGI middleware stands before it, sees prompts, and keeps a request's LoRA
+on disk until it is answered.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def t2l_generate(
     spec = writer.network.spec
     document = {
         "adapter": str(output),
-        "kind": type(spec.output).__name__.lower(),
+        "kind": spec.output.kind,
         "base": spec.base,
         "matrices": len(spec.matrices),
         **asdict(spec.output),

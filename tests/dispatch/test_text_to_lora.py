@@ -18,7 +18,7 @@ from experts.outside.errors import UserError
 from experts.svf import SVFModel
 from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora.encoder import LastTokenEncoder
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.supervised import base_factors
@@ -40,7 +40,7 @@ class LengthEncoder:
 @pytest.fixture
 def writer(tiny_model: Any) -> TextToAdapter:
     torch.manual_seed(0)
-    output = Svf(rank=8)
+    output = SvfOutput(rank=8)
     matrices = read_matrices(tiny_model.config, output.target_modules)
     writer = TextToAdapter.untrained(output, matrices, LengthEncoder(), fingerprint=fingerprint(tiny_model))
     for head in writer.network.heads:
@@ -141,7 +141,7 @@ def test_a_folder_and_a_base_are_enough(
 ) -> None:
     matrices = writer.network.spec.matrices
     encoder = LastTokenEncoder(tiny_model, tiny_tokenizer)
-    written = TextToAdapter.untrained(Svf(rank=8), matrices, encoder, fingerprint=fingerprint(tiny_model))
+    written = TextToAdapter.untrained(SvfOutput(rank=8), matrices, encoder, fingerprint=fingerprint(tiny_model))
     written.save_pretrained(tmp_path / "network")
     dispatcher = T2LDispatcher.from_pretrained(tmp_path / "network", tiny_model, tiny_tokenizer, kept=3)
     assert dispatcher(PROMPTS).weights.tolist() == [[1, 0], [0, 1], [1, 0]]
@@ -153,10 +153,10 @@ def test_a_folder_and_a_base_are_enough(
 def test_what_cannot_be_dispatched_is_refused(writer: TextToAdapter, tiny_model: Any) -> None:
     model = with_room(tiny_model, writer)
     matrices = writer.network.spec.matrices
-    lora = TextToAdapter.untrained(Lora(), matrices, LengthEncoder())
+    lora = TextToAdapter.untrained(LoraOutput(), matrices, LengthEncoder())
     with pytest.raises(UserError, match="writes LoRAs"):
         T2LDispatcher(lora, model)
-    other = TextToAdapter.untrained(Svf(rank=8), matrices, LengthEncoder(), fingerprint="0123")
+    other = TextToAdapter.untrained(SvfOutput(rank=8), matrices, LengthEncoder(), fingerprint="0123")
     with pytest.raises(UserError, match="fingerprint 0123, this one has"):
         T2LDispatcher(other, model)
     with pytest.raises(UserError, match="share"):

@@ -18,7 +18,7 @@ from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora.adapters import TaskAdapters
-from experts.text_to_lora.network import Svf
+from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.supervised import Supervised
 from selfadapt.cli import main
 from selfadapt.recipes import configs_folder
@@ -254,7 +254,7 @@ def test_recipes_that_are_compared_read_the_same_prompts() -> None:
     assert len(styles) == 1
     outputs = [recipes[name].output for name in ("svf", "experts")]
     assert outputs[0] == outputs[1]
-    assert isinstance(outputs[0], Svf)
+    assert isinstance(outputs[0], SvfOutput)
     with pytest.raises(UserError, match="did you mean 'smollm2-135m/t2l/lora'"):
         find_recipe("smollm2-135m/t2l/lorra")
 

@@ -23,7 +23,7 @@ from experts import ExpertLibrary, Mixture
 from experts.engine.native import Chat, generate
 from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import LastTokenEncoder
-from experts.text_to_lora.network import Svf
+from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
 from selfadapt import SelfAdaptiveModel
@@ -250,7 +250,7 @@ def test_an_answer_explains_itself(library: ExpertLibrary) -> None:
 def test_experts_can_be_written_from_the_prompts(library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any) -> None:
     """By a network in the library's folder; also where the library is empty."""
     empty = ExpertLibrary.create(library.folder.with_name("empty"), library.base, library.fingerprint)
-    output = Svf(rank=8)
+    output = SvfOutput(rank=8)
     matrices = read_matrices(tiny_model.config, output.target_modules)
     encoder = LastTokenEncoder(tiny_model, tiny_tokenizer)
     network = TextToAdapter.untrained(output, matrices, encoder, fingerprint=library.fingerprint)

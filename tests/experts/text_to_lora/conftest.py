@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experts.text_to_lora.encoder import rescaled, tidy
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
 
@@ -35,7 +35,7 @@ def encoder() -> LetterEncoder:
 def make_writer(tiny_model: Any, encoder: LetterEncoder) -> Any:
     """`make_writer(output, trained=True)` → a small network for the tiny model; trained ones write something."""
 
-    def make_writer(output: Lora | Svf, *, trained: bool = False, **kwargs: Any) -> TextToAdapter:
+    def make_writer(output: LoraOutput | SvfOutput, *, trained: bool = False, **kwargs: Any) -> TextToAdapter:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             matrices = read_matrices(tiny_model.config, output.target_modules)

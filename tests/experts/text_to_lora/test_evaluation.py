@@ -17,7 +17,7 @@ from experts.outside.errors import UserError
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
 from experts.text_to_lora.evaluation import Method, Score, compare, evaluate, rouge_l
 from experts.text_to_lora.examples import PromptStyle
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.reconstruction import read_targets
 from experts.text_to_lora.rivals import adapter_methods, prompt_methods, random_text, written_methods
 from experts.text_to_lora.tasks import Instance, Task, Tasks
@@ -90,7 +90,7 @@ def test_prompts_say_what_their_names_say(tiny_model: Any) -> None:
     assert with_definition.chat(TASKS[0], instance)[0]["content"] == "Write aaa.\n\ninput 0"
 
 
-@pytest.mark.parametrize("output", [Lora(), Svf(rank=8)], ids=str)
+@pytest.mark.parametrize("output", [LoraOutput(), SvfOutput(rank=8)], ids=str)
 def test_controls_differ_from_the_description_only_in_what_they_are_written_from(
     output: Any, make_writer: Any, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
@@ -115,7 +115,7 @@ def test_random_text_is_a_function_of_its_seed() -> None:
 OPTIONS = TaskAdapters(steps=30, learning_rate=0.02, leave_out=2, instances_per_step=4, prompt=STYLE)
 
 
-@pytest.mark.parametrize("output", [Lora(), Svf(rank=16)], ids=str)
+@pytest.mark.parametrize("output", [LoraOutput(), SvfOutput(rank=16)], ids=str)
 def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
     output: Any, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -133,7 +133,7 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
 
     targets = read_targets(tmp_path / "adapters")  # what reconstruction learns from
     assert targets.names == ["a", "b"]
-    if isinstance(output, Svf):
+    if isinstance(output, SvfOutput):
         assert targets.descriptions == ["Always write aaa.", "Always write bbb."]
         assert targets.fingerprint is not None
     else:
@@ -145,7 +145,7 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
     known = evaluate(oracle, tiny_tokenizer, TASKS, instances=2, max_new_tokens=3)
     base = evaluate(prompt_methods(tiny_model, STYLE)[0], tiny_tokenizer, TASKS, instances=2, max_new_tokens=3)
     assert all(own.loss < other.loss - 1 for own, other in zip(known, base, strict=True))
-    if isinstance(output, Svf):
+    if isinstance(output, SvfOutput):
         with pytest.raises(UserError, match="other adapters than LoRAs"):
             adapter_methods(tiny_model, STYLE, adapters=tmp_path / "adapters")
     stamp = (paths[0] / "adapter_model.safetensors").stat().st_mtime_ns
@@ -157,9 +157,9 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
 
 def test_rivals_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     tasks = Tasks(TASKS, [], [])
-    train_adapters(tiny_model, tiny_tokenizer, tasks, Lora(), OPTIONS, tmp_path / "each", base_name="tiny")
+    train_adapters(tiny_model, tiny_tokenizer, tasks, LoraOutput(), OPTIONS, tmp_path / "each", base_name="tiny")
     one = replace(OPTIONS, one_for_all=True)
-    train_adapters(tiny_model, tiny_tokenizer, tasks, Lora(), one, tmp_path / "all", base_name="tiny")
+    train_adapters(tiny_model, tiny_tokenizer, tasks, LoraOutput(), one, tmp_path / "all", base_name="tiny")
     methods = adapter_methods(tiny_model, STYLE, adapters=tmp_path / "each", multi_task=tmp_path / "all")
     assert [m.name for m in methods] == ["average of LoRAs", "Arrow routing of LoRAs", "multi-task adapter"]
     ids = torch.arange(3, 20)[None]
@@ -172,7 +172,7 @@ def test_rivals_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp
     assert all(not torch.allclose(logits, before) for logits in outputs.values())
 
     # The average of the weight differences, not the product of averaged factors.
-    scaling = Lora().scaling
+    scaling = LoraOutput().scaling
     matrix = "model.layers.1.self_attn.v_proj"
     difference = torch.zeros_like(tiny_model.get_submodule(matrix).weight)
     for name in ("a", "b"):
@@ -193,4 +193,4 @@ def test_tasks_without_enough_instances_are_named(
 ) -> None:
     options, tasks = replace(OPTIONS, **change), Tasks(TASKS, [], [])
     with pytest.raises(UserError, match=message):
-        train_adapters(tiny_model, tiny_tokenizer, tasks, Lora(), options, tmp_path / "x", base_name="tiny")
+        train_adapters(tiny_model, tiny_tokenizer, tasks, LoraOutput(), options, tmp_path / "x", base_name="tiny")

@@ -9,18 +9,18 @@ import torch
 from transformers import MistralConfig
 
 from experts.outside.errors import UserError
-from experts.text_to_lora.network import AdapterNetwork, Lora, LowRank, NetworkConfig, Svf
+from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, NetworkConfig, SvfOutput
 from experts.text_to_lora.rows import adapted_rows
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
 
 OUTPUTS = [
-    Lora(size="L"),
-    Lora(size="M"),
-    Lora(size="S"),
-    Lora(target_modules="all-linear", rank=3),
-    Svf(),
-    Svf(rank=4),
+    LoraOutput(size="L"),
+    LoraOutput(size="M"),
+    LoraOutput(size="S"),
+    LoraOutput(target_modules="all-linear", rank=3),
+    SvfOutput(),
+    SvfOutput(rank=4),
 ]
 
 
@@ -39,7 +39,7 @@ def mistral_7b() -> MistralConfig:
 def test_sizes_for_mistral_7b_are_the_published_ones(size: Any, published: float) -> None:
     matrices = read_matrices(mistral_7b(), ["q_proj", "v_proj"])
     assert len(matrices) == 64
-    config = NetworkConfig(Lora(size=size), tuple(matrices), "gte", 1024)
+    config = NetworkConfig(LoraOutput(size=size), tuple(matrices), "gte", 1024)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in AdapterNetwork(config).parameters())
     assert parameters == pytest.approx(published, rel=0.02)
@@ -115,19 +115,19 @@ def test_one_layer_may_have_other_shapes_than_the_next(encoder: Any) -> None:
 
     matrices = [Matrix("layers.0.up", 6, 4), Matrix("layers.1.up", 8, 4)]
     for size in "LMS":
-        written = TextToAdapter.untrained(Lora(rank=2, size=size), matrices, encoder).write(["Add."])  # type: ignore[arg-type]
+        written = TextToAdapter.untrained(LoraOutput(rank=2, size=size), matrices, encoder).write(["Add."])  # type: ignore[arg-type]
         assert [written[m.name].b.shape for m in matrices] == [(1, 6, 2), (1, 8, 2)]  # type: ignore[union-attr]
-    z = TextToAdapter.untrained(Svf(), matrices, encoder).write(["Add."])
+    z = TextToAdapter.untrained(SvfOutput(), matrices, encoder).write(["Add."])
     assert [z[m.name].shape for m in matrices] == [(1, 4), (1, 4)]  # type: ignore[union-attr]
 
 
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="rank"):
-        Lora(rank=0)
+        LoraOutput(rank=0)
     with pytest.raises(UserError, match="rank"):
-        Svf(rank=0)
+        SvfOutput(rank=0)
     with pytest.raises(UserError, match="multiple of 4"):
-        NetworkConfig(Svf(), (), "x", 4, latent_size=10)
+        NetworkConfig(SvfOutput(), (), "x", 4, latent_size=10)
 
 
 def test_an_untrained_network_leaves_the_base_as_it_is(make_writer: Any, tiny_model: Any) -> None:
@@ -135,6 +135,6 @@ def test_an_untrained_network_leaves_the_base_as_it_is(make_writer: Any, tiny_mo
     with torch.no_grad():
         wanted = tiny_model(ids).logits
         for size in "LMS":
-            output = Lora(size=size)  # type: ignore[arg-type]
+            output = LoraOutput(size=size)  # type: ignore[arg-type]
             with adapted_rows(tiny_model, make_writer(output).write(["Add."]), scaling=output.scaling):
                 assert torch.equal(tiny_model(ids).logits, wanted)

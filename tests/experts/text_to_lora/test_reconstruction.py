@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from experts.expert import Expert
 from experts.outside.errors import UserError
-from experts.text_to_lora.network import Lora, LowRank
+from experts.text_to_lora.network import LoraOutput, LowRank
 from experts.text_to_lora.reconstruction import (
     Library,
     Reconstruction,
@@ -36,7 +36,7 @@ def lora_library(folder: Path, rank: int = 2) -> Path:
     torch.manual_seed(0)
     for name in DESCRIPTIONS:
         factors = {m.name: (torch.randn(rank, m.in_features), torch.randn(m.out_features, rank)) for m in MATRICES}
-        LoraAdapter(factors, Lora(rank=rank)).write(folder / name)
+        LoraAdapter(factors, LoraOutput(rank=rank)).write(folder / name)
     return folder
 
 
@@ -57,7 +57,7 @@ def test_a_library_is_read_as_it_was_written(kind: str, tmp_path: Path) -> None:
         adapter = targets.adapters["layers.1.q"]
         if isinstance(adapter, LowRank):
             assert torch.equal(adapter.b[row], tensors["base_model.model.layers.1.q.lora_B.weight"])
-            assert targets.output == Lora(rank=2, target_modules=sorted(m.name for m in MATRICES))
+            assert targets.output == LoraOutput(rank=2, target_modules=sorted(m.name for m in MATRICES))
         else:
             assert torch.equal(adapter[row], tensors["base_model.model.layers.1.q.svf_z"])
             assert targets.descriptions[row] == DESCRIPTIONS[name][0]
@@ -65,7 +65,7 @@ def test_a_library_is_read_as_it_was_written(kind: str, tmp_path: Path) -> None:
 
 def make(folder: Path, encoder: Any, options: Reconstruction, size: Any = "L") -> Any:
     targets = read_targets(folder)
-    output = replace(targets.output, size=size) if isinstance(targets.output, Lora) else targets.output
+    output = replace(targets.output, size=size) if isinstance(targets.output, LoraOutput) else targets.output
     normalised = options.loss == "normalised"
     writer = TextToAdapter.untrained(
         output, MATRICES, encoder, fingerprint=targets.fingerprint, normalised=normalised, dropout=0.0

@@ -10,15 +10,20 @@ import torch
 from peft import PeftModel
 
 from experts.svf.decomposition import decompose
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.rows import adapted_rows
 
 TEXTS = ["Add two numbers.", "Translate into French.", "Is this sentence rude?"]
-OUTPUTS = [Lora(size="L", rank=4), Lora(size="S", rslora=False, target_modules="all-linear"), Svf(), Svf(rank=5)]
+OUTPUTS = [
+    LoraOutput(size="L", rank=4),
+    LoraOutput(size="S", rslora=False, target_modules="all-linear"),
+    SvfOutput(),
+    SvfOutput(rank=5),
+]
 
 
 def factors_of(model: Any, written: Any, output: Any) -> Any:
-    if isinstance(output, Lora):
+    if isinstance(output, LoraOutput):
         return {"scaling": output.scaling}
     return {"factors": {name: decompose(model.get_submodule(name).weight, z.shape[1]) for name, z in written.items()}}
 
@@ -73,7 +78,7 @@ def test_gradients_flow_to_the_network_and_not_to_the_base(output: Any, make_wri
 
 
 def test_hooks_are_gone_after_an_error(make_writer: Any, tiny_model: Any) -> None:
-    written = make_writer(Lora(), trained=True).write(TEXTS)
+    written = make_writer(LoraOutput(), trained=True).write(TEXTS)
     ids = torch.randint(3, 200, (3, 12))
     base = tiny_model(ids).logits
     with pytest.raises(RuntimeError, match="stop"), adapted_rows(tiny_model, written):

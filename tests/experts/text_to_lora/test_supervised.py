@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, Rounds, make_example, pad_examples, token_losses
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.run import Result, train_network
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
@@ -26,7 +26,7 @@ from experts.training.objective import Diverged
 from experts.training.run import Interrupted
 
 STYLE = PromptStyle(with_definition=False, max_prompt_tokens=24, max_answer_tokens=8)
-SMALL = Lora(size="S")
+SMALL = LoraOutput(size="S")
 OPTIONS = Supervised(
     steps=6, learning_rate=1e-3, tasks_per_step=4, validate_every=2, validation_instances=2, prompt=STYLE
 )
@@ -127,7 +127,7 @@ def test_items_draw_instances_and_descriptions(tiny_tokenizer: Any, encoder: Any
     assert len({tuple(items[i].example.prompt) for i in range(len(items))}) == 8
 
 
-@pytest.mark.parametrize("output", [Lora(), Lora(size="S"), Svf(rank=8)], ids=str)
+@pytest.mark.parametrize("output", [LoraOutput(), LoraOutput(size="S"), SvfOutput(rank=8)], ids=str)
 def test_it_learns_to_follow_descriptions(
     output: Any, train: Any, tiny_model: Any, tiny_tokenizer: Any, encoder: Any, tmp_path: Path
 ) -> None:

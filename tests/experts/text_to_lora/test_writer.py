@@ -17,7 +17,7 @@ from experts.library import ExpertLibrary, load_expert
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora import TextToAdapter
-from experts.text_to_lora.network import Lora, Svf
+from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.rows import adapted_rows
 
 TEXTS = ["Add two numbers.", "Translate into French."]
@@ -37,7 +37,7 @@ assert not any(name.split(".")[0] in ("experts", "dispatch", "selfadapt") for na
 def test_a_written_lora_loads_in_plain_peft(
     make_writer: Any, tiny_model: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    output = Lora(rank=5, alpha=10, size="M")
+    output = LoraOutput(rank=5, alpha=10, size="M")
     writer = make_writer(output, trained=True)
     writer.generate(TEXTS)[1].write(tmp_path / "lora")
     # In another process and another folder, where this package is not on the path.
@@ -52,7 +52,7 @@ def test_a_written_lora_loads_in_plain_peft(
 def test_a_written_expert_is_an_expert_like_any_other(
     rank: int | None, make_writer: Any, tiny_model: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    writer = make_writer(Svf(rank=rank), trained=True, fingerprint=fingerprint(tiny_model))
+    writer = make_writer(SvfOutput(rank=rank), trained=True, fingerprint=fingerprint(tiny_model))
     expert = writer.generate(TEXTS)[0]
     expert.write(tmp_path / "adding")
     library = ExpertLibrary.create(tmp_path / "library", "tiny", fingerprint(tiny_model))
@@ -63,7 +63,7 @@ def test_a_written_expert_is_an_expert_like_any_other(
     assert load_expert(base, tmp_path / "adding").active_adapter == "default"
 
 
-@pytest.mark.parametrize("output", [Lora(size="S"), Svf(rank=4)], ids=str)
+@pytest.mark.parametrize("output", [LoraOutput(size="S"), SvfOutput(rank=4)], ids=str)
 def test_a_network_comes_back_as_it_was(output: Any, make_writer: Any, encoder: Any, tmp_path: Path) -> None:
     writer = make_writer(output, trained=True, fingerprint="0123")
     writer.save_pretrained(tmp_path / "network")
@@ -75,7 +75,7 @@ def test_a_network_comes_back_as_it_was(output: Any, make_writer: Any, encoder: 
 
 
 def test_nothing_is_overwritten(make_writer: Any, tmp_path: Path) -> None:
-    for number, output in enumerate((Lora(), Svf())):
+    for number, output in enumerate((LoraOutput(), SvfOutput())):
         adapter = make_writer(output).generate(TEXTS)[0]
         adapter.write(tmp_path / str(number))
         with pytest.raises(UserError, match="exists already"):
@@ -83,7 +83,7 @@ def test_nothing_is_overwritten(make_writer: Any, tmp_path: Path) -> None:
 
 
 def test_an_empty_description_is_refused(make_writer: Any) -> None:
-    writer = make_writer(Lora())
+    writer = make_writer(LoraOutput())
     with pytest.raises(UserError, match="description is empty"):
         writer.generate(["Add two numbers.", "  \n"])
     with pytest.raises(UserError, match="no description"):
@@ -96,7 +96,7 @@ def test_a_folder_that_is_not_a_network_is_refused(make_writer: Any, encoder: An
     folder = tmp_path / "network"
     with pytest.raises(UserError, match=r"has no network\.json"):
         TextToAdapter.from_pretrained(folder, encoder=encoder)
-    make_writer(Lora()).save_pretrained(folder)
+    make_writer(LoraOutput()).save_pretrained(folder)
 
     tensors = load_file(folder / "network.safetensors")
     save_file({**tensors, "task.0.weight": torch.zeros(1)}, folder / "network.safetensors")
@@ -110,7 +110,7 @@ def test_a_folder_that_is_not_a_network_is_refused(make_writer: Any, encoder: An
 
 
 def test_another_encoder_is_refused(make_writer: Any, encoder: Any, tmp_path: Path) -> None:
-    writer = make_writer(Lora())
+    writer = make_writer(LoraOutput())
     writer.save_pretrained(tmp_path / "network")
     encoder.name = "words"
     with pytest.raises(UserError, match="trained with the encoder letters, not words"):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from experts.text_to_lora.examples import PromptStyle
-from experts.text_to_lora.network import Lora
+from experts.text_to_lora.network import LoraOutput
 from experts.text_to_lora.run import train_network
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
@@ -37,7 +37,7 @@ def task(letter: str) -> Task:
 
 def train(base: Any, tokenizer: Any, encoder: Any, output: Path) -> tuple[list[int], dict[str, torch.Tensor]]:
     """How many tasks each batch of the training had, and the network as it came out."""
-    written = Lora(size="S")
+    written = LoraOutput(size="S")
     torch.manual_seed(0)
     writer = TextToAdapter.untrained(
         written, read_matrices(base.config, written.target_modules), encoder, latent_size=16, head_size=12, dropout=0.0

@@ -18,7 +18,7 @@ from peft import AutoPeftModelForCausalLM
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import LastTokenEncoder
-from experts.text_to_lora.network import Svf
+from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
 from selfadapt.cli import main
@@ -75,7 +75,7 @@ def dispatched(
     document: dict[str, Any], library: ExpertLibrary, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> Experiment:
     """The bases, four dispatchers on the unseen domain, and one cell of LoRA."""
-    output = Svf(rank=8)
+    output = SvfOutput(rank=8)
     matrices = read_matrices(tiny_model.config, output.target_modules)
     encoder = LastTokenEncoder(tiny_model, tiny_tokenizer)
     network = TextToAdapter.untrained(output, matrices, encoder, fingerprint=library.fingerprint)
