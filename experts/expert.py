@@ -12,19 +12,20 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from experts.outside.adapters import PREFIX, write_adapter
 from experts.outside.errors import UserError
-from experts.outside.files import atomic_folder
+from experts.outside.files import new_folder
 from experts.outside.reading import read_json
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, is_other_base, read_sketch, write_sketch
 from experts.svf.names import plain_modules
 
-PREFIX, SUFFIX = "base_model.model.", ".svf_z"  # around a matrix's name in the keys of an adapter file
+SUFFIX = ".svf_z"  # behind a matrix's name in the keys of an adapter file
 EMBEDDING = re.compile(
     r"base_model\.model\.(?!.*(svf|lora)_).*\.(weight|bias)"
 )  # as the base's own parameters are called
@@ -174,17 +175,13 @@ class Expert:
             UserError: if the folder exists.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise UserError(f"{folder} exists already; choose another folder, or remove it first")
-        with atomic_folder(folder) as temporary:
-            self.config.save_pretrained(str(temporary))
-            save_file(self._state_dict(), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
+        if self.transferred_from:
+            card += f"\nTrained on another base, {self.transferred_from}, and transferred: measure it before use.\n"
+        with new_folder(folder) as temporary:
+            write_adapter(temporary, self.config, self._state_dict(), card)
             if self.sketch is not None:
                 write_sketch(temporary, self.sketch)
-            card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
-            if self.transferred_from:
-                card += f"\nTrained on another base, {self.transferred_from}, and transferred: measure it before use.\n"
-            (temporary / "README.md").write_text(card, encoding="utf-8")
 
     def weights_in(self, base: PreTrainedModel) -> dict[str, Tensor]:
         """W [m, n] of each adapted matrix.
@@ -218,7 +215,7 @@ class Expert:
         return model
 
     def _state_dict(self) -> dict[str, Tensor]:
-        return {f"{PREFIX}{matrix}{SUFFIX}": z.contiguous() for matrix, z in self.z.items()}
+        return {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in self.z.items()}
 
     def __add__(self, other: Expert | int) -> Expert:
         if other == 0:  # where sum() begins

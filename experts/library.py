@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.expert import PREFIX, SUFFIX, Expert, read_config, read_z
+from experts.expert import SUFFIX, Expert, read_config, read_z
+from experts.outside.adapters import PREFIX
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
 from experts.outside.reading import read_json

@@ -7,38 +7,24 @@ As a LoRA with A = Vᵀ and B = U diag(s(z−1)) it is exact. A LoRA of a smalle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from experts.engine.native import evaluating
-from experts.expert import PREFIX, Expert
+from experts.exchange.lora import Lora
+from experts.exchange.measure import NEUTRAL_TEXTS, LogLikelihood, Texts, measure_lora
+from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
-from experts.outside.pictures import text_tokenizer
+from experts.outside.files import new_folder
 from experts.svf.decomposition import decompose, each_matrix
-
-# What a lossy export is measured on where the user has nothing better. Of no domain in particular.
-NEUTRAL_TEXTS = (
-    "The harbour lies on the north side of the island, where the water is deep enough for ferries.",
-    "She put the letter back into the drawer, turned off the lamp and listened to the rain.",
-    "Bread needs flour, water, salt and time. The dough is ready when a dent in it comes back slowly.",
-    "A train leaves the city every half hour; on Sundays the first one goes at seven.",
-    "To change the battery, open the cover on the back and lift the old one out with a flat tool.",
-    "The committee met twice in spring and decided to repair the old bridge before winter.",
-    "Owls hunt at night. Their feathers are soft at the edges, so that they fly almost without a sound.",
-    "If the sum of two numbers is even, then both are even or both are odd.",
-)
+from experts.svf.fingerprint import refuse_other_base
 
 
 def fixed_expert(library: ExpertLibrary, mixture: Mixture) -> Expert:
@@ -58,22 +44,11 @@ def fixed_expert(library: ExpertLibrary, mixture: Mixture) -> Expert:
     return Expert(total.z, library.base, library.fingerprint, f"The mixture {mixture}.", sketch=library.sketch)
 
 
-@dataclass(frozen=True)
-class Lora:
-    """B A [m, n] of each matrix, in float32."""
-
-    a: dict[str, Tensor]  # matrix → [k, n]
-    b: dict[str, Tensor]  # matrix → [m, k]
-    energy: float = 1.0
-    """The share of Σ‖W' − W‖² over all matrices that is kept; 1.0 is exact."""
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        return {matrix: len(a) for matrix, a in self.a.items()}
-
-
-def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) -> Lora:
+def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) -> tuple[Lora, float]:
     """The LoRA nearest to an expert, of at most `rank` in each matrix; None is exact.
+
+    Returns:
+        The LoRA, and the share of Σ‖W' − W‖² over all matrices that it keeps; 1.0 is exact.
 
     Raises:
         UserError: if the expert is the base, does not fit it, or its exact LoRA would be as large as the matrices.
@@ -88,7 +63,7 @@ def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) ->
         if exact >= sum(weight.numel() for weight in weights.values()):
             raise UserError(
                 "this expert adapts so many singular values that its exact LoRA would be as large as the matrices; "
-                "choose a --rank, or export it merged"
+                "choose a rank, or export it merged"
             )
 
     def best(matrix: str) -> tuple[Tensor, Tensor, float, float]:
@@ -97,115 +72,118 @@ def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) ->
         u, s, vt = decompose(weights[matrix], len(z))
         scale = s * (z - 1).to(s)  # [r]
         largest = scale.abs().topk(min(rank or len(z), len(z))).indices.sort().values  # [k]
-        a = vt[largest].float().cpu().contiguous()
-        b = (u[:, largest].to(s) * scale[largest]).float().cpu().contiguous()
+        a = vt[largest].float().cpu()
+        b = (u[:, largest].to(s) * scale[largest]).float().cpu()
         return a, b, scale[largest].double().square().sum().item(), scale.double().square().sum().item()
 
     a, b, kept, energies = zip(*each_matrix(best, list(expert.z), base.device), strict=True)
+    lora = Lora(
+        dict(zip(expert.z, a, strict=True)),
+        dict(zip(expert.z, b, strict=True)),
+        base=expert.base,
+        description=expert.description,
+        conv1d=all(isinstance(base.get_submodule(matrix), Conv1D) for matrix in expert.z),
+    )
     energy = sum(energies)
-    return Lora(
-        dict(zip(expert.z, a, strict=True)), dict(zip(expert.z, b, strict=True)), sum(kept) / energy if energy else 1.0
-    )
-
-
-def write_lora(folder: Path, base: PreTrainedModel, lora: Lora, expert: Expert) -> None:
-    """Writes a PEFT LoRA adapter into an existing folder."""
-    conv1d = all(isinstance(base.get_submodule(matrix), Conv1D) for matrix in lora.a)
-    save_lora(folder, lora, expert.base, conv1d=conv1d)
-
-
-def save_lora(folder: Path, lora: Lora, base_name: str | None, *, conv1d: bool = False) -> None:
-    """The same without the base.
-
-    Args:
-        conv1d: whether the adapted modules are transformers' Conv1D, which keep W transposed.
-    """
-    largest = max(lora.ranks.values())
-    differing = {matrix: rank for matrix, rank in lora.ranks.items() if rank != largest}
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
-        r=largest,
-        lora_alpha=largest,  # B carries the scale
-        rank_pattern=differing,
-        alpha_pattern=dict(differing),
-        target_modules=sorted(lora.a),
-        fan_in_fan_out=conv1d,
-        inference_mode=True,
-    )
-    config.save_pretrained(str(folder))
-    tensors = {f"{PREFIX}{matrix}.lora_A.weight": a for matrix, a in lora.a.items()}
-    tensors |= {f"{PREFIX}{matrix}.lora_B.weight": b for matrix, b in lora.b.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def write_merged(folder: Path, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expert: Expert) -> None:
-    """Writes the base with the expert merged into it as a plain checkpoint. The base given is used up.
-
-    A weight in bfloat16 keeps changes of z below about 0.01 badly; merge into float32 where that matters.
-
-    Raises:
-        UserError: if the expert does not fit the base.
-    """
-    model: Any = expert.attach(base).merge_and_unload() if expert.z else base
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return lora, sum(kept) / energy if energy else 1.0
 
 
 @dataclass(frozen=True)
-class LogLikelihood:
-    """Mean log-likelihood of a token, in nats."""
+class Exported:
+    """What an export has written, and from what."""
 
-    base: float
-    expert: float
-    lora: float
-    tokens: int
+    folder: Path
+    base: str | None
+    """The base's name."""
+    fingerprint: str | None
+    """Of the base that the expert was trained on."""
+    base_fingerprint: str | None
+    """Of the one that it was exported with: the same, or that of a rounding."""
+    facts: str
+    """What the card says of the result, in one line."""
 
 
-def measure_lora(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expert: Expert, folder: Path, texts: Sequence[str]
-) -> LogLikelihood:
-    """The texts under the base, the expert, and the LoRA in `folder`.
+def export_merged(
+    expert: Expert,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    finish: Callable[[Path], None] = lambda unfinished: None,
+) -> Exported:
+    """Writes the base with the expert merged into it as a plain checkpoint with a card. The base given is used up.
+
+    A weight in bfloat16 keeps changes of z below about 0.01 badly; merge into float32 where that matters.
+
+    Args:
+        finish: is given the checkpoint's folder before it stands in its place.
 
     Raises:
-        UserError: if there is no text.
+        UserError: if the folder exists, or the expert does not fit the base, or belongs to another.
     """
-    in_base, tokens = log_likelihood(base, tokenizer, texts)
-    attached = expert.attach(base)  # as if for training: a bfloat16 base is not merged, which would round
-    in_expert, _ = log_likelihood(attached, tokenizer, texts)
-    attached.unload()
-    loaded = PeftModel.from_pretrained(base, str(folder))
-    in_lora, _ = log_likelihood(loaded, tokenizer, texts)
-    loaded.unload()
-    return LogLikelihood(in_base, in_expert, in_lora, tokens)
+    folder = Path(folder)
+    found = _fingerprint(expert, base)
+    facts = f"Merged into the base's weights, {str(base.dtype).removeprefix('torch.')}."
+    with new_folder(folder) as unfinished:
+        model: Any = expert.attach(base).merge_and_unload() if expert.z else base
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        finish(unfinished)
+        (unfinished / "README.md").write_text(_card(folder.name, expert, found, facts), encoding="utf-8")
+    return Exported(folder, expert.base, expert.fingerprint, found, facts)
 
 
-@torch.inference_mode()
-def log_likelihood(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> tuple[float, int]:
-    """The mean log-likelihood of a token in nats, and the number of tokens.
+@dataclass(frozen=True)
+class ExportedLora(Exported):
+    rank: int
+    """The largest of its matrices'."""
+    energy_kept: float
+    """The share of Σ‖W' − W‖² over all matrices; 1.0 is exact."""
+    measured: LogLikelihood
 
-    A text follows the tokenizer's begin (or end) token, and every token of it counts, also a begin token that the
-    tokenizer adds. One that is longer than the context is read in windows, each as full as it can be. All of this is
-    lm-eval's `loglikelihood_rolling`.
+
+def export_lora(
+    expert: Expert,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    rank: int | None = None,
+    texts: Texts = NEUTRAL_TEXTS,
+) -> ExportedLora:
+    """Writes the LoRA nearest to an expert as a PEFT folder, with a card that says what it loses.
+
+    Args:
+        rank: of the LoRA; None for what holds the expert exactly.
+        texts: what the loss is measured on.
+
+    Raises:
+        UserError: if the folder exists; as `best_lora` does; if the expert belongs to another base; or if there is no
+            text.
     """
-    text_alone: Any = text_tokenizer(tokenizer)
-    begin = [token for token in (text_alone.bos_token_id, text_alone.eos_token_id) if token is not None][:1]
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    total, tokens = 0.0, 0
-    with evaluating(model):
-        for text in texts:
-            begun = bool(begin) and text.startswith(text_alone.decode(begin))
-            ids = [*begin, *text_alone.encode(text, **({"add_special_tokens": False} if begun else {}))]
-            window = context or len(ids)
-            for start in range(0, len(ids) - 1, window):
-                end = min(start + window, len(ids) - 1)
-                read = torch.tensor([ids[max(0, end - window) : end]], device=model.device)  # [1, T]
-                targets = torch.tensor(ids[start + 1 : end + 1], device=model.device)
-                logits = model(input_ids=read).logits[0, -len(targets) :].float()  # [T', V]
-                total -= F.cross_entropy(logits, targets, reduction="sum").item()
-            tokens += max(0, len(ids) - 1)
-    if not tokens:
-        raise UserError("there is no text to measure the export on")
-    return total / tokens, tokens
+    folder = Path(folder)
+    found = _fingerprint(expert, base)
+    lora, energy = best_lora(base, expert, rank)
+    measured = measure_lora(base, tokenizer, expert, lora, texts.lines)
+    largest = max(lora.ranks.values())
+    facts = (
+        f"A LoRA of rank {largest} that keeps {energy:.2%} of the energy of the expert's difference. "
+        f"Log-likelihood of {texts.name}, {measured.tokens} tokens, in nats a token: base {measured.base:.4f}, "
+        f"expert {measured.expert:.4f}, LoRA {measured.lora:.4f}."
+    )
+    lora.write(folder, _card(folder.name, expert, found, facts))
+    return ExportedLora(folder, expert.base, expert.fingerprint, found, facts, largest, energy, measured)
+
+
+def _fingerprint(expert: Expert, base: PreTrainedModel) -> str | None:
+    """Of the base, which is the expert's or a rounding of it; None where the expert does not say which is its own."""
+    if expert.fingerprint is None:
+        return None
+    return refuse_other_base("the expert", expert.fingerprint, expert.sketch, base)
+
+
+def _card(name: str, expert: Expert, found: str | None, facts: str) -> str:
+    about = f"{expert.description} For the base `{expert.base}` (fingerprint `{found}`)."
+    if found != expert.fingerprint:
+        about += f" Trained on what that base is a rounding of (fingerprint `{expert.fingerprint}`)."
+    return f"# {name}\n\n{about}\n\n{facts}\n"

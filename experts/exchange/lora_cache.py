@@ -24,11 +24,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.exchange.export import Lora, fixed_expert, save_lora
+from experts.exchange.export import fixed_expert
+from experts.exchange.lora import Lora
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
-from experts.outside.files import atomic_folder
 from experts.svf.decomposition import decompose, each_matrix
 
 PREFIX = "mix:"
@@ -146,20 +146,20 @@ class LoraCache:
             if name not in self._adapters:
                 # Made again it has the same path: who remembers that finds it there.
                 path = Path(self._folder.name, hashlib.sha256(name.encode()).hexdigest()[:16])
-                with atomic_folder(path) as unfinished:
-                    save_lora(unfinished, self._lora(mixture), self.library.base, conv1d=self._conv1d)
+                self._lora(mixture).write(path)
                 self._adapters[name] = Adapter(name, next(self._numbers), path)
             self._adapters.move_to_end(name)
             self._make_room()
             return self._adapters[name]
 
     def _lora(self, mixture: Mixture) -> Lora:
-        z = fixed_expert(self.library, mixture).z
-        a = {matrix: self._factors[matrix][0][: len(of_matrix)].contiguous() for matrix, of_matrix in z.items()}
+        expert = fixed_expert(self.library, mixture)
+        z = expert.z
+        a = {matrix: self._factors[matrix][0][: len(of_matrix)] for matrix, of_matrix in z.items()}
         b = {matrix: self._factors[matrix][1][:, : len(of_matrix)] * (of_matrix - 1) for matrix, of_matrix in z.items()}
         if not all(factor.isfinite().all() for factor in b.values()):
             raise UserError(f"the weights of {mixture_name(mixture)} are too large: they make numbers without bounds")
-        return Lora(a, b)
+        return Lora(a, b, base=expert.base, description=expert.description, conv1d=self._conv1d)
 
     def _make_room(self) -> None:
         unheld = [name for name in self._adapters if not self._held[name]]

@@ -81,6 +81,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder that must not be there; raises UserError if it is."""
+    if path.exists():
+        raise UserError(f"{path} exists already; choose another folder, or remove it first")
+    with atomic_folder(path) as temporary:
+        yield temporary
+
+
 def _let_others_read(path: Path) -> None:
     """The user's usual permissions, where temporary and safetensors files are made for their owner alone."""
     umask = os.umask(0)

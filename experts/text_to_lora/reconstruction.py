@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experts.expert import PREFIX, read_config, read_z
+from experts.exchange.lora import Lora
+from experts.expert import read_config, read_z
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.reading import read_json
 from experts.svf.decomposition import Factors
@@ -120,28 +119,17 @@ def _read(path: Path) -> _Adapter:
     if kind == "SVF":
         config = read_config(path)
         z = read_z(path)
-        output = SvfOutput(rank=config.rank or max(map(len, z.values())), target_modules=sorted(z))
+        rank = config.rank or max(map(len, z.values()))
         vectors = {name: (vector,) for name, vector in z.items()}
-        return _Adapter(output, vectors, config.description, config.base_fingerprint)
+        return _Adapter(SvfOutput(rank, sorted(z)), vectors, config.description, config.base_fingerprint)
     if kind != "LORA":
         raise UserError(f"{path} is a {kind} adapter; a network learns to write LoRAs and SVF experts")
-    try:
-        return _read_lora(document, load_file(path / "adapter_model.safetensors"), path)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(f"{path} is damaged, or not a plain LoRA: {error}") from error
-
-
-def _read_lora(document: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> _Adapter:
-    names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
-    factors: dict[str, tuple[Tensor, ...]] = {
-        name: (tensors[f"{PREFIX}{name}.lora_A.weight"].float(), tensors[f"{PREFIX}{name}.lora_B.weight"].float())
-        for name in names
-    }
-    output = LoraOutput(document["r"], document["lora_alpha"], bool(document.get("use_rslora")), names)
-    ranks = {len(pair[0]) for pair in factors.values()}
-    if ranks != {output.rank}:
-        raise UserError(f"{path} is a LoRA of mixed ranks, {sorted(ranks)}; a network writes one rank for all matrices")
-    return _Adapter(output, factors)
+    lora = Lora.read(path)
+    ranks = sorted(set(lora.ranks.values()))
+    if len(ranks) > 1:
+        raise UserError(f"{path} is a LoRA of mixed ranks, {ranks}; a network writes one rank for all matrices")
+    output = LoraOutput(ranks[0], ranks[0] if lora.alpha is None else lora.alpha, lora.rslora, sorted(lora.a))
+    return _Adapter(output, {name: (a, lora.b[name]) for name, a in lora.a.items()})
 
 
 def _say(output: LoraOutput | SvfOutput) -> str:

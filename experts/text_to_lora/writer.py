@@ -4,62 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experts.expert import PREFIX, Expert
+from experts.exchange.lora import Lora
+from experts.expert import Expert
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_folder
 from experts.outside.reading import read_json
 from experts.text_to_lora.encoder import BASE, SentenceEncoder, TaskEncoder, tidy
 from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, NetworkConfig, SvfOutput, Written
 from experts.text_to_lora.shapes import Matrix
-
-
-@dataclass(frozen=True)
-class LoraAdapter:
-    """One LoRA: matrix name → A [r, n] and B [m, r]; ΔW = scaling · B A."""
-
-    factors: dict[str, tuple[Tensor, Tensor]]
-    output: LoraOutput
-    base: str | None = None
-    description: str = ""
-
-    def write(self, folder: str | Path) -> None:
-        """Writes a PEFT LoRA folder, all or nothing; it loads without this package.
-
-        Raises:
-            UserError: if the folder exists.
-        """
-        folder = Path(folder)
-        if folder.exists():
-            raise UserError(f"{folder} exists already; choose another folder, or remove it first")
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base,
-            target_modules=sorted(self.factors),
-            r=self.output.rank,
-            lora_alpha=self.output.alpha,  # type: ignore[arg-type]
-            use_rslora=self.output.rslora,
-            inference_mode=True,
-        )
-        tensors = {}
-        for matrix, (a, b) in self.factors.items():
-            tensors[f"{PREFIX}{matrix}.lora_A.weight"] = a.contiguous()
-            tensors[f"{PREFIX}{matrix}.lora_B.weight"] = b.contiguous()
-        with atomic_folder(folder) as temporary:
-            config.save_pretrained(str(temporary))
-            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
-            card = f"# {folder.name}\n\n{self.description}\n\nA LoRA for the base `{self.base}`.\n"
-            (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 class TextToAdapter:
@@ -139,7 +101,7 @@ class TextToAdapter:
         self.network.eval()
         return self.network.unpack(self.network(self.encoder(tidy(descriptions)).to(device)))
 
-    def generate(self, descriptions: Sequence[str]) -> list[LoraAdapter] | list[Expert]:
+    def generate(self, descriptions: Sequence[str]) -> list[Lora] | list[Expert]:
         """One adapter a description, each with a `write(folder)`.
 
         Raises:
@@ -147,22 +109,23 @@ class TextToAdapter:
         """
         return self.split(self.write(descriptions), descriptions)
 
-    def split(self, written: Written, descriptions: Sequence[str]) -> list[LoraAdapter] | list[Expert]:
+    def split(self, written: Written, descriptions: Sequence[str]) -> list[Lora] | list[Expert]:
         """The adapters of B descriptions, one by one."""
-        config = self.network.spec
+        spec = self.network.spec
         loras, experts = [], []
         for row, description in enumerate(descriptions):
-            pairs: dict[str, tuple[Tensor, Tensor]] = {}
+            a: dict[str, Tensor] = {}
+            b: dict[str, Tensor] = {}
             z: dict[str, Tensor] = {}
             for matrix, adapter in written.items():
                 if isinstance(adapter, LowRank):
-                    pairs[matrix] = (adapter.a[row].cpu(), adapter.b[row].cpu())
+                    a[matrix], b[matrix] = adapter.a[row].cpu(), adapter.b[row].cpu()
                 else:
                     z[matrix] = adapter[row].cpu()
-            if isinstance(config.output, LoraOutput):
-                loras.append(LoraAdapter(pairs, config.output, config.base, description))
+            if isinstance(spec.output, LoraOutput):
+                loras.append(Lora(a, b, spec.output.alpha, spec.output.rslora, spec.base, description))
             else:
-                experts.append(Expert(z, config.base, config.fingerprint, description))
+                experts.append(Expert(z, spec.base, spec.fingerprint, description))
         return loras or experts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,11 +36,10 @@ def export(
             neutral sentences.
         json: print what was written as JSON.
     """
-    from experts.exchange.export import NEUTRAL_TEXTS, best_lora, measure_lora, write_lora, write_merged
+    from experts.exchange.export import ExportedLora, export_lora, export_merged
+    from experts.exchange.measure import NEUTRAL_TEXTS, read_texts
     from experts.outside.errors import UserError, check_whole
-    from experts.outside.files import atomic_folder, check_writable
-    from experts.outside.reading import read_lines
-    from experts.svf.fingerprint import refuse_other_base
+    from experts.outside.files import check_writable
     from selfadapt.base_models import copy_settings, load_base
     from selfadapt.two_pass import find_expert
 
@@ -49,44 +49,26 @@ def export(
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
     if rank is not None:
         check_whole("--rank", rank)
-    measured_on = NEUTRAL_TEXTS if texts is None else [line for _, line in read_lines(texts)]
-    if not measured_on:
-        raise UserError(f"there is no text in {texts}")
+    measured_on = NEUTRAL_TEXTS if texts is None else read_texts(texts)
     fixed = find_expert(expert, library, model)
     base_name = model or fixed.base
     if base_name is None:
         raise UserError(f"the expert {expert} does not say which base it belongs to; name it with --model")
     check_writable(output.parent)
     base, tokenizer = load_base(base_name, dtype=dtype)
-    found = fixed.fingerprint
-    if found is not None:
-        found = refuse_other_base(f"the expert {expert}", found, fixed.sketch, base)
+    fixed = replace(fixed, base=base_name)
+    if format == "merged":
+        exported = export_merged(
+            fixed, base, tokenizer, output, finish=lambda unfinished: copy_settings(base_name, unfinished)
+        )
+    else:
+        exported = export_lora(fixed, base, tokenizer, output, rank=rank, texts=measured_on)
 
-    about = f"{fixed.description} For the base `{base_name}` (fingerprint `{found}`)."
-    if found != fixed.fingerprint:
-        about += f" Trained on what that base is a rounding of (fingerprint `{fixed.fingerprint}`)."
-    document: dict[str, object] = {"output": str(output), "format": format}
-    document |= {"base": base_name, "fingerprint": fixed.fingerprint, "base_fingerprint": found}
-    with atomic_folder(output) as folder:
-        if format == "merged":
-            write_merged(folder, base, tokenizer, fixed)
-            copy_settings(base_name, folder)
-            facts = f"Merged into the base's weights, {str(base.dtype).removeprefix('torch.')}."
-        else:
-            lora = best_lora(base, fixed, rank)
-            write_lora(folder, base, lora, fixed)
-            measured = measure_lora(base, tokenizer, fixed, folder, measured_on)
-            largest, on = max(lora.ranks.values()), texts.name if texts else "neutral sentences"
-            document |= {
-                "rank": largest,
-                "energy_kept": lora.energy,
-                "nats_per_token": {"base": measured.base, "expert": measured.expert, "lora": measured.lora},
-                "measured_on": {"texts": on, "tokens": measured.tokens},
-            }
-            facts = (
-                f"A LoRA of rank {largest} that keeps {lora.energy:.2%} of the energy of the expert's difference. "
-                f"Log-likelihood of {on}, {measured.tokens} tokens, in nats a token: base {measured.base:.4f}, "
-                f"expert {measured.expert:.4f}, LoRA {measured.lora:.4f}."
-            )
-        (folder / "README.md").write_text(f"# {output.name}\n\n{about}\n\n{facts}\n", encoding="utf-8")
-    show(document, json, f"{output}\n{facts}")
+    document: dict[str, object] = {"output": str(output), "format": format, "base": base_name}
+    document |= {"fingerprint": exported.fingerprint, "base_fingerprint": exported.base_fingerprint}
+    if isinstance(exported, ExportedLora):
+        nats = asdict(exported.measured)
+        tokens = nats.pop("tokens")
+        document |= {"rank": exported.rank, "energy_kept": exported.energy_kept, "nats_per_token": nats}
+        document["measured_on"] = {"texts": measured_on.name, "tokens": tokens}
+    show(document, json, f"{output}\n{exported.facts}")

@@ -82,7 +82,7 @@ def test_an_experts_own_folder_is_an_expert(run: Any, library: Path, tmp_path: P
     [
         (["smal", "--format", "merged"], "unknown expert 'smal'; did you mean 'small'?"),
         (["none.json", "--format", "merged"], "no such file: none.json"),
-        (["whole", "--format", "lora"], "choose a --rank"),
+        (["whole", "--format", "lora"], "choose a rank"),
         (["small", "--format", "lora", "--rank", "0"], "must be a whole number of 1 or more"),
         (["small", "--format", "merged", "--rank", "4"], "belong to --format lora"),
         (["small", "--format", "merged", "--output", "library"], "exists already"),

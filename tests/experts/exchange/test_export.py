@@ -16,15 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine.native import under
-from experts.exchange.export import (
-    NEUTRAL_TEXTS,
-    best_lora,
-    fixed_expert,
-    log_likelihood,
-    measure_lora,
-    write_lora,
-    write_merged,
-)
+from experts.exchange.export import best_lora, export_lora, export_merged, fixed_expert
+from experts.exchange.measure import NEUTRAL_TEXTS, log_likelihood
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
 
@@ -84,8 +77,7 @@ def test_a_merged_checkpoint_answers_as_the_mixture_does(
 ) -> None:
     wanted = under_mixture(library, tiny_model, MIXTURES[name])
     base_logits = logits(tiny_model)
-    (tmp_path / "merged").mkdir()
-    write_merged(tmp_path / "merged", tiny_model, tiny_tokenizer, fixed_expert(library, MIXTURES[name]))
+    export_merged(fixed_expert(library, MIXTURES[name]), tiny_model, tiny_tokenizer, tmp_path / "merged")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(loaded), wanted, atol=1e-4, rtol=0)
     assert (wanted - base_logits).abs().max() > 0.01
@@ -96,8 +88,9 @@ def test_the_base_mixture_merges_into_the_base(
     library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     wanted = logits(tiny_model)
-    write_merged(tmp_path, tiny_model, tiny_tokenizer, fixed_expert(library, Mixture.of({})))
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)), wanted)
+    export_merged(fixed_expert(library, Mixture.of({})), tiny_model, tiny_tokenizer, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert torch.equal(logits(merged), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -107,11 +100,11 @@ def test_a_rank_limited_expert_is_exactly_a_lora(tiny_model: Any, tmp_path: Path
     attached = expert.attach(tiny_model)
     wanted = logits(attached)  # in bfloat16 as a difference: the expert is trainable
     attached.unload()
-    lora = best_lora(tiny_model, expert)
-    assert lora.energy == 1.0
+    lora, energy = best_lora(tiny_model, expert)
+    assert energy == 1.0
     assert set(lora.ranks.values()) == {4}
-    write_lora(tmp_path, tiny_model, lora, expert)
-    loaded = PeftModel.from_pretrained(tiny_model, str(tmp_path))
+    lora.write(tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(tiny_model, str(tmp_path / "lora"))
     tolerance = 1e-4 if dtype == torch.float32 else 0.1 * float(wanted.abs().max())
     torch.testing.assert_close(logits(loaded), wanted, atol=tolerance, rtol=0)
     if dtype == torch.float32:
@@ -123,20 +116,21 @@ def test_a_mixture_of_ranks_is_one_lora(library: ExpertLibrary, tiny_model: Any,
     mixture = MIXTURES["three"]
     wanted = under_mixture(library, tiny_model, mixture)
     fixed = fixed_expert(library, mixture)
-    lora = best_lora(tiny_model, fixed, rank=1000)
+    lora, _ = best_lora(tiny_model, fixed, rank=1000)
     assert set(lora.ranks.values()) == {16, 32}  # k_proj has 16 rows
-    write_lora(tmp_path, tiny_model, lora, fixed)
-    config = PeftConfig.from_pretrained(str(tmp_path))
+    lora.write(tmp_path / "lora")
+    config = PeftConfig.from_pretrained(str(tmp_path / "lora"))
     assert isinstance(config, LoraConfig)
     assert (config.r, set(config.rank_pattern.values())) == (32, {16})
-    torch.testing.assert_close(logits(PeftModel.from_pretrained(tiny_model, str(tmp_path))), wanted, atol=1e-4, rtol=0)
+    loaded = PeftModel.from_pretrained(tiny_model, str(tmp_path / "lora"))
+    torch.testing.assert_close(logits(loaded), wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 20])
 def test_no_lora_of_that_rank_comes_nearer(tiny_model: Any, rank: int) -> None:
     """PEFT's conversion decomposes each difference anew; ours picks from the singular vectors that are there."""
     expert = random_expert(tiny_model, None, 3)
-    lora = best_lora(tiny_model, expert, rank)
+    lora, share = best_lora(tiny_model, expert, rank)
     attached = expert.attach(tiny_model)
     _, theirs = convert_to_lora(attached, rank=rank)
     kept, energy = 0.0, 0.0
@@ -149,20 +143,17 @@ def test_no_lora_of_that_rank_comes_nearer(tiny_model: Any, rank: int) -> None:
         torch.testing.assert_close(error, (difference - best).square().sum(), rtol=1e-3, atol=1e-6)
         energy += difference.square().sum().item()
         kept += difference.square().sum().item() - error.item()
-    assert lora.energy == pytest.approx(kept / energy, abs=1e-5)
-    assert lora.energy < 1
+    assert share == pytest.approx(kept / energy, abs=1e-5)
+    assert share < 1
 
 
 def test_a_larger_rank_keeps_more_until_nothing_is_lost(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     expert = random_expert(tiny_model, None, 3)
     energies, changes = [], []
     for rank in (2, 12, 32):
-        folder = tmp_path / str(rank)
-        folder.mkdir()
-        lora = best_lora(tiny_model, expert, rank)
-        write_lora(folder, tiny_model, lora, expert)
-        measured = measure_lora(tiny_model, tiny_tokenizer, expert, folder, NEUTRAL_TEXTS)
-        energies.append(lora.energy)
+        exported = export_lora(expert, tiny_model, tiny_tokenizer, tmp_path / str(rank), rank=rank)
+        measured = exported.measured
+        energies.append(exported.energy_kept)
         changes.append(abs(measured.lora - measured.expert))
     assert energies == sorted(energies)
     assert energies[-1] == 1.0
@@ -177,16 +168,15 @@ def test_the_stated_loss_is_what_lm_eval_sees(tiny_model: Any, tiny_tokenizer: A
     from lm_eval.models.huggingface import HFLM
 
     expert = random_expert(tiny_model, None, 3)
-    write_lora(tmp_path, tiny_model, best_lora(tiny_model, expert, 4), expert)
-    stated = measure_lora(tiny_model, tiny_tokenizer, expert, tmp_path, NEUTRAL_TEXTS)
+    stated = export_lora(expert, tiny_model, tiny_tokenizer, tmp_path / "lora", rank=4).measured
 
     def seen(model: Any) -> float:
         harness = HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=1)
-        requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(NEUTRAL_TEXTS)]
+        requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(NEUTRAL_TEXTS.lines)]
         return sum(harness.loglikelihood_rolling(requests, disable_tqdm=True)) / stated.tokens
 
     assert seen(tiny_model) == pytest.approx(stated.base, rel=1e-5)
-    loaded = PeftModel.from_pretrained(tiny_model, str(tmp_path))
+    loaded = PeftModel.from_pretrained(tiny_model, str(tmp_path / "lora"))
     assert seen(loaded) == pytest.approx(stated.lora, rel=1e-5)
     loaded.unload()
     assert seen(expert.attach(tiny_model)) == pytest.approx(stated.expert, rel=1e-5)
@@ -195,7 +185,7 @@ def test_the_stated_loss_is_what_lm_eval_sees(tiny_model: Any, tiny_tokenizer: A
 
 def test_what_cannot_be_exported_is_refused(library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any) -> None:
     whole = library.expert("whole")
-    with pytest.raises(UserError, match="choose a --rank"):
+    with pytest.raises(UserError, match="choose a rank"):
         best_lora(tiny_model, whole)
     with pytest.raises(UserError, match="at least 1, not 0"):
         best_lora(tiny_model, whole, 0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from experts.engine.native import generate
-from experts.exchange.export import best_lora, write_lora, write_merged
+from experts.exchange.export import best_lora, export_merged
 from experts.expert import Expert
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -203,13 +203,11 @@ def test_exports_give_the_same_logits(name: str, tmp_path: Path, tiny_tokenizer:
     z = {matrix: layer.svf_z["default"].detach().clone() for matrix, layer in svf_layers(model).items()}
     model.unload()
     expert = Expert(z, name, fingerprint(base), "Random.")
-    for folder in ("lora", "merged"):
-        (tmp_path / folder).mkdir()
-    write_lora(tmp_path / "lora", base, best_lora(base, expert), expert)
+    best_lora(base, expert)[0].write(tmp_path / "lora")
     lora = PeftModel.from_pretrained(base, str(tmp_path / "lora"))
     torch.testing.assert_close(logits(lora), wanted, atol=1e-4, rtol=1e-4)
     lora.unload()
-    write_merged(tmp_path / "merged", base, tiny_tokenizer, expert)
+    export_merged(expert, base, tiny_tokenizer, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32, attn_implementation="eager")
     torch.testing.assert_close(logits(merged), wanted, atol=1e-4, rtol=1e-4)
 

@@ -11,7 +11,7 @@ import transformers
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from experts.exchange.export import best_lora, write_lora
+from experts.exchange.export import best_lora
 from experts.expert import Expert
 from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint
@@ -175,8 +175,7 @@ def test_save_load_merge_and_export_with_pictures(make: Any, tmp_path: Path) -> 
 
     z = {name: layer.svf_z["default"].detach() for name, layer in svf_layers(model).items()}
     expert = Expert(z, "tiny", fingerprint(plain))
-    (tmp_path / "lora").mkdir()
-    write_lora(tmp_path / "lora", plain, best_lora(plain, expert), expert)
+    best_lora(plain, expert)[0].write(tmp_path / "lora")
     lora = PeftModel.from_pretrained(plain, str(tmp_path / "lora"))
     torch.testing.assert_close(logits(lora, batch), wanted, atol=1e-4, rtol=1e-4)
 

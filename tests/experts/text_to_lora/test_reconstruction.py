@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from experts.exchange.lora import Lora
 from experts.expert import Expert
 from experts.outside.errors import UserError
 from experts.text_to_lora.network import LoraOutput, LowRank
@@ -26,7 +27,7 @@ from experts.text_to_lora.reconstruction import (
 from experts.text_to_lora.run import train_network
 from experts.text_to_lora.shapes import Matrix
 from experts.text_to_lora.supervised import base_factors
-from experts.text_to_lora.writer import LoraAdapter, TextToAdapter
+from experts.text_to_lora.writer import TextToAdapter
 
 DESCRIPTIONS = {"adding": ("Add numbers.", "Sums!"), "rhyming": ("Find a rhyme.",), "french": ("Say it in French.",)}
 MATRICES = [Matrix("layers.0.q", 8, 6), Matrix("layers.1.q", 8, 6), Matrix("layers.0.v", 4, 6)]
@@ -36,7 +37,8 @@ def lora_library(folder: Path, rank: int = 2) -> Path:
     torch.manual_seed(0)
     for name in DESCRIPTIONS:
         factors = {m.name: (torch.randn(rank, m.in_features), torch.randn(m.out_features, rank)) for m in MATRICES}
-        LoraAdapter(factors, LoraOutput(rank=rank)).write(folder / name)
+        a, b = ({matrix: pair[part] for matrix, pair in factors.items()} for part in (0, 1))
+        Lora(a, b, alpha=16, rslora=True).write(folder / name)
     return folder
 
 
@@ -141,10 +143,14 @@ def test_libraries_that_do_not_belong_together_are_refused(tmp_path: Path) -> No
             read_targets(folder)
 
     refused({"lora_alpha": 3}, "adding is a LoRA of rank 2 and scaling 11.3 .* french a LoRA of rank 2 and scaling 2.1")
-    refused({"r": 4}, "mixed ranks")
+    refused({"r": 4}, "other ranks than its configuration says")
     refused({"peft_type": "IA3"}, "is a IA3 adapter")
     tensors = load_file(folder / "french" / "adapter_model.safetensors")
     three = {k: v.repeat_interleave(2, 0 if "lora_A" in k else 1) for k, v in tensors.items()}
+    save_file(
+        {**tensors, **{k: v for k, v in three.items() if ".q." in k}}, folder / "french" / "adapter_model.safetensors"
+    )
+    refused({"rank_pattern": {"q": 4}}, r"mixed ranks, \[2, 4\]")
     save_file(three, folder / "french" / "adapter_model.safetensors")
     refused({"r": 4}, "adding is a LoRA of rank 2 .* french a LoRA of rank 4")
     save_file({k: v for k, v in tensors.items() if "lora_B" not in k}, folder / "french" / "adapter_model.safetensors")

@@ -1,0 +1,120 @@
+"""A LoRA as its factors: made from an expert, written by a network, or read from a PEFT folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experts.outside.adapters import PREFIX, write_adapter
+from experts.outside.errors import UserError
+from experts.outside.files import new_folder
+from experts.outside.reading import read_json
+
+A, B = ".lora_A.weight", ".lora_B.weight"  # behind a matrix's name in the keys of an adapter file
+
+
+@dataclass(frozen=True)
+class Lora:
+    """W' = W + scaling · B A for each adapted matrix W [m, n].
+
+    Args:
+        a: matrix name → A [k, n], float32.
+        b: matrix name → B [m, k], float32.
+        alpha: the scaling is alpha / k, with `rslora` alpha / √k; None for 1, where B carries the scale.
+        base: the name of the base.
+        description: what it is for, or how it was made.
+        conv1d: the base keeps W transposed, as GPT-2 does.
+    """
+
+    a: dict[str, Tensor]
+    b: dict[str, Tensor]
+    alpha: float | None = None
+    rslora: bool = False
+    base: str | None = None
+    description: str = ""
+    conv1d: bool = False
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Lora:
+        """The LoRA in a PEFT adapter folder.
+
+        Raises:
+            UserError: if it is damaged, or more than A and B under one scaling.
+        """
+        folder = Path(folder)
+        document = read_json(folder / "adapter_config.json")
+        if not isinstance(document, dict):
+            raise UserError(f"{folder / 'adapter_config.json'} is damaged: it is not a JSON object")
+        try:
+            tensors = load_file(folder / "adapter_model.safetensors")
+            names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
+            a = {name: tensors.pop(f"{PREFIX}{name}{A}").float() for name in names}
+            b = {name: tensors.pop(f"{PREFIX}{name}{B}").float() for name in names}
+            alpha, alphas = float(document["lora_alpha"]), document.get("alpha_pattern") or {}
+            in_b = all(len(factor) == alphas.get(name, alpha) for name, factor in a.items())
+        except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{folder} is damaged, or not a plain LoRA: {error}") from error
+        if tensors or (alphas and not in_b):
+            what = next(iter(tensors), "an alpha for each matrix")
+            raise UserError(f"{folder} is not a plain LoRA: it has {what}")
+        if not document.get("rank_pattern") and {len(factor) for factor in a.values()} != {document.get("r")}:
+            raise UserError(f"{folder} is damaged: its factors have other ranks than its configuration says")
+        rslora, base = bool(document.get("use_rslora")), document.get("base_model_name_or_path")
+        conv1d = bool(document.get("fan_in_fan_out"))
+        return cls(a, b, None if in_b and not rslora else alpha, rslora, base, conv1d=conv1d)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Matrix name → k."""
+        return {matrix: len(a) for matrix, a in self.a.items()}
+
+    @property
+    def config(self) -> LoraConfig:
+        """The PEFT configuration that its folder has."""
+        largest = max(self.ranks.values())
+        differing = {matrix: rank for matrix, rank in self.ranks.items() if rank != largest}
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base,
+            r=largest,
+            lora_alpha=largest if self.alpha is None else cast(int, self.alpha),  # PEFT takes what is no whole number
+            use_rslora=self.rslora,
+            rank_pattern=differing,
+            alpha_pattern=dict(differing) if self.alpha is None else {},
+            target_modules=sorted(self.a),
+            fan_in_fan_out=self.conv1d,
+            inference_mode=True,
+        )
+
+    def write(self, folder: str | Path, card: str | None = None) -> None:
+        """Writes a PEFT adapter folder, all or nothing; it loads without this package.
+
+        Args:
+            card: the text of README.md, by default the description and the base.
+
+        Raises:
+            UserError: if the folder exists.
+        """
+        folder = Path(folder)
+        plain = f"# {folder.name}\n\n{self.description}\n\nA LoRA for the base `{self.base}`.\n"
+        with new_folder(folder) as temporary:
+            write_adapter(temporary, self.config, self._state_dict(), plain if card is None else card)
+
+    def attach(self, base: PreTrainedModel) -> PeftModel:
+        """`base` with this LoRA active and frozen; `unload` of what is returned takes it off again."""
+        config = self.config
+        config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
+        model = cast(PeftModel, get_peft_model(base, config))
+        set_peft_model_state_dict(model, self._state_dict())
+        return model.eval()
+
+    def _state_dict(self) -> dict[str, Tensor]:
+        tensors = {f"{PREFIX}{matrix}{A}": a for matrix, a in self.a.items()}
+        return tensors | {f"{PREFIX}{matrix}{B}": b for matrix, b in self.b.items()}

@@ -1,0 +1,26 @@
+"""A PEFT adapter on disk: a folder of its configuration, its tensors, and a card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import PeftConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+PREFIX = "base_model.model."
+"""Before a matrix's name in the keys of `adapter_model.safetensors`."""
+
+
+def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], card: str) -> None:
+    """Writes an adapter into an existing folder; `PeftModel.from_pretrained` reads it.
+
+    Args:
+        tensors: by their keys, which are `PREFIX`, the name of a matrix, and the name of the tensor in its layer.
+        card: the text of README.md.
+    """
+    config.save_pretrained(str(folder))
+    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "README.md").write_text(card, encoding="utf-8")
