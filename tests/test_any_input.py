@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from dispatch.embedding import FILE as PROMPTS
 from dispatch.embedding import read_prompts
-from experts.domains import Jsonl
+from experts.domains.jsonl import Jsonl
 from experts.expert import Expert, read_config, read_z
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture

@@ -1,43 +1,52 @@
-"""Domains: where prompts come from, and what an answer earns."""
+"""Domains: where prompts come from, and what an answer earns.
 
-from experts.domains import code, multiple_choice
-from experts.domains.base import Completion, Domain, Message, Split, text_of
-from experts.domains.code import Code
-from experts.domains.gsm8k import Gsm8k
-from experts.domains.hendrycks_math import HendrycksMath
-from experts.domains.jsonl import Jsonl
-from experts.domains.judges.rewards import REWARDS
-from experts.domains.multiple_choice import MultipleChoice
-from experts.domains.reasoning_gym import ReasoningGym
-from experts.domains.vqa import Vqa
-from experts.domains.word_problems import WordProblems
+A domain is one file here and one line in `HOMES`, the table of all of them.
+"""
 
-# A class with a field `kind` stands here once for each of its data sets.
-KINDS: dict[str, type] = {
-    "reasoning_gym": ReasoningGym,
-    "jsonl": Jsonl,
-    "word_problems": WordProblems,
-    "gsm8k": Gsm8k,
-    "math": HendrycksMath,
-    "vqa": Vqa,
-    **dict.fromkeys(multiple_choice.DATASETS, MultipleChoice),
-    **dict.fromkeys(code.DATASETS, Code),
+from importlib import import_module
+
+from experts.domains.base import (
+    Completion,
+    Domain,
+    Message,
+    Split,
+    answers_of,
+    check_domain,
+    load_rows,
+    scores_of,
+    text_of,
+)
+
+# What a recipe's `domain.kind` may say, and the file and class that it names. A class with a field `kind` stands here
+# once for each of its data sets.
+HOMES = {
+    "reasoning_gym": "reasoning_gym.ReasoningGym",
+    "jsonl": "jsonl.Jsonl",
+    "word_problems": "word_problems.WordProblems",
+    "gsm8k": "gsm8k.Gsm8k",
+    "math": "hendrycks_math.HendrycksMath",
+    "vqa": "vqa.Vqa",
+    **dict.fromkeys(("arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa"), "multiple_choice.MultipleChoice"),
+    **dict.fromkeys(("mbpp", "humaneval", "mbpp_pro"), "code.Code"),
 }
+
+
+def _class(home: str) -> type[Domain]:
+    module, name = home.split(".")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+KINDS: dict[str, type[Domain]] = {kind: _class(home) for kind, home in HOMES.items()}
 
 __all__ = [
     "KINDS",
-    "REWARDS",
-    "Code",
     "Completion",
     "Domain",
-    "Gsm8k",
-    "HendrycksMath",
-    "Jsonl",
     "Message",
-    "MultipleChoice",
-    "ReasoningGym",
     "Split",
-    "Vqa",
-    "WordProblems",
+    "answers_of",
+    "check_domain",
+    "load_rows",
+    "scores_of",
     "text_of",
 ]

@@ -17,7 +17,12 @@ Completion = str | Sequence[Message]
 
 
 class Domain(Protocol):
-    """Prompts, a reward, and a one-sentence description."""
+    """Prompts, a reward, and a one-sentence description.
+
+    A domain may have two things more, which `answers_of` and `check_domain` read: `answers`, the strings that are all
+    that a completion may say, where they are a few; and `check()`, which raises UserError where answers cannot be
+    judged on this machine.
+    """
 
     @property
     def name(self) -> str: ...
@@ -40,6 +45,20 @@ class Domain(Protocol):
             completions: What the model wrote, as text or as messages.
             columns: The columns of `load`'s rows, each as long as `completions`; others are ignored.
         """
+
+
+def answers_of(domain: Domain) -> Sequence[str]:
+    """All that a completion may say, where the domain's answers are a few; empty, where a model may write anything."""
+    return getattr(domain, "answers", ())
+
+
+def check_domain(domain: Domain) -> None:
+    """Finds out, before any work is done, whether answers can be judged here.
+
+    Raises:
+        UserError: as the domain's own check does; one without has nothing to check.
+    """
+    getattr(domain, "check", lambda: None)()
 
 
 ROUNDING = 1e-6  # by which a score that was computed may leave [0, 1]

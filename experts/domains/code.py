@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from experts.domains.base import Completion, Domain, Split, text_of, with_instruction
+from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.published import Fields, Source, load_published
 from experts.domains.sandbox import run_python
 from experts.outside.errors import unknown
@@ -134,6 +134,10 @@ class Code:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(_passes, programs, columns["tests"]))
 
+    def check(self) -> None:
+        """Raises UserError, where no program can be run here."""
+        run_python("")
+
     def _row(self, fields: Fields) -> dict[str, Any]:
         row = DATASETS[self.kind].read(fields)
         question = with_instruction(row.pop("question"), self.instruction)
@@ -176,12 +180,6 @@ def _strict(tests: str) -> str:
         return ast.unparse(_StrictEqual().visit(ast.parse(tests)))
     except (SyntaxError, ValueError, RecursionError):
         return tests  # which do not run
-
-
-def check_programs(domain: Domain) -> None:
-    """Raises UserError, before any work is done, where a domain's answers are programs, and none can be run here."""
-    if isinstance(domain, Code):
-        run_python("")
 
 
 def code_of(text: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from experts.domains.base import Domain
+from experts.domains.base import Domain, answers_of
 from experts.outside.errors import UserError
 
 MASKED = -1e4  # nats; far beyond what logits differ by, and finite, so that entropies stay numbers
@@ -67,13 +67,12 @@ class _Processor(LogitsProcessor):
 def constraint_of(
     domain: Domain, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, max_new_tokens: int
 ) -> Constraint | None:
-    """That of a domain with the attribute `answers`, all that a completion may say; None where anything goes.
+    """That of a domain whose answers are a few; None where a model may write anything.
 
     Raises:
         UserError: if the tokenizer has no end token, or an answer does not fit into `max_new_tokens`.
     """
-    answers: Sequence[str] | None = getattr(domain, "answers", None)
-    if not answers:
+    if not (answers := answers_of(domain)):
         return None
     constraint = Constraint(tokenizer, answers)
     if max_new_tokens < (longest := max(map(len, constraint.answers))):

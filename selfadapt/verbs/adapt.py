@@ -45,8 +45,8 @@ def adapt(
     from peft import PeftModel
 
     from dispatch.few_shot import Search, search
-    from experts.domains import Jsonl
     from experts.domains.base import scores_of
+    from experts.domains.jsonl import Jsonl
     from experts.outside.errors import UserError
     from experts.outside.files import check_new_folder
     from selfadapt.base_models import load_base

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from experts.domains import KINDS, Code
+from experts.domains import KINDS
+from experts.domains.code import Code
 from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 

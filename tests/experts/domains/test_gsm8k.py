@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from experts.domains import Gsm8k
+from experts.domains.gsm8k import Gsm8k
 from tests.experts.domains.conftest import Put
 
 ROWS = [

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from experts.domains import HendrycksMath
-from experts.domains.hendrycks_math import last_boxed
+from experts.domains.hendrycks_math import HendrycksMath, last_boxed
 from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 

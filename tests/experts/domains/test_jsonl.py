@@ -9,7 +9,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter
 
-from experts.domains import KINDS, Jsonl, ReasoningGym, Split
+from experts.domains import KINDS, Split
+from experts.domains.jsonl import Jsonl
+from experts.domains.reasoning_gym import ReasoningGym
 from experts.outside.errors import UserError
 
 

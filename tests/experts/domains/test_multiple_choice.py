@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from experts.domains import KINDS, MultipleChoice
+from experts.domains import KINDS
+from experts.domains.multiple_choice import MultipleChoice
 from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 

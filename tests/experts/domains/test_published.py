@@ -9,7 +9,9 @@ from typing import Any, get_args
 import datasets
 import pytest
 
-from experts.domains import KINDS, Domain, Gsm8k, MultipleChoice, Split
+from experts.domains import KINDS, Domain, Split
+from experts.domains.gsm8k import Gsm8k
+from experts.domains.multiple_choice import MultipleChoice
 from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
 

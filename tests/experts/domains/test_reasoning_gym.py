@@ -12,8 +12,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter
 
-from experts.domains import ReasoningGym, Split, reasoning_gym
+from experts.domains import Split, reasoning_gym
 from experts.domains.judges import bounded
+from experts.domains.reasoning_gym import ReasoningGym
 from experts.outside.errors import UserError
 
 GENERATORS = {

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from experts.domains import Jsonl
+from experts.domains.jsonl import Jsonl
 from experts.engine.native import generate
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
