@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 import tyro
 
-from selfadapt.usage import parsed
 from selfadapt.verbs.adapt import adapt
 from selfadapt.verbs.compare import compare
 from selfadapt.verbs.demo import demo
@@ -29,6 +28,7 @@ from selfadapt.verbs.import_ import import_
 from selfadapt.verbs.t2l import T2L, t2l, t2l_train
 from selfadapt.verbs.train import Train, train
 from selfadapt.verbs.transfer import transfer
+from selfadapt.verbs.usage import parsed
 
 DESCRIPTION = (
     "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ import tyro
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.outside.chats import check_template
-from experts.outside.errors import UserError, check_numbers, unknown
+from experts.outside.errors import UserError, check_numbers
 from experts.svf.fingerprint import fingerprint, refuse_other_base
 from experts.text_to_lora.adapters import TaskAdapters, check_adapters, train_adapters
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
@@ -43,13 +43,10 @@ from experts.text_to_lora.text_encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_network
 from experts.training.objective import check_tokenizer
 from selfadapt.base_models import BUILT_IN, load_base, load_config
-from selfadapt.recipes import checked, chosen, configs_folder, read_yaml
-from selfadapt.usage import parsed
+from selfadapt.recipes.configuration import Choice, configs_folder, find_file, make, read_yaml, spell_out
 
-BLOCKS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("output", "kind", {"lora": LoraOutput, "svf": SvfOutput}),
-    ("training", "kind", {"supervised": Supervised, "reconstruction": Reconstruction, "adapters": TaskAdapters}),
-)
+OUTPUTS: dict[str, type] = {"lora": LoraOutput, "svf": SvfOutput}
+TRAININGS: dict[str, type] = {"supervised": Supervised, "reconstruction": Reconstruction, "adapters": TaskAdapters}
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,9 @@ class Recipe:
     trained adapters that the other two are compared with, and that reconstruction needs).
     """
 
-    output: LoraOutput | SvfOutput
+    output: Annotated[LoraOutput | SvfOutput, Choice("kind", OUTPUTS)]
     """For reconstruction the library decides about everything but the size."""
-    training: Annotated[Supervised | Reconstruction | TaskAdapters, tyro.conf.arg(name="")]
+    training: Annotated[Supervised | Reconstruction | TaskAdapters, Choice("kind", TRAININGS), tyro.conf.arg(name="")]
     data: TaskData = field(default_factory=TaskData)
     model: str = "smollm2-135m"
     """A built-in name, a hub id, or a folder."""
@@ -91,11 +88,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """What the YAML file would say, every default spelled out."""
-        document = asdict(self)
-        for block, key, classes in BLOCKS:
-            kind = next(name for name, cls in classes.items() if type(getattr(self, block)) is cls)
-            document[block] = {key: kind, **document[block]}
-        return document
+        return spell_out(self)
 
 
 def find_recipe(name: str) -> Path:
@@ -104,35 +97,13 @@ def find_recipe(name: str) -> Path:
     Raises:
         UserError: if there is neither, with the nearest names.
     """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {
-        path.relative_to(configs_folder()).with_suffix("").as_posix(): path
-        for path in configs_folder().glob("*/t2l/*.yaml")
-    }
-    if name.removesuffix(".yaml") in shipped:
-        return shipped[name.removesuffix(".yaml")]
-    raise unknown("recipe", name, shipped)
+    root = configs_folder()
+    return find_file("recipe", name, root.glob("*/t2l/*.yaml"), root)
 
 
 def read_recipe(path: Path) -> Recipe:
     """Reads and checks a recipe; raises UserError, one line that names the file, the field, and what it should be."""
-    document = read_yaml(path)
-    if not isinstance(document, dict):
-        raise UserError(f"{path} is not a recipe: it must hold {', '.join(f.name for f in fields(Recipe))}")
-    document = {"output": {}, "training": {}, **document}
-    for block, key, classes in BLOCKS:
-        document[block] = chosen(document[block], path, block, key, classes)
-    for block, cls in (("data", TaskData), ("network", Sizes)):
-        if isinstance(document.get(block), dict):
-            document[block] = checked(cls, document[block], path, f"{block}.")
-    return checked(Recipe, document, path, "")
-
-
-def override(recipe: Recipe, args: Sequence[str], prog: str) -> Recipe:
-    """The recipe with fields replaced from the command line: `--steps 100 --data.train-tasks 16`."""
-    config = (tyro.conf.AvoidSubcommands,)
-    return parsed(lambda: tyro.cli(Recipe, default=recipe, args=list(args), prog=prog, config=config, description=""))
+    return make(Recipe, read_yaml(path), path)
 
 
 def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | list[Path]:

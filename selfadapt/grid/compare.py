@@ -18,8 +18,8 @@ from rich.console import Console
 
 from dispatch.few_shot import search
 from dispatch.text_to_lora import PREFIX as WRITTEN
+from experts.domains import check_domain
 from experts.domains.base import scores_of
-from experts.domains.code import check_programs
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.files import check_writable
@@ -68,7 +68,7 @@ def compare(experiment: Experiment, output: Path, *, resume: bool, only: str | N
         names = ", ".join(cell.name for cell in experiment.cells)
         raise UserError(f"no cell matches {only!r}; the cells are {names}")
     for name in {name for cell in cells.values() for name in cell.evaluated_on}:
-        check_programs(experiment.evaluations[name].domain)
+        check_domain(experiment.evaluations[name].domain)
     check_writable(output / "cells")
     console = Console(stderr=True)
     retry = {line.cell for line in _own_lines(results, cells) if line.error}

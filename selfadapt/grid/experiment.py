@@ -34,7 +34,8 @@ from experts.library import ExpertLibrary
 from experts.outside.errors import UserError, unknown
 from experts.svf.fingerprint import FILE as SKETCH
 from selfadapt.grid.results import BASE, Line, chosen_rate
-from selfadapt.recipes import BLOCKS, Recipe, configs_folder, find_recipe, make_recipe, merge, overlay, read_yaml
+from selfadapt.recipes import Recipe, configs_folder, find_recipe
+from selfadapt.recipes.configuration import choices_of, make, merge, overlay, read_yaml
 from selfadapt.two_pass import find_library
 
 FIELDS = ("domains", "methods", "unseen", "dispatchers", "library", "recipe", "seeds", "quick")
@@ -149,7 +150,8 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
 
     shared = _with_blocks(document.get("recipe"), f"{path}: recipe", RECIPE_FIELDS)
     domains, unseen = (
-        {name: overlay(recipe, shared) for name, recipe in document[block].items()} for block in ("domains", "unseen")
+        {name: overlay(Recipe, recipe, shared) for name, recipe in document[block].items()}
+        for block in ("domains", "unseen")
     )
     if both := sorted(domains.keys() & unseen.keys()):
         raise UserError(f"{path}: {both[0]} is trained on, and so not unseen")
@@ -232,12 +234,12 @@ def _contents(folder: Path) -> str:
 def _untrained(document: Mapping[str, Any], where: str) -> Recipe:
     """A recipe for its domain alone: rate and steps are the methods' business, and an unseen domain has none."""
     training = {"steps": 1, **document.get("training", {}), "learning_rate": 1.0}
-    return make_recipe({**document, "training": training}, where)
+    return make(Recipe, {**document, "training": training}, where)
 
 
 def _recipes(document: Mapping[str, Any], method: Mapping[str, Any], seeds: Any, where: str) -> Iterator[Recipe]:
     """What a method makes of a domain's recipe: one for each candidate of its learning rate, and seed."""
-    document = overlay(document, {block: method[block] for block in ("adapt", "training") if block in method})
+    document = overlay(Recipe, document, {block: method[block] for block in ("adapt", "training") if block in method})
     seeds = method.get("seeds", seeds if seeds is not None else [0])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise UserError(f"{where}: seeds must be a list of whole numbers")
@@ -247,7 +249,7 @@ def _recipes(document: Mapping[str, Any], method: Mapping[str, Any], seeds: Any,
         raise UserError(f"{where}: learning_rate has no candidates")
     for candidate in [{"learning_rate": rate} for rate in rates] if isinstance(rates, list) else [{}]:
         for seed in seeds:
-            yield make_recipe({**document, "training": {**training, **candidate, "seed": seed}}, where)
+            yield make(Recipe, {**document, "training": {**training, **candidate, "seed": seed}}, where)
 
 
 def _quick(document: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -281,7 +283,7 @@ def _method(document: Any, where: str) -> dict[str, Any]:
 def _with_blocks(document: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
     document = _mapping(document, where, known)
     return document | {
-        block: _mapping(document[block], f"{where}: {block}") for block, _, _ in BLOCKS if block in document
+        block: _mapping(document[block], f"{where}: {block}") for block in choices_of(Recipe) if block in document
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -31,7 +32,6 @@ from experts.outside.chats import refused
 from experts.outside.errors import UserError, unknown
 from selfadapt.harness.response_cache import ResponseCache
 from selfadapt.two_pass import SelfAdaptiveModel
-from selfadapt.usage import check_batch_size
 
 # HFLM's other arguments say how to load a model, which `load_base` does here; HFLM would silently ignore them.
 OPTIONS = (
@@ -320,3 +320,10 @@ def _evaluate_and_explain(lm: Any, task_dict: Any, *args: Any, log_samples: bool
 
 # lm-eval writes its log of samples without asking the model, and has no other place where one could add to it.
 evaluator.evaluate = _evaluate_and_explain
+
+
+def check_batch_size(name: str, value: Any) -> None:
+    """Raises UserError for what lm-eval would not understand: it takes a number, "auto", or "auto:4"."""
+    known = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not known and not re.fullmatch(r"0*[1-9][0-9]*|auto(:0*[1-9][0-9]*)?", str(value), re.ASCII):
+        raise UserError(f'{name} must be a whole number of 1 or more, or "auto", not {value!r}')

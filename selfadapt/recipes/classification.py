@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from dispatch.base import question
 from dispatch.prompt import asking
-from experts.domains.base import Completion, Domain, Split, text_of
+from experts.domains import KINDS, Completion, Domain, Split, text_of
 from experts.domains.judges.rewards import exact
 from experts.outside.errors import UserError
+from selfadapt.recipes.configuration import Choice, find_recipe, make, read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +47,7 @@ class Classification:
         return [domain.name for domain in self._domains()]
 
     def load(self, split: Split) -> Dataset:
-        """Rows with `id`, `prompt` and `answer`, in an order of chance."""
+        """Rows with `id`, `prompt` and `answer`, in a random order."""
         from datasets import Dataset
 
         domains = self._domains()
@@ -68,9 +70,21 @@ class Classification:
         ]
 
     def _domains(self) -> list[Domain]:
-        from selfadapt.recipes import find_recipe, read_recipe  # which knows this class
-
-        domains: list[Any] = [read_recipe(find_recipe(recipe)).domain for recipe in self.recipes]
+        domains: list[Any] = [read_domain(find_recipe(recipe)) for recipe in self.recipes]
         if self.instructions:
             return domains
         return [replace(domain, instruction="") if hasattr(domain, "instruction") else domain for domain in domains]
+
+
+@dataclass(frozen=True)
+class _DomainOfRecipe:
+    """What is read of another expert's recipe. Its domain is one of `experts.domains`, and no classification."""
+
+    domain: Annotated[Any, Choice("kind", KINDS, noun="domain")]
+
+
+def read_domain(path: Path) -> Domain:
+    """The domain of an expert's recipe; raises UserError, as `make` does."""
+    document = read_yaml(path)
+    block = {"domain": document["domain"]} if isinstance(document, dict) and "domain" in document else document
+    return make(_DomainOfRecipe, block, path).domain

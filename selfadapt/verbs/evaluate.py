@@ -44,7 +44,6 @@ def evaluate(
     """
     from experts.outside.errors import SEEDS, UserError, check_whole
     from experts.outside.files import check_writable
-    from selfadapt.usage import check_batch_size
 
     try:
         import lm_eval
@@ -56,7 +55,6 @@ def evaluate(
         check_whole("--num-fewshot", num_fewshot, least=0)
     if seed is not None:
         check_whole("--seed", seed, least=0, most=SEEDS)
-    check_batch_size("--batch-size", batch_size)
     if log_samples and output_path is None and not json:
         raise UserError("--log-samples needs a place for the samples: give --output-path or --json")
     if output_path is not None:
@@ -69,9 +67,11 @@ def evaluate(
 
         from dispatch import check_dispatcher
         from selfadapt.base_models import BUILT_IN
+        from selfadapt.harness.lm import check_batch_size
         from selfadapt.harness.tasks import load_tasks
         from selfadapt.two_pass import find_library
 
+        check_batch_size("--batch-size", batch_size)
         if dispatch != "none" or library:
             experts = find_library(model, library)
             check_dispatcher(dispatch, experts)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from selfadapt.usage import parsed
 from selfadapt.verbs import show
+from selfadapt.verbs.usage import parsed
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ def t2l_train(args: list[str]) -> None:
 
     from experts.text_to_lora.run import Result
     from experts.training.processes import processes
-    from selfadapt.t2l import find_recipe, override, read_recipe, train
+    from selfadapt.recipes import override
+    from selfadapt.t2l import find_recipe, read_recipe, train
 
     path = find_recipe(options.recipe)
-    recipe = override(read_recipe(path), fields, prog=f"selfadapt t2l train {options.recipe}")
+    recipe = parsed(lambda: override(read_recipe(path), fields, prog=f"selfadapt t2l train {options.recipe}"))
     output = options.output or Path("runs") / f"t2l-{path.stem}"
     processes()  # each takes its own accelerator, before a base is loaded onto it
     result = train(recipe, output, resume=options.resume)

@@ -8,8 +8,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from selfadapt.usage import parsed
 from selfadapt.verbs import show
+from selfadapt.verbs.usage import parsed
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ def train(args: list[str]) -> None:
     from selfadapt.recipes import check_recipe, find_recipe, override, read_recipe, train_recipe
 
     path = find_recipe(options.recipe)
-    recipe = override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}")
+    recipe = parsed(lambda: override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}"))
 
     import torch
 
-    from experts.domains.code import check_programs
+    from experts.domains import check_domain
     from experts.training.processes import processes
     from selfadapt.base_models import load_base
     from selfadapt.report import comparison
 
-    check_programs(recipe.domain)
+    check_domain(recipe.domain)
     processes()  # each takes its own accelerator, before a base is loaded onto it
     output = options.output or Path("runs") / path.stem
     check_recipe(recipe, output, resume=options.resume)

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -22,15 +22,6 @@ def parsed(parse: Callable[[], T]) -> T:
         if exit.code:
             print(f"error: {_one_line(said.getvalue())}", file=sys.stderr)
         raise
-
-
-def check_batch_size(name: str, value: Any) -> None:
-    """Raises UserError for what lm-eval would not understand: it takes a number, "auto", or "auto:4"."""
-    from experts.outside.errors import UserError
-
-    known = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not known and not re.fullmatch(r"0*[1-9][0-9]*|auto(:0*[1-9][0-9]*)?", str(value), re.ASCII):
-        raise UserError(f'{name} must be a whole number of 1 or more, or "auto", not {value!r}')
 
 
 def _one_line(box: str) -> str:

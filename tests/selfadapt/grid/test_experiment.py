@@ -16,7 +16,8 @@ from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
 from selfadapt.grid.experiment import Experiment, find_experiment, read_experiment
 from selfadapt.grid.results import Line
-from selfadapt.recipes import configs_folder, overlay
+from selfadapt.recipes import Recipe, configs_folder
+from selfadapt.recipes.configuration import overlay
 
 DOMAIN = {"kind": "reasoning_gym", "name": "sums", "description": "Sums.", "dataset": "chain_sum"}
 RECIPE = {"domain": DOMAIN, "adapt": {"rank": 8}, "training": {"learning_rate": 0.01, "steps": 2, "kl": 0.5}}
@@ -112,10 +113,10 @@ def test_later_seeds_wait_for_the_choice_of_a_rate(tmp_path: Path) -> None:
 
 
 def test_overlay_keeps_what_it_is_not_told_to_change() -> None:
-    assert overlay(RECIPE, {}) == RECIPE
-    assert overlay(RECIPE, {"training": {"steps": 5}})["training"] == {**RECIPE["training"], "steps": 5}
-    assert overlay(RECIPE, {"adapt": {"method": "ia3"}})["adapt"] == {"method": "ia3"}
-    unknown_field = overlay(RECIPE, {"training": {"objective": "next_token", "kl": 1}})
+    assert overlay(Recipe, RECIPE, {}) == RECIPE
+    assert overlay(Recipe, RECIPE, {"training": {"steps": 5}})["training"] == {**RECIPE["training"], "steps": 5}
+    assert overlay(Recipe, RECIPE, {"adapt": {"method": "ia3"}})["adapt"] == {"method": "ia3"}
+    unknown_field = overlay(Recipe, RECIPE, {"training": {"objective": "next_token", "kl": 1}})
     assert unknown_field["training"]["kl"] == 1  # so that the reader hears of it
 
 

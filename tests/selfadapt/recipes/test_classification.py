@@ -9,8 +9,7 @@ import yaml
 
 from dispatch.prompt import asking
 from experts.outside.errors import UserError
-from selfadapt.classification import Classification
-from selfadapt.recipes import find_recipe, read_recipe
+from selfadapt.recipes import Classification, find_recipe, read_recipe
 
 
 def test_prompts_are_asked_about_as_the_dispatcher_asks(recipe: Path, tmp_path: Path) -> None:

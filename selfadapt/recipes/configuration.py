@@ -1,0 +1,227 @@
+"""One mechanism for all that is configured by a YAML file: it is found, read, and made into a dataclass.
+
+The dataclass says everything: its fields and their types are what the file may hold, a field that is a dataclass is a
+block of the file, and a field with a `Choice` is a block that first chooses its own class. The command line has an
+option for every field.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from experts.outside.errors import UserError, unknown
+from experts.outside.reading import read_text
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)  # what stands in an annotation must be hashable
+class Choice:
+    """In the annotation of a field: the block of this name says by its `key` which of the classes it spells out.
+
+        adapt: Annotated[SVF | LoRA, Choice("method", {"svf": SVF, "lora": LoRA}, default="svf")]
+
+    A class that has a field of the key's name gets what the key says, and may stand there under several names.
+    """
+
+    key: str
+    classes: Mapping[str, type]
+    default: str | None = None
+    """What is chosen where the key is not there; None asks for it."""
+    noun: str | None = None
+    """What the names are called in errors; by default as the key."""
+
+    def name_in(self, block: Mapping[str, Any]) -> Any:
+        return block.get(self.key, self.default)
+
+    def chosen(self, block: Mapping[str, Any], where: str) -> tuple[type, dict[str, Any]]:
+        """The class that a block names, and the block as that class has it; raises UserError, if there is none."""
+        name = self.name_in(block)
+        if name is None:
+            raise UserError(f"{where} needs a {self.key}, one of {', '.join(self.classes)}")
+        if str(name) not in self.classes:
+            raise unknown(self.noun or self.key, str(name), self.classes)
+        cls = self.classes[str(name)]
+        own = self.key in {field.name for field in fields(cls)}
+        return cls, {field: value for field, value in block.items() if own or field != self.key}
+
+
+def choices_of(cls: type) -> dict[str, Choice]:
+    """The fields of a dataclass whose blocks choose their class, and what they choose from."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: choice for name, hint in hints.items() if (choice := _choice(hint))}
+
+
+def _choice(hint: Any) -> Choice | None:
+    return next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Choice)), None)
+
+
+def configs_folder() -> Path:
+    """The files that come with the package: beside it in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def find_file(noun: str, name: str, shipped: Iterable[Path], root: Path) -> Path:
+    """A file, or one of the shipped ones by its path below `root` without its suffix.
+
+    Raises:
+        UserError: if there is neither, with the nearest names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    names = {path.relative_to(root).with_suffix("").as_posix(): path for path in shipped}
+    if name.removesuffix(".yaml") in names:
+        return names[name.removesuffix(".yaml")]
+    raise unknown(noun, name, names)
+
+
+def find_recipe(name: str) -> Path:
+    """The file of an expert's recipe: a path, or the name of a shipped one such as `smollm2-135m/sums`.
+
+    Raises:
+        UserError: if there is neither, with the nearest names.
+    """
+    root = configs_folder()
+    return find_file(
+        "recipe", name, (path for path in root.glob("*/*.yaml") if path.parent.name != "experiments"), root
+    )
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's own rule, which PyYAML does not keep: it takes the last of equal keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if isinstance(key, str) and keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says; raises UserError, if it is not YAML."""
+    text = read_text(path)
+    try:
+        return yaml.load(text, _EachKeyOnce)
+    # Tags and dates that mean nothing end in errors of Python's own.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def make(cls: type[T], document: Any, where: Path | str) -> T:
+    """The dataclass that a document spells out.
+
+    Args:
+        where: what an error names beside the field, such as the file.
+
+    Raises:
+        UserError: one line that names the place, the field, and what it should be.
+    """
+    if not isinstance(document, dict):
+        raise UserError(f"{where} must be a mapping of {', '.join(field.name for field in fields(cls))}")  # type: ignore[arg-type]
+    try:
+        return _made(cls, document, ())
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
+    """An instance of a dataclass, or of the one that its block chooses; `path` leads to the block."""
+
+    def at(name: Any) -> str:
+        return ".".join([*path, str(name)])
+
+    if not isinstance(block, dict):
+        raise UserError(f"{'.'.join(path)} must be a mapping")
+    cls = kind
+    if choice := _choice(kind):
+        cls, block = choice.chosen(block, ".".join(path))
+    hints, known = get_type_hints(cls, include_extras=True), {field.name: field for field in fields(cls)}
+    for name in block:
+        if name not in known:
+            raise unknown("field", at(name), map(at, known))
+    # A choice that has to be made is asked for, and not its field.
+    block = {name: {} for name in choices_of(cls) if _is_required(known[name])} | block
+    blocks = {name for name in block if _choice(hints[name]) or is_dataclass(hints[name])}
+    values = {
+        name: _made(hints[name], value, (*path, name)) if name in blocks else value for name, value in block.items()
+    }
+    try:
+        made = _validator(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":  # a check of the dataclass itself, which names the field
+            raise UserError(f"{first['ctx']['error']}") from error
+        raise UserError(f"{'.'.join([*path, *map(str, first['loc'])])}: {first['msg']}") from error
+    for name, value in block.items():
+        if isinstance(value, bool) and not isinstance(getattr(made, name), bool):  # as which pydantic takes 1 and 0
+            raise UserError(f"{at(name)}: must be a number, not {str(value).lower()}")
+    return made
+
+
+_validator = functools.cache(TypeAdapter)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def spell_out(made: Any) -> dict[str, Any]:
+    """What the file of a dataclass would say, every default spelled out."""
+    document = asdict(made)
+    for field, choice in choices_of(type(made)).items():
+        name = next(name for name, cls in choice.classes.items() if type(getattr(made, field)) is cls)
+        if name != choice.default:
+            document[field] = {choice.key: name, **document[field]}
+    return document
+
+
+def merge(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with changes laid over it, field by field."""
+    merged = dict(document)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def overlay(cls: type, document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of a dataclass with changes laid over it, field by field.
+
+    Where a change chooses another class for a block, the fields that both know keep their values and the others are
+    dropped.
+    """
+    merged = merge(document, changes)
+    for field, choice in choices_of(cls).items():
+        before, after = (choice.name_in(d.get(field) or {}) for d in (document, merged))
+        if after != before and str(after) in choice.classes:
+            known = {choice.key, *(f.name for f in fields(choice.classes[str(after)])), *(changes.get(field) or {})}
+            merged[field] = {name: value for name, value in merged[field].items() if name in known}
+    return merged
+
+
+def override(made: T, args: Sequence[str], prog: str) -> T:
+    """The dataclass with fields replaced from the command line: `--learning-rate 1e-3 --domain.seed 5`.
+
+    Raises:
+        SystemExit: for wrong usage, and after `--help`, as tyro does.
+    """
+    config = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(type(made), default=made, args=list(args), prog=prog, config=config, description="")
