@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from experts.domains import REWARDS, text_of
+from experts.domains import text_of
 from experts.domains.judges import bounded, rewards
-from experts.domains.judges.rewards import choice, exact, last_number, last_word, math_verify
+from experts.domains.judges.rewards import REWARDS, choice, exact, last_number, last_word, math_verify
 
 NASTY = [
     *("", " ", "\0", "\ud800", "٣٤", "²", "−", "-", ".", ",", "$", "/", "1/0", "(", "\\", "$$", "{}", "NaN"),
