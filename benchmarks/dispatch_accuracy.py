@@ -24,7 +24,7 @@ from dispatch.base import question
 from dispatch.embedding import PROMPTS
 from experts.mixture import Mixture
 from experts.outside.files import write_json
-from experts.text_to_lora.text_encoder import encode
+from experts.text_to_lora.encoder import encode
 from experts.training.statistics import Accuracy
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe

@@ -13,7 +13,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from experts.exchange.transfer import compare, transfer
+from experts.exchange.transfer import compare_bases, transfer
 from experts.expert import Expert
 from experts.library import ExpertLibrary, shipped_library
 from experts.training.evaluation import held_out_scores
@@ -55,7 +55,7 @@ def main() -> None:
     own = " to ".join(str(accuracy(scores)) for scores in (trained.base_scores, trained.expert_scores))
     print(f"the descendant on what it was trained for: {own}")
     descendant: Any = trained.model.merge_and_unload()  # type: ignore[operator]
-    comparisons = compare(expert, base, descendant)
+    comparisons = compare_bases(expert, base, descendant)
     for figure in ("aligned", "overlap", "chance", "spectrum", "difference"):
         values = [getattr(comparison, figure) for comparison in comparisons]
         print(f"{figure}: mean {fmean(values):.4f}, {min(values):.4f} to {max(values):.4f}")

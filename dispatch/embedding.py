@@ -18,7 +18,7 @@ from experts.mixture import Mixture
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
-from experts.text_to_lora.text_encoder import BUILT_IN, encode
+from experts.text_to_lora.encoder import BUILT_IN, encode
 
 FILE = "prompt_embeddings.safetensors"  # beside an expert's z: vectors of training prompts, never their text
 PROMPTS = 128  # so many are enough: 64 give the same centroid to within a degree

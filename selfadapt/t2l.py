@@ -15,7 +15,9 @@ from experts.outside.chats import check_template
 from experts.outside.errors import UserError, check_numbers
 from experts.svf.fingerprint import fingerprint, refuse_other_base
 from experts.text_to_lora.adapters import TaskAdapters, check_adapters, train_adapters
+from experts.text_to_lora.baselines import adapter_methods, prompt_methods, written_methods
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
+from experts.text_to_lora.encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.evaluation import Score, evaluate
 from experts.text_to_lora.examples import PromptStyle, check_examples
 from experts.text_to_lora.network import LoraOutput, SvfOutput
@@ -27,7 +29,6 @@ from experts.text_to_lora.reconstruction import (
     embedded_descriptions,
     read_targets,
 )
-from experts.text_to_lora.rivals import adapter_methods, prompt_methods, written_methods
 from experts.text_to_lora.run import Result, check_network_run, train_network
 from experts.text_to_lora.shapes import check_same_matrices, read_matrices
 from experts.text_to_lora.supervised import (
@@ -39,7 +40,6 @@ from experts.text_to_lora.supervised import (
     validation_items,
 )
 from experts.text_to_lora.tasks import TaskData
-from experts.text_to_lora.text_encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_network
 from experts.training.objective import check_tokenizer
 from selfadapt.base_models import BUILT_IN, load_base, load_config

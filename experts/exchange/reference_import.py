@@ -25,7 +25,7 @@ from experts.expert import Expert
 from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import fingerprint, sketch
-from experts.training.parametrization import effective_z
+from experts.svf.sigmoid import effective_z
 
 INDEXED = re.compile(r"learnable_params_module_list\.(\d+)")
 

@@ -1,12 +1,14 @@
 """An expert of one base on another of the same shapes (arXiv 2501.06252, section 4.3, from Llama to Mistral).
 
 z_i rescales the i-th singular direction of a matrix. On another base that means something only as far as its i-th
-direction is the same one, which `compare` measures and the shuffled control tests.
+direction is the same one, which `compare_bases` measures and the shuffled control tests.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -61,7 +63,13 @@ class Comparison:
     """The cosine between the differences that the expert makes to the two matrices."""
 
 
-def compare(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel, k: int = 16) -> list[Comparison]:
+def mean(comparisons: Sequence[Comparison]) -> Comparison:
+    """The mean over matrices, called `mean`."""
+    names = [each.name for each in fields(Comparison) if each.name != "matrix"]
+    return Comparison("mean", **{name: fmean(getattr(one, name) for one in comparisons) for name in names})
+
+
+def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel, k: int = 16) -> list[Comparison]:
     """The matrices that an expert adapts, in the base it was trained on and in another.
 
     A matrix of zeros in the former is left out: it has nothing to rescale, and no directions to compare.

@@ -5,7 +5,11 @@
     module    q_proj, v_proj, … → Embedding, LayerNorm                                      [d/4]
     mixer     of the three, side by side                                                    [d]
     blocks    two residual ones; A or B (M, S) enters before the second, the rank (S) after it, which then runs again
-    head      one for each kind of matrix (experts.text_to_lora.heads)
+    head      one for each kind of matrix: the numbers of its adapter
+
+A head writes one flat vector a matrix, with no gradient-free part in it: A [r, n] and then Bᵀ [r, m] for a LoRA, z − 1
+[r] for an SVF expert. Its weight starts at zero, so that an untrained network writes what the bias holds: for a LoRA
+the usual initialisation, A random and B = 0 (arXiv 2506.06105: Bias-HyperInit), for an expert z = 1.
 
 After arXiv 2506.06105 and its code, with two differences in M and S: the bias of a head holds a whole LoRA, so that
 they too start at the identity, and the rank enters as a learned embedding instead of a rotation.
@@ -15,14 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from experts.outside.errors import UserError
-from experts.text_to_lora.heads import LoraHead, Size, ZHead
 from experts.text_to_lora.shapes import Matrix
+
+Size = Literal["L", "M", "S"]
 
 
 class LowRank(NamedTuple):
@@ -117,6 +122,52 @@ def _embedding(n: int, d: int) -> nn.Sequential:
     return nn.Sequential(nn.Embedding(n, d), nn.LayerNorm(d))
 
 
+class LoraHead(nn.Module):
+    """A and B of the LoRAs of one kind of matrix W [m, n].
+
+    L writes A and B at once, r·(n + m) numbers. M writes A and B one after the other, r·max(n, m) numbers each. S
+    writes one rank of one of them at a time, max(n, m) numbers. What is beyond the shorter side is not used.
+
+    The bias is a whole LoRA, shared by all tasks and layers.
+    """
+
+    def __init__(self, size: Size, rank: int, out_features: int, in_features: int, features: int) -> None:
+        super().__init__()
+        self.size, self.rank, self.out_features, self.in_features = size, rank, out_features, in_features
+        self.longest = max(out_features, in_features)
+        self.numbers = rank * (in_features + out_features)
+        outputs = {"L": self.numbers, "M": rank * self.longest, "S": self.longest}
+        self.linear = nn.Linear(features, outputs[size], bias=False)
+        nn.init.zeros_(self.linear.weight)
+        a = torch.empty(rank, in_features)
+        nn.init.kaiming_uniform_(a, a=5**0.5)
+        self.bias = nn.Parameter(torch.cat([a.flatten(), torch.zeros(rank * out_features)]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, N, h] (L), [B, N, 2, h] (M) or [B, N, 2, r, h] (S) of N matrices → [B, N, r·(n + m)]."""
+        numbers = self.linear(features)
+        if self.size != "L":
+            numbers = numbers.view(*features.shape[:2], 2, self.rank, self.longest)
+            a, b = numbers[:, :, 0, :, : self.in_features], numbers[:, :, 1, :, : self.out_features]
+            numbers = torch.cat([a.flatten(2), b.flatten(2)], 2)
+        return numbers + self.bias
+
+
+class ZHead(nn.Module):
+    """z − 1 of the experts of all matrices of one shape."""
+
+    def __init__(self, rank: int, features: int) -> None:
+        super().__init__()
+        self.numbers = rank
+        self.linear = nn.Linear(features, rank)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, N, h] of N matrices → [B, N, r]."""
+        return self.linear(features)
+
+
 class AdapterNetwork(nn.Module):
     """Writes an adapter for B tasks at once.
 
@@ -161,10 +212,11 @@ class AdapterNetwork(nn.Module):
             if isinstance(config.output, LoraOutput):
                 kind = (matrix.module, *kind)
             self.kinds.setdefault(kind, []).append(index)
-        self.heads = nn.ModuleList(self._head(matrices[of_kind[0]]) for of_kind in self.kinds.values())
-        for number, (of_kind, head) in enumerate(zip(self.kinds.values(), self.heads, strict=True)):
+        heads = [self._head(matrices[of_kind[0]]) for of_kind in self.kinds.values()]
+        self.heads = nn.ModuleList(heads)
+        for number, (of_kind, head) in enumerate(zip(self.kinds.values(), heads, strict=True)):
             if config.normalised:
-                shape = (len(of_kind), _numbers(head))
+                shape = (len(of_kind), head.numbers)
                 self.register_buffer(f"mean_{number}", torch.zeros(shape))
                 self.register_buffer(f"deviation_{number}", torch.ones(shape))
 
@@ -231,7 +283,3 @@ class AdapterNetwork(nn.Module):
                     rows.append(adapter - 1)
             numbers.append(torch.stack(rows, 1))
         return numbers
-
-
-def _numbers(head: nn.Module) -> int:
-    return len(head.bias) if isinstance(head, LoraHead) else head.linear.out_features  # type: ignore[union-attr, return-value]

@@ -8,18 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experts.svf.sigmoid import effective_z
+
 INITIAL_P = 0.1  # σ(0.1) = 0.525; any constant p is z = 1
-
-
-def effective_z(p: Tensor, s: Tensor) -> Tensor:
-    """z = σ(p) · Σs / Σ(s·σ(p)) [r]: positive, and U diag(s·z) Vᵀ keeps the nuclear norm Σs of the matrix.
-
-    A matrix of zeros has nothing to rescale: z = 1.
-    """
-    if not s.any():
-        return torch.ones_like(p)
-    gate = torch.sigmoid(p)
-    return gate * (s.sum() / (s * gate).sum())
 
 
 class SigmoidAdamW(torch.optim.AdamW):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +16,16 @@ def show(document: Any, as_json: bool, text: str) -> None:
     """
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     print(json.dumps(_finite(document), indent=2, ensure_ascii=plain, allow_nan=False) if as_json else text)
+
+
+def check_output(output: Path) -> None:
+    """Raises UserError if a verb's output is there already, or cannot be written; makes the folder around it."""
+    from experts.outside.errors import UserError
+    from experts.outside.files import check_writable
+
+    if output.exists():
+        raise UserError(f"{output} exists already; choose another --output, or remove it first")
+    check_writable(output.parent)
 
 
 def _finite(document: Any) -> Any:

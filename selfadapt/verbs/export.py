@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from selfadapt.verbs import show
+from selfadapt.verbs import check_output, show
 
 
 def export(
@@ -39,22 +39,19 @@ def export(
     from experts.exchange.export import ExportedLora, export_lora, export_merged
     from experts.exchange.measure import NEUTRAL_TEXTS, read_texts
     from experts.outside.errors import UserError, check_whole
-    from experts.outside.files import check_writable
     from selfadapt.base_models import copy_settings, load_base
     from selfadapt.two_pass import find_expert
 
-    if output.exists():
-        raise UserError(f"{output} exists already; choose another --output, or remove it first")
     if format == "merged" and (rank is not None or texts is not None):
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
     if rank is not None:
         check_whole("--rank", rank)
+    check_output(output)
     measured_on = NEUTRAL_TEXTS if texts is None else read_texts(texts)
     fixed = find_expert(expert, library, model)
     base_name = model or fixed.base
     if base_name is None:
         raise UserError(f"the expert {expert} does not say which base it belongs to; name it with --model")
-    check_writable(output.parent)
     base, tokenizer = load_base(base_name, dtype=dtype)
     fixed = replace(fixed, base=base_name)
     if format == "merged":

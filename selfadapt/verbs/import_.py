@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from selfadapt.verbs import show
+from selfadapt.verbs import check_output, show
 
 
 def import_(file: Positional[Path], model: str, output: Path, description: str = "", json: bool = False) -> None:
@@ -21,14 +21,11 @@ def import_(file: Positional[Path], model: str, output: Path, description: str =
     """
     from experts.exchange.reference_import import import_expert
     from experts.outside.errors import UserError
-    from experts.outside.files import check_writable
     from selfadapt.base_models import load_base
 
     if not file.is_file():
         raise UserError(f"no such file: {file}")
-    if output.exists():
-        raise UserError(f"{output} exists already; choose another --output, or remove it first")
-    check_writable(output.parent)
+    check_output(output)
     base, _ = load_base(model)
     expert = import_expert(file, base, model, description or f"Imported from {file.name}.")
     expert.write(output)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 
 from tyro.conf import Positional
 
-from selfadapt.verbs import show
+from selfadapt.verbs import check_output, show
 
 
 def transfer(
@@ -35,19 +34,16 @@ def transfer(
     """
     from experts.exchange import transfer as transfers
     from experts.outside.errors import SEEDS, UserError, check_whole
-    from experts.outside.files import check_writable
     from experts.svf.fingerprint import refuse_other_base
     from selfadapt.base_models import load_base, load_shapes
     from selfadapt.two_pass import find_expert
 
     if output is None and not compare:
         raise UserError("nothing to do: name the folder of the new expert (--output), or --compare the bases")
-    if output is not None and output.exists():
-        raise UserError(f"{output} exists already; choose another --output, or remove it first")
+    if output is not None:
+        check_output(output)
     if shuffled is not None:
         check_whole("--shuffled", shuffled, least=0, most=SEEDS)
-    if output is not None:
-        check_writable(output.parent)
     trained = find_expert(expert, library, model)
     own = model or trained.base
     if own is None:
@@ -61,12 +57,14 @@ def transfer(
         base, _ = load_base(own)
         if trained.fingerprint is not None:
             refuse_other_base(f"the expert {expert}", trained.fingerprint, trained.sketch, base)
-        rows = [asdict(comparison) for comparison in transfers.compare(trained, base, other)]
-        columns = [name for name in rows[0] if name != "matrix"]
-        rows.append({"matrix": "mean", **{name: fmean(row[name] for row in rows) for name in columns}})
-        document |= {"matrices": rows[:-1], "mean": {name: rows[-1][name] for name in columns}}
+        comparisons = transfers.compare_bases(trained, base, other)
+        *matrices, mean = map(asdict, [*comparisons, transfers.mean(comparisons)])
+        columns = [name for name in mean if name != "matrix"]
+        document |= {"matrices": matrices, "mean": {name: mean[name] for name in columns}}
         lines = [f"{'matrix':40}" + "".join(f"{name:>12}" for name in columns)]
-        lines += [f"{row['matrix']:40}" + "".join(f"{row[name]:12.3f}" for name in columns) for row in rows]
+        lines += [
+            f"{row['matrix']:40}" + "".join(f"{row[name]:12.3f}" for name in columns) for row in (*matrices, mean)
+        ]
     if output is not None:
         moved.write(output)
         document["output"] = str(output)

@@ -14,7 +14,7 @@ from dispatch import embedding
 from dispatch.embedding import FILE, EmbeddingDispatcher, read_prompts, write_prompts
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
-from experts.text_to_lora.text_encoder import encode
+from experts.text_to_lora.encoder import encode
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experts import Expert, ExpertLibrary
-from experts.exchange.transfer import Comparison, check_shapes, compare, transfer
+from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import read_config
 from experts.library import load_expert
 from experts.outside.errors import UserError
@@ -81,15 +81,15 @@ def by_matrix(comparisons: list[Comparison]) -> dict[str, Comparison]:
 def test_a_base_is_comparable_to_itself_less_to_a_noisy_copy_and_not_to_a_stranger(
     expert: Expert, tiny_model: Any
 ) -> None:
-    itself = by_matrix(compare(expert, tiny_model, tiny_model, k=4))[UP]
+    itself = by_matrix(compare_bases(expert, tiny_model, tiny_model, k=4))[UP]
     assert (itself.aligned, itself.overlap, itself.difference) == pytest.approx((1, 1, 1), abs=1e-5)
     assert itself.spectrum == 0
     assert itself.chance == (4 / 48 + 4 / 32) / 2
-    near = by_matrix(compare(expert, tiny_model, changed(tiny_model, 0.03), k=4))[UP]
+    near = by_matrix(compare_bases(expert, tiny_model, changed(tiny_model, 0.03), k=4))[UP]
     assert 0.5 < near.aligned < 0.999
     assert 0.5 < near.difference < 0.999
     assert 0 < near.spectrum < 0.1
-    stranger = by_matrix(compare(expert, tiny_model, changed(tiny_model, 100.0), k=4))[UP]
+    stranger = by_matrix(compare_bases(expert, tiny_model, changed(tiny_model, 100.0), k=4))[UP]
     assert stranger.aligned < 0.2
     assert abs(stranger.difference) < 0.5
     assert stranger.overlap < 4 * stranger.chance < near.overlap
@@ -102,7 +102,7 @@ def test_figures_are_those_of_the_matrices_themselves(expert: Expert, tiny_model
     order[:2] = torch.tensor([1, 0])
     other = copy.deepcopy(tiny_model)
     other.get_submodule(UP).weight.data = u[:, order] @ torch.diag(2 * s) @ vt[order]
-    found = by_matrix(compare(expert, tiny_model, other, k=2))[UP]
+    found = by_matrix(compare_bases(expert, tiny_model, other, k=2))[UP]
     energy = s[:12].square()
     assert found.aligned == pytest.approx((1 - energy[:2].sum() / energy.sum()).item(), abs=1e-4)
     assert found.overlap == pytest.approx(1, abs=1e-4)
@@ -124,7 +124,7 @@ def test_what_cannot_be_transferred_is_refused(expert: Expert, tiny_model: Any) 
     wider = copy.deepcopy(tiny_model)
     wider.get_submodule(UP).weight.data = torch.randn(64, 32)
     with pytest.raises(UserError, match=r"shapes \[48, 32\] and \[64, 32\]"):
-        compare(expert, tiny_model, wider)
+        compare_bases(expert, tiny_model, wider)
     with pytest.raises(UserError, match="only where shapes are alike"):
         check_shapes(expert, tiny_model.to("meta"), wider)
     del wider.model.layers[1]
@@ -133,16 +133,16 @@ def test_what_cannot_be_transferred_is_refused(expert: Expert, tiny_model: Any) 
 
 
 def test_a_matrix_of_zeros_is_left_out_of_the_comparison(expert: Expert, tiny_model: Any) -> None:
-    (whole,) = [row for row in compare(expert, tiny_model, changed(tiny_model, 0.1)) if row.matrix != UP]
+    (whole,) = [row for row in compare_bases(expert, tiny_model, changed(tiny_model, 0.1)) if row.matrix != UP]
     other = changed(tiny_model, 0.1)
     with torch.no_grad():
         tiny_model.get_submodule(UP).weight.zero_()
-    assert compare(expert, tiny_model, other) == [whole]
+    assert compare_bases(expert, tiny_model, other) == [whole]
     with torch.no_grad():
         other.get_submodule(whole.matrix).weight.zero_()
-    (row,) = compare(expert, tiny_model, other)
+    (row,) = compare_bases(expert, tiny_model, other)
     assert all(math.isfinite(value) for value in (row.aligned, row.overlap, row.spectrum, row.difference))
     with torch.no_grad():
         tiny_model.get_submodule(whole.matrix).weight.zero_()
     with pytest.raises(UserError, match="nothing to compare"):
-        compare(expert, tiny_model, other)
+        compare_bases(expert, tiny_model, other)

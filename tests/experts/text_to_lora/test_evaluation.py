@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from experts.engine.native import generate, loglikelihood
 from experts.outside.errors import UserError
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
+from experts.text_to_lora.baselines import adapter_methods, prompt_methods, random_text, written_methods
 from experts.text_to_lora.evaluation import Method, Score, compare, evaluate, rouge_l
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.reconstruction import read_targets
-from experts.text_to_lora.rivals import adapter_methods, prompt_methods, random_text, written_methods
 from experts.text_to_lora.tasks import Instance, Task, Tasks
 from experts.training.statistics import over_tasks
 

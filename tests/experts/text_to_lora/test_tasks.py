@@ -11,8 +11,7 @@ import pytest
 
 from experts.outside.errors import UserError
 from experts.outside.files import data_folder
-from experts.text_to_lora.excluded import EXCLUDED, is_excluded
-from experts.text_to_lora.tasks import TaskData, read_descriptions, read_tasks
+from experts.text_to_lora.tasks import EXCLUDED, TaskData, is_excluded, read_descriptions, read_tasks
 
 TRAIN = ["task001_colours_naming", "task002_sums_adding", "task003_rhymes_finding", "task080_piqa_answer_generation"]
 TEST = ["task004_jokes_explaining"]

@@ -7,18 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from experts.training.parametrization import INITIAL_P, SigmoidAdamW, effective_z
-
-
-def test_any_constant_p_is_the_base() -> None:
-    s = torch.rand(6)
-    for p in (-3.0, INITIAL_P, 4.0):
-        torch.testing.assert_close(effective_z(torch.full((6,), p), s), torch.ones(6))
-
-
-def test_the_nuclear_norm_is_kept() -> None:
-    p, s = torch.randn(6), torch.rand(6)
-    torch.testing.assert_close((s * effective_z(p, s)).sum(), s.sum())
+from experts.svf.sigmoid import effective_z
+from experts.training.parametrization import INITIAL_P, SigmoidAdamW
 
 
 def test_a_matrix_of_zeros_has_nothing_to_rescale() -> None:
