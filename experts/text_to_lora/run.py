@@ -24,7 +24,7 @@ from experts.outside.files import atomic_folder
 from experts.text_to_lora.reconstruction import Reconstruction
 from experts.text_to_lora.supervised import Supervised
 from experts.text_to_lora.writer import TextToAdapter, write_network
-from experts.training.callbacks import StopOnInterrupt
+from experts.training.callbacks import Diverged, StopOnInterrupt
 from experts.training.folders import (
     at_work_in,
     check_folders,
@@ -34,7 +34,7 @@ from experts.training.folders import (
     remove_folder,
 )
 from experts.training.log import Log
-from experts.training.objective import Diverged, divide
+from experts.training.objective import divide
 from experts.training.processes import processes
 from experts.training.progress import Progress
 from experts.training.run import Interrupted

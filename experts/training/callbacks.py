@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from datasets import Dataset
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from torch import nn
+from transformers import TrainerCallback
 
-from experts.domains.base import Domain
-from experts.training.evaluation import held_out_scores
-from experts.training.log import Log, out_of_patience
-from experts.training.objective import Diverged, Objective
+from experts.outside.errors import UserError
+from experts.training.log import Figure, Log
 from experts.training.processes import processes
 from experts.training.progress import Progress
-from experts.training.statistics import accuracy
 
 
-def validated_path(folder: Path, step: int) -> Path:
-    """Where the expert that was validated at a step is kept until the run ends."""
-    return folder / f"validated-{step}.safetensors"
+class Diverged(UserError):
+    """The loss, or what is trained, stopped being a finite number."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} is no longer a finite number at step {step}; try a smaller learning rate")
+        self.step = step
 
 
 class StopAtNaN(TrainerCallback):
@@ -32,52 +34,99 @@ class StopAtNaN(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
-            raise Diverged(state.global_step, "the expert")
+            raise Diverged(state.global_step, "what is trained")
 
 
-class Validation(TrainerCallback):
-    """Every N steps: greedy answers on held-out prompts, the expert kept, and a stop when it no longer improves."""
+@dataclass(frozen=True)
+class Validation:
+    """What chooses the best step of a run, and when there is nothing more to expect."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        domain: Domain,
-        rows: Dataset,
-        options: Objective,
-        log: Log,
-        progress: Progress,
-    ) -> None:
-        self.tokenizer, self.domain, self.rows = tokenizer, domain, rows
-        self.options, self.log, self.progress = options, log, progress
+    measure: Callable[[Any], Figure]
+    """The model → how good it is. All processes are asked at once, and get the same answer."""
+    better: Literal["higher", "lower"]
+    every: int
+    """Steps between validations; the last step is validated in any case."""
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best; None never stops early."""
+
+    def best_step(self, figures: Mapping[int, Figure]) -> int | None:
+        """The earliest of the best steps. The untrained step 0 does not count."""
+        sign = 1 if self.better == "higher" else -1
+        trained = [step for step in figures if step]
+        return max(trained, key=lambda step: (sign * float(figures[step]), -step)) if trained else None
+
+    def out_of_patience(self, figures: Mapping[int, Figure]) -> bool:
+        best = self.best_step(figures)
+        if self.patience is None or best is None:
+            return False
+        return sum(step > best for step in figures) >= self.patience
+
+
+class Validate(TrainerCallback):
+    """Measures how good the model is, keeps what is trained, and stops when it no longer improves.
+
+    It looks at the log alone, and so a run that was resumed chooses, and stops, where a whole one does.
+    """
+
+    def __init__(self, validation: Validation, log: Log, progress: Progress) -> None:
+        self.validation, self.log, self.progress = validation, log, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step == 0:
-            self.validate(0, model)
+            self._validate(0, model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.global_step % self.options.validate_every and state.global_step < self.options.steps:
+        if state.global_step % self.validation.every and state.global_step < state.max_steps:
             return
-        self.validate(state.global_step, model)
-        if out_of_patience(self.log.validations(), self.options.patience):
+        self._validate(state.global_step, model)
+        if self.validation.out_of_patience(self.log.validations()):
             control.should_save = control.should_training_stop = True
 
-    def validate(self, step: int, model: PeftModel) -> None:
-        scores = held_out_scores(
-            model, self.tokenizer, self.domain, self.rows, max_new_tokens=self.options.max_new_tokens
-        )
-        state = processes()
-        if state.is_main_process:
-            result = accuracy(scores)
-            save_file(get_peft_model_state_dict(model), validated_path(self.log.path.parent, step))
-            self.log.append(step=step, right=result.right, n=result.n)
-            self.progress.validated(step, result)
-        state.wait_for_everyone()
+    def _validate(self, step: int, model: nn.Module) -> None:
+        figure = self.validation.measure(model)
+        if processes().is_main_process:
+            keep(model, self.log.path.parent, step)
+            self.log.append_validation(step, figure)
+            self.progress.validated(step, figure)
+        processes().wait_for_everyone()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # From here on the run goes on after this step, and what was validated before and is not the best is not needed.
+        processes().wait_for_everyone()
+        if processes().is_main_process:
+            best = self.validation.best_step(self.log.validations())
+            for path in self.log.path.parent.glob(kept_path(Path(), "*").name):
+                if best is not None and path != kept_path(self.log.path.parent, best):
+                    path.unlink()
+
+
+class KeepLast(TrainerCallback):
+    """Keeps what was trained by the last step, where nothing is validated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == state.max_steps and state.is_world_process_zero:
+            keep(model, self.folder, state.global_step)
+
+
+def kept_path(folder: Path, step: int | str) -> Path:
+    """Where what was trained until a step is kept until the run ends."""
+    return folder / f"validated-{step}.safetensors"
+
+
+def keep(model: nn.Module, folder: Path, step: int) -> None:
+    """Writes what is trained of a model, and nothing of what is frozen."""
+    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, kept_path(folder, step))
 
 
 # What a trainer logs of a step → its name in our log.
-REINFORCE_FIGURES = {
+FIGURES = {
     "reward": "reward",
     "accuracy": "accuracy",
+    "loss": "loss",
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
     "entropy": "entropy",
@@ -85,32 +134,36 @@ REINFORCE_FIGURES = {
     "completions/clipped_ratio": "truncated",
     "kl": "kl",
 }
-NEXT_TOKEN_FIGURES = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
 
 
 class StepLog(TrainerCallback):
-    """Carries each step's figures to the log and the display."""
+    """Carries the figures of steps to the log and the display, with the time that the steps took."""
 
     def __init__(self, log: Log, progress: Progress) -> None:
         self.log, self.progress = log, progress
-        self.tokens = 0.0
+        self.seconds = self.began = 0.0
+        self.tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.tokens = state.num_input_tokens_seen
         self.progress.begin(state.global_step, state.max_steps)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds += time.perf_counter() - self.began
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero or "step_time" not in logs:
+        if not state.is_world_process_zero or "learning_rate" not in logs:
             return
-        figures = REINFORCE_FIGURES if "reward" in logs else NEXT_TOKEN_FIGURES
-        seconds = logs["step_time"]
-        entry = {
-            "step": state.global_step,
-            **{name: logs[key] for key, name in figures.items() if key in logs},
-            "tokens_per_second": (logs["num_tokens"] - self.tokens) / seconds,
-            "seconds": seconds,
-        }
-        self.tokens = logs["num_tokens"]
+        entry = {name: logs[key] for key, name in FIGURES.items() if key in logs}
+        if "reward" in entry:
+            del entry["loss"]  # which says nothing: its mean is that of the advantages
+        tokens = state.num_input_tokens_seen - self.tokens
+        speed = {"tokens_per_second": tokens / self.seconds} if tokens else {}
+        entry = {"step": state.global_step, **entry, **speed, "seconds": self.seconds}
+        self.tokens, self.seconds = state.num_input_tokens_seen, 0.0
         self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
         self.progress.stepped(entry)
 

@@ -55,14 +55,6 @@ class Objective(Protocol):
     def report_to(self) -> str: ...
 
 
-class Diverged(UserError):
-    """The loss, or what is trained, stopped being a finite number."""
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} is no longer a finite number at step {step}; try a smaller learning rate")
-        self.step = step
-
-
 COUNTS = ("steps", "max_new_tokens", "validate_every", "validation_size", "patience", "micro_batch_size")
 
 

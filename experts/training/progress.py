@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from experts.training.log import Figure
 from experts.training.processes import processes
 from experts.training.statistics import Accuracy
 
@@ -28,27 +30,32 @@ class Progress:
 
     def begin(self, step: int, steps: int) -> None:
         self.steps = steps
+        self._first, self._began = step, time.monotonic()
         if self.console.is_terminal:
             self._bars = self._make_bars()
             self._task = self._bars.add_task(self.title, total=steps, completed=step, figures="")
             self._bars.start()
 
     def stepped(self, entry: Mapping[str, Any]) -> None:
-        """After each optimiser step, with the entry that goes to the log."""
+        """After a step, with the entry that goes to the log."""
+        step = entry["step"]
         learned = (
             f"reward {entry['reward']:+.2f}  right {entry['accuracy']:.0%}"
             if "reward" in entry
             else f"loss {entry['loss']:.3f}"
         )
-        figures = f"{learned}  {entry['tokens_per_second']:,.0f} tok/s"
+        speed = f"  {entry['tokens_per_second']:,.0f} tok/s" if "tokens_per_second" in entry else ""
         if self._bars:
-            self._bars.update(self._task, completed=entry["step"], figures=f"{figures}  {self._latest}")
-        else:
-            self.say(f"{self.title}: step {entry['step']}/{self.steps}  {figures}  {entry['seconds']:.1f} s")
+            self._bars.update(self._task, completed=step, figures=f"{learned}{speed}  {self._latest}")
+            return
+        left = (time.monotonic() - self._began) / (step - self._first) * (self.steps - step)
+        figures = f"{learned}{speed}  {entry['seconds']:.1f} s  {left / 60:.0f} min left"
+        self.say(f"{self.title}: step {step}/{self.steps}  {figures}")
 
-    def validated(self, step: int, result: Accuracy) -> None:
-        self._latest = f"validation {result.value:.1%}"
-        self.say(f"{self.title}: validation at step {step}: {result}")
+    def validated(self, step: int, figure: Figure) -> None:
+        self._latest = f"validation {figure.value:.1%}" if isinstance(figure, Accuracy) else f"validation {figure:.4f}"
+        said = figure if isinstance(figure, Accuracy) else f"{figure:.4f}"
+        self.say(f"{self.title}: validation at step {step}: {said}")
 
     def end(self) -> None:
         if self._bars:

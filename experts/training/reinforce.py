@@ -19,8 +19,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from peft import PeftConfig, PeftType
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax_and_entropy, split_tensor_dict
@@ -31,7 +30,8 @@ from experts.engine.native import check_context
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError, check_numbers
 from experts.svf import SVFConfig, SVFLinear
-from experts.training.objective import Diverged, check_options, trainer_arguments
+from experts.training.callbacks import Diverged
+from experts.training.objective import check_options, trainer_arguments
 from experts.training.parametrization import SigmoidAdamW
 from experts.training.sharding import shard
 from experts.training.shared_prompts import completion_logits, sample
@@ -278,7 +278,6 @@ def make_trainer(
     adapter: PeftConfig,
     options: Reinforce,
     folder: Path,
-    callbacks: list[TrainerCallback],
     *,
     shard_base: bool = False,
 ) -> ReinforceTrainer:
@@ -307,17 +306,14 @@ def make_trainer(
         temperature=options.temperature,
         beta=options.kl,
     )
-    trainer = ReinforceTrainer(
+    return ReinforceTrainer(
         model=base,
         reward_funcs=reward_function(domain, options),
         args=args,
         train_dataset=rows,
         processing_class=tokenizer,
         peft_config=adapter,
-        callbacks=callbacks,
         options=options,
         constraint=constraint,
         shard_base=shard_base,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer

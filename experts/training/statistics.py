@@ -27,6 +27,9 @@ class Accuracy:
     def value(self) -> float:
         return self.right / self.n
 
+    def __float__(self) -> float:
+        return self.value
+
     @property
     def interval(self) -> tuple[float, float]:
         interval = binomtest(self.right, self.n).proportion_ci(method="wilson")

@@ -6,7 +6,6 @@ prompts; the tokens of the prompts are read and not trained on. Prompts are toke
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -22,16 +21,15 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_callback import PrinterCallback
 
 from experts.domains.base import Domain, load_rows
 from experts.engine.native import context_of
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
-from experts.training.objective import Diverged, check_options, trainer_arguments
+from experts.training.callbacks import Diverged
+from experts.training.objective import check_options, trainer_arguments
 from experts.training.sharding import shard
 
 TARGETS = ("solution", "completion", "answer")
@@ -77,9 +75,7 @@ class NextToken:
 
 
 class NextTokenTrainer(Trainer):
-    """transformers' trainer, with a stop at the first NaN and the time of each step in the log."""
-
-    _seconds = 0.0
+    """transformers' trainer, with a stop at the first NaN."""
 
     def __init__(self, *args: Any, shard_base: bool = False, **kwargs: Any) -> None:
         self.shard_base = shard_base
@@ -92,18 +88,10 @@ class NextTokenTrainer(Trainer):
             super()._move_model_to_device(model, device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        start = time.perf_counter()
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise Diverged(self.state.global_step + 1, "the loss")
-        self._seconds += time.perf_counter() - start
         return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= {"step_time": self._seconds, "num_tokens": self.state.num_input_tokens_seen}
-            self._seconds = 0.0
-        super().log(logs, start_time)
 
 
 def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int | None) -> Dataset:
@@ -153,7 +141,6 @@ def make_next_token_trainer(
     adapter: PeftConfig,
     options: NextToken,
     folder: Path,
-    callbacks: list[TrainerCallback],
     *,
     shard_base: bool = False,
 ) -> NextTokenTrainer:
@@ -172,15 +159,12 @@ def make_next_token_trainer(
     )
     context = context_of(base.config)
     pad = cast(int, tokenizer.pad_token_id)
-    trainer = NextTokenTrainer(
+    return NextTokenTrainer(
         model=get_peft_model(base, adapter),
         args=args,
         train_dataset=token_rows(tokenizer, rows, context),
         data_collator=lambda rows: collate(rows, pad),
         compute_loss_func=answer_loss,
         processing_class=tokenizer,
-        callbacks=callbacks,
         shard_base=shard_base,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer

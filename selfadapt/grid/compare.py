@@ -202,7 +202,7 @@ def _train(cell: Cell, line: Line, experiment: Experiment, folder: Path, base_sc
             cell.recipe, base, tokenizer, folder, resume=going_on, replace=True, base_scores=base_scores
         )
     document = cell.recipe.to_dict()
-    validation = Log(folder / "training_log.jsonl").validations()[result.best_step]
+    validation = Log(folder / "training_log.jsonl").accuracies()[result.best_step]
     line = replace(
         line,
         adapter=document["adapt"].get("method", "svf"),

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch.embedding import PROMPTS, write_prompts
 from experts.domains import KINDS
 from experts.outside.errors import SEEDS, UserError, check_whole
+from experts.training.expert import TrainedExpert, check_expert_run, train_expert
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
-from experts.training.run import Result, check_run, train_expert
+from experts.training.run import Run
 from experts.training.supervised import NextToken
 from selfadapt.recipes.classification import Classification
 from selfadapt.recipes.configuration import Choice, make, read_yaml, spell_out
@@ -76,8 +77,8 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def check_recipe(recipe: Recipe, output: Path, *, resume: bool) -> None:
-    """Finds what is wrong with a recipe's run before its base is loaded; raises UserError, as `check_run` does."""
-    check_run(recipe.domain, recipe.training, output, recipe=recipe.to_dict(), resume=resume)
+    """Finds what is wrong with a run before its base is loaded; raises UserError, as `check_expert_run` does."""
+    check_expert_run(Run(output, recipe.to_dict(), resume), recipe.domain, recipe.training)
 
 
 def train_recipe(
@@ -90,7 +91,7 @@ def train_recipe(
     replace: bool = False,
     base_scores: list[float] | None = None,
     shard_base: bool = False,
-) -> Result:
+) -> TrainedExpert:
     """`train_expert` with everything that the recipe says; raises what that raises.
 
     Beside an expert that answers lie the embeddings of some of its prompts, for dispatch, if sentence-transformers is
@@ -110,12 +111,9 @@ def train_recipe(
         recipe.domain,
         recipe.adapt.config(),
         recipe.training,
-        output,
+        Run(output, recipe.to_dict(), resume, replace),
         base_name=recipe.model,
-        recipe=recipe.to_dict(),
         test_size=recipe.test_size,
-        resume=resume,
-        replace=replace,
         base_scores=base_scores,
         shard_base=shard_base,
         beside=beside if answers and find_spec("sentence_transformers") else lambda folder: None,

@@ -59,11 +59,11 @@ def train(args: list[str]) -> None:
     base, tokenizer = load_base(recipe.model, **place)
     result = train_recipe(recipe, base, tokenizer, output, resume=options.resume, shard_base=options.shard_base)
     report = {
-        "expert": str(result.expert),
+        "expert": str(result.folder),
         "parameters": result.parameters,
         "best_step": result.best_step,
         "train_seconds": result.train_seconds,
         **comparison(result.base_scores, result.expert_scores, result.constant),
     }
     if processes().is_main_process:
-        show(report, options.json, str(result.expert))
+        show(report, options.json, str(result.folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experts.expert import read_config
-from experts.training import run
+from experts.training import expert
 from selfadapt import demo
 
 
@@ -34,7 +34,7 @@ def test_it_leaves_a_report_and_an_expert(tmp_path: Path) -> None:
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(run, "plot_curve", lambda *_: 1 / 0)  # stopped while the expert is written
+        patch.setattr(expert, "plot_curve", lambda *_: 1 / 0)  # stopped while the expert is written
         with pytest.raises(ZeroDivisionError):
             demo.demo(tmp_path / "demo")
     assert not (tmp_path / "demo" / "numbers").exists()

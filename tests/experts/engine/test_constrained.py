@@ -111,7 +111,7 @@ def test_a_greedy_answer_is_one_of_them(tiny_model: Any, tiny_tokenizer: Any) ->
 def test_a_model_that_never_says_them_learns_which_is_right(
     tiny_model: Any, tiny_tokenizer: Any, options: Reinforce, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path, [])
+    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path)
     trainer.args.save_strategy = "no"
     constraint = Constraint(tiny_tokenizer, ANSWERS)
 
@@ -133,7 +133,7 @@ def test_the_likelihood_that_is_trained_is_the_constrained_one(
     tiny_model: Any, tiny_tokenizer: Any, options: Reinforce, tmp_path: Path
 ) -> None:
     options = replace(options, baseline="none", reward="raw")
-    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path, [])
+    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path)
     rows = [row for row in Animals().load("train").select(range(4)) for _ in range(4)]
     batch = trainer._generate_and_score_completions(rows)
     texts = tiny_tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)

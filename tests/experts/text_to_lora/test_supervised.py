@@ -22,7 +22,7 @@ from experts.text_to_lora.run import Result, train_network
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
-from experts.training.objective import Diverged
+from experts.training.callbacks import Diverged
 from experts.training.run import Interrupted
 
 STYLE = PromptStyle(with_definition=False, max_prompt_tokens=24, max_answer_tokens=8)

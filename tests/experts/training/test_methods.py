@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
+from experts.training.expert import TrainedExpert, train_expert
 from experts.training.methods import IA3, METHODS, SVF, DoRA, LoRA, TinyLoRA
 from experts.training.reinforce import Reinforce, make_trainer
-from experts.training.run import Result, train_expert
+from experts.training.run import Run
 from experts.training.supervised import NextToken
 
 NEXT_TOKEN = NextToken(learning_rate=0.05, steps=1, sequences_per_step=4, max_new_tokens=3, validation_size=4)
@@ -26,11 +27,10 @@ NEXT_TOKEN = NextToken(learning_rate=0.05, steps=1, sequences_per_step=4, max_ne
 def train(tiny_folder: Path, tiny_tokenizer: Any, letters: Any, tmp_path: Path) -> Any:
     """`train(method, options)` makes an adapter for a fresh copy of the tiny base."""
 
-    def train(method: Any, options: Any) -> Result:
+    def train(method: Any, options: Any) -> TrainedExpert:
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-        names = {"base_name": str(tiny_folder), "recipe": {}}
-        folder = tmp_path / "adapter"
-        return train_expert(base, tiny_tokenizer, letters, method.config(), options, folder, **names, test_size=4)
+        names, run = {"base_name": str(tiny_folder)}, Run(tmp_path / "adapter", {})
+        return train_expert(base, tiny_tokenizer, letters, method.config(), options, run, **names, test_size=4)
 
     return train
 
@@ -47,15 +47,15 @@ def test_it_takes_a_step_is_saved_and_loads_in_plain_peft(
     with torch.no_grad():
         plain = base(ids).logits
         wanted = result.model.eval()(ids).logits
-        loaded = PeftModel.from_pretrained(base, str(result.expert))
+        loaded = PeftModel.from_pretrained(base, str(result.folder))
         assert not torch.allclose(wanted, plain, atol=1e-5)  # it has learned something
         torch.testing.assert_close(loaded(ids).logits, wanted)
-    files = {path.name for path in result.expert.iterdir()}
+    files = {path.name for path in result.folder.iterdir()}
     usual = {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
     assert files == usual | ({"base_sketch.safetensors"} if name == "svf" else set())
-    config = json.loads((result.expert / "adapter_config.json").read_text())
+    config = json.loads((result.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_folder)
-    assert f"{result.parameters:,}" in (result.expert / "README.md").read_text()
+    assert f"{result.parameters:,}" in (result.folder / "README.md").read_text()
 
 
 def test_sizes_are_those_of_the_formulas(tiny_folder: Path) -> None:
@@ -75,17 +75,17 @@ def test_sizes_are_those_of_the_formulas(tiny_folder: Path) -> None:
 def test_the_seed_makes_the_adapter_repeatable(train: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = train(LoRA(rank=2), NEXT_TOKEN)
-    weights = (first.expert / "adapter_model.safetensors").read_bytes()
-    first.expert.rename(tmp_path / "first")
+    weights = (first.folder / "adapter_model.safetensors").read_bytes()
+    first.folder.rename(tmp_path / "first")
     torch.manual_seed(2)
     second = train(LoRA(rank=2), NEXT_TOKEN)
-    assert (second.expert / "adapter_model.safetensors").read_bytes() == weights
+    assert (second.folder / "adapter_model.safetensors").read_bytes() == weights
 
 
 def test_a_rival_is_no_expert_of_a_library(train: Any, tmp_path: Path) -> None:
     library = ExpertLibrary.create(tmp_path / "library", "tiny", "0" * 16)
     with pytest.raises(UserError, match="is a LORA adapter, not an SVF expert"):
-        library.add(train(LoRA(), NEXT_TOKEN).expert)
+        library.add(train(LoRA(), NEXT_TOKEN).folder)
 
 
 def test_only_svf_has_a_sigmoid_parametrisation(
@@ -93,7 +93,7 @@ def test_only_svf_has_a_sigmoid_parametrisation(
 ) -> None:
     sigmoid = replace(options, parametrization="sigmoid")
     with pytest.raises(UserError, match="which LORA does not have"):
-        make_trainer(tiny_model, tiny_tokenizer, letters, LoRA().config(), sigmoid, tmp_path, [])
+        make_trainer(tiny_model, tiny_tokenizer, letters, LoRA().config(), sigmoid, tmp_path)
 
 
 @pytest.mark.parametrize(

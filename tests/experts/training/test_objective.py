@@ -18,9 +18,10 @@ from experts.text_to_lora.adapters import TaskAdapters
 from experts.text_to_lora.reconstruction import Reconstruction
 from experts.text_to_lora.supervised import Supervised
 from experts.training import objective
+from experts.training.expert import train_expert
 from experts.training.objective import check_prompts, check_step, check_tokenizer, divide
 from experts.training.reinforce import Reinforce
-from experts.training.run import train_expert
+from experts.training.run import Run
 from experts.training.supervised import NextToken
 
 REINFORCE = {"learning_rate": 0.01, "steps": 1}
@@ -183,7 +184,5 @@ def test_a_run_with_one_prompt_too_long_does_not_begin(
             GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=1, n_head=4, n_positions=512)
         )
     with pytest.raises(UserError, match=f"the prompt of row {split}-"):
-        train_expert(
-            base, tiny_tokenizer, Long(), SVFConfig(), options, tmp_path / "expert", base_name="tiny", recipe={}
-        )
+        train_expert(base, tiny_tokenizer, Long(), SVFConfig(), options, Run(tmp_path / "expert", {}), base_name="tiny")
     assert list(tmp_path.iterdir()) == []

@@ -19,9 +19,10 @@ from experts.domains import text_of
 from experts.engine.native import generate
 from experts.expert import read_config
 from experts.svf import SVFConfig, SVFLinear
+from experts.training.expert import train_expert
 from experts.training.log import Log
 from experts.training.reinforce import Reinforce
-from experts.training.run import train_expert
+from experts.training.run import Run
 from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.recipes import read_recipe, train_recipe
 
@@ -70,14 +71,14 @@ def test_the_reward_rises_for_who_sees_the_picture(seeing: tuple[Any, Any], tmp_
     )
     adapter = SVFConfig(target_modules="all-linear", task_type="CAUSAL_LM")
     result = train_expert(
-        model, processor, Colours(), adapter, options, tmp_path / "colours", base_name="tiny", recipe={}, test_size=8
+        model, processor, Colours(), adapter, options, Run(tmp_path / "colours", {}), base_name="tiny", test_size=8
     )
     # The greedy answer follows from the colour alone: blind, it is right for one of the two colours or for none.
     assert set(result.expert_scores[::2]) == set(result.expert_scores[1::2]) == {1.0}
     assert sum(result.base_scores) <= 4
-    rewards = [entry["reward"] for entry in Log(result.expert / "training_log.jsonl").entries() if "reward" in entry]
+    rewards = [entry["reward"] for entry in Log(result.folder / "training_log.jsonl").entries() if "reward" in entry]
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 1  # signed: blind, the mean is 0 at best
-    assert len(Expert.read(result.expert).z) == 14
+    assert len(Expert.read(result.folder).z) == 14
 
 
 def test_pictures_in_a_batch_are_answered_under_their_own_mixtures(seeing: tuple[Any, Any]) -> None:
@@ -134,10 +135,10 @@ def test_from_a_folder_of_pictures_to_an_expert_by_recipe(seeing: tuple[Any, Any
     assert isinstance(its_processor, ProcessorMixin)
     result = train_recipe(recipe, base, its_processor, tmp_path / "expert", resume=False)
     assert len(result.expert_scores) == 4
-    assert {len(z) for z in Expert.read(result.expert).z.values()} == {8}
+    assert {len(z) for z in Expert.read(result.folder).z.values()} == {8}
 
-    library = ExpertLibrary.create(tmp_path / "library", recipe.model, read_config(result.expert).base_fingerprint)
-    library.add(result.expert, "colours")
+    library = ExpertLibrary.create(tmp_path / "library", recipe.model, read_config(result.folder).base_fingerprint)
+    library.add(result.folder, "colours")
     adaptive = SelfAdaptiveModel.from_pretrained(library=library, dispatch="colours")
     parts = [{"type": "image", "image": solid("red")}, {"type": "text", "text": "Colour?"}]
     answers = adaptive.generate([[{"role": "user", "content": parts}], "And a question without one?"], max_new_tokens=3)

@@ -19,7 +19,7 @@ from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer
 def trainer_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domain: Any, options: Reinforce, folder: Path
 ) -> ReinforceTrainer:
-    trainer = make_trainer(model, tokenizer, domain, SVFConfig(), options, folder, [])
+    trainer = make_trainer(model, tokenizer, domain, SVFConfig(), options, folder)
     with torch.no_grad():  # away from the base, or KL would be zero
         generator = torch.Generator().manual_seed(1)
         for z in trainer.model.parameters():
@@ -121,7 +121,7 @@ def test_the_reward_rises(
         parametrization=parametrization,
         learning_rate=learning_rate,
     )
-    trainer = make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(rank=rank), options, tmp_path, [])
+    trainer = make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(rank=rank), options, tmp_path)
     trainer.args.save_strategy = "no"
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
@@ -149,15 +149,11 @@ def test_a_batch_that_does_not_divide_is_refused(
     tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="divide"):
-        make_trainer(
-            tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, micro_batch_size=7), tmp_path, []
-        )
+        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, micro_batch_size=7), tmp_path)
 
 
 def test_a_tracker_that_is_none_is_refused(
     tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="did you mean 'trackio'"):
-        make_trainer(
-            tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path, []
-        )
+        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path)

@@ -19,17 +19,19 @@ from experts.expert import read_config
 from experts.library import load_expert
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
-from experts.training import run
+from experts.training import expert, run
+from experts.training.callbacks import Diverged
+from experts.training.expert import TrainedExpert, train_expert
 from experts.training.folders import unfinished_folder
-from experts.training.reinforce import Diverged, Reinforce
-from experts.training.run import Interrupted, Result, train_expert
+from experts.training.reinforce import Reinforce
+from experts.training.run import Interrupted, Run
 
 
 @pytest.fixture
 def train(tiny_folder: Path, tiny_tokenizer: Any, letters: Any, tmp_path: Path) -> Any:
     """`train(name, options)` trains on a fresh copy of the tiny base into `tmp_path/name`."""
 
-    def train(name: str, options: Reinforce, **kwargs: Any) -> Result:
+    def train(name: str, options: Reinforce, **kwargs: Any) -> TrainedExpert:
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
         return train_expert(
             base,
@@ -37,10 +39,9 @@ def train(tiny_folder: Path, tiny_tokenizer: Any, letters: Any, tmp_path: Path) 
             letters,
             SVFConfig(),
             options,
-            tmp_path / name,
+            Run(tmp_path / name, **{"recipe": {"training": "tiny"}, **kwargs}),
             base_name=str(tiny_folder),
             test_size=8,
-            **{"recipe": {"training": "tiny"}, **kwargs},
         )
 
     return train
@@ -58,41 +59,47 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_an_expert_is_an_ordinary_peft_folder(train: Any, options: Reinforce, tiny_folder: Path) -> None:
     result = train("expert", options)
-    files = {path.name for path in result.expert.iterdir()}
-    (result.expert.parent / "any").touch()
-    usual = (result.expert.parent / "any").stat().st_mode  # readable by others, if the user has it so
-    assert {path.stat().st_mode for path in result.expert.iterdir()} == {usual}
+    files = {path.name for path in result.folder.iterdir()}
+    (result.folder.parent / "any").touch()
+    usual = (result.folder.parent / "any").stat().st_mode  # readable by others, if the user has it so
+    assert {path.stat().st_mode for path in result.folder.iterdir()} == {usual}
     assert files == {
         *("adapter_config.json", "adapter_model.safetensors", "base_sketch.safetensors"),
         *("README.md", "training_log.jsonl", "curve.png"),
     }
-    assert not unfinished_folder(result.expert).exists()
-    config = read_config(result.expert)
+    assert not unfinished_folder(result.folder).exists()
+    config = read_config(result.folder)
     assert (config.domain, config.base_model_name_or_path) == ("letters", str(tiny_folder))
-    assert all(key.endswith(".svf_z") and z.dtype == torch.float32 for key, z in z_of(result.expert).items())
+    assert all(key.endswith(".svf_z") and z.dtype == torch.float32 for key, z in z_of(result.folder).items())
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         wanted = result.model(ids).logits
-        auto = AutoPeftModelForCausalLM.from_pretrained(str(result.expert), dtype=torch.float32)
+        auto = AutoPeftModelForCausalLM.from_pretrained(str(result.folder), dtype=torch.float32)
         torch.testing.assert_close(auto(ids).logits, wanted)
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-        torch.testing.assert_close(load_expert(base, result.expert)(ids).logits, wanted)
-    card = (result.expert / "README.md").read_text()
+        torch.testing.assert_close(load_expert(base, result.folder)(ids).logits, wanted)
+    card = (result.folder / "README.md").read_text()
     assert config.base_fingerprint in card
     assert "95 % interval" in card
 
 
 def test_the_same_seed_gives_the_same_expert(train: Any, options: Reinforce) -> None:
     first, second = train("first", options), train("second", options)
-    assert log_of(first.expert) == log_of(second.expert)
-    assert all(torch.equal(z, z_of(second.expert)[key]) for key, z in z_of(first.expert).items())
+    assert log_of(first.folder) == log_of(second.folder)
+    assert all(torch.equal(z, z_of(second.folder)[key]) for key, z in z_of(first.folder).items())
     other = train("other", replace(options, seed=1))
-    assert log_of(first.expert) != log_of(other.expert)
+    assert log_of(first.folder) != log_of(other.folder)
 
 
 def with_callback(make: Any, callback: TrainerCallback) -> Any:
     """A function that makes trainers, with one more callback for each."""
-    return lambda *args, **options: make(*args[:-1], [*args[-1], callback], **options)
+
+    def made(*args: Any, **options: Any) -> Any:
+        trainer = make(*args, **options)
+        trainer.add_callback(callback)
+        return trainer
+
+    return made
 
 
 class Interrupt(TrainerCallback):
@@ -114,7 +121,7 @@ def test_an_interrupted_run_resumes_to_the_same_expert(
     whole = train("whole", options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "make_trainer", with_callback(run.make_trainer, Interrupt(step)))
+        patch.setattr(expert, "make_trainer", with_callback(expert.make_trainer, Interrupt(step)))
         with pytest.raises(Interrupted, match=f"step {step}"):
             train("parts", options)
     assert not (tmp_path / "parts").exists()
@@ -125,8 +132,8 @@ def test_an_interrupted_run_resumes_to_the_same_expert(
         train("parts", options, resume=True, recipe={"training": "other"})
     parts = train("parts", options, resume=True)
 
-    assert log_of(parts.expert) == log_of(whole.expert)
-    assert all(torch.equal(z, z_of(parts.expert)[key]) for key, z in z_of(whole.expert).items())
+    assert log_of(parts.folder) == log_of(whole.folder)
+    assert all(torch.equal(z, z_of(parts.folder)[key]) for key, z in z_of(whole.folder).items())
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_expert(
@@ -137,7 +144,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_expert(
             if state.global_step == 2:
                 next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
-    monkeypatch.setattr(run, "make_trainer", with_callback(run.make_trainer, Poison()))
+    monkeypatch.setattr(expert, "make_trainer", with_callback(expert.make_trainer, Poison()))
     with pytest.raises(Diverged, match="step 3"):
         train("expert", options)
     assert all(torch.isfinite(z).all() for z in z_of(tmp_path / "expert").values())
@@ -152,7 +159,7 @@ def test_nan_before_the_first_validation_leaves_no_expert(train: Any, options: R
 def test_it_stops_early_without_improvement(train: Any, options: Reinforce) -> None:
     # Scores below 1 never count as right, so that no validation is better than the first.
     result = train("expert", replace(options, steps=20, validate_every=1, patience=2))
-    assert max(entry["step"] for entry in log_of(result.expert)) == 3
+    assert max(entry["step"] for entry in log_of(result.folder)) == 3
     assert result.best_step == 1
 
 
@@ -196,7 +203,7 @@ def test_a_domain_may_count_with_any_numbers(
     monkeypatch.setattr(
         type(letters), "reward", lambda *args, **columns: torch.tensor(reward(*args, **columns), dtype=torch.float64)
     )
-    assert log_of(train("tensors", options).expert) == log_of(plain.expert)
+    assert log_of(train("tensors", options).folder) == log_of(plain.folder)
 
 
 def test_fewer_held_out_rows_than_asked_for_are_said(
@@ -213,9 +220,7 @@ def test_a_tokenizer_without_an_end_or_a_padding_token_is_refused(
     tokens = {**tiny_tokenizer.special_tokens_map, missing: None}
     lacking = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, **tokens)
     with pytest.raises(UserError, match=f"set its {missing}"):
-        train_expert(
-            tiny_model, lacking, letters, SVFConfig(), options, tmp_path / "expert", base_name="tiny", recipe={}
-        )
+        train_expert(tiny_model, lacking, letters, SVFConfig(), options, Run(tmp_path / "expert", {}), base_name="tiny")
     assert not list(tmp_path.iterdir())
 
 
@@ -234,5 +239,5 @@ def test_a_run_killed_while_it_was_tidying_up_resumes_to_the_same_expert(
             train("expert", options)
     complete = z_of(tmp_path / "expert")
     result = train("expert", options, resume=True)
-    assert all(torch.equal(z, complete[key]) for key, z in z_of(result.expert).items())
-    assert not unfinished_folder(result.expert).exists()
+    assert all(torch.equal(z, complete[key]) for key, z in z_of(result.folder).items())
+    assert not unfinished_folder(result.folder).exists()

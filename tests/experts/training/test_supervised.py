@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from experts.engine.native import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
-from experts.training import run
+from experts.training import expert
+from experts.training.callbacks import StopOnInterrupt
+from experts.training.expert import TrainedExpert, train_expert
 from experts.training.methods import SVF, LoRA
-from experts.training.run import Interrupted, Result, StopOnInterrupt, train_expert
+from experts.training.run import Interrupted, Run
 from experts.training.supervised import NextToken, collate, make_next_token_trainer, token_rows
 
 
@@ -48,11 +50,11 @@ def options() -> NextToken:
 def train(tiny_folder: Path, tiny_tokenizer: Any, tmp_path: Path) -> Any:
     """`train(name, options)` trains on a fresh copy of the tiny base into `tmp_path/name`."""
 
-    def train(name: str, options: NextToken, method: Any = None, **kwargs: Any) -> Result:
+    def train(name: str, options: NextToken, method: Any = None, **kwargs: Any) -> TrainedExpert:
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
         adapter = (method or SVF()).config()
-        names = {"base_name": str(tiny_folder), "recipe": {"training": "tiny"}}
-        return train_expert(base, tiny_tokenizer, Echo(), adapter, options, tmp_path / name, **names, **kwargs)
+        run = Run(tmp_path / name, {"training": "tiny"}, **kwargs)
+        return train_expert(base, tiny_tokenizer, Echo(), adapter, options, run, base_name=str(tiny_folder))
 
     return train
 
@@ -66,7 +68,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 def test_the_loss_is_that_of_answer_and_end_token_only(
     tiny_model: Any, tiny_tokenizer: Any, options: NextToken, tmp_path: Path
 ) -> None:
-    trainer = make_next_token_trainer(tiny_model, tiny_tokenizer, Echo(), SVFConfig(), options, tmp_path, [])
+    trainer = make_next_token_trainer(tiny_model, tiny_tokenizer, Echo(), SVFConfig(), options, tmp_path)
     row = trainer.train_dataset[0]
     prompt = tokenize(tiny_tokenizer, ["a"])[0]
     answer = [*tiny_tokenizer("a")["input_ids"], tiny_tokenizer.eos_token_id]
@@ -102,10 +104,10 @@ def test_rows_that_cannot_be_learned_are_named(tiny_tokenizer: Any) -> None:
 
 def test_the_loss_falls(train: Any, options: NextToken) -> None:
     result = train("expert", replace(options, steps=20, validate_every=20))
-    losses = [entry["loss"] for entry in log_of(result.expert) if "loss" in entry]
+    losses = [entry["loss"] for entry in log_of(result.folder) if "loss" in entry]
     assert len(losses) == 20
     assert losses[-1] < losses[0] / 2
-    card = (result.expert / "README.md").read_text()
+    card = (result.folder / "README.md").read_text()
     assert "trained by next-token prediction on the domain `echo`" in card
 
 
@@ -119,23 +121,25 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(
     class Interrupt(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 2:
+                callbacks = trainers[0].callback_handler.callbacks
                 next(each for each in callbacks if isinstance(each, StopOnInterrupt)).requested = True
 
-    make, callbacks = run.make_next_token_trainer, []
+    make, trainers = expert.make_next_token_trainer, []
 
     def interrupted(*args: Any, **options: Any) -> Any:
-        callbacks.extend(args[-1])
-        return make(*args[:-1], [*args[-1], Interrupt()], **options)
+        trainers.append(make(*args, **options))
+        trainers[0].add_callback(Interrupt())
+        return trainers[0]
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "make_next_token_trainer", interrupted)
+        patch.setattr(expert, "make_next_token_trainer", interrupted)
         with pytest.raises(Interrupted, match="step 3"):
             train("parts", options, method)
     parts = train("parts", options, method, resume=True)
 
-    assert log_of(parts.expert) == log_of(whole.expert)
-    wanted = load_file(whole.expert / "adapter_model.safetensors")
-    got = load_file(parts.expert / "adapter_model.safetensors")
+    assert log_of(parts.folder) == log_of(whole.folder)
+    wanted = load_file(whole.folder / "adapter_model.safetensors")
+    got = load_file(parts.folder / "adapter_model.safetensors")
     assert all(torch.equal(tensor, got[key]) for key, tensor in wanted.items())
 
 
@@ -146,7 +150,7 @@ def test_micro_batches_do_not_change_the_gradient(
     for micro_batch_size in (2, 6):
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
         once = replace(options, steps=1, micro_batch_size=micro_batch_size, max_grad_norm=0.0)
-        trainer = make_next_token_trainer(base, tiny_tokenizer, Echo(), SVFConfig(), once, tmp_path, [])
+        trainer = make_next_token_trainer(base, tiny_tokenizer, Echo(), SVFConfig(), once, tmp_path)
         trainer.args.save_strategy = "no"
         trainer.train()
         z.append(torch.cat([p.detach() for p in trainer.model.parameters() if p.requires_grad]))

@@ -40,7 +40,7 @@ def train(
     base: Any, tokenizer: Any, domain: Any, options: Reinforce, folder: Path, recorded: bool, shard_base: bool = False
 ) -> ReinforceTrainer:
     """A trained trainer. Recorded completions depend on the prompt and on the number of the sample, and not on z."""
-    trainer = make_trainer(base, tokenizer, domain, SVFConfig(), options, folder, [], shard_base=shard_base)
+    trainer = make_trainer(base, tokenizer, domain, SVFConfig(), options, folder, shard_base=shard_base)
     trainer.args.save_strategy = "no"
 
     def replay(prompts: list[list[int]], *_: Any) -> list[list[int]]:
@@ -71,7 +71,7 @@ def train_on_answers(
             return rows.add_column("answer", texts)
 
     trainer = make_next_token_trainer(
-        base, tokenizer, Answered(), SVFConfig(), SUPERVISED, folder, [], shard_base=shard_base
+        base, tokenizer, Answered(), SVFConfig(), SUPERVISED, folder, shard_base=shard_base
     )
     trainer.args.save_strategy = "no"
     trainer.train()

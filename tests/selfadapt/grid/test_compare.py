@@ -152,7 +152,7 @@ def test_a_killed_cell_leaves_no_lines_and_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("experts.training.run.plot_curve", killed)  # the training is done, its result is not
+        patch.setattr("experts.training.expert.plot_curve", killed)  # the training is done, its result is not
         with pytest.raises(KeyboardInterrupt):
             compare(quick, tmp_path / "parts", resume=False)
     assert {line.method for line in read_results(tmp_path / "parts" / "results.jsonl")} == {"base"}
