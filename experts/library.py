@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from filelock import FileLock
@@ -34,7 +34,6 @@ from experts.svf.fingerprint import (
 )
 from experts.svf.layer import SVFLinear
 from experts.svf.names import fault_in_adapter_name, plain_modules
-from experts.training.model_card import Card
 
 # `--dispatch NAME` takes a dispatcher's name or an expert's, so an expert cannot have one of these.
 CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
@@ -57,20 +56,6 @@ def check_name(name: str) -> None:
         fault = "it must have at most 100 letters from A to Z, digits, '-' and '_', a letter or digit first"
     if fault is not None:
         raise UserError(f"{name!r} cannot name an expert: {fault}; choose another name")
-
-
-def write_expert(folder: Path, model: PeftModel, card: Card, base_sketch: Sketch) -> None:
-    """Writes the active adapter of `model` and its card into an existing folder."""
-    config: Any = model.peft_config[model.active_adapter]
-    config.base_model_name_or_path = card.base
-    if isinstance(config, SVFConfig):
-        config.base_fingerprint = card.fingerprint
-        config.domain = card.domain
-        config.description = card.description
-        write_sketch(folder, base_sketch)
-    # The embeddings are never adapted; PEFT would ask the hub about their size.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
 def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:

@@ -29,7 +29,7 @@ from experts.text_to_lora.reconstruction import (
     embedded_descriptions,
     read_targets,
 )
-from experts.text_to_lora.run import Result, check_network_run, train_network
+from experts.text_to_lora.run import Learning, check_network_run, train_network
 from experts.text_to_lora.shapes import check_same_matrices, read_matrices
 from experts.text_to_lora.supervised import (
     AnswerLoss,
@@ -42,6 +42,7 @@ from experts.text_to_lora.supervised import (
 from experts.text_to_lora.tasks import TaskData
 from experts.text_to_lora.writer import TextToAdapter, read_network, shipped_network
 from experts.training.objective import check_tokenizer
+from experts.training.run import Result, Run
 from selfadapt.base_models import BUILT_IN, load_base, load_config
 from selfadapt.recipes.configuration import Choice, configs_folder, find_file, make, read_yaml, spell_out
 
@@ -116,12 +117,13 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | lis
         UserError: for anything that the recipe, the data or the folders lack.
     """
     training = recipe.training
+    run = Run(output, recipe.to_dict(), resume)
     if not isinstance(training, TaskAdapters):
-        check_network_run(training, output, recipe=recipe.to_dict(), resume=resume)
+        check_network_run(run, training)
     if isinstance(training, Supervised):
-        return _train_supervised(recipe, training, output, resume)
+        return _train_supervised(recipe, training, run)
     if isinstance(training, Reconstruction):
-        return _train_reconstruction(recipe, training, output, resume)
+        return _train_reconstruction(recipe, training, run)
     tasks = recipe.data.load()
     check_adapters(tasks, training, output)
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
@@ -129,7 +131,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | lis
     return train_adapters(base, tokenizer, tasks, recipe.output, training, output, base_name=recipe.model)
 
 
-def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume: bool) -> Result:
+def _train_supervised(recipe: Recipe, training: Supervised, run: Run) -> Result:
     tasks = recipe.data.load()
     if not tasks.train or not tasks.validation:
         raise UserError(f"{recipe.data.path} has no training tasks, or data.validation_tasks holds none of them out")
@@ -151,18 +153,18 @@ def _train_supervised(recipe: Recipe, training: Supervised, output: Path, resume
     assert isinstance(tokenizer.pad_token_id, int)
     return train_network(
         writer,
-        AnswerLoss(base, writer.network, training),
-        training_items(tasks.train, tokenizer, encoder, training),
-        validation_items(tasks.validation, tokenizer, encoder, training),
-        Collator(tokenizer.pad_token_id),
+        Learning(
+            AnswerLoss(base, writer.network, training),
+            training_items(tasks.train, tokenizer, encoder, training),
+            validation_items(tasks.validation, tokenizer, encoder, training),
+            Collator(tokenizer.pad_token_id),
+        ),
         training,
-        output,
-        recipe=recipe.to_dict(),
-        resume=resume,
+        run,
     )
 
 
-def _train_reconstruction(recipe: Recipe, training: Reconstruction, output: Path, resume: bool) -> Result:
+def _train_reconstruction(recipe: Recipe, training: Reconstruction, run: Run) -> Result:
     targets = read_targets(Path(training.adapters))
     if type(targets.output) is not type(recipe.output):
         raise UserError(
@@ -196,14 +198,14 @@ def _train_reconstruction(recipe: Recipe, training: Reconstruction, output: Path
         library.normalise(writer.network, learned)
     return train_network(
         writer,
-        ReconstructionLoss(writer.network, training.loss, factors),
-        library.items(training, learned),
-        [library.item(row) for row in held_out or learned],
-        collate,
+        Learning(
+            ReconstructionLoss(writer.network, training.loss, factors),
+            library.items(training, learned),
+            [library.item(row) for row in held_out or learned],
+            collate,
+        ),
         training,
-        output,
-        recipe=recipe.to_dict(),
-        resume=resume,
+        run,
     )
 
 

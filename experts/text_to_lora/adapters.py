@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,10 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
-from experts.expert import PREFIX, SUFFIX, Expert
 from experts.outside.errors import UserError, check_numbers
-from experts.outside.files import atomic_folder, check_new_folder, check_writable
-from experts.svf import SVFConfig, SVFModel
+from experts.outside.files import check_new_folder
+from experts.svf import SVFConfig
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.text_to_lora.examples import (
     Example,
@@ -32,9 +30,11 @@ from experts.text_to_lora.examples import (
 from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
+from experts.training.card import Origin, write_adapter
+from experts.training.folders import unfinished_folder
 from experts.training.objective import check_schedule, check_tokenizer, divide
-from experts.training.processes import processes
 from experts.training.progress import Progress
+from experts.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -113,43 +113,59 @@ def train_adapters(
     *,
     base_name: str,
 ) -> list[Path]:
-    """Trains the adapters that the options ask for and writes each when it is finished; those there already stay.
+    """Trains the adapters that the options ask for and writes each when it is finished.
+
+    Those there already stay, and one that was interrupted goes on.
 
     Returns:
         `folder/<task>` for every task, or `folder` where there is one for all.
 
     Raises:
-        UserError: as `check_adapters`, `check_tokenizer` and `check_examples` do.
+        UserError: as `check_adapters`, `check_tokenizer`, `check_examples` and `Run.check` do.
+        Interrupted: after Ctrl-C, once a checkpoint is written.
+        Diverged: at the first NaN.
     """
-    runs = check_adapters(tasks, options, folder)
+    adapters = check_adapters(tasks, options, folder)
     check_tokenizer(tokenizer)
-    check_examples(base.config, tokenizer, options.prompt, [task for _, own in runs for task in own])
-    check_writable(folder.parent if options.one_for_all else folder)
-    progress = Progress(folder.name)
-    identity = fingerprint(base)
-    for number, (path, own) in enumerate(runs, 1):
+    check_examples(base.config, tokenizer, options.prompt, [task for _, own in adapters for task in own])
+    identity, base_sketch = fingerprint(base), sketch(base)
+    recipe = {"model": base_name, "output": asdict(output), "training": asdict(options)}
+    for number, (path, own) in enumerate(adapters, 1):
+        progress = Progress(f"{number}/{len(adapters)}  {path.name}")
         if path.exists():
-            progress.say(f"{number}/{len(runs)}  {path.name} is there already")
+            progress.say(f"{progress.title} is there already")
             continue
-        model, loss = _train(base, tokenizer, own, output, options, path)
-        if processes().is_main_process:
-            description = own[0].descriptions[0] if len(own) == 1 else "Instances of many tasks."
-            _write(model, output, path, description, base_name, identity)
-        processes().wait_for_everyone()
+        run = Run(path, recipe, resume=unfinished_folder(path).exists())
+        description = own[0].descriptions[0] if len(own) == 1 else "Instances of many tasks."
+        origin = Origin(base_name, identity, base_sketch, description)
+        with run.at_work():
+            trainer = _trainer(base, tokenizer, own, output, options, run.folder)
+            result = run.train(trainer, progress)
+            model: Any = trainer.model
+            card = _card(path.name, origin, output)
+            run.finish(result, partial(write_adapter, model=model, origin=origin, card=card))
         model.unload()
-        progress.say(f"{number}/{len(runs)}  {path.name}: loss {loss:.3f}")
-    return [path for path, _ in runs]
+    return [path for path, _ in adapters]
 
 
-def _train(
+def _card(name: str, origin: Origin, output: LoraOutput | SvfOutput) -> str:
+    what = (
+        f"For the base `{origin.base}` (`{origin.fingerprint}`)."
+        if isinstance(output, SvfOutput)
+        else f"A LoRA for the base `{origin.base}`."
+    )
+    return f"# {name}\n\n{origin.description}\n\n{what}\n"
+
+
+def _trainer(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     output: LoraOutput | SvfOutput,
     options: TaskAdapters,
-    path: Path,
-) -> tuple[Any, float]:
-    """The trained PEFT model and the mean loss of the run."""
+    folder: Path,
+) -> NetworkTrainer:
+    """A trainer of a new adapter, which the base carries from here on."""
 
     def draw(index: int, chance: random.Random) -> Example:
         task = tasks[index]
@@ -161,15 +177,13 @@ def _train(
         return token_losses(model, batch)[0].mean()
 
     torch.manual_seed(options.seed)
-    model = get_peft_model(base, adapter_config(output))
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int)
     of_step = options.instances_per_step
-    scratch = path.with_name(f".{path.name}.trainer")
-    trainer = NetworkTrainer(
-        model=model,
+    return NetworkTrainer(
+        model=get_peft_model(base, adapter_config(output)),
         args=TrainingArguments(
-            output_dir=str(scratch),
+            output_dir=str(folder),
             max_steps=options.steps,
             per_device_train_batch_size=divide("instances_per_step", of_step, of_step)[0],
             learning_rate=options.learning_rate,
@@ -177,8 +191,8 @@ def _train(
             warmup_steps=round(options.warmup * options.steps),
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
-            save_strategy="no",
-            logging_strategy="no",
+            save_strategy="no",  # but where it is interrupted
+            logging_steps=options.steps,
             disable_tqdm=True,
             report_to="none",
             remove_unused_columns=False,
@@ -187,34 +201,7 @@ def _train(
             dataloader_pin_memory=base.device.type != "cpu",
             ddp_broadcast_buffers=False,
         ),
-        train_dataset=Rounds(len(tasks), options.steps * options.instances_per_step, options.seed, draw),
+        train_dataset=Rounds(len(tasks), options.steps * of_step, options.seed, draw),
         data_collator=lambda examples: pad_examples(examples, pad),
-        objective=loss,
+        loss=loss,
     )
-    trainer.remove_callback(PrinterCallback)
-    try:
-        mean = trainer.train().training_loss
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    model.eval()
-    return model, mean
-
-
-def _write(
-    model: Any, output: LoraOutput | SvfOutput, path: Path, description: str, base_name: str, identity: str
-) -> None:
-    if isinstance(output, SvfOutput):
-        assert isinstance(model.base_model, SVFModel)
-        z = {
-            name.removeprefix(PREFIX).removesuffix(f"{SUFFIX}.default"): parameter.detach().cpu()
-            for name, parameter in model.named_parameters()
-            if name.endswith(f"{SUFFIX}.default")
-        }
-        Expert(z, base_name, identity, description, sketch=sketch(model)).write(path)
-        return
-    model.peft_config["default"].base_model_name_or_path = base_name
-    with atomic_folder(path) as temporary:
-        # The embeddings are never adapted; PEFT would ask the hub about their size.
-        model.save_pretrained(str(temporary), save_embedding_layers=False)
-        card = f"# {path.name}\n\n{description}\n\nA LoRA for the base `{base_name}`.\n"
-        (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -12,14 +12,12 @@ from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from experts.domains.base import Domain, Split, load_rows
-from experts.library import write_expert
 from experts.outside.chats import check_template
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.callbacks import Validation
-from experts.training.curve import plot_curve
+from experts.training.card import Card, Origin, plot_curve, write_adapter
 from experts.training.evaluation import held_out_scores
 from experts.training.methods import check_targets
-from experts.training.model_card import Card
 from experts.training.objective import Objective, check_prompts, check_step, check_tokenizer
 from experts.training.progress import Progress
 from experts.training.reinforce import Reinforce, make_trainer
@@ -106,7 +104,8 @@ def train_expert(
             with progress.bar(f"{who} on {len(problems)} held-out problems", len(problems)) as advance:
                 return held_out_scores(model, tokenizer, domain, problems, max_new_tokens=new_tokens, on_batch=advance)
 
-        base_fingerprint, base_sketch = fingerprint(base), sketch(base)  # before the base is shared out
+        # Before the base is shared out.
+        origin = Origin(base_name, fingerprint(base), sketch(base), domain.description, domain.name)
         set_seed(options.seed)  # some adapters begin at random values
         make: Any = make_trainer if isinstance(options, Reinforce) else make_next_token_trainer
         trainer = make(base, tokenizer, domain, adapter, options, run.folder, shard_base=shard_base)
@@ -122,10 +121,7 @@ def train_expert(
         constant = constant_answer(held_out["test"]["answer"])
         card = Card(
             name=run.output.name,
-            base=base_name,
-            fingerprint=base_fingerprint,
-            domain=domain.name,
-            description=domain.description,
+            origin=origin,
             recipe=dict(run.recipe),
             parameters=result.parameters,
             best_step=result.best_step,
@@ -139,7 +135,7 @@ def train_expert(
         )
 
         def write(folder: Path) -> None:
-            write_expert(folder, model, card, base_sketch)
+            write_adapter(folder, model, origin, card)
             plot_curve(run.log.entries(), domain.name, folder / "curve.png")
             beside(folder)
 

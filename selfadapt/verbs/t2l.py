@@ -37,8 +37,8 @@ def t2l_train(args: list[str]) -> None:
     options, fields = parsed(lambda: tyro.cli(T2LTrain, args=own, prog="selfadapt t2l train", return_unknown_args=True))
     fields += help_flags
 
-    from experts.text_to_lora.run import Result
     from experts.training.processes import processes
+    from experts.training.run import Result
     from selfadapt.recipes import override
     from selfadapt.t2l import find_recipe, read_recipe, train
 
@@ -49,10 +49,10 @@ def t2l_train(args: list[str]) -> None:
     result = train(recipe, output, resume=options.resume)
     if isinstance(result, Result):
         report: dict[str, Any] = {
-            "network": str(result.network),
+            "network": str(result.folder),
             "parameters": result.parameters,
             "best_step": result.best_step,
-            "validations": result.validations,
+            "validations": dict(result.validations),
             "train_seconds": result.train_seconds,
         }
     else:

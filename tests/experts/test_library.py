@@ -15,11 +15,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from experts.library import ExpertLibrary, load_expert, write_expert
+from experts.library import ExpertLibrary, load_expert
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint, sketch
-from experts.training.model_card import Card
+from experts.training.card import Card, Origin, write_adapter
 from experts.training.statistics import Accuracy
 
 
@@ -29,12 +29,10 @@ def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.25)
+    origin = Origin("tiny", fingerprint(base), sketch(model), "Letters.", name)
     card = Card(
         name=name,
-        base="tiny",
-        fingerprint=fingerprint(base),
-        domain=name,
-        description="Letters.",
+        origin=origin,
         recipe={"steps": 1},
         parameters=56,
         best_step=1,
@@ -45,7 +43,7 @@ def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:
         constant_accuracy=Accuracy(2, 8),
     )
     (folder / name).mkdir(parents=True)
-    write_expert(folder / name, model, card, sketch(model))
+    write_adapter(folder / name, model, origin, card)
     model.unload()
     return folder / name
 

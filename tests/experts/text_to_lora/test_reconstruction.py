@@ -24,10 +24,11 @@ from experts.text_to_lora.reconstruction import (
     embedded_descriptions,
     read_targets,
 )
-from experts.text_to_lora.run import train_network
+from experts.text_to_lora.run import Learning, train_network
 from experts.text_to_lora.shapes import Matrix
 from experts.text_to_lora.supervised import base_factors
 from experts.text_to_lora.writer import TextToAdapter
+from experts.training.run import Run
 
 DESCRIPTIONS = {"adding": ("Add numbers.", "Sums!"), "rhyming": ("Find a rhyme.",), "french": ("Say it in French.",)}
 MATRICES = [Matrix("layers.0.q", 8, 6), Matrix("layers.1.q", 8, 6), Matrix("layers.0.v", 4, 6)]
@@ -108,13 +109,14 @@ def test_the_library_comes_back_from_its_descriptions(kind: str, loss: Any, enco
         factors = base_factors(base, writer.network)
     result = train_network(
         writer,
-        ReconstructionLoss(writer.network, loss, factors),
-        library.items(options, [0, 1, 2]),
-        [library.item(row) for row in range(3)],
-        collate,
+        Learning(
+            ReconstructionLoss(writer.network, loss, factors),
+            library.items(options, [0, 1, 2]),
+            [library.item(row) for row in range(3)],
+            collate,
+        ),
         options,
-        tmp_path / "network",
-        recipe={},
+        Run(tmp_path / "network", {}),
     )
     assert result.validations[300] < 0.15 * result.validations[0]
     assert ("fingerprint" in (tmp_path / "network" / "README.md").read_text()) == (kind == "svf")

@@ -18,12 +18,12 @@ from transformers import TrainerCallback
 from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, Rounds, make_example, pad_examples, token_losses
 from experts.text_to_lora.network import LoraOutput, SvfOutput
-from experts.text_to_lora.run import Result, train_network
+from experts.text_to_lora.run import Learning, train_network
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
 from experts.training.callbacks import Diverged
-from experts.training.run import Interrupted
+from experts.training.run import Interrupted, Result, Run
 
 STYLE = PromptStyle(with_definition=False, max_prompt_tokens=24, max_answer_tokens=8)
 SMALL = LoraOutput(size="S")
@@ -50,20 +50,29 @@ def letter_tasks(names: str) -> list[Task]:
 def train(tiny_model: Any, tiny_tokenizer: Any, make_writer: Any, tmp_path: Path) -> Any:
     """`train(name, options)` trains a fresh network for the tiny base into `tmp_path/name`."""
 
-    def train(name: str, options: Supervised, output: Any = SMALL, dropout: float = 0.05, **kwargs: Any) -> Result:
+    def train(
+        name: str,
+        options: Supervised,
+        output: Any = SMALL,
+        dropout: float = 0.05,
+        *,
+        resume: bool = False,
+        callbacks: Any = (),
+    ) -> Result:
         torch.manual_seed(options.seed)
         writer = make_writer(output, dropout=dropout)
         tasks = letter_tasks("abcdef")
         return train_network(
             writer,
-            AnswerLoss(tiny_model, writer.network, options),
-            training_items(tasks, tiny_tokenizer, writer.encoder, options),
-            validation_items(letter_tasks("gh"), tiny_tokenizer, writer.encoder, options),
-            Collator(tiny_tokenizer.pad_token_id),
+            Learning(
+                AnswerLoss(tiny_model, writer.network, options),
+                training_items(tasks, tiny_tokenizer, writer.encoder, options),
+                validation_items(letter_tasks("gh"), tiny_tokenizer, writer.encoder, options),
+                Collator(tiny_tokenizer.pad_token_id),
+            ),
             options,
-            tmp_path / name,
-            recipe={"name": "letters"},
-            **kwargs,
+            Run(tmp_path / name, {"name": "letters"}, resume),
+            callbacks=callbacks,
         )
 
     return train

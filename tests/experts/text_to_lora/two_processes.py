@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput
-from experts.text_to_lora.run import train_network
+from experts.text_to_lora.run import Learning, train_network
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
 from experts.training.processes import processes
+from experts.training.run import Run
 
 OPTIONS = Supervised(
     steps=3,
@@ -52,13 +53,14 @@ def train(base: Any, tokenizer: Any, encoder: Any, output: Path) -> tuple[list[i
 
     train_network(
         writer,
-        counted,
-        training_items([task(letter) for letter in "abcdef"], tokenizer, encoder, OPTIONS),
-        validation_items([task(letter) for letter in "gh"], tokenizer, encoder, OPTIONS),
-        Collator(tokenizer.pad_token_id),
+        Learning(
+            counted,
+            training_items([task(letter) for letter in "abcdef"], tokenizer, encoder, OPTIONS),
+            validation_items([task(letter) for letter in "gh"], tokenizer, encoder, OPTIONS),
+            Collator(tokenizer.pad_token_id),
+        ),
         OPTIONS,
-        output,
-        recipe={"name": "letters"},
+        Run(output, {"name": "letters"}),
     )
     return tasks, {name: p.detach().contiguous() for name, p in writer.network.named_parameters()}
 

@@ -1,0 +1,140 @@
+"""What the folder of an expert says of it: the adapter, its model card (README.md) and its training curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import PeftModel
+
+from experts.svf import SVFConfig
+from experts.svf.fingerprint import Sketch, write_sketch
+from experts.training.statistics import Accuracy
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base that an adapter was trained on, and what it was trained for."""
+
+    base: str
+    """Its name."""
+    fingerprint: str
+    sketch: Sketch
+    description: str
+    domain: str | None = None
+
+
+def write_adapter(folder: Path, model: PeftModel, origin: Origin, card: Card | str) -> None:
+    """Writes the active adapter of `model` and its card into an existing folder."""
+    config: Any = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = origin.base
+    if isinstance(config, SVFConfig):
+        config.base_fingerprint = origin.fingerprint
+        config.domain = origin.domain
+        config.description = origin.description
+        write_sketch(folder, origin.sketch)
+    # The embeddings are never adapted; PEFT would ask the hub about their size.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts of one expert. Every figure is measured by the run that made it."""
+
+    name: str
+    origin: Origin
+    recipe: Mapping[str, Any]
+    parameters: int
+    best_step: int
+    train_seconds: float
+    validations: Mapping[int, Accuracy]
+    base_accuracy: Accuracy
+    expert_accuracy: Accuracy
+    constant_accuracy: Accuracy
+    """Of always giving the most common right answer."""
+    peft_type: str = "SVF"
+    objective: str = "REINFORCE"
+
+    @property
+    def _what(self) -> str:
+        if self.peft_type == "SVF":
+            return f"An SVF expert (arXiv 2501.06252): {self.parameters:,} multipliers of singular values"
+        return f"A PEFT adapter ({self.peft_type}): {self.parameters:,} parameters"
+
+    def __str__(self) -> str:
+        header = yaml.safe_dump(
+            {"library_name": "peft", "base_model": self.origin.base, "tags": [self.peft_type.lower(), "selfadapt"]},
+            sort_keys=False,
+        )
+        validations = "\n".join(f"| {step} | {result} |" for step, result in self.validations.items())
+        return f"""---
+{header}---
+# {self.name}
+
+{self.origin.description}
+
+{self._what} for the base `{self.origin.base}`
+(fingerprint `{self.origin.fingerprint}`), trained by {self.objective} on the domain `{self.origin.domain}` for
+{self.train_seconds / 60:.1f} minutes.
+
+| greedy, held-out problems of the test split | right |
+|---|---|
+| base | {self.base_accuracy} |
+| {"expert" if self.peft_type == "SVF" else "adapter"} | {self.expert_accuracy} |
+| always the most common answer | {self.constant_accuracy} |
+
+The test split chose nothing: the step ({self.best_step}) is the best on the validation split.
+
+![training curve](curve.png)
+
+| step | right on the validation split |
+|---|---|
+{validations}
+
+## Use
+
+```python
+>>> from peft import PeftModel
+>>> import experts  # registers SVF with PEFT
+>>> from selfadapt import load_base
+>>> base, tokenizer = load_base("{self.origin.base}")
+>>> model = PeftModel.from_pretrained(base, "path/to/{self.name}")
+```
+
+## Recipe
+
+```yaml
+{yaml.safe_dump(dict(self.recipe), sort_keys=False, allow_unicode=True)}```
+"""
+
+
+def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Sampled accuracy of each step, if any, and greedy validation accuracy with its 95 % interval, as a PNG."""
+    from matplotlib.figure import Figure  # without pyplot, which would start a GUI backend
+
+    steps = [e for e in entries if "accuracy" in e]
+    validations = {e["step"]: Accuracy(e["right"], e["n"]) for e in entries if "right" in e}
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    if steps:
+        sampled = [e["accuracy"] for e in steps]
+        axes.plot([e["step"] for e in steps], sampled, color="tab:gray", label="sampled, training")
+    values = [v.value for v in validations.values()]
+    below = [v.value - v.interval[0] for v in validations.values()]
+    above = [v.interval[1] - v.value for v in validations.values()]
+    axes.errorbar(
+        list(validations),
+        values,
+        yerr=[below, above],
+        marker="o",
+        capsize=3,
+        color="tab:blue",
+        label="greedy, validation",
+    )
+    axes.set(title=title, xlabel="optimiser step", ylabel="share of right answers", ylim=(0, 1))
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
