@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from experts.outside.chats import check_template
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import check_new_folder
 from experts.svf import SVFConfig
@@ -30,6 +31,7 @@ from experts.text_to_lora.examples import (
 from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
+from experts.text_to_lora.writer import Base
 from experts.training.card import Origin, write_adapter
 from experts.training.folders import unfinished_folder
 from experts.training.objective import check_schedule, check_tokenizer, divide
@@ -47,7 +49,7 @@ class TaskAdapters:
     one_for_all: bool = False
     """A single adapter for all tasks (the paper's multi-task LoRA) in place of one for each."""
     split: Literal["train", "validation", "test"] = "train"
-    """Whose tasks; adapters of test tasks are oracles, never rivals."""
+    """Whose tasks; adapters of test tasks are oracles, never baselines."""
     instances_per_step: int = 8
     leave_out: int = 20
     """The first instances of each task are not trained on: they are for evaluation."""
@@ -98,20 +100,13 @@ def check_adapters(tasks: Tasks, options: TaskAdapters, folder: Path) -> list[tu
     runs = [(folder, chosen)] if options.one_for_all else [(folder / task.name, [task]) for task in chosen]
     for path, _ in runs:
         if path.exists() and not (path / "adapter_config.json").is_file():
-            raise UserError(f"{path} is there already, and no adapter; choose another --output")
+            raise UserError(f"{path} is there already, and no adapter; choose another folder")
     check_new_folder(folder)
     return runs
 
 
 def train_adapters(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Tasks,
-    output: LoraOutput | SvfOutput,
-    options: TaskAdapters,
-    folder: Path,
-    *,
-    base_name: str,
+    base: Base, tasks: Tasks, output: LoraOutput | SvfOutput, options: TaskAdapters, folder: Path
 ) -> list[Path]:
     """Trains the adapters that the options ask for and writes each when it is finished.
 
@@ -126,10 +121,12 @@ def train_adapters(
         Diverged: at the first NaN.
     """
     adapters = check_adapters(tasks, options, folder)
+    model, tokenizer = base.load()
     check_tokenizer(tokenizer)
-    check_examples(base.config, tokenizer, options.prompt, [task for _, own in adapters for task in own])
-    identity, base_sketch = fingerprint(base), sketch(base)
-    recipe = {"model": base_name, "output": asdict(output), "training": asdict(options)}
+    check_template(tokenizer)
+    check_examples(model.config, tokenizer, options.prompt, [task for _, own in adapters for task in own])
+    identity, base_sketch = fingerprint(model), sketch(model)
+    recipe = {"model": base.name, "output": asdict(output), "training": asdict(options)}
     for number, (path, own) in enumerate(adapters, 1):
         progress = Progress(f"{number}/{len(adapters)}  {path.name}")
         if path.exists():
@@ -137,14 +134,14 @@ def train_adapters(
             continue
         run = Run(path, recipe, resume=unfinished_folder(path).exists())
         description = own[0].descriptions[0] if len(own) == 1 else "Instances of many tasks."
-        origin = Origin(base_name, identity, base_sketch, description)
+        origin = Origin(base.name, identity, base_sketch, description)
         with run.at_work():
-            trainer = _trainer(base, tokenizer, own, output, options, run.folder)
+            trainer = _trainer(model, tokenizer, own, output, options, run.folder)
             result = run.train(trainer, progress)
-            model: Any = trainer.model
+            adapted: Any = trainer.model
             card = _card(path.name, origin, output)
-            run.finish(result, partial(write_adapter, model=model, origin=origin, card=card))
-        model.unload()
+            run.finish(result, partial(write_adapter, model=adapted, origin=origin, card=card))
+        adapted.unload()
     return [path for path, _ in adapters]
 
 

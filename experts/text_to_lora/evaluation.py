@@ -104,7 +104,7 @@ def _scorer() -> Any:
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def compare(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, dict[str, Estimate]]:
+def paired_estimates(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, dict[str, Estimate]]:
     """Method → its `loss` and `rouge`, and `loss_difference` and `rouge_difference`: its own minus the reference's.
 
     The differences are paired by instance, so that what is hard for everyone cancels.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,23 @@ from experts.expert import read_config, read_z
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.reading import read_json
 from experts.svf.decomposition import Factors
-from experts.text_to_lora.encoder import TaskEncoder
+from experts.text_to_lora.encoder import TaskEncoder, make_encoder
 from experts.text_to_lora.examples import Rounds
 from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, SvfOutput, Written
-from experts.training.objective import check_schedule
+from experts.text_to_lora.rows import base_factors
+from experts.text_to_lora.run import Learning, NetworkTraining, check_network_run, train_network
+from experts.text_to_lora.shapes import read_matrices
+from experts.text_to_lora.tasks import Tasks
+from experts.text_to_lora.writer import Base, Design, TextToAdapter
+from experts.training.run import Result, Run
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """How a network is trained to write the adapters of a library. What has a default has the paper's."""
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(NetworkTraining):
+    """How a network is trained to write the adapters of a library."""
 
-    steps: int
-    """Optimiser steps."""
+    items_option: ClassVar[str] = "adapters_per_step"
+
     adapters: str
     """A folder of adapter folders, each named like its task, or an expert library."""
     loss: Literal["normalised", "difference"] = "normalised"
@@ -36,23 +41,62 @@ class Reconstruction:
     learning_rate: float = 1e-3
     adapters_per_step: int = 4
     micro_batch_size: int = 4
-    """Adapters of one forward and backward pass on one process."""
     weight_decay: float = 1e-3
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float = 0.1
-    """The share of the steps over which the learning rate rises."""
-    max_grad_norm: float = 1.0
     validation_adapters: int = 0
     """Held out to choose the best step; 0 validates on what was trained on, each adapter from its first description."""
-    validate_every: int = 100
-    patience: int | None = None
-    """Stop after this many validations in a row without a new best; None never stops early."""
-    seed: int = 42
 
     def __post_init__(self) -> None:
-        check_schedule(self)
-        counts = ("adapters_per_step", "micro_batch_size", "validate_every", "patience")
-        check_numbers(self, least=[*((name, 1) for name in counts), ("validation_adapters", 0)])
+        super().__post_init__()
+        check_numbers(self, least=[("validation_adapters", 0)])
+
+
+def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reconstruction, run: Run) -> Result:
+    """Trains a network to write the adapters of a library back from descriptions of their tasks.
+
+    The library decides about everything that is written but the size. The base's weights are needed for an encoder that
+    is the base itself, and for the difference that experts make.
+
+    Raises:
+        UserError: for anything that the library, the tasks, the base, the encoder or the folders lack.
+        Interrupted: after Ctrl-C, once a checkpoint is written.
+        Diverged: at the first NaN; what was best until then has been written.
+    """
+    check_network_run(run, options)
+    targets = read_targets(Path(options.adapters))
+    output = targets.output
+    if type(output) is not type(design.output):
+        raise UserError(f"{options.adapters} holds adapters of the kind {output.kind}: set output.kind to that")
+    if isinstance(output, LoraOutput) and isinstance(design.output, LoraOutput):
+        output = replace(output, size=design.output.size)
+    encoder = make_encoder(design.encoder, base.load, trust_remote_code=design.trust_remote_code)
+    torch.manual_seed(options.seed)
+    writer = TextToAdapter.untrained(
+        output,
+        read_matrices(base.config(), output.target_modules),
+        encoder,
+        base=base.name,
+        fingerprint=targets.fingerprint,
+        normalised=options.loss == "normalised",
+        **asdict(design.sizes),
+    )
+    needs_factors = isinstance(output, SvfOutput) and options.loss == "difference"
+    factors = base_factors(base.load()[0], writer.network) if needs_factors else None
+    described = {task.name: task.descriptions for task in (*tasks.train, *tasks.validation, *tasks.test)}
+    library = Library(targets, writer.network, embedded_descriptions(targets, described, encoder))
+    rows = list(range(len(targets.names)))
+    held_out, learned = rows[: options.validation_adapters], rows[options.validation_adapters :]
+    if not learned:
+        raise UserError(f"{options.adapters} has {len(rows)} adapters: none is left beside {len(held_out)} held out")
+    if options.loss == "normalised":
+        library.normalise(writer.network, learned)
+    learning = Learning(
+        ReconstructionLoss(writer.network, options.loss, factors),
+        library.items(options, learned),
+        [library.item(row) for row in held_out or learned],
+        collate,
+    )
+    return train_network(writer, learning, options, run)
 
 
 @dataclass(frozen=True)

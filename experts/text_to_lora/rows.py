@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from experts.svf.decomposition import Factors
-from experts.text_to_lora.network import LowRank, Written
+from experts.svf.decomposition import Factors, decompose, each_matrix
+from experts.text_to_lora.network import AdapterNetwork, LowRank, Written
 
 
 @contextmanager
@@ -67,3 +68,15 @@ def _z_hook(z: Tensor, factors: Factors) -> Any:
         return output + F.linear(hidden, factors.u[:, : z.shape[1]])
 
     return hook
+
+
+def base_factors(base: nn.Module, network: AdapterNetwork) -> dict[str, Factors]:
+    """U, s and Vᵀ of the matrices that a network writes z for; seconds where they are not in the cache."""
+    rank = getattr(network.spec.output, "rank", None)
+    weights: dict[str, Tensor] = {}
+    for matrix in network.spec.matrices:
+        module: Any = base.get_submodule(matrix.name)
+        weights[matrix.name] = module.weight.T if isinstance(module, Conv1D) else module.weight
+    device = next(iter(weights.values())).device
+    factors = each_matrix(lambda weight: decompose(weight, rank), list(weights.values()), device)
+    return dict(zip(weights, factors, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import yaml
@@ -13,13 +13,41 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from experts.text_to_lora.reconstruction import Reconstruction
-from experts.text_to_lora.supervised import Supervised
+from experts.outside.errors import check_numbers
 from experts.text_to_lora.writer import TextToAdapter, write_network
 from experts.training.callbacks import Diverged, Validation
-from experts.training.objective import divide
+from experts.training.objective import check_schedule, divide
 from experts.training.progress import Progress
 from experts.training.run import Result, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTraining:
+    """The options of every training of a network; what has a default has the paper's."""
+
+    items_option: ClassVar[str]
+    """The name of the option that says how many items one step takes."""
+
+    steps: int
+    """Optimiser steps."""
+    learning_rate: float
+    micro_batch_size: int
+    """Items of one forward and backward pass on one process; changes memory and speed, not the result."""
+    weight_decay: float
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    warmup: float
+    """The share of the steps over which the learning rate rises."""
+    max_grad_norm: float = 1.0
+    validate_every: int = 100
+    """Steps between validations; a checkpoint is written with each."""
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best; None never stops early."""
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        check_schedule(self)
+        counts = ("micro_batch_size", "validate_every", "patience", self.items_option)
+        check_numbers(self, least=[(name, 1) for name in counts])
 
 
 @dataclass(frozen=True)
@@ -68,7 +96,7 @@ class NetworkTrainer(Trainer):
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
-def check_network_run(run: Run, options: Supervised | Reconstruction) -> None:
+def check_network_run(run: Run, options: NetworkTraining) -> None:
     """Finds what is wrong with a run before anything is loaded for it, and leaves nothing behind.
 
     Raises:
@@ -81,7 +109,7 @@ def check_network_run(run: Run, options: Supervised | Reconstruction) -> None:
 def train_network(
     writer: TextToAdapter,
     learning: Learning,
-    options: Supervised | Reconstruction,
+    options: NetworkTraining,
     run: Run,
     *,
     callbacks: Sequence[TrainerCallback] = (),
@@ -116,12 +144,11 @@ def train_network(
     return result
 
 
-def _step_size(options: Supervised | Reconstruction) -> tuple[int, int]:
-    option = "tasks_per_step" if isinstance(options, Supervised) else "adapters_per_step"
-    return divide(option, getattr(options, option), options.micro_batch_size)
+def _step_size(options: NetworkTraining) -> tuple[int, int]:
+    return divide(options.items_option, getattr(options, options.items_option), options.micro_batch_size)
 
 
-def _arguments(options: Supervised | Reconstruction, folder: Path, device: torch.device) -> TrainingArguments:
+def _arguments(options: NetworkTraining, folder: Path, device: torch.device) -> TrainingArguments:
     micro_batch, accumulation = _step_size(options)
     every = min(options.validate_every, options.steps)
     return TrainingArguments(

@@ -9,59 +9,97 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
-from experts.outside.errors import check_numbers
-from experts.svf.decomposition import Factors, decompose, each_matrix
-from experts.text_to_lora.encoder import TaskEncoder
-from experts.text_to_lora.examples import Example, PromptStyle, Rounds, make_example, pad_examples, token_losses
+from experts.outside.chats import check_template
+from experts.outside.errors import UserError, check_numbers
+from experts.svf.fingerprint import fingerprint
+from experts.text_to_lora.encoder import TaskEncoder, make_encoder
+from experts.text_to_lora.examples import (
+    Example,
+    PromptStyle,
+    Rounds,
+    check_examples,
+    make_example,
+    pad_examples,
+    token_losses,
+)
 from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank
-from experts.text_to_lora.rows import adapted_rows
-from experts.text_to_lora.tasks import Task
-from experts.training.objective import check_schedule
+from experts.text_to_lora.rows import adapted_rows, base_factors
+from experts.text_to_lora.run import Learning, NetworkTraining, check_network_run, train_network
+from experts.text_to_lora.shapes import read_matrices
+from experts.text_to_lora.tasks import Task, Tasks
+from experts.text_to_lora.writer import Base, Design, TextToAdapter
+from experts.training.objective import check_tokenizer
+from experts.training.run import Result, Run
 
 
-@dataclass(frozen=True)
-class Supervised:
-    """How a network is trained on instances of tasks. What has a default has the paper's."""
+@dataclass(frozen=True, kw_only=True)
+class Supervised(NetworkTraining):
+    """How a network is trained on instances of tasks."""
 
-    steps: int
-    """Optimiser steps."""
+    items_option: ClassVar[str] = "tasks_per_step"
+
     learning_rate: float = 2.5e-5
     tasks_per_step: int = 8
     """Instances of one optimiser step, each of another task."""
     micro_batch_size: int = 8
-    """Instances of one forward and backward pass on one process; changes memory and speed, not the result."""
     weight_decay: float = 0.01
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float = 0.2
-    """The share of the steps over which the learning rate rises."""
-    max_grad_norm: float = 1.0
     label_smoothing: float = 0.1
     neftune_alpha: float = 5.0
     """Noise on the token embeddings; 0 for none."""
     penalty: float = 1e-3
     """On the mean square of what the heads write."""
     prompt: PromptStyle = field(default_factory=PromptStyle)
-    validate_every: int = 100
-    """Steps between validations on the held-out tasks; a checkpoint is written with each."""
     validation_instances: int = 8
     """Of each held-out task."""
-    patience: int | None = None
-    """Stop after this many validations in a row without a new best; None never stops early."""
-    seed: int = 42
 
     def __post_init__(self) -> None:
-        check_schedule(self)
-        counts = ("tasks_per_step", "micro_batch_size", "validate_every", "validation_instances", "patience")
+        super().__post_init__()
         shares = ("label_smoothing", "neftune_alpha", "penalty")
-        check_numbers(self, least=[*((name, 1) for name in counts), *((name, 0) for name in shares)])
+        check_numbers(self, least=[("validation_instances", 1), *((name, 0) for name in shares)])
+
+
+def train_supervised(design: Design, base: Base, tasks: Tasks, options: Supervised, run: Run) -> Result:
+    """Trains a network end to end on the training tasks, and writes it as it was best on the held-out ones.
+
+    Raises:
+        UserError: for anything that the tasks, the base, the encoder or the folders lack.
+        Interrupted: after Ctrl-C, once a checkpoint is written.
+        Diverged: at the first NaN; what was best until then has been written.
+    """
+    check_network_run(run, options)
+    if not tasks.train or not tasks.validation:
+        raise UserError("there are no training tasks, or validation_tasks holds none of them out")
+    model, tokenizer = base.load()
+    check_tokenizer(tokenizer)
+    check_template(tokenizer)
+    check_examples(model.config, tokenizer, options.prompt, [*tasks.train, *tasks.validation])
+    encoder = make_encoder(design.encoder, lambda: (model, tokenizer), trust_remote_code=design.trust_remote_code)
+    torch.manual_seed(options.seed)
+    writer = TextToAdapter.untrained(
+        design.output,
+        read_matrices(model, design.output.target_modules),
+        encoder,
+        base=base.name,
+        fingerprint=fingerprint(model),
+        **asdict(design.sizes),
+    )
+    writer.network.to(model.device)
+    assert isinstance(tokenizer.pad_token_id, int)
+    learning = Learning(
+        AnswerLoss(model, writer.network, options),
+        training_items(tasks.train, tokenizer, encoder, options),
+        validation_items(tasks.validation, tokenizer, encoder, options),
+        Collator(tokenizer.pad_token_id),
+    )
+    return train_network(writer, learning, options, run)
 
 
 @dataclass(frozen=True)
@@ -155,15 +193,3 @@ def _mean_square(written: Mapping[str, Any]) -> Tensor:
         for adapter in written.values()
     ]
     return torch.stack(squares).mean()
-
-
-def base_factors(base: nn.Module, network: AdapterNetwork) -> dict[str, Factors]:
-    """U, s and Vᵀ of the matrices that a network writes z for; seconds where they are not in the cache."""
-    rank = getattr(network.spec.output, "rank", None)
-    weights: dict[str, Tensor] = {}
-    for matrix in network.spec.matrices:
-        module: Any = base.get_submodule(matrix.name)
-        weights[matrix.name] = module.weight.T if isinstance(module, Conv1D) else module.weight
-    device = next(iter(weights.values())).device
-    factors = each_matrix(lambda weight: decompose(weight, rank), list(weights.values()), device)
-    return dict(zip(weights, factors, strict=True))

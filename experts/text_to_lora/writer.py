@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,51 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from experts.exchange.lora import Lora
 from experts.expert import Expert
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import atomic_folder
 from experts.outside.reading import read_json
-from experts.text_to_lora.encoder import BASE, SentenceEncoder, TaskEncoder, tidy
+from experts.text_to_lora.encoder import BASE, LoadBase, SentenceEncoder, TaskEncoder, make_encoder, tidy
 from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, NetworkConfig, SvfOutput, Written
-from experts.text_to_lora.shapes import Matrix
+from experts.text_to_lora.shapes import Matrix, check_same_matrices, read_matrices
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base by its name, of which no more is loaded than is needed."""
+
+    name: str
+    config: Callable[[], PreTrainedConfig]
+    load: LoadBase
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a network, where they are not the paper's."""
+
+    latent_size: int = 128
+    head_size: int = 512
+    dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least=[("latent_size", 1), ("head_size", 1), ("dropout", 0)])
+        if self.dropout >= 1:
+            raise UserError(f"dropout must be below 1, not {self.dropout}")
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a network is to be, before it knows the matrices of its base."""
+
+    output: LoraOutput | SvfOutput
+    encoder: str
+    """A built-in name, a hub id or a folder; "base" is the base model's own last token."""
+    trust_remote_code: bool = False
+    """Let an encoder of the hub run the code that it brings."""
+    sizes: Sizes = field(default_factory=Sizes)
 
 
 class TextToAdapter:
@@ -133,6 +169,31 @@ def shipped_network(base_name: str) -> Path | None:
     """The folder of the network that comes with the package for a base, or None."""
     folder = Path(__file__).parent / "shipped" / base_name
     return folder if (folder / "network.json").is_file() else None
+
+
+def load_writer(
+    network: Path,
+    base_named: Callable[[str | None], Base],
+    *,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> TextToAdapter:
+    """A trained network with its encoder, also where that is the base itself.
+
+    Args:
+        base_named: the base of a name, and for None the one to take where nobody names any.
+        model: the base that the adapters are for, whose matrices are then compared with the network's; its config is
+            enough.
+
+    Raises:
+        UserError: if the folder holds no network, or one for another base.
+    """
+    read = read_network(network)
+    spec = read.spec
+    base = base_named(model or spec.base)
+    if model is not None:
+        check_same_matrices(spec.matrices, read_matrices(base.config(), spec.output.target_modules))
+    return TextToAdapter(read, make_encoder(spec.encoder, base.load, trust_remote_code=trust_remote_code))
 
 
 def write_network(network: AdapterNetwork, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from selfadapt.verbs import show
+from selfadapt.verbs import check_output, show
 from selfadapt.verbs.usage import parsed
 
 
@@ -82,14 +82,12 @@ def t2l_generate(
     """
     from dataclasses import asdict
 
-    from experts.outside.errors import UserError
-    from experts.outside.files import check_writable
-    from selfadapt.t2l import find_network, load_writer
+    from experts.text_to_lora.writer import load_writer
+    from selfadapt.t2l import base_named, find_network
 
-    if output.exists():
-        raise UserError(f"{output} exists already; choose another --output, or remove it first")
-    check_writable(output.parent)
-    writer = load_writer(network or find_network(model), model=model, trust_remote_code=trust_remote_code)
+    check_output(output)
+    folder = network or find_network(model)
+    writer = load_writer(folder, base_named, model=model, trust_remote_code=trust_remote_code)
     (adapter,) = writer.generate([description])
     adapter.write(output)
     spec = writer.network.spec
@@ -119,10 +117,10 @@ def t2l_evaluate(
     trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
-    """Compare written adapters with rivals and controls on the official test tasks: loss and ROUGE-L.
+    """Compare written adapters with baselines and controls on the official test tasks: loss and ROUGE-L.
 
     Args:
-        network: the folder that `selfadapt t2l train` wrote; without it only the rivals are compared.
+        network: the folder that `selfadapt t2l train` wrote; without it only the baselines are compared.
         model: the base: a built-in name, a hub id or a folder.
         dtype: of the base; by default float32 on a CPU, and the checkpoint's own on an accelerator.
         tasks: the folder of the tasks, or a data set on the hub.
@@ -141,32 +139,25 @@ def t2l_evaluate(
     from dataclasses import asdict
 
     from experts.outside.errors import UserError, check_whole
-    from experts.text_to_lora.evaluation import compare
+    from experts.text_to_lora.baselines import Comparison, compare_methods
+    from experts.text_to_lora.evaluation import paired_estimates
     from experts.text_to_lora.tasks import TaskData
-    from selfadapt.t2l import compare_methods
+    from selfadapt.t2l import base_named
 
     check_whole("--instances", instances)
     check_whole("--max-new-tokens", max_new_tokens)
     for folder in (network, adapters, multi_task, oracles):
         if folder is not None and not folder.is_dir():
             raise UserError(f"no such folder: {folder}")
-    scores = compare_methods(
-        network,
-        TaskData(tasks, descriptions, validation_tasks=0),
-        model=model,
-        dtype=dtype,
-        with_definition=with_definition,
-        adapters=adapters,
-        multi_task=multi_task,
-        oracles=oracles,
-        split=split,
-        instances=instances,
-        max_new_tokens=max_new_tokens,
-        trust_remote_code=trust_remote_code,
-        say=lambda line: print(line, file=sys.stderr),
+    if split == "train" and oracles is None:
+        raise UserError("training tasks are for what learned their adapters: say with --oracles where these are")
+    comparison = Comparison(
+        network, adapters, multi_task, oracles, split, with_definition, instances, max_new_tokens, trust_remote_code
     )
+    data = TaskData(tasks, descriptions, validation_tasks=0)
+    scores = compare_methods(comparison, data, base_named(model, dtype).load, lambda name: print(name, file=sys.stderr))
     reference = "base" if network is None else "written"
-    table = compare(scores, reference)
+    table = paired_estimates(scores, reference)
     rows = [
         f"| {name} | {own['loss']} | {own['loss_difference']} | {own['rouge']} | {own['rouge_difference']} |"
         for name, own in table.items()
@@ -187,7 +178,7 @@ def t2l_evaluate(
 
 
 def t2l() -> None:
-    """Train networks that write adapters from descriptions, write one, and compare them with rivals."""
+    """Train networks that write adapters from descriptions, write one, and compare them with baselines."""
 
 
 T2L: dict[str, Callable[..., Any]] = {"train": T2LTrain, "generate": t2l_generate, "evaluate": t2l_evaluate}

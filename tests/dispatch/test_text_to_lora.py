@@ -19,9 +19,8 @@ from experts.svf import SVFModel
 from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import LoraOutput, SvfOutput
-from experts.text_to_lora.rows import adapted_rows
+from experts.text_to_lora.rows import adapted_rows, base_factors
 from experts.text_to_lora.shapes import read_matrices
-from experts.text_to_lora.supervised import base_factors
 from experts.text_to_lora.writer import TextToAdapter
 
 PROMPTS = ["Add 2 and 3.", "Say hello in French.", "Add 2 and 3."]

@@ -16,11 +16,12 @@ from experts.engine.native import generate, loglikelihood
 from experts.outside.errors import UserError
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
 from experts.text_to_lora.baselines import adapter_methods, prompt_methods, random_text, written_methods
-from experts.text_to_lora.evaluation import Method, Score, compare, evaluate, rouge_l
+from experts.text_to_lora.evaluation import Method, Score, evaluate, paired_estimates, rouge_l
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.reconstruction import read_targets
 from experts.text_to_lora.tasks import Instance, Task, Tasks
+from experts.text_to_lora.writer import Base
 from experts.training.statistics import over_tasks
 
 STYLE = PromptStyle(with_definition=False)
@@ -72,7 +73,7 @@ def test_differences_are_paired() -> None:
         "written": [Score(name, "0", loss, 50.0) for name, loss in hard.items()],
         "base": [Score(name, "0", loss + 0.25, 40.0) for name, loss in hard.items()],
     }
-    table = compare(scores, "written")
+    table = paired_estimates(scores, "written")
     assert table["base"]["loss_difference"].low == pytest.approx(0.25)
     assert table["base"]["loss_difference"].high == pytest.approx(0.25)
     assert table["base"]["rouge_difference"].mean == -10
@@ -112,6 +113,13 @@ def test_random_text_is_a_function_of_its_seed() -> None:
     assert len(random_text(1).split()) == 12
 
 
+GIVEN = Tasks(TASKS, [], [])
+
+
+def tiny_base(model: Any, tokenizer: Any) -> Base:
+    return Base("tiny", lambda: model.config, lambda: (model, tokenizer))
+
+
 OPTIONS = TaskAdapters(steps=30, learning_rate=0.02, leave_out=2, instances_per_step=4, prompt=STYLE)
 
 
@@ -120,10 +128,8 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
     output: Any, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
-    tasks = Tasks(TASKS, [], [])
-    train = lambda: train_adapters(  # noqa: E731
-        tiny_model, tiny_tokenizer, tasks, output, OPTIONS, tmp_path / "adapters", base_name="tiny"
-    )
+    base = tiny_base(tiny_model, tiny_tokenizer)
+    train = lambda: train_adapters(base, GIVEN, output, OPTIONS, tmp_path / "adapters")  # noqa: E731
     paths = train()
     assert [path.name for path in paths] == ["a", "b"]
     after = tiny_model.state_dict()
@@ -143,8 +149,8 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
 
     (oracle,) = adapter_methods(tiny_model, STYLE, oracles=tmp_path / "adapters")
     known = evaluate(oracle, tiny_tokenizer, TASKS, instances=2, max_new_tokens=3)
-    base = evaluate(prompt_methods(tiny_model, STYLE)[0], tiny_tokenizer, TASKS, instances=2, max_new_tokens=3)
-    assert all(own.loss < other.loss - 1 for own, other in zip(known, base, strict=True))
+    plain = evaluate(prompt_methods(tiny_model, STYLE)[0], tiny_tokenizer, TASKS, instances=2, max_new_tokens=3)
+    assert all(own.loss < other.loss - 1 for own, other in zip(known, plain, strict=True))
     if isinstance(output, SvfOutput):
         with pytest.raises(UserError, match="other adapters than LoRAs"):
             adapter_methods(tiny_model, STYLE, adapters=tmp_path / "adapters")
@@ -155,11 +161,11 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
         evaluate(oracle, tiny_tokenizer, [task("c", "ccc")], instances=1)
 
 
-def test_rivals_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    tasks = Tasks(TASKS, [], [])
-    train_adapters(tiny_model, tiny_tokenizer, tasks, LoraOutput(), OPTIONS, tmp_path / "each", base_name="tiny")
+def test_baselines_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    base = tiny_base(tiny_model, tiny_tokenizer)
+    train_adapters(base, GIVEN, LoraOutput(), OPTIONS, tmp_path / "each")
     one = replace(OPTIONS, one_for_all=True)
-    train_adapters(tiny_model, tiny_tokenizer, tasks, LoraOutput(), one, tmp_path / "all", base_name="tiny")
+    train_adapters(base, GIVEN, LoraOutput(), one, tmp_path / "all")
     methods = adapter_methods(tiny_model, STYLE, adapters=tmp_path / "each", multi_task=tmp_path / "all")
     assert [m.name for m in methods] == ["average of LoRAs", "Arrow routing of LoRAs", "multi-task adapter"]
     ids = torch.arange(3, 20)[None]
@@ -191,6 +197,6 @@ def test_rivals_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp
 def test_tasks_without_enough_instances_are_named(
     change: dict[str, Any], message: str, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    options, tasks = replace(OPTIONS, **change), Tasks(TASKS, [], [])
+    options, base = replace(OPTIONS, **change), tiny_base(tiny_model, tiny_tokenizer)
     with pytest.raises(UserError, match=message):
-        train_adapters(tiny_model, tiny_tokenizer, tasks, LoraOutput(), options, tmp_path / "x", base_name="tiny")
+        train_adapters(base, GIVEN, LoraOutput(), options, tmp_path / "x")

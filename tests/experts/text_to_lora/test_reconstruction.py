@@ -24,9 +24,9 @@ from experts.text_to_lora.reconstruction import (
     embedded_descriptions,
     read_targets,
 )
+from experts.text_to_lora.rows import base_factors
 from experts.text_to_lora.run import Learning, train_network
 from experts.text_to_lora.shapes import Matrix
-from experts.text_to_lora.supervised import base_factors
 from experts.text_to_lora.writer import TextToAdapter
 from experts.training.run import Run
 
@@ -84,7 +84,7 @@ def make(folder: Path, encoder: Any, options: Reconstruction, size: Any = "L") -
 def test_a_normalised_network_begins_at_the_mean_of_the_library(
     kind: str, size: str, encoder: Any, tmp_path: Path
 ) -> None:
-    options = Reconstruction(1, "")
+    options = Reconstruction(steps=1, adapters="")
     folder = lora_library(tmp_path) if kind == "lora" else svf_library(tmp_path)
     writer, _, targets = make(folder, encoder, options, size)
     means = [numbers.mean(0) for numbers in writer.network.numbers(targets.adapters)]
@@ -98,7 +98,14 @@ def test_the_library_comes_back_from_its_descriptions(kind: str, loss: Any, enco
     torch.manual_seed(0)
     folder = lora_library(tmp_path / kind) if kind == "lora" else svf_library(tmp_path / kind)
     options = Reconstruction(
-        300, "", loss, learning_rate=3e-3, adapters_per_step=3, micro_batch_size=3, validate_every=100, weight_decay=0
+        steps=300,
+        adapters="",
+        loss=loss,
+        learning_rate=3e-3,
+        adapters_per_step=3,
+        micro_batch_size=3,
+        validate_every=100,
+        weight_decay=0,
     )
     writer, library, targets = make(folder, encoder, options)
     base = torch.nn.ModuleDict()  # only its weights matter here
