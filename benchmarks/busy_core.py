@@ -11,16 +11,16 @@ import subprocess
 import sys
 import time
 
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from selfadapt import load_base
 
 
 def answer(rows: int, new_tokens: int) -> None:
     model, tokenizer = load_base()
     prompts = [f"What is {i} + {i % 7} - 3? Answer with the number only." for i in range(rows)]
-    generate(model, tokenizer, prompts[:1], max_new_tokens=2)
+    NativeEngine(model, tokenizer).generate(prompts[:1], max_new_tokens=2)
     start = time.perf_counter()
-    generate(model, tokenizer, prompts, max_new_tokens=new_tokens)
+    NativeEngine(model, tokenizer).generate(prompts, max_new_tokens=new_tokens)
     print(f"{time.perf_counter() - start:.1f} s")
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from dispatch import Calibration, EmbeddingDispatcher, PromptDispatcher
 from dispatch.base import question
 from dispatch.embedding import PROMPTS
+from experts.engine import NativeEngine
 from experts.mixture import Mixture
 from experts.outside.files import write_json
 from experts.text_to_lora.encoder import encode
@@ -73,11 +74,15 @@ def main() -> None:
     if options.classifier:
         model: Any = PeftModel.from_pretrained(base, str(options.classifier), adapter_name="classifier").eval()
         names = Calibration.of_names(len(NAMES))
-        ways = {"classifier": PromptDispatcher(model, tokenizer, categories, expert="classifier", calibration=names)}
+        ways = {
+            "classifier": PromptDispatcher(
+                NativeEngine(model, tokenizer), categories, expert="classifier", calibration=names
+            )
+        }
     else:
         vectors = [encode(own) for own in train]
         described = encode(list(categories.values()))
-        prompt = PromptDispatcher(base, tokenizer, categories)
+        prompt = PromptDispatcher(NativeEngine(base, tokenizer), categories)
         sample = [text for own in train for text in own[:CALIBRATED_ON]]
         answers = torch.tensor([k for k, own in enumerate(train) for _ in own[:CALIBRATED_ON]])
         calibration = Calibration.fitted(prompt.scores(sample), answers)
@@ -86,7 +91,7 @@ def main() -> None:
             "embedding": EmbeddingDispatcher(NAMES, described, vectors),
             "prompt, descriptions only": prompt,
             f"prompt, calibrated on {CALIBRATED_ON} each": PromptDispatcher(
-                base, tokenizer, categories, calibration=calibration
+                NativeEngine(base, tokenizer), categories, calibration=calibration
             ),
         }
 

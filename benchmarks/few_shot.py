@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dispatch.few_shot import Search, matrix_groups, the_best
-from experts.engine.native import generate, loglikelihood, under
+from experts.engine import NativeEngine, mixed
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
 from experts.svf.decomposition import decompose
@@ -100,13 +100,13 @@ def main() -> None:
                     z[: len(difference)] += difference
                     torch.mm(u * (s * z), vt, out=weights[matrix])
             with timed("answers"):
-                texts = generate(plain, tokenizer, prompts, max_new_tokens=search.max_new_tokens)
+                texts = NativeEngine(plain, tokenizer).generate(prompts, max_new_tokens=search.max_new_tokens)
                 scores[candidate, 0] = torch.tensor(domain.reward(texts, **columns)).mean()
             with timed("likelihoods"):
-                scores[candidate, 1] = loglikelihood(plain, tokenizer, prompts, columns["answer"]).mean()
+                scores[candidate, 1] = NativeEngine(plain, tokenizer).loglikelihood(prompts, columns["answer"]).mean()
             of_matrix = {matrix: alpha[None, :, group] for matrix, group in groups.items()}
             mixture = Mixture(tuple(library.names), alpha.mean(1)[None], of_matrix)
-            with timed("merging"), under(model, mixture):
+            with timed("merging"), mixed(model, mixture):
                 pass
         ranking = sorted(range(len(alphas)), key=lambda c: tuple(scores[c].tolist()), reverse=True)
         print("the same elite:", found["the elite"] == ranking[:elite], end=", ")

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from dispatch.few_shot import Found, Search, matrix_groups, mixture_of, search, the_best
+from experts.engine import NativeEngine
 from experts.training.evaluation import held_out_scores
 from experts.training.statistics import accuracy
 from selfadapt.grid.experiment import EXAMPLES, Evaluation, find_experiment, read_experiment
@@ -46,7 +47,7 @@ def reference_search(
         alphas = alphas.clamp(0, 1)
         alphas[0] = incumbent
         order, scores = the_best(
-            model, tokenizer, names, alphas, groups, rows, reward, options, places=options.population
+            NativeEngine(model, tokenizer), names, alphas, groups, rows, reward, options, places=options.population
         )
         incumbent = alphas[order[0]]
         yield Found(mixture_of(names, incumbent[None], groups), *scores[0].tolist())

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dispatch import Calibration, Dispatcher, Fixed, PromptDispatcher, calibration_path, find_dispatcher
 from experts.domains import Domain
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
 from experts.outside.files import write_json
@@ -50,7 +50,7 @@ def main() -> None:
     owner = torch.tensor([k for k, own in enumerate(rows) for _ in own])
 
     def scores(mixture: Mixture) -> list[float]:
-        texts = generate(model, tokenizer, prompts, max_new_tokens=options.new_tokens, mixture=mixture)
+        texts = NativeEngine(model, tokenizer).generate(prompts, max_new_tokens=options.new_tokens, mixture=mixture)
         rewards: list[float] = []
         for domain, own in zip(domains, rows, strict=True):
             columns = {column: [row[column] for row in own] for column in own[0] if column != "prompt"}
@@ -60,7 +60,7 @@ def main() -> None:
     ways: dict[str, Dispatcher] = {"base": Fixed(Mixture.of({}))}
     ways |= {f"expert {name}": Fixed(Mixture.of({name: 1.0})) for name in library.names}
     ways |= {
-        name: find_dispatcher(name, library, model, tokenizer)
+        name: find_dispatcher(name, library, NativeEngine(model, tokenizer))
         for name in ("prompt", "classifier", "embedding")
         if name != "classifier" or library.classifier
     }
@@ -81,7 +81,7 @@ def _calibrate(
     prompts = [row["prompt"] for domain in domains for row in domain.load("train").to_list()[:each]]
     labels = torch.arange(len(domains)).repeat_interleave(each)
     for reader in ("prompt", "classifier"):
-        dispatcher = find_dispatcher(reader, library, model, tokenizer)
+        dispatcher = find_dispatcher(reader, library, NativeEngine(model, tokenizer))
         assert isinstance(dispatcher, PromptDispatcher)
         calibration = Calibration.fitted(dispatcher.scores(prompts), labels)
         calibration.write(calibration_path(library, reader), library.names)

@@ -12,7 +12,7 @@ import torch
 from sidebyside import side_by_side
 
 from dispatch import EmbeddingDispatcher, PromptDispatcher
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from experts.library import CLASSIFIER, ExpertLibrary, shipped_library
 from selfadapt import load_base
 
@@ -37,7 +37,7 @@ def main() -> None:
     ids = [tokenizer.encode(f"{row}. {TEXT * 4}")[: options.tokens] for row in range(options.rows)]
     prompts = tokenizer.batch_decode(ids)
     inputs = torch.tensor(ids)
-    prompt = PromptDispatcher(model, tokenizer, library.descriptions())
+    prompt = PromptDispatcher(NativeEngine(model, tokenizer), library.descriptions())
     embedding = EmbeddingDispatcher.from_library(library)
 
     def prefill() -> None:
@@ -48,10 +48,10 @@ def main() -> None:
         "bare prefill": prefill,
         "prompt": lambda: prompt(prompts),
         "embedding": lambda: embedding(prompts),
-        "pass two": lambda: generate(model, tokenizer, prompts, max_new_tokens=options.new_tokens),
+        "pass two": lambda: NativeEngine(model, tokenizer).generate(prompts, max_new_tokens=options.new_tokens),
     }
     if library.classifier:
-        classifier = PromptDispatcher(model, tokenizer, library.descriptions(), expert=CLASSIFIER)
+        classifier = PromptDispatcher(NativeEngine(model, tokenizer), library.descriptions(), expert=CLASSIFIER)
         alternatives["classifier"] = lambda: classifier(prompts)
     # The answers must not end early: no token ends them.
     model.generation_config.eos_token_id = -1

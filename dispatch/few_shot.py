@@ -27,11 +27,11 @@ from typing import Any, Literal, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from dispatch.racing import Pair, race
-from experts.engine.native import ROWS_PER_READ, check_context
-from experts.engine.population import Population
+from experts.engine import NativeEngine, Population, check_context
+from experts.engine.batches import ROWS_PER_READ
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
 from experts.outside.errors import SEEDS, UserError, check_whole
@@ -80,8 +80,7 @@ class Found:
 
 
 def search(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: NativeEngine,
     names: Sequence[str],
     rows: Sequence[dict[str, Any]],
     reward: Reward,
@@ -108,31 +107,30 @@ def search(
     if len(rows) < 2:
         raise UserError(f"a search needs at least 2 examples, one to search and one to choose with, not {len(rows)}")
     # Before any work: what the base cannot be shown, and what is too long for it.
-    answers = tokenizer([row["answer"] for row in rows], add_special_tokens=False)["input_ids"]
-    for prompt, answer in zip(tokenize(tokenizer, [row["prompt"] for row in rows]), answers, strict=True):
-        check_context(cast(Any, model.config), len(prompt), max(options.max_new_tokens, len(answer)))
+    answers = cast(Any, engine.tokenizer)([row["answer"] for row in rows], add_special_tokens=False)["input_ids"]
+    for prompt, answer in zip(tokenize(engine.tokenizer, [row["prompt"] for row in rows]), answers, strict=True):
+        check_context(engine.model.config, len(prompt), max(options.max_new_tokens, len(answer)))
     generator = torch.Generator().manual_seed(options.seed)
     order = torch.randperm(len(rows), generator=generator).tolist()
     searching, choosing = ([rows[i] for i in order[part::2]] for part in (0, 1))
-    groups = matrix_groups(model, options.per)
+    groups = matrix_groups(engine.model, options.per)
     size = (len(names), 1 + max(groups.values()))  # K experts, G weights each
     mean, std = torch.full(size, 1 / len(names)), torch.full(size, options.std)
     elite = max(2, round(options.elite * options.population))
     finalists = [torch.zeros(size), *(one[:, None].expand(size) for one in torch.eye(len(names)))]
     for generation in range(options.generations):
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
-        best, scores = the_best(model, tokenizer, names, alphas, groups, searching, reward, options, places=elite)
+        best, scores = the_best(engine, names, alphas, groups, searching, reward, options, places=elite)
         mean, std = alphas[best].mean(0), alphas[best].std(0).clamp(min=options.least_std)
         finalists += [alphas[best[0]], mean]
         on_generation(generation + 1, *scores[0].tolist())
     candidates = torch.stack(finalists)
-    best, scores = the_best(model, tokenizer, names, candidates, groups, choosing, reward, options, places=1)
+    best, scores = the_best(engine, names, candidates, groups, choosing, reward, options, places=1)
     return Found(mixture_of(names, candidates[best], groups), *scores[0].tolist())
 
 
 def the_best(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: NativeEngine,
     names: Sequence[str],
     alphas: Tensor,  # [C, K, G]
     groups: dict[str, int],
@@ -145,8 +143,7 @@ def the_best(
     columns = {column: [row[column] for row in rows] for column in rows[0]}
     prompts = columns.pop("prompt")
     population = Population(
-        model,
-        tokenizer,
+        engine,
         prompts,
         columns["answer"],
         mixture_of(names, alphas, groups),
@@ -160,13 +157,14 @@ def the_best(
         return torch.tensor(reward(texts, **asked)), likelihoods
 
     # Three times as many rows as make computing take longer than reading the weights.
-    wave = 3 * ROWS_PER_READ.get(model.device.type, 256)
+    wave = 3 * ROWS_PER_READ.get(engine.model.device.type, 256)
     return race(ask, len(alphas), len(rows), places, wave)
 
 
-def matrix_groups(model: PeftModel, per: str) -> dict[str, int]:
+def matrix_groups(model: PreTrainedModel | PeftModel, per: str) -> dict[str, int]:
     """Adapted matrix → the number of the weight that it follows."""
-    matrices = [name for name, module in plain_modules(model.get_base_model()).items() if isinstance(module, SVFLinear)]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    matrices = [name for name, module in plain_modules(base).items() if isinstance(module, SVFLinear)]
     if per == "model":
         return dict.fromkeys(matrices, 0)
     if per == "matrix":

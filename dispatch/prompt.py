@@ -13,10 +13,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import DynamicCache, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch.base import decide, question
-from experts.engine.native import attention_window, evaluating, follow, generate, pad, under
+from experts.engine import NativeEngine
+from experts.engine.batches import pad_batch
+from experts.engine.context import attention_window, context_of
+from experts.engine.forward import evaluating, forward_cached, mixed
+from experts.library import CLASSIFIER, ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, render, tokenize
 from experts.outside.errors import UserError
@@ -113,11 +117,11 @@ class PromptDispatcher:
     asked about, and their mean score is taken off.
 
     Args:
-        model: the base, with or without experts.
+        engine: runs the base. No other than the native one lets anybody look into it.
         categories: expert's name → description, K of them.
-        expert: who reads the prompts: an expert that `model` carries; None is the base.
+        expert: who reads the prompts: an expert that the engine carries; None is the base.
         calibration: fitted for these categories and this reader.
-        least: the confidence below which the dispatcher abstains; 0 never abstains.
+        min_confidence: the one below which the dispatcher abstains; 0 never abstains.
         soft: whether to mix the experts by their probabilities instead of choosing one.
         free: let the reader write its answer, and look for one of the names in it (`named`), as the paper does; slower,
             and an answer that names none or several abstains.
@@ -128,28 +132,26 @@ class PromptDispatcher:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+        engine: NativeEngine,
         categories: Mapping[str, str],
         *,
         expert: str | None = None,
         calibration: Calibration | None = None,
-        least: float = 0.0,
+        min_confidence: float = 0.0,
         soft: bool = False,
         free: bool = False,
         batch_size: int = 16,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        self.engine = engine
         self.categories = dict(categories)
         self.reader = Mixture.of({} if expert is None else {expert: 1.0})
         self.calibration = calibration
-        self.least = least
+        self.min_confidence = min_confidence
         self.soft = soft
         self.free = free
         self.batch_size = batch_size
-        text = text_tokenizer(tokenizer)
-        pieces = _around(tokenizer, categories)
+        text = text_tokenizer(engine.tokenizer)
+        pieces = _around(engine.tokenizer, categories)
         self._pieces = pieces and [text.encode(piece, add_special_tokens=False) for piece in pieces]
         self._before = self._pieces[0] if self._pieces else []
         # The end of the turn tells an answer from a longer one that begins with it.
@@ -161,9 +163,23 @@ class PromptDispatcher:
             for answers in (categories.keys(), categories.values())
         )
         self._ways = _ways([*_branches(self._names), *_branches(self._descriptions)])
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        self._window = min(self._context, attention_window(model.config))
+        config = engine.model.config
+        self._context = context_of(config) or 1 << 30
+        self._window = min(self._context, attention_window(config))
         self._prefix: tuple[Any, DynamicCache] | None = None
+
+    @classmethod
+    def from_library(cls, library: ExpertLibrary, engine: NativeEngine) -> PromptDispatcher:
+        """Read by the base, with the calibration that lies in the library, if it is for its experts."""
+        calibration = Calibration.read(calibration_path(library, "prompt"), library.names)
+        return cls(engine, library.descriptions(), calibration=calibration)
+
+    @classmethod
+    def of_classifier(cls, library: ExpertLibrary, engine: NativeEngine) -> PromptDispatcher:
+        """Read by the library's classification expert; trusts the names that it says, if nothing is calibrated."""
+        calibration = Calibration.read(calibration_path(library, CLASSIFIER), library.names)
+        calibration = calibration or Calibration.of_names(len(library))
+        return cls(engine, library.descriptions(), expert=CLASSIFIER, calibration=calibration)
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
         if self.free:
@@ -172,7 +188,7 @@ class PromptDispatcher:
             self.calibration = Calibration.centred(self.scores(list(self.categories.values())))
         logits = self.scores(prompts) @ self.calibration.weight + self.calibration.bias  # [B, K]
         probabilities = logits.softmax(1)
-        return decide([*self.categories], probabilities, probabilities.max(1).values >= self.least, self.soft)
+        return decide([*self.categories], probabilities, probabilities.max(1).values >= self.min_confidence, self.soft)
 
     @torch.inference_mode()
     def scores(self, prompts: Sequence[str | Chat]) -> Tensor:
@@ -180,7 +196,7 @@ class PromptDispatcher:
         questions = [self._asked(question(prompt))[len(self._before) :] for prompt in prompts]
         scores = torch.zeros(len(prompts), 2 * len(self.categories))
         by_length = sorted(range(len(prompts)), key=lambda row: len(questions[row]))
-        with evaluating(self.model), under(self.model, self.reader):
+        with evaluating(self.engine.model), mixed(self.engine.model, self.reader):
             prefix = self._read_before()
             for start in range(0, len(by_length), self.batch_size):
                 rows = by_length[start : start + self.batch_size]
@@ -189,12 +205,13 @@ class PromptDispatcher:
 
     def _read_before(self) -> DynamicCache:
         """Keys and values of what stands before a question, computed once for a model's dtype and device."""
-        kept, place = self._prefix, (self.model.dtype, self.model.device)
+        model = self.engine.model
+        kept, place = self._prefix, (model.dtype, model.device)
         if kept is None or kept[0] != place:
-            kept = place, DynamicCache(config=self.model.config.get_text_config())
+            kept = place, DynamicCache(config=model.config.get_text_config())
             if self._before:
-                before = torch.tensor([self._before], device=self.model.device)
-                follow(self.model, before, torch.ones_like(before), kept[1], keep=1)
+                before = torch.tensor([self._before], device=model.device)
+                forward_cached(model, before, torch.ones_like(before), kept[1], keep=1)
             self._prefix = kept  # whole, for other threads see it from now on
         return kept[1]
 
@@ -202,23 +219,24 @@ class PromptDispatcher:
         """`scores` of one batch; the cache holds what stands before a question."""
         cache.batch_repeat_interleave(len(questions))
         first, *others = self._ways
-        batch = pad(self.model, self.tokenizer, [[*asked, *first] for asked in questions])
+        model = self.engine.model
+        batch = pad_batch(model, self.engine.tokenizer, [[*asked, *first] for asked in questions])
         here = batch["attention_mask"]  # [B, T]
         mask = torch.cat([here.new_ones(len(here), len(self._before)), here], 1)
-        logits = follow(self.model, batch["input_ids"], mask, cache, keep=len(first) + 1)
+        logits = forward_cached(model, batch["input_ids"], mask, cache, keep=len(first) + 1)
         found = {first[:depth]: logits[:, depth] for depth in range(len(first) + 1)}
         answer = mask.shape[1] - len(first)  # where it begins
         for way, previous in zip(others, self._ways, strict=False):
             cache.crop(-len(previous))
             ids = torch.tensor([way] * len(here)).to(here)
             longer = torch.cat([mask[:, :answer], torch.ones_like(ids)], 1)
-            logits = follow(self.model, ids, longer, cache, keep=len(way))
+            logits = forward_cached(model, ids, longer, cache, keep=len(way))
             found |= {way[: depth + 1]: logits[:, depth] for depth in range(len(way))}
         return torch.cat([_choose(answers, found) for answers in (self._names, self._descriptions)], 1).cpu()
 
     def _asked(self, asked: str) -> list[int]:
         """Tokens of the chat that asks for the category of a question, which loses its middle where it is long."""
-        text = text_tokenizer(self.tokenizer)
+        text = text_tokenizer(self.engine.tokenizer)
         ids = text.encode(asked, add_special_tokens=False)
         for end in range(END, 0, -1):
             read = ids if len(ids) <= 2 * end else ids[:end] + ids[-end:]
@@ -228,7 +246,7 @@ class PromptDispatcher:
             else:
                 shown = asked if read is ids else cast(str, text.decode(read))
                 chat = text.encode(
-                    render(self.tokenizer, [asking(self.categories, shown)])[0], add_special_tokens=False
+                    render(self.engine.tokenizer, [asking(self.categories, shown)])[0], add_special_tokens=False
                 )
             if len(chat) + max(map(len, self._ways)) <= self._window:
                 return chat
@@ -237,9 +255,7 @@ class PromptDispatcher:
     def _written(self, prompts: Sequence[str | Chat]) -> Mixture:
         names = list(self.categories)
         new_tokens = BEFORE_A_NAME + max(map(len, self._names))
-        texts = generate(
-            self.model,
-            self.tokenizer,
+        texts = self.engine.generate(
             [self._turn(question(prompt), new_tokens) for prompt in prompts],
             max_new_tokens=new_tokens,
             mixture=self.reader.expand(len(prompts)),
@@ -253,11 +269,25 @@ class PromptDispatcher:
     def _turn(self, asked: str, new_tokens: int) -> str:
         """The user turn that asks about a question, of which the ends alone are read where it does not fit whole."""
         turn = asking(self.categories, asked)
-        if len(tokenize(self.tokenizer, [turn])[0]) + new_tokens <= self._context:
+        if len(tokenize(self.engine.tokenizer, [turn])[0]) + new_tokens <= self._context:
             return turn
-        text = text_tokenizer(self.tokenizer)
+        text = text_tokenizer(self.engine.tokenizer)
         ids = text.encode(asked, add_special_tokens=False)
         return asking(self.categories, cast(str, text.decode(ids[:END] + ids[-END:])))
+
+
+def check_classifier(library: ExpertLibrary) -> None:
+    """Raises UserError if a library has experts, but none that names domains."""
+    if library.names and library.classifier is None:
+        raise UserError(
+            f"the library {library.folder} has no classification expert; train one (configs/smollm2-135m/"
+            "classifier.yaml is an example) and put it there with `selfadapt experts add FOLDER --classifier`"
+        )
+
+
+def calibration_path(library: ExpertLibrary, reader: str) -> Path:
+    """Where the calibration of a reader of prompts, "prompt" or "classifier", lies in a library."""
+    return library.folder / f"{reader}_calibration.json"
 
 
 def _branches(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:

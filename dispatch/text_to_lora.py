@@ -8,22 +8,20 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.base import Dispatcher, question
+from experts.engine import Engine, NativeEngine
 from experts.expert import Expert
+from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
-from experts.svf import SVFLinear
-from experts.svf.fingerprint import refuse_other_base
-from experts.svf.names import plain_modules
-from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder
+from experts.svf.fingerprint import other_base
+from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
 from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.writer import TextToAdapter, read_network
 
@@ -32,7 +30,7 @@ Describe = Callable[[Sequence[str | Chat]], list[str | None]]
 PREFIX = "t2l-"  # of the names of written experts
 
 
-def told(description: str) -> Describe:
+def by_description(description: str) -> Describe:
     """The same description for all prompts, from whoever asks."""
     return lambda prompts: [description] * len(prompts)
 
@@ -58,19 +56,19 @@ def by_domain(dispatcher: Dispatcher, descriptions: Mapping[str, str]) -> Descri
 
 
 class T2LDispatcher:
-    """Writes an expert for every description and puts it into the model, where a mixture can name it.
+    """Writes an expert for every description and asks the engine to carry it, so that a mixture can name it.
 
     Written experts are called `t2l-` and a hash of network and description, and can stand in a mixture beside trained
-    ones. The model carries at most `kept` of them, or as many as mixtures name that still exist; of the others, those
+    ones. The engine carries at most `kept` of them, or as many as mixtures name that still exist; of the others, those
     used least recently go.
 
     Args:
-        writer: a network that writes SVF experts for the base of `model`.
-        model: carries the written experts beside those of its library; see `with_room`.
+        writer: a network that writes SVF experts for the engine's base.
+        engine: carries the written experts beside those of its library.
         describe: prompts → descriptions.
         beside: a dispatcher of trained experts to mix with; None uses written ones alone.
         share: what a written expert gets of a prompt's weights where `beside` has a say.
-        kept: how many written experts the model keeps.
+        kept: how many written experts the engine keeps.
 
     Raises:
         UserError: if the network writes LoRAs, or experts for another base.
@@ -79,7 +77,7 @@ class T2LDispatcher:
     def __init__(
         self,
         writer: TextToAdapter,
-        model: PeftModel,
+        engine: Engine,
         describe: Describe = by_prompt,
         *,
         beside: Dispatcher | None = None,
@@ -92,12 +90,12 @@ class T2LDispatcher:
                 "the network writes LoRAs, which are not experts and do not mix; "
                 "write one with `selfadapt t2l generate`, and load it with PEFT"
             )
-        if spec.fingerprint is not None:
-            refuse_other_base("the network", spec.fingerprint, None, model)
+        if spec.fingerprint is not None and spec.fingerprint != (found := engine.fingerprint):
+            raise other_base("the network", spec.fingerprint, found)
         if not 0 <= share <= 1:
             raise UserError(f"share must be between 0 and 1, not {share}")
         self.writer = writer
-        self.model = model
+        self.engine = engine
         self.describe = describe
         self.beside = beside
         self.share = share
@@ -111,28 +109,31 @@ class T2LDispatcher:
 
     @classmethod
     def from_pretrained(
-        cls,
-        network: Path,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        describe: Describe = by_prompt,
-        **options: Any,
+        cls, network: Path, engine: Engine, describe: Describe = by_prompt, **options: Any
     ) -> T2LDispatcher:
-        """Reads a network that `selfadapt t2l train` wrote. Its `model` is then the one to answer with.
+        """Reads a network that `selfadapt t2l train` wrote.
 
         Args:
-            model: a base, or one that carries a library's experts.
             options: `beside`, `share` and `kept`.
 
         Raises:
-            UserError: if the folder holds no network, or not one that writes experts for this base.
+            UserError: if the folder holds no network, or not one that writes experts for this base, or the network
+                reads with the base, which the engine does not let it.
         """
         read = read_network(network)
-        encoder = (
-            LastTokenEncoder(model, tokenizer) if read.spec.encoder == BASE else SentenceEncoder(read.spec.encoder)
-        )
-        writer = TextToAdapter(read, encoder)
-        return cls(writer, with_room(model, writer), describe, **options)
+        encoder: TaskEncoder
+        if read.spec.encoder != BASE:
+            encoder = SentenceEncoder(read.spec.encoder)
+        elif isinstance(engine, NativeEngine):
+            encoder = LastTokenEncoder(engine.model, cast(Any, engine.tokenizer))
+        else:
+            raise UserError(f"the network in {network} reads with the base, which only the native engine lets it")
+        return cls(TextToAdapter(read, encoder), engine, describe, **options)
+
+    @classmethod
+    def from_library(cls, library: ExpertLibrary, engine: Engine) -> T2LDispatcher:
+        """By the network that lies in the library."""
+        return cls.from_pretrained(network_path(library), engine)
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
         trained = None if self.beside is None else self.beside(prompts)
@@ -148,15 +149,15 @@ class T2LDispatcher:
         return mixture
 
     def _carry(self, texts: Sequence[str]) -> list[str]:
-        """The names of the experts of these descriptions, which the model carries until they are released."""
+        """The names of the experts of these descriptions, which the engine carries until they are released."""
         names = [PREFIX + hashlib.sha256(self._network + text.encode()).hexdigest()[:12] for text in texts]
         with self._carrying:
-            missing = [row for row, name in enumerate(names) if name not in self.model.peft_config]
+            missing = [row for row, name in enumerate(names) if name not in self.engine.experts]
             if missing:
                 experts = self.writer.generate([texts[row] for row in missing])
                 for row, expert in zip(missing, experts, strict=True):
                     assert isinstance(expert, Expert)
-                    attach(self.model, names[row], expert)
+                    self.engine.carry(names[row], expert)
             self._in_use.update(names)
             for name in names:
                 self._carried[name] = None
@@ -164,8 +165,8 @@ class T2LDispatcher:
             unused = [name for name in self._carried if not self._in_use[name]]
             for name in unused[: max(0, len(self._carried) - self.kept)]:
                 del self._carried[name]
-                if name in self.model.peft_config:  # another dispatcher may have let it go
-                    self.model.delete_adapter(name)
+                if name in self.engine.experts:  # another dispatcher may have let it go
+                    self.engine.drop(name)
         return names
 
     def _release(self, names: Sequence[str]) -> None:
@@ -185,23 +186,12 @@ def _side_by_side(written: Mixture, trained: Mixture, share: float) -> Mixture:
     return Mixture((*written.names, *trained.names), beside(trained.weights), own, trained.confidence)
 
 
-def attach(model: PeftModel, name: str, expert: Expert) -> None:
-    """Adds an expert to a model under a name, inactive and frozen."""
-    model.add_adapter(name, expert.config)
-    layers = plain_modules(model.get_base_model())
-    with torch.no_grad():
-        for matrix, z in expert.z.items():
-            layer = layers[matrix]
-            assert isinstance(layer, SVFLinear)
-            layer.svf_z[name].copy_(z)
+def network_path(library: ExpertLibrary) -> Path:
+    """Where the network that writes experts from prompts lies in a library."""
+    return library.folder / "t2l"
 
 
-def with_room(model: PreTrainedModel | PeftModel, writer: TextToAdapter) -> PeftModel:
-    """The model itself if it carries experts, else the base with the identity expert, so that others can join it."""
-    if isinstance(model, PeftModel):
-        return model
-    z = {
-        matrix.name: torch.ones(min(matrix.out_features, matrix.in_features, writer.network.spec.output.rank or 1))
-        for matrix in writer.network.spec.matrices
-    }
-    return get_peft_model(model, Expert(z).config, adapter_name=f"{PREFIX}identity")
+def check_network(library: ExpertLibrary) -> None:
+    """Raises UserError if a library has no such network."""
+    if not (path := network_path(library)).is_dir():
+        raise UserError(f"there is no {path}; put a network there that `selfadapt t2l train` has made")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import cast
 
@@ -35,10 +36,10 @@ from experts.svf.fingerprint import (
 from experts.svf.layer import SVFLinear
 from experts.svf.names import fault_in_adapter_name, plain_modules
 
-# `--dispatch NAME` takes a dispatcher's name or an expert's, so an expert cannot have one of these.
 CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
-RESERVED_NAMES = frozenset({"none", "base", "other", "prompt", "classifier", "embedding", "few-shot", "t2l", "auto"})
-
+# Who chooses among experts by their names reads some names otherwise, and says itself which: `RESERVED_NAMES`, name →
+# why no expert can have it. It stands above this package, and need not have been imported when an expert is added.
+CHOOSER = "dispatch"
 
 # An expert's name is an adapter's in PEFT, a folder's on any file system, and a word of the command line.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -48,8 +49,8 @@ WINDOWS_DEVICES = re.compile(r"CON|PRN|AUX|NUL|(COM|LPT)[0-9]", re.IGNORECASE)
 def check_name(name: str) -> None:
     """Raises UserError, with the reason, if no expert of a library can have this name."""
     fault = fault_in_adapter_name(name)
-    if fault is None and name.casefold() in RESERVED_NAMES:
-        fault = f"--dispatch {name.casefold()} means something else"
+    if fault is None:
+        fault = import_module(CHOOSER).RESERVED_NAMES.get(name.casefold())
     if fault is None and WINDOWS_DEVICES.fullmatch(name):
         fault = "Windows keeps it for a device"
     if fault is None and not NAME.fullmatch(name):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from experts.outside.errors import UserError
@@ -106,6 +107,21 @@ class Mixture:
     def expand(self, prompts: int) -> Mixture:
         """A mixture for one prompt, for as many as there are."""
         return self.rows([0] * prompts)
+
+    def z(self, of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Matrix → z [r] = 1 + Σ_k α_k (z_k − 1) of the mixture for the only prompt.
+
+        Args:
+            of: an expert's name → its z of each matrix. Where it has none, or fewer values than another, they are 1.
+        """
+        total: dict[str, Tensor] = {}  # Σ_k α_k (z_k − 1)
+        for k, name in enumerate(self.names):
+            for matrix, z in of(name).items():
+                part = self.per_matrix.get(matrix, self.weights)[0, k] * (z - 1)
+                others = total.get(matrix, part[:0])
+                r = max(len(part), len(others))
+                total[matrix] = F.pad(others, (0, r - len(others))) + F.pad(part, (0, r - len(part)))
+        return {matrix: 1 + delta for matrix, delta in total.items()}
 
     def groups(self) -> list[int]:
         """The number of each row's group, where rows of one group have the same weights everywhere."""

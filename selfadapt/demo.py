@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from experts.outside.files import atomic_file, check_writable, write_json
 from experts.training.folders import unfinished_folder
 from selfadapt.base_models import load_base
@@ -47,8 +47,8 @@ def demo(output: Path) -> dict[str, Any]:
     prompts = recipe.domain.load("test")["prompt"][:SHOWN]
     new_tokens = recipe.training.max_new_tokens
     with result.model.disable_adapter():
-        before = generate(result.model, tokenizer, prompts, max_new_tokens=new_tokens)
-    after = generate(result.model, tokenizer, prompts, max_new_tokens=new_tokens)
+        before = NativeEngine(result.model, tokenizer).generate(prompts, max_new_tokens=new_tokens)
+    after = NativeEngine(result.model, tokenizer).generate(prompts, max_new_tokens=new_tokens)
     answers = list(zip([chat[-1]["content"] for chat in prompts], before, after, strict=True))
     write_json(output / "report.json", report)
     with atomic_file(output / "report.md") as temporary:

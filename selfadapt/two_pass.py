@@ -6,17 +6,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from dispatch import Dispatcher, Fixed, T2LDispatcher, check_dispatcher, find_dispatcher
-from experts.engine import native as native_engine
-from experts.engine import vllm as vllm_engine
-from experts.engine.vllm import VLLMModel, check_installed
+from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
+from experts.engine import Engine, NativeEngine
+from experts.engine.vllm import VLLMEngine, check_installed
 from experts.exchange.export import fixed_expert
 from experts.expert import Expert
 from experts.library import ExpertLibrary, shipped_library
@@ -50,26 +49,33 @@ class Answer:
 
 
 class SelfAdaptiveModel:
-    """A base, a library of experts for it, and a dispatcher that decides who answers.
+    """An engine, whose base carries the experts of a library, and a dispatcher that decides who of them answers.
 
     Calls and streams may overlap as they like, in one thread or in many: a mixture belongs to its call.
+    `SelfAdaptiveModel(model, tokenizer, dispatcher)` is one on the native engine.
     """
 
+    @overload
+    def __init__(self, engine: Engine, dispatcher: Dispatcher, /) -> None: ...
+
+    @overload
     def __init__(
-        self,
-        model: PreTrainedModel | PeftModel | VLLMModel,
-        tokenizer: PreTrainedTokenizerBase,
-        dispatcher: Dispatcher,
-    ) -> None:
-        self.model: Any = model
-        self.tokenizer = tokenizer
-        self.dispatcher = dispatcher
-        if isinstance(model, torch.nn.Module):
-            model.eval()
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, dispatcher: Dispatcher, /
+    ) -> None: ...
+
+    def __init__(self, engine: Any, *rest: Any) -> None:
+        *tokenizer, dispatcher = rest
+        self.engine: Engine = NativeEngine(engine, *tokenizer) if tokenizer else engine
+        self.dispatcher: Dispatcher = dispatcher
 
     @property
-    def _engine(self) -> Any:
-        return vllm_engine if isinstance(self.model, VLLMModel) else native_engine
+    def model(self) -> Any:
+        """The base with its experts, where the engine has it at hand, as the native one does."""
+        return cast(NativeEngine, self.engine).model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | ProcessorMixin:
+        return self.engine.tokenizer
 
     @classmethod
     def from_pretrained(
@@ -104,15 +110,12 @@ class SelfAdaptiveModel:
             raise UserError("engine_options are vLLM's; the native engine has none")
         if dispatch == "none" and library is None:  # the plain base need not have any experts
             base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device)
-            return cls(base, tokenizer, Fixed(Mixture.of({})))
+            return cls(NativeEngine(base, tokenizer), Fixed(Mixture.of({})))
         experts = find_library(model, library)
         check_dispatcher(dispatch, experts)
         base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device)
-        adaptive = experts.load(base)
-        dispatcher = find_dispatcher(dispatch, experts, cast(Any, adaptive), tokenizer)
-        if isinstance(dispatcher, T2LDispatcher):
-            adaptive = dispatcher.model  # which has room for experts, also where the library had none
-        return cls(adaptive, tokenizer, dispatcher)
+        running = NativeEngine(experts.load(base), tokenizer)
+        return cls(running, find_dispatcher(dispatch, experts, running))
 
     @classmethod
     def _on_vllm(
@@ -131,12 +134,14 @@ class SelfAdaptiveModel:
             dtype = "auto"  # the checkpoint's, as load_base has it there
         plain = dispatch == "none" and library is None
         experts = None if plain else find_library(model, library)
-        dispatcher = Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts)
+        if experts is not None:
+            check_dispatcher(dispatch, experts, "any")
         name = model or (BUILT_IN if experts is None else experts.base)
         if name.endswith(".gguf"):
             raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
         base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
-        return cls(VLLMModel(base, tokenizer, experts, options), tokenizer, dispatcher)
+        running = VLLMEngine(base, tokenizer, experts, options)
+        return cls(running, Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts, running))
 
     def dispatch(self, prompts: Iterable[str | Chat]) -> Mixture:
         """Pass one alone: the mixture of each prompt.
@@ -162,14 +167,7 @@ class SelfAdaptiveModel:
         start = time.perf_counter()
         mixture = self._dispatched(prompts)
         dispatched = time.perf_counter()
-        texts = self._engine.generate(
-            self.model,
-            self.tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            mixture=mixture,
-            batch_size=batch_size,
-        )
+        texts = self.engine.generate(prompts, max_new_tokens=max_new_tokens, mixture=mixture, batch_size=batch_size)
         seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
         return [Answer(text, mixture.rows([row]), seconds) for row, text in enumerate(texts)]
 
@@ -177,9 +175,7 @@ class SelfAdaptiveModel:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
         prompt = read_prompt(prompt)
         mixture = self._dispatched([prompt])
-        yield from self._engine.stream(
-            self.model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, mixture=mixture
-        )
+        yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture)
 
     def loglikelihood(
         self, prompts: Iterable[str | Chat], continuations: Iterable[str], *, batch_size: int = 32
@@ -191,9 +187,7 @@ class SelfAdaptiveModel:
         """
         prompts = _read(prompts)
         mixture = self._dispatched(prompts)
-        return self._engine.loglikelihood(
-            self.model, self.tokenizer, prompts, continuations, mixture=mixture, batch_size=batch_size
-        )
+        return self.engine.loglikelihood(prompts, continuations, mixture=mixture, batch_size=batch_size)  # type: ignore[arg-type]
 
     def _dispatched(self, prompts: list[str | Chat]) -> Mixture:
         mixture = self.dispatcher(prompts)

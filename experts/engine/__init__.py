@@ -1,1 +1,27 @@
-"""Runs a base that carries experts: answers, streams and likelihoods, each row under its mixture."""
+"""Runs a base that carries experts: answers, streams and likelihoods, each row under its mixture.
+
+`Engine` is what every engine can do. `NativeEngine` needs nothing beside transformers and PEFT; `experts.engine.vllm`,
+which is asked for by its own name, runs the base inside vLLM. `Population` is a second way to decode: many mixtures,
+the same few prompts. What is left serves those who run a model themselves.
+"""
+
+from experts.engine.base import Engine
+from experts.engine.constrained import Constraint, constraint_of
+from experts.engine.context import check_context, context_of
+from experts.engine.forward import evaluating, last_positions, mixed, position_ids
+from experts.engine.native import NativeEngine
+from experts.engine.population import Population
+
+__all__ = [
+    "Constraint",
+    "Engine",
+    "NativeEngine",
+    "Population",
+    "check_context",
+    "constraint_of",
+    "context_of",
+    "evaluating",
+    "last_positions",
+    "mixed",
+    "position_ids",
+]

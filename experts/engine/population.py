@@ -7,22 +7,15 @@ from copy import deepcopy
 from itertools import takewhile
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
+from experts.engine.batches import pad_batch
+from experts.engine.context import attention_window, check_context
+from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import growing_cache
-from experts.engine.native import (
-    attention_window,
-    check_context,
-    evaluating,
-    follow,
-    generate,
-    loglikelihood,
-    pad,
-    pairs,
-    under,
-)
+from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
+from experts.engine.native import NativeEngine
 from experts.mixture import Mixture
 from experts.outside.chats import Chat
 
@@ -48,8 +41,7 @@ class Population:
 
     def __init__(
         self,
-        model: PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
+        engine: NativeEngine,
         prompts: Sequence[str | Chat],
         right: Sequence[str],
         mixture: Mixture,
@@ -57,13 +49,16 @@ class Population:
         max_new_tokens: int,
         batch_size: int,
     ) -> None:
-        self.model, self.tokenizer, self.mixture, self.max_new_tokens = model, tokenizer, mixture, max_new_tokens
+        self.engine, self.mixture, self.max_new_tokens = engine, mixture, max_new_tokens
         self.prompts, self.right = prompts, right
-        heads, self.drafts = pairs(tokenizer, prompts, right)
+        config = engine.model.config
+        ends = engine.model.generation_config.eos_token_id
+        self.ends = ends if isinstance(ends, list) else [ends]
+        heads, self.drafts = tokenize_pairs(engine.tokenizer, prompts, right)
         longest = max(
             len(head) + max(len(draft), max_new_tokens) for head, draft in zip(heads, self.drafts, strict=True)
         )
-        check_context(model.config, longest, 0)
+        check_context(config, longest, 0)
         self.at_once = max(1, batch_size * ROW // longest)  # rows
         columns = zip(*(head[:-1] for head in heads), strict=False)
         shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
@@ -72,7 +67,7 @@ class Population:
         self.rests = [head[len(self.shared) :] for head in heads]
         behind = max(len(rest) + len(draft) for rest, draft in zip(self.rests, self.drafts, strict=True))
         # Padding and dropped drafts are holes, for which a narrow window has no room.
-        self.narrow = len(self.shared) + behind + max_new_tokens > attention_window(model.config)
+        self.narrow = len(self.shared) + behind + max_new_tokens > attention_window(config)
         self._read: DynamicCache | None = None  # what is shared, under each mixture [C]
 
     @torch.inference_mode()
@@ -82,12 +77,12 @@ class Population:
             return self._answer_plainly(asked)
         texts, likelihoods = [""] * len(asked), torch.zeros(len(asked))
         by_length = sorted(range(len(asked)), key=lambda place: len(self.rests[asked[place][1]]))
-        with evaluating(self.model):
+        with evaluating(self.engine.model):
             for start in range(0, len(asked), self.at_once):
                 places = by_length[start : start + self.at_once]
                 rows, examples = zip(*(asked[place] for place in places), strict=True)
                 answers, likelihoods[places] = self._answer(self.mixture.rows(rows), rows, examples)
-                written = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+                written = self.engine.tokenizer.batch_decode(answers, skip_special_tokens=True)
                 for place, text in zip(places, written, strict=True):
                     texts[place] = text
         return texts, likelihoods
@@ -96,83 +91,73 @@ class Population:
         rows, examples = zip(*asked, strict=True)
         prompts, right = ([every[example] for example in examples] for every in (self.prompts, self.right))
         mixture = self.mixture.rows(rows)
-        most = self.max_new_tokens
-        texts = generate(self.model, self.tokenizer, prompts, max_new_tokens=most, mixture=mixture)
-        return texts, loglikelihood(self.model, self.tokenizer, prompts, right, mixture=mixture)
+        texts = self.engine.generate(prompts, max_new_tokens=self.max_new_tokens, mixture=mixture)
+        return texts, self.engine.loglikelihood(prompts, right, mixture=mixture)
 
     def _behind_shared(self, rows: Sequence[int]) -> DynamicCache:
         """A cache that holds what is shared, under some of the mixtures."""
+        model = self.engine.model
         if self._read is None:
-            self._read = growing_cache(self.model.config.get_text_config())
+            self._read = growing_cache(model.config.get_text_config())
             if self.shared:
-                once = torch.tensor([self.shared] * len(self.mixture), device=self.model.device)
-                with under(self.model, self.mixture):
-                    follow(self.model, once, torch.ones_like(once), self._read, keep=1)
+                once = torch.tensor([self.shared] * len(self.mixture), device=model.device)
+                with mixed(model, self.mixture):
+                    forward_cached(model, once, torch.ones_like(once), self._read, keep=1)
         cache = deepcopy(self._read)
         if self.shared:
-            cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
+            cache.batch_select_indices(torch.tensor(rows, device=model.device))
         return cache
 
     def _answer(self, mixture: Mixture, rows: Sequence[int], examples: Sequence[int]) -> tuple[list[list[int]], Tensor]:
         """The tokens of the answers [B], and log p of the drafts [B]."""
-        model = self.model
+        model = self.engine.model
         cache = self._behind_shared(rows)
         drafts = [self.drafts[example] for example in examples]
         heads = [self.rests[example] for example in examples]
-        batch = pad(model, self.tokenizer, [head + draft for head, draft in zip(heads, drafts, strict=True)])
+        batch = pad_batch(
+            model, self.engine.tokenizer, [head + draft for head, draft in zip(heads, drafts, strict=True)]
+        )
         ids, here = batch["input_ids"], batch["attention_mask"]  # [B, T]
         mask = torch.cat([here.new_ones(len(here), len(self.shared)), here], 1)
         longest = max(map(len, drafts))
-        with under(model, mixture):
+        with mixed(model, mixture):
             # The logits of a row's draft, and what comes after, are the last.
-            logits = follow(model, ids, mask, cache, keep=longest + 1)
-        taken = logits[:, :-1].log_softmax(2).gather(2, ids[:, -longest:, None])[:, :, 0].cpu()  # [B, longest]
-        scores = torch.stack([row[longest - len(draft) :].sum() for row, draft in zip(taken, drafts, strict=True)])
+            logits = forward_cached(model, ids, mask, cache, keep=longest + 1)
+        scores = log_p_of_tails(logits, ids, drafts)
 
-        end = model.generation_config.eos_token_id
-        ends = end if isinstance(end, list) else [end]
         answers: list[list[int]] = []
         for row, (draft, greedy) in enumerate(zip(drafts, logits.argmax(2).tolist(), strict=True)):
             greedy = greedy[longest - len(draft) :]
             same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, greedy, strict=False))))
-            answers.append(_until_end([*draft[:same], greedy[same]], ends)[: self.max_new_tokens])
+            answers.append(self._until_end([*draft[:same], greedy[same]])[: self.max_new_tokens])
             if same < len(draft):
                 mask[row, same - len(draft) :] = 0  # the rest of the draft is not part of the answer
-        _write(model, cache, mask, answers, mixture, ends, self.max_new_tokens)
+        self._write(answers, mixture, cache, mask)
         return answers, scores
 
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        return tokens[: 1 + next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))]
 
-def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    return tokens[: 1 + next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
+    def _write(self, answers: list[list[int]], mixture: Mixture, cache: DynamicCache, mask: Tensor) -> None:
+        """Goes on with the answers that have not ended, whose last tokens have been chosen but not read."""
 
+        def is_open(row: int) -> bool:
+            return len(answers[row]) < self.max_new_tokens and answers[row][-1] not in self.ends
 
-def _write(
-    model: PeftModel,
-    cache: DynamicCache,
-    mask: Tensor,
-    answers: list[list[int]],
-    mixture: Mixture,
-    ends: Sequence[int],
-    most: int,
-) -> None:
-    """Goes on with the answers that have not ended, whose last tokens have been chosen but not read."""
-
-    def is_open(row: int) -> bool:
-        return len(answers[row]) < most and answers[row][-1] not in ends
-
-    rows = list(range(len(answers)))
-    while still := [place for place, row in enumerate(rows) if is_open(row)]:
-        # Copying the cache costs about a step: not worth it for a few rows.
-        if len(still) <= 0.75 * len(rows):
-            cache.batch_select_indices(torch.tensor(still, device=mask.device))
-            mask, rows = mask[still], [rows[place] for place in still]
-        with under(model, mixture.rows(rows)):
-            while True:
-                ids = torch.tensor([[answers[row][-1]] for row in rows], device=mask.device)
-                mask = torch.cat([mask, torch.ones_like(ids)], 1)
-                following = follow(model, ids, mask, cache, keep=1)[:, -1].argmax(1).tolist()
-                for row, token in zip(rows, following, strict=True):
-                    if is_open(row):
-                        answers[row].append(token)
-                if sum(map(is_open, rows)) <= 0.75 * len(rows):
-                    break
+        model = self.engine.model
+        rows = list(range(len(answers)))
+        while still := [place for place, row in enumerate(rows) if is_open(row)]:
+            # Copying the cache costs about a step: not worth it for a few rows.
+            if len(still) <= 0.75 * len(rows):
+                cache.batch_select_indices(torch.tensor(still, device=mask.device))
+                mask, rows = mask[still], [rows[place] for place in still]
+            with mixed(model, mixture.rows(rows)):
+                while True:
+                    ids = torch.tensor([[answers[row][-1]] for row in rows], device=mask.device)
+                    mask = torch.cat([mask, torch.ones_like(ids)], 1)
+                    following = forward_cached(model, ids, mask, cache, keep=1)[:, -1].argmax(1).tolist()
+                    for row, token in zip(rows, following, strict=True):
+                        if is_open(row):
+                            answers[row].append(token)
+                    if sum(map(is_open, rows)) <= 0.75 * len(rows):
+                        break

@@ -1,9 +1,9 @@
-"""Runs a base under a mixture of experts inside vLLM, with a LoRA for every mixture: the surface of experts.engine."""
+"""The engine that runs a base inside vLLM, with a LoRA for every mixture."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, get_args
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from experts.engine.native import check_context, pairs
+from experts.engine.context import check_context
+from experts.engine.likelihoods import tokenize_pairs
+from experts.engine.lora_cache import LoraCache
 from experts.engine.vllm_requests import Requests
-from experts.exchange.lora_cache import LoraCache
+from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, tokenize
-from experts.outside.errors import UserError, check_whole
+from experts.outside.errors import UserError, check_whole, unknown
+from experts.svf.fingerprint import fingerprint
 
 LORAS_AT_ONCE = 8  # mixtures in one step of vLLM; the requests of others wait for a place
 CPU_CACHE = 2 << 30  # bytes of keys and values on a CPU, where vLLM would take nearly all memory
@@ -33,8 +36,11 @@ def check_installed() -> None:
         )
 
 
-class VLLMModel:
-    """A base inside vLLM and the LoRAs of its library's mixtures.
+class VLLMEngine:
+    """A base inside vLLM, and the LoRAs of the mixtures of its library's experts.
+
+    It carries other experts, too, as far as they adapt matrices and singular values that the library's do: vLLM's room
+    for LoRAs is fixed when it starts.
 
     Args:
         base: where it was loaded from, its dtype and its end tokens are vLLM's too; its weights are not kept.
@@ -62,8 +68,10 @@ class VLLMModel:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        self.config = base.config
+        self.tokenizer: PreTrainedTokenizerBase | ProcessorMixin = tokenizer
         self.loras: LoraCache | None = None
+        self.fingerprint = fingerprint(base) if library is None else library.fingerprint
+        self._config = base.config
         self._ends = base.generation_config.eos_token_id
         chosen: dict[str, Any] = {
             "model": base.name_or_path,
@@ -86,12 +94,93 @@ class VLLMModel:
                 "max_cpu_loras": self.loras.keep,
             }
         try:
-            self.requests = Requests(LLM(**chosen | dict(options or {})))
+            self._requests = Requests(LLM(**chosen | dict(options or {})))
         except (ValueError, TypeError) as error:
             said = " ".join(str(error).split())
             raise UserError(f"vLLM cannot run {base.name_or_path}: {said}; the native engine may") from error
 
-    def parameters(self, max_new_tokens: int, **more: Any) -> Any:
+    @property
+    def experts(self) -> Collection[str]:
+        return () if self.loras is None else self.loras.experts
+
+    def generate(
+        self, prompts: Sequence[str | Chat], *, max_new_tokens: int, mixture: Mixture, batch_size: int = 32
+    ) -> list[str]:
+        """As `Engine.generate`; at most `batch_size` prompts are in vLLM at once."""
+        check_whole("max_new_tokens", max_new_tokens)
+        ids = tokenize(self.tokenizer, prompts)
+        check_context(self._config, max(map(len, ids), default=0), max_new_tokens)
+        outputs = self._run(ids, self._parameters(max_new_tokens, detokenize=False), mixture, batch_size)
+        return self.tokenizer.batch_decode([each.outputs[0].token_ids for each in outputs], skip_special_tokens=True)
+
+    def stream(self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture) -> Iterator[str]:
+        """As `Engine.stream`."""
+        from vllm.sampling_params import RequestOutputKind
+
+        check_whole("max_new_tokens", max_new_tokens)
+        (ids,) = tokenize(self.tokenizer, [prompt])
+        check_context(self._config, len(ids), max_new_tokens)
+        parameters = self._parameters(max_new_tokens, output_kind=RequestOutputKind.DELTA)
+        with self._lora_requests(mixture) as loras:
+            for _, output in self._requests.run([ids], loras, parameters):
+                if output.outputs[0].text:
+                    yield output.outputs[0].text
+
+    def loglikelihood(
+        self, prompts: Sequence[str | Chat], continuations: Sequence[str], *, mixture: Mixture, batch_size: int = 32
+    ) -> Tensor:
+        """As `Engine.loglikelihood`."""
+        heads, tails = tokenize_pairs(self.tokenizer, prompts, continuations)
+        ids = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        check_context(self._config, max(map(len, ids), default=0), 1)  # vLLM always writes a token
+        outputs = self._run(ids, self._parameters(1, prompt_logprobs=0, detokenize=False), mixture, batch_size)
+        scores = [
+            sum(logps[token].logprob for logps, token in zip(output.prompt_logprobs[-len(tail) :], tail, strict=True))
+            for output, tail in zip(outputs, tails, strict=True)
+        ]
+        return torch.tensor(scores)
+
+    def carry(self, name: str, expert: Expert) -> None:
+        """As `Engine.carry`. There is room for what the library's experts adapt."""
+        if self.loras is None:
+            raise UserError("vLLM was started without a library, and so without room for experts")
+        self.loras.add(name, expert)
+
+    def drop(self, name: str) -> None:
+        """As `Engine.drop`."""
+        if self.loras is None:
+            raise unknown("expert", name, ())
+        self.loras.remove(name)
+
+    def _run(self, ids: list[list[int]], parameters: Any, mixture: Mixture, batch_size: int) -> list[Any]:
+        """vLLM's output for each row of token ids, rows of one mixture together."""
+        check_whole("batch_size", batch_size)
+        if self.loras is not None:
+            batch_size = min(batch_size, self.loras.keep)
+        group_of = mixture.groups()
+        order = sorted(range(len(ids)), key=lambda row: group_of[row])
+        outputs: dict[int, Any] = {}
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            with self._lora_requests(mixture.rows(rows)) as loras:
+                for index, output in self._requests.run([ids[row] for row in rows], loras, parameters):
+                    outputs[rows[index]] = output
+        return [outputs[row] for row in range(len(ids))]
+
+    @contextmanager
+    def _lora_requests(self, mixture: Mixture) -> Iterator[list[Any]]:
+        """The `LoRARequest` of each row, None for the base; their files are there as long as the block lasts."""
+        from vllm.lora.request import LoRARequest
+
+        if self.loras is None:
+            if not mixture.is_base:
+                raise UserError("this model carries no experts, and the mixture is not the base")
+            yield [None] * len(mixture)
+            return
+        with self.loras.hold(mixture) as adapters:
+            yield [adapter and LoRARequest(adapter.name, adapter.number, str(adapter.path)) for adapter in adapters]
+
+    def _parameters(self, max_new_tokens: int, **more: Any) -> Any:
         """Greedy `vllm.SamplingParams` that end where the base ends, for whole answers unless told otherwise."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -143,99 +232,3 @@ def served_rank(library: ExpertLibrary) -> int:
                 "out of the library and serve what `selfadapt export` makes of it, merged or a LoRA of such a rank"
             )
     return min(rank for rank in served if rank >= max(ranks.values(), default=0))
-
-
-def generate(
-    model: VLLMModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Chat],
-    *,
-    max_new_tokens: int,
-    mixture: Mixture,
-    batch_size: int = 32,
-) -> list[str]:
-    """The greedy answer to each prompt, in the order of the prompts; at most `batch_size` are in vLLM at once.
-
-    Raises:
-        UserError: if a prompt and its answer do not fit the model's context.
-    """
-    ids = tokenize(tokenizer, prompts)
-    check_whole("max_new_tokens", max_new_tokens)
-    check_context(model.config, max(map(len, ids), default=0), max_new_tokens)
-    outputs = _run(model, ids, model.parameters(max_new_tokens, detokenize=False), mixture, batch_size)
-    return tokenizer.batch_decode([output.outputs[0].token_ids for output in outputs], skip_special_tokens=True)
-
-
-def stream(
-    model: VLLMModel, tokenizer: PreTrainedTokenizerBase, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture
-) -> Iterator[str]:
-    """The greedy answer to one prompt, piece by piece as it is written.
-
-    Raises:
-        UserError: if the prompt and its answer do not fit the model's context.
-    """
-    from vllm.sampling_params import RequestOutputKind
-
-    (ids,) = tokenize(tokenizer, [prompt])
-    check_whole("max_new_tokens", max_new_tokens)
-    check_context(model.config, len(ids), max_new_tokens)
-    parameters = model.parameters(max_new_tokens, output_kind=RequestOutputKind.DELTA)
-    with _adapters(model, mixture) as adapters:
-        for _, output in model.requests.run([ids], adapters, parameters):
-            if output.outputs[0].text:
-                yield output.outputs[0].text
-
-
-def loglikelihood(
-    model: VLLMModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Chat],
-    continuations: Sequence[str],
-    *,
-    mixture: Mixture,
-    batch_size: int = 32,
-) -> Tensor:
-    """log p(continuation | prompt) of each pair, in nats, summed over the continuation's tokens: [B], float32.
-
-    Raises:
-        UserError: if the lists differ in length, a continuation is empty, or a pair does not fit the context.
-    """
-    heads, tails = pairs(tokenizer, prompts, continuations)
-    ids = [head + tail for head, tail in zip(heads, tails, strict=True)]
-    check_context(model.config, max(map(len, ids), default=0), 1)  # vLLM always writes a token
-    outputs = _run(model, ids, model.parameters(1, prompt_logprobs=0, detokenize=False), mixture, batch_size)
-    scores = [
-        sum(logps[token].logprob for logps, token in zip(output.prompt_logprobs[-len(tail) :], tail, strict=True))
-        for output, tail in zip(outputs, tails, strict=True)
-    ]
-    return torch.tensor(scores)
-
-
-@contextmanager
-def _adapters(model: VLLMModel, mixture: Mixture) -> Iterator[list[Any]]:
-    """The `LoRARequest` of each row, None for the base; their files are there as long as the block lasts."""
-    from vllm.lora.request import LoRARequest
-
-    if model.loras is None:
-        if not mixture.is_base:
-            raise UserError("this model carries no experts, and the mixture is not the base")
-        yield [None] * len(mixture)
-        return
-    with model.loras.hold(mixture) as adapters:
-        yield [adapter and LoRARequest(adapter.name, adapter.number, str(adapter.path)) for adapter in adapters]
-
-
-def _run(model: VLLMModel, ids: list[list[int]], parameters: Any, mixture: Mixture, batch_size: int) -> list[Any]:
-    """vLLM's output for each row of token ids, rows of one mixture together."""
-    check_whole("batch_size", batch_size)
-    if model.loras is not None:
-        batch_size = min(batch_size, model.loras.keep)
-    group_of = mixture.groups()
-    order = sorted(range(len(ids)), key=lambda row: group_of[row])
-    outputs: dict[int, Any] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        with _adapters(model, mixture.rows(rows)) as adapters:
-            for index, output in model.requests.run([ids[row] for row in rows], adapters, parameters):
-                outputs[rows[index]] = output
-    return [outputs[row] for row in range(len(ids))]

@@ -33,15 +33,8 @@ def fixed_expert(library: ExpertLibrary, mixture: Mixture) -> Expert:
     Raises:
         UserError: if the mixture names an expert that the library does not have.
     """
-    weighted = []
-    for k, name in enumerate(mixture.names):
-        z = {
-            matrix: 1 + mixture.per_matrix.get(matrix, mixture.weights)[0, k] * (z - 1)
-            for matrix, z in library.z(name).items()
-        }
-        weighted.append(Expert(z, library.base, library.fingerprint))
-    total = sum(weighted, Expert({}, library.base, library.fingerprint))
-    return Expert(total.z, library.base, library.fingerprint, f"The mixture {mixture}.", sketch=library.sketch)
+    description = f"The mixture {mixture}."
+    return Expert(mixture.z(library.z), library.base, library.fingerprint, description, sketch=library.sketch)
 
 
 def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) -> tuple[Lora, float]:

@@ -178,8 +178,13 @@ def refuse_other_base(what: str, wanted: str, its: Sketch | None, base: nn.Modul
     """
     found = fingerprint(base)
     if is_other_base(wanted, its, found, None if its is None else sketch(base)):
-        raise UserError(f"{what} belongs to a base with fingerprint {wanted}, this one has {found}; load that base")
+        raise other_base(what, wanted, found)
     return found
+
+
+def other_base(what: str, wanted: str, found: str) -> UserError:
+    """The error that names both fingerprints: that which `what` belongs to, and that of the base at hand."""
+    return UserError(f"{what} belongs to a base with fingerprint {wanted}, this one has {found}; load that base")
 
 
 def write_sketch(folder: Path, kept: Sketch) -> None:

@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.engine.native import context_of, under
+from experts.engine import context_of, mixed
 from experts.mixture import Mixture
 from experts.outside.chats import whole_text
 from experts.outside.errors import UserError, unknown
@@ -154,7 +154,7 @@ class LastTokenEncoder:
         ).to(self.model.device)
         positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        with under(self.model, Mixture.of({})):
+        with mixed(self.model, Mixture.of({})):
             states = base.base_model(**batch, position_ids=positions)
         return rescaled(states.last_hidden_state[:, -1])
 

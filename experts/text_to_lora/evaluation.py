@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, make_example, pad_examples, token_losses
@@ -81,7 +81,9 @@ def evaluate(
                     batch = pad_examples(examples[start : start + batch_size], pad)
                     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
                     losses += token_losses(model, batch)[0].tolist()
-                answers = generate(model, tokenizer, chats, max_new_tokens=max_new_tokens, batch_size=batch_size)
+                answers = NativeEngine(model, tokenizer).generate(
+                    chats, max_new_tokens=max_new_tokens, batch_size=batch_size
+                )
             scores += [
                 Score(task.name, instance.id, loss, rouge_l(answer, instance.outputs))
                 for instance, loss, answer in zip(own, losses, answers, strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from experts.engine.native import context_of, last
+from experts.engine import context_of, last_positions
 from experts.outside.chats import Chat, tokenize
 from experts.outside.errors import UserError, check_numbers
 from experts.text_to_lora.tasks import Instance, Task
@@ -107,7 +107,7 @@ def token_losses(
         noise = torch.zeros_like(embedded).uniform_(-1, 1) * neftune_alpha / (lengths * embedded.shape[-1]).sqrt()
         inputs["inputs_embeds"] = embedded + noise.to(embedded.dtype)
     longest = int((batch["labels"] != -100).sum(1).max())
-    logits = base(**inputs, logits_to_keep=last(longest + 1)[:-1], use_cache=False).logits  # [B, longest, V]
+    logits = base(**inputs, logits_to_keep=last_positions(longest + 1)[:-1], use_cache=False).logits  # [B, longest, V]
     labels = batch["labels"][:, -longest:]
     losses = F.cross_entropy(
         logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100, label_smoothing=label_smoothing

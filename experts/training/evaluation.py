@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl.data_utils import prepare_multimodal_messages
 
 from experts.domains.base import Domain, scores_of
+from experts.engine import NativeEngine
 from experts.engine.constrained import constraint_of
-from experts.engine.native import generate
 from experts.mixture import Mixture
 from experts.training.processes import processes
 
@@ -43,9 +43,7 @@ def held_out_scores(
     if "image" in mine.column_names:
         pictures = mine["image"]
         prompts = [prepare_multimodal_messages(p, images=[i]) for p, i in zip(prompts, pictures, strict=True)]
-    answers = generate(
-        model,
-        tokenizer,
+    answers = NativeEngine(model, tokenizer).generate(
         prompts,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

@@ -13,7 +13,8 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from experts.engine.native import context_of, tokenize
+from experts.engine import context_of
+from experts.outside.chats import tokenize
 from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole, unknown
 from experts.outside.pictures import text_tokenizer
 from experts.training.processes import processes

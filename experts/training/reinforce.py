@@ -25,8 +25,8 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad, selective_log_softmax_and_entropy, split_tensor_dict
 
 from experts.domains.base import Domain, load_rows, scores_of
+from experts.engine import check_context
 from experts.engine.constrained import Constraint, constraint_of
-from experts.engine.native import check_context
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError, check_numbers
 from experts.svf import SVFConfig, SVFLinear

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from experts.engine import last_positions
 from experts.engine.constrained import Constraint
-from experts.engine.native import last
 
 
 def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor]:
@@ -23,7 +23,9 @@ def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Te
     None in place of a cache that cannot be shared, because it holds recurrent states.
     """
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last(1))
+    output = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last_positions(1)
+    )
     cache = output.get("past_key_values")
     shared = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
     return (cache if shared and cache.get_seq_length() == ids.shape[1] else None), output.logits
@@ -43,7 +45,7 @@ def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, sha
         cache, first_logits = read(model, prompts, mask[firsts, :-length])
     if cache is None:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        return model(**inputs, logits_to_keep=last(length + 1)[:-1], use_cache=False).logits
+        return model(**inputs, logits_to_keep=last_positions(length + 1)[:-1], use_cache=False).logits
     logits = [first_logits[of_row]]
     if length > 1:
         cache.batch_select_indices(of_row)

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from experts.domains.base import Domain, load_rows
-from experts.engine.native import context_of
+from experts.engine import context_of
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.training.callbacks import Diverged

@@ -13,13 +13,13 @@ from typing import cast
 
 from datasets import Dataset
 from filelock import FileLock, Timeout
-from peft import PeftModel
 from rich.console import Console
 
 from dispatch.few_shot import search
 from dispatch.text_to_lora import PREFIX as WRITTEN
 from experts.domains import check_domain
 from experts.domains.base import scores_of
+from experts.engine import NativeEngine
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.files import check_writable
@@ -176,8 +176,7 @@ def _search(adaptive: SelfAdaptiveModel, names: Sequence[str], evaluation: Evalu
     """The mixture that suits the first training rows of a domain."""
     train = evaluation.domain.load("train")
     return search(
-        cast(PeftModel, adaptive.model),  # carrying all experts
-        adaptive.tokenizer,
+        cast(NativeEngine, adaptive.engine),
         names,
         list(train.select(range(min(EXAMPLES, len(train))))),
         partial(scores_of, evaluation.domain),

@@ -25,7 +25,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, ProcessorMixin
 
-from experts.engine.native import under
+from experts.engine import NativeEngine, mixed
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import refused
@@ -85,14 +85,17 @@ class SelfAdaptiveLM(HFLM):
         else:
             # lm-eval reads "dispatch=none" in a string of arguments as None.
             self.two_pass = _load(pretrained, library, dispatch or "none", dtype, device)
-        if isinstance(self.two_pass.tokenizer, ProcessorMixin):
+        engine = self.two_pass.engine
+        if not isinstance(engine, NativeEngine):
+            raise UserError("lm-eval looks into the base, which only the native engine lets it")
+        if isinstance(engine.tokenizer, ProcessorMixin):
             raise UserError("lm-eval's tasks are put to bases that read text alone, not to a vision-language model")
         # HFLM warns that it ignores arguments where the model is there already; it gets none that it would ignore.
         logger = logging.getLogger(HFLM.__module__)
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            super().__init__(pretrained=self.two_pass.model, tokenizer=self.two_pass.tokenizer, **options)
+            super().__init__(pretrained=cast(Any, engine.model), tokenizer=cast(Any, engine.tokenizer), **options)
         finally:
             logger.setLevel(level)
         self._options = {name: value for name, value in options.items() if name not in BATCHING}
@@ -219,7 +222,7 @@ class SelfAdaptiveLM(HFLM):
 
     def _under(self, keys: Sequence[Hashable]) -> Any:
         # Not a request's are the rows with which HFLM looks for a batch size that fits.
-        return under(self.model, self._mixture.rows([self._row_of.get(key, self._rows[0]) for key in keys]))
+        return mixed(self.model, self._mixture.rows([self._row_of.get(key, self._rows[0]) for key in keys]))
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         # The last that HFLM does before it generates: here the rows of the batch still have their contexts.

@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple
 
-from dispatch import Dispatcher, find_dispatcher
-from experts.exchange.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
+from dispatch import AUTO, Dispatcher, find_dispatcher
+from experts.engine.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompt
@@ -31,7 +31,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-AUTO = "auto"
 ASKED = ("/v1/chat/completions", "/v1/completions")
 LENGTHS = (b"content-length", b"transfer-encoding")  # headers that say how long a body is
 

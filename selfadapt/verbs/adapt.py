@@ -40,13 +40,11 @@ def adapt(
     """
     import sys
     from functools import partial
-    from typing import cast
-
-    from peft import PeftModel
 
     from dispatch.few_shot import Search, search
     from experts.domains.base import scores_of
     from experts.domains.jsonl import Jsonl
+    from experts.engine import NativeEngine
     from experts.outside.errors import UserError
     from experts.outside.files import check_new_folder
     from selfadapt.base_models import load_base
@@ -63,8 +61,7 @@ def adapt(
     check_new_folder(output.parent)
     base, tokenizer = load_base(model or experts.base)
     found = search(
-        cast(PeftModel, experts.load(base)),
-        tokenizer,
+        NativeEngine(experts.load(base), tokenizer),
         experts.names,
         rows,
         partial(scores_of, domain),

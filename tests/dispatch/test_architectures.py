@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dispatch import PromptDispatcher
-from experts.engine.native import generate, loglikelihood
+from experts.engine import NativeEngine
 from experts.engine.population import Population
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -33,7 +33,7 @@ def two_experts(name: str, **changes: Any) -> Any:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_base_names_domains_as_without_a_cache(name: str, tiny_tokenizer: Any) -> None:
     model = two_experts(name, **WIDE)
-    scores = PromptDispatcher(model, tiny_tokenizer, CATEGORIES, expert="default").scores(PROMPTS)
+    scores = PromptDispatcher(NativeEngine(model, tiny_tokenizer), CATEGORIES, expert="default").scores(PROMPTS)
     for row, prompt in enumerate(PROMPTS):
         wanted = [by_hand(model, tiny_tokenizer, prompt, [*said]) for said in (CATEGORIES, CATEGORIES.values())]
         torch.testing.assert_close(scores[row], torch.cat(wanted), atol=1e-3, rtol=1e-3)
@@ -45,13 +45,15 @@ def test_a_population_answers_as_each_mixture_alone(name: str, changes: dict[str
     model = two_experts(name, **changes)
     mixture = Mixture(("default", "other"), torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]]))
     right = ["4", "4 legs", "!"]
-    population = Population(model, tiny_tokenizer, PROMPTS, right, mixture, max_new_tokens=5, batch_size=16)
+    population = Population(
+        NativeEngine(model, tiny_tokenizer), PROMPTS, right, mixture, max_new_tokens=5, batch_size=16
+    )
     texts, likelihoods = population.answer([(row, example) for row in range(3) for example in range(3)])
     for row in range(3):
         own = mixture.rows([row]).expand(3)
         here = slice(3 * row, 3 * row + 3)
-        assert texts[here] == generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=5, mixture=own)
-        wanted = loglikelihood(model, tiny_tokenizer, PROMPTS, right, mixture=own)
+        assert texts[here] == NativeEngine(model, tiny_tokenizer).generate(PROMPTS, max_new_tokens=5, mixture=own)
+        wanted = NativeEngine(model, tiny_tokenizer).loglikelihood(PROMPTS, right, mixture=own)
         torch.testing.assert_close(likelihoods[here], wanted, atol=1e-3, rtol=1e-4)
 
 
@@ -59,4 +61,4 @@ def test_a_population_answers_as_each_mixture_alone(name: str, changes: dict[str
 def test_categories_that_no_window_holds_are_refused(name: str, tiny_tokenizer: Any) -> None:
     model = two_experts(name, max_position_embeddings=512)
     with pytest.raises(UserError, match="3 categories leave no room for a question in 4 tokens"):
-        PromptDispatcher(model, tiny_tokenizer, CATEGORIES).scores(PROMPTS)
+        PromptDispatcher(NativeEngine(model, tiny_tokenizer), CATEGORIES).scores(PROMPTS)

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from dispatch.few_shot import Search, matrix_groups, search, the_best
-from experts.engine.native import generate, loglikelihood
+from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -30,7 +30,7 @@ def same(texts: list[str], *, answer: list[str], **_: Any) -> list[float]:
 def rows_of(model: PeftModel, tokenizer: Any, weights: dict[str, float]) -> list[dict[str, Any]]:
     """Examples whose right answers are those that a mixture gives."""
     mixture = Mixture.of(weights, len(PROMPTS))
-    texts = generate(model, tokenizer, PROMPTS, max_new_tokens=6, mixture=mixture)
+    texts = NativeEngine(model, tokenizer).generate(PROMPTS, max_new_tokens=6, mixture=mixture)
     return [
         {"prompt": [{"role": "user", "content": prompt}], "answer": text}
         for prompt, text in zip(PROMPTS, texts, strict=True)
@@ -42,7 +42,7 @@ def rows_of(model: PeftModel, tokenizer: Any, weights: dict[str, float]) -> list
 def test_an_expert_that_has_all_the_answers_is_found(model: Any, tiny_tokenizer: Any, wanted: dict[str, float]) -> None:
     rows = rows_of(model, tiny_tokenizer, wanted)
     options = Search(population=4, generations=1, max_new_tokens=6)
-    found = search(model, tiny_tokenizer, NAMES, rows, same, options)
+    found = search(NativeEngine(model, tiny_tokenizer), NAMES, rows, same, options)
     assert found.reward == 1
     weights = Mixture.of({"a": 0.0, "b": 0.0} | wanted).weights
     torch.testing.assert_close(found.mixture.weights, weights)
@@ -53,10 +53,12 @@ def test_the_search_climbs_and_repeats_itself(model: Any, tiny_tokenizer: Any, p
     rows = rows_of(model, tiny_tokenizer, {"a": 0.5, "b": 0.5})
     heard: list[tuple[float, float]] = []
     options = Search(per=per, population=8, generations=4, max_new_tokens=6, std=0.3)
-    found = search(model, tiny_tokenizer, NAMES, rows, same, options, lambda *best: heard.append(best[1:]))
+    found = search(
+        NativeEngine(model, tiny_tokenizer), NAMES, rows, same, options, lambda *best: heard.append(best[1:])
+    )
     assert len(heard) == 4
     assert max(heard) > heard[0]
-    again = search(model, tiny_tokenizer, NAMES, rows, same, options)
+    again = search(NativeEngine(model, tiny_tokenizer), NAMES, rows, same, options)
     assert torch.equal(found.mixture.weights, again.mixture.weights)
     assert len(found.mixture.per_matrix) == (0 if per == "model" else 14)
 
@@ -67,17 +69,17 @@ def test_a_population_scores_as_its_candidates_do_alone(model: Any, tiny_tokeniz
     assert sorted(set(groups.values())) == [0, 1]
     alphas = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
     best, scores = the_best(
-        model, tiny_tokenizer, NAMES, alphas, groups, rows, same, Search(max_new_tokens=6), places=3
+        NativeEngine(model, tiny_tokenizer), NAMES, alphas, groups, rows, same, Search(max_new_tokens=6), places=3
     )
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
     for number, candidate in zip(best, scores, strict=True):
         own = {matrix: alphas[number][None, :, group].expand(4, -1) for matrix, group in groups.items()}
         mixture = Mixture(("a", "b"), torch.zeros(4, 2), own)
         prompts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
-        texts = generate(model, tiny_tokenizer, prompts, max_new_tokens=6, mixture=mixture)
+        texts = NativeEngine(model, tiny_tokenizer).generate(prompts, max_new_tokens=6, mixture=mixture)
         wanted = [
             sum(same(texts, answer=answers)) / 4,
-            loglikelihood(model, tiny_tokenizer, prompts, answers, mixture=mixture).mean().item(),
+            NativeEngine(model, tiny_tokenizer).loglikelihood(prompts, answers, mixture=mixture).mean().item(),
         ]
         assert candidate.tolist() == pytest.approx(wanted, rel=1e-3)
 
@@ -89,12 +91,12 @@ def test_ties_are_broken_by_the_likelihood_of_the_answers(model: Any, tiny_token
         return [0.0] * len(texts)
 
     options = Search(population=4, generations=1, max_new_tokens=2)
-    found = search(model, tiny_tokenizer, NAMES, rows, never, options)
+    found = search(NativeEngine(model, tiny_tokenizer), NAMES, rows, never, options)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     choosing = [rows[i] for i in order[1::2]]
     alone = torch.tensor([[0.0, 0], [1, 0], [0, 1]])[:, :, None]
     groups = matrix_groups(model, "model")
-    _, scores = the_best(model, tiny_tokenizer, NAMES, alone, groups, choosing, never, options, places=1)
+    _, scores = the_best(NativeEngine(model, tiny_tokenizer), NAMES, alone, groups, choosing, never, options, places=1)
     assert found.reward == 0
     assert found.loglikelihood >= scores[0, 1].item() - 1e-3
 
@@ -102,9 +104,9 @@ def test_ties_are_broken_by_the_likelihood_of_the_answers(model: Any, tiny_token
 def test_mistakes_are_refused(model: Any, tiny_tokenizer: Any) -> None:
     row = {"prompt": "a", "answer": "b"}
     with pytest.raises(UserError, match="at least 2 examples"):
-        search(model, tiny_tokenizer, NAMES, [row], same, Search())
+        search(NativeEngine(model, tiny_tokenizer), NAMES, [row], same, Search())
     with pytest.raises(UserError, match="nothing to mix"):
-        search(model, tiny_tokenizer, [], [row, row], same, Search())
+        search(NativeEngine(model, tiny_tokenizer), [], [row, row], same, Search())
     with pytest.raises(UserError, match="population"):
         Search(population=1)
 
@@ -118,5 +120,5 @@ def test_an_example_that_is_too_long_is_found_before_the_search(
     rows = [{"prompt": "a", "answer": "b"} for _ in range(4)]
     rows[place][long] = "a" * 600
     with pytest.raises(UserError, match="exceed the model's context of 512"):
-        search(model, tiny_tokenizer, NAMES, rows, same, Search(), lambda *said: heard.extend(said))
+        search(NativeEngine(model, tiny_tokenizer), NAMES, rows, same, Search(), lambda *said: heard.extend(said))
     assert heard == []

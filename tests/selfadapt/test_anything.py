@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from dispatch import EmbeddingDispatcher, PromptDispatcher
 from dispatch.prompt import named
 from experts import ExpertLibrary
-from experts.exchange.lora_cache import mixture_name, read_mixture_name
+from experts.engine import NativeEngine
+from experts.engine.lora_cache import mixture_name, read_mixture_name
 from experts.outside.chats import read_prompts, tokenize
 from experts.outside.errors import UserError
 from selfadapt.serving.two_passes import TwoPasses, serving
@@ -103,7 +104,7 @@ def test_any_prompts_are_tokens_or_one_line(tiny_tokenizer: Any, given_: Any) ->
 @settings(quickly, max_examples=60)
 @given(st.lists(near(texts, chats), min_size=1, max_size=3))
 def test_any_prompts_have_weights_of_at_most_one(tiny_model: Any, tiny_tokenizer: Any, given_: Any) -> None:
-    dispatcher = PromptDispatcher(tiny_model, tiny_tokenizer, {"a": "Sums.", "b": "Animals."}, soft=True)
+    dispatcher = PromptDispatcher(NativeEngine(tiny_model, tiny_tokenizer), {"a": "Sums.", "b": "Animals."}, soft=True)
     try:
         weights = dispatcher(given_).weights
     except UserError as error:

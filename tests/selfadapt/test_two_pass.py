@@ -20,7 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experts import ExpertLibrary, Mixture
-from experts.engine.native import Chat, generate
+from experts.engine import NativeEngine
+from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.network import SvfOutput
@@ -58,7 +59,7 @@ def test_each_prompt_is_answered_by_its_own_mixture(library: ExpertLibrary, tmp_
 
 def test_none_and_an_empty_library_are_the_base(library: ExpertLibrary, tiny_tokenizer: Any) -> None:
     base = AutoModelForCausalLM.from_pretrained(library.base, dtype=torch.float32)
-    wanted = generate(base, tiny_tokenizer, PROMPTS, max_new_tokens=8)
+    wanted = NativeEngine(base, tiny_tokenizer).generate(PROMPTS, max_new_tokens=8)
     assert answers(library, "none") == wanted
     empty = ExpertLibrary.create(library.folder.with_name("empty"), library.base, library.fingerprint)
     assert answers(empty, "none") == wanted
@@ -190,7 +191,9 @@ def test_a_dispatcher_without_a_row_for_each_prompt_is_one_line(library: ExpertL
         with pytest.raises(UserError, match="4 rows, one a prompt"):
             call()
     with pytest.raises(UserError, match="need a mixture of as many rows"):
-        generate(model.model, model.tokenizer, PROMPTS, max_new_tokens=8, mixture=Mixture.of({"a": 1.0}, 9))
+        NativeEngine(model.model, model.tokenizer).generate(
+            PROMPTS, max_new_tokens=8, mixture=Mixture.of({"a": 1.0}, 9)
+        )
 
 
 def in_a_new_thread(call: Callable[[], Any]) -> Any:

@@ -12,8 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 
+from experts.engine import NativeEngine
+from experts.engine.batches import pad_batch
 from experts.engine.constrained import Constraint
-from experts.engine.native import generate, pad, tokenize
+from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training.evaluation import held_out_scores
@@ -53,7 +55,7 @@ def likelihoods(model: Any, tokenizer: Any, constraint: Constraint, prompts: Seq
     heads = tokenize(tokenizer, prompts)
     columns = []
     for answer in constraint.answers:
-        batch = pad(model, tokenizer, [[*head, *answer] for head in heads])
+        batch = pad_batch(model, tokenizer, [[*head, *answer] for head in heads])
         logits = model(**batch).logits[:, -len(answer) - 1 : -1]
         chosen = torch.tensor([answer] * len(heads))
         logps = (logits + constraint.bias(chosen, logits.shape[-1])).log_softmax(-1)
@@ -87,7 +89,7 @@ def test_samples_follow_that_distribution(
     constraint = Constraint(tiny_tokenizer, answers)
     prompts = [prompt]
     (wanted,) = likelihoods(tiny_model, tiny_tokenizer, constraint, prompts)
-    batch = pad(tiny_model, tiny_tokenizer, tokenize(tiny_tokenizer, prompts))
+    batch = pad_batch(tiny_model, tiny_tokenizer, tokenize(tiny_tokenizer, prompts))
     torch.manual_seed(0)
     longest = max(map(len, constraint.answers))
     config = GenerationConfig(
@@ -103,9 +105,9 @@ def test_samples_follow_that_distribution(
 
 def test_a_greedy_answer_is_one_of_them(tiny_model: Any, tiny_tokenizer: Any) -> None:
     constraint = Constraint(tiny_tokenizer, ANSWERS)
-    answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4, constraint=constraint)
+    answers = NativeEngine(tiny_model, tiny_tokenizer).generate(PROMPTS, max_new_tokens=4, constraint=constraint)
     assert set(answers) <= set(ANSWERS)
-    assert not set(generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4)) & set(ANSWERS)
+    assert not set(NativeEngine(tiny_model, tiny_tokenizer).generate(PROMPTS, max_new_tokens=4)) & set(ANSWERS)
 
 
 def test_a_model_that_never_says_them_learns_which_is_right(
@@ -147,7 +149,7 @@ def test_the_likelihood_that_is_trained_is_the_constrained_one(
 def test_a_greedy_answer_goes_where_each_next_token_is_likeliest(tiny_model: Any, tiny_tokenizer: Any) -> None:
     names = ["hard-math", "hard-code", "math"]
     constraint = Constraint(tiny_tokenizer, names)
-    answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10, constraint=constraint)
+    answers = NativeEngine(tiny_model, tiny_tokenizer).generate(PROMPTS, max_new_tokens=10, constraint=constraint)
     for head, answer in zip(tokenize(tiny_tokenizer, PROMPTS), answers, strict=True):
         said: tuple[int, ...] = ()
         while said not in constraint.answers:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from experts.engine.native import generate, loglikelihood
+from experts.engine import NativeEngine
 from experts.engine.population import Population
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -24,7 +24,7 @@ def model(library: ExpertLibrary, tiny_model: Any) -> Any:
 
 def alone(model: Any, tokenizer: Any, weights: torch.Tensor, prompts: list[str]) -> list[str]:
     mixture = Mixture(("a", "b"), weights.expand(len(prompts), -1))
-    return generate(model, tokenizer, prompts, max_new_tokens=8, mixture=mixture)
+    return NativeEngine(model, tokenizer).generate(prompts, max_new_tokens=8, mixture=mixture)
 
 
 def every_pair(prompts: list[str]) -> list[tuple[int, int]]:
@@ -46,8 +46,7 @@ def test_answers_and_likelihoods_are_those_of_each_alone(
     for right in drafts.values():
         right = (right * 2)[: len(prompts)]
         population = Population(
-            model,
-            tiny_tokenizer,
+            NativeEngine(model, tiny_tokenizer),
             prompts,
             right,
             Mixture(("a", "b"), MIXTURES),
@@ -58,14 +57,16 @@ def test_answers_and_likelihoods_are_those_of_each_alone(
         assert texts == [text for own in wanted for text in own]
         for weights, own in zip(MIXTURES, likelihoods.view(len(MIXTURES), -1), strict=True):
             mixture = Mixture(("a", "b"), weights.expand(len(prompts), -1))
-            scores = loglikelihood(model, tiny_tokenizer, prompts, right, mixture=mixture)
+            scores = NativeEngine(model, tiny_tokenizer).loglikelihood(prompts, right, mixture=mixture)
             torch.testing.assert_close(own, scores, atol=1e-3, rtol=1e-4)
 
 
 def test_any_pairs_may_be_asked_in_any_order(model: Any, tiny_tokenizer: Any) -> None:
     right = ["7", "no", "seven of them", "-"]
     mixture = Mixture(("a", "b"), MIXTURES)
-    population = Population(model, tiny_tokenizer, PROMPTS, right, mixture, max_new_tokens=8, batch_size=64)
+    population = Population(
+        NativeEngine(model, tiny_tokenizer), PROMPTS, right, mixture, max_new_tokens=8, batch_size=64
+    )
     every = every_pair(PROMPTS)
     texts, likelihoods = population.answer(every)
     for asked in ([(2, 3)], [(4, 1), (0, 0), (2, 3), (4, 0)], [(1, 0), (1, 2)], every[::-3]):
@@ -84,8 +85,7 @@ def test_an_answer_that_ends_stops(model: Any, tiny_tokenizer: Any) -> None:
     assert wanted[1] != long
     for right in (["x"] * 4, long):
         population = Population(
-            model,
-            tiny_tokenizer,
+            NativeEngine(model, tiny_tokenizer),
             PROMPTS,
             [text or "." for text in right],
             Mixture(("a", "b"), MIXTURES),
@@ -99,5 +99,10 @@ def test_an_answer_that_ends_stops(model: Any, tiny_tokenizer: Any) -> None:
 def test_what_does_not_fit_the_context_is_refused(model: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="context of 512"):
         Population(
-            model, tiny_tokenizer, ["a" * 600], ["b"], Mixture(("a",), torch.ones(1, 1)), max_new_tokens=8, batch_size=8
+            NativeEngine(model, tiny_tokenizer),
+            ["a" * 600],
+            ["b"],
+            Mixture(("a",), torch.ones(1, 1)),
+            max_new_tokens=8,
+            batch_size=8,
         )

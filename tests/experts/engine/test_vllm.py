@@ -23,7 +23,7 @@ import torch
 
 from dispatch import Fixed, find_dispatcher
 from experts import Expert, ExpertLibrary, Mixture
-from experts.engine.native import loglikelihood
+from experts.engine import NativeEngine
 from experts.library import shipped_library
 from experts.outside.errors import UserError
 from selfadapt import SelfAdaptiveModel, load_base
@@ -114,8 +114,8 @@ def test_32_requests_under_8_mixtures_get_the_native_answers(
         tokens = [tokenizer.encode(text, add_special_tokens=False) for text in (answer.text, wanted.text)]
         first = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
         heads = [tokenizer.decode(of_one[: first + 1]) for of_one in tokens]
-        both = loglikelihood(
-            native.model, tokenizer, [PROMPTS[row]] * 2, heads, mixture=mixture.rows([row, row]), batch_size=2
+        both = NativeEngine(native.model, tokenizer).loglikelihood(
+            [PROMPTS[row]] * 2, heads, mixture=mixture.rows([row, row]), batch_size=2
         )
         assert (both[0] - both[1]).abs() < 1e-3, (answer.text, wanted.text)
     assert same >= 30

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts import Expert, ExpertLibrary, Mixture
-from experts.engine.native import under
+from experts.engine import mixed
 from experts.exchange.export import best_lora, export_lora, export_merged, fixed_expert
 from experts.exchange.measure import NEUTRAL_TEXTS, log_likelihood
 from experts.outside.errors import UserError
@@ -55,7 +55,7 @@ def logits(model: Any) -> torch.Tensor:
 def under_mixture(library: ExpertLibrary, base: Any, mixture: Mixture) -> torch.Tensor:
     """What the engine computes; `base` is left as it was."""
     model: Any = library.load(base)
-    with torch.inference_mode(), under(model, mixture.expand(len(IDS))):
+    with torch.inference_mode(), mixed(model, mixture.expand(len(IDS))):
         found = model(IDS).logits
     model.unload()
     return found

@@ -13,7 +13,7 @@ import pandas
 import pytest
 from datasets import Dataset
 
-from experts.engine.native import generate, loglikelihood
+from experts.engine import NativeEngine
 from experts.outside.chats import check_template, read_prompts, render, tokenize
 from experts.outside.errors import UserError
 
@@ -220,7 +220,9 @@ def test_a_picture_is_named_as_transformers_and_openai_do(seeing: Any, tmp_path:
 
 def test_a_text_that_spells_the_token_of_a_picture_is_refused_in_one_line(seeing: Any) -> None:
     model, processor = seeing
-    assert "cannot read the prompts" in refusal(generate, model, processor, ["an <image>"], max_new_tokens=1)
+    assert "cannot read the prompts" in refusal(
+        NativeEngine(model, processor).generate, ["an <image>"], max_new_tokens=1
+    )
 
 
 NEEDS_TURNS = """{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}
@@ -251,8 +253,8 @@ def test_a_template_that_fails_says_so_in_one_line(
 ) -> None:
     tokenizer = with_template(tiny_tokenizer, template)
     prompts = ["a", chat] if "prompt 2" in said else [chat]
-    assert said in refusal(generate, tiny_model, tokenizer, prompts, max_new_tokens=1)
-    assert said in refusal(loglikelihood, tiny_model, tokenizer, prompts, ["b"] * len(prompts))
+    assert said in refusal(NativeEngine(tiny_model, tokenizer).generate, prompts, max_new_tokens=1)
+    assert said in refusal(NativeEngine(tiny_model, tokenizer).loglikelihood, prompts, ["b"] * len(prompts))
     if isinstance(chat, str):
         assert said in refusal(check_template, tokenizer)
     else:
@@ -267,6 +269,6 @@ def test_tokens_are_those_of_the_template(tiny_tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("continuations", ["ab", ["a", 3], ["a", None], ["a", "\ud800"], [CHAT, CHAT], 3])
 def test_continuations_are_strings(tiny_model: Any, tiny_tokenizer: Any, continuations: Any) -> None:
-    assert "continuations" in refusal(loglikelihood, tiny_model, tiny_tokenizer, ["a", "b"], continuations)
-    scores = loglikelihood(tiny_model, tiny_tokenizer, np.array(["a", "b"]), one_by_one())  # type: ignore[arg-type]
-    assert scores.tolist() == loglikelihood(tiny_model, tiny_tokenizer, ["a", "b"], ["a", "b"]).tolist()
+    assert "continuations" in refusal(NativeEngine(tiny_model, tiny_tokenizer).loglikelihood, ["a", "b"], continuations)
+    scores = NativeEngine(tiny_model, tiny_tokenizer).loglikelihood(np.array(["a", "b"]), one_by_one())  # type: ignore[arg-type]
+    assert scores.tolist() == NativeEngine(tiny_model, tiny_tokenizer).loglikelihood(["a", "b"], ["a", "b"]).tolist()

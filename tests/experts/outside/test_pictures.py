@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from experts.engine.native import tokenize
+from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.outside.pictures import load_pictures, words
 

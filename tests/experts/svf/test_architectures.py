@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from experts.exchange.export import best_lora, export_merged
 from experts.expert import Expert
 from experts.mixture import Mixture
@@ -219,12 +219,12 @@ def test_answers_under_mixtures_do_not_depend_on_the_batch(name: str, tiny_token
     perturb(model, 1, "other")
     prompts = ["2 + 2 =", "Spell it backwards.", "?"]
     mixture = Mixture(("default", "other"), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.5, 0.5]]))
-    together = generate(model, tiny_tokenizer, prompts, max_new_tokens=5, mixture=mixture)
+    together = NativeEngine(model, tiny_tokenizer).generate(prompts, max_new_tokens=5, mixture=mixture)
     for row, prompt in enumerate(prompts):
-        (alone,) = generate(model, tiny_tokenizer, [prompt], max_new_tokens=5, mixture=mixture.rows([row]))
+        (alone,) = NativeEngine(model, tiny_tokenizer).generate([prompt], max_new_tokens=5, mixture=mixture.rows([row]))
         assert together[row] == alone
     with torch.inference_mode(), model.disable_adapter():
-        (base,) = generate(model, tiny_tokenizer, prompts[1:2], max_new_tokens=5)
+        (base,) = NativeEngine(model, tiny_tokenizer).generate(prompts[1:2], max_new_tokens=5)
     assert together[1] == base
 
 

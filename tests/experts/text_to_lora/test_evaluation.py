@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from experts.engine.native import generate, loglikelihood
+from experts.engine import NativeEngine
 from experts.outside.errors import UserError
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
 from experts.text_to_lora.baselines import adapter_methods, prompt_methods, random_text, written_methods
@@ -46,9 +46,9 @@ def test_scores_are_those_of_the_engine(tiny_model: Any, tiny_tokenizer: Any) ->
     scores = evaluate(method, tiny_tokenizer, TASKS, instances=3, max_new_tokens=4, batch_size=2)
     assert [(s.task, s.id) for s in scores] == [(t.name, f"{t.name}{i}") for t in TASKS for i in range(3)]
     prompts = [f"input {i}" for i in range(3)]
-    total = loglikelihood(tiny_model, tiny_tokenizer, prompts, ["aaa<|im_end|>"] * 3)
+    total = NativeEngine(tiny_model, tiny_tokenizer).loglikelihood(prompts, ["aaa<|im_end|>"] * 3)
     torch.testing.assert_close(torch.tensor([s.loss for s in scores[:3]]), -total / 4, atol=1e-4, rtol=1e-4)
-    answers = generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=4)
+    answers = NativeEngine(tiny_model, tiny_tokenizer).generate(prompts, max_new_tokens=4)
     assert [s.rouge for s in scores[:3]] == [rouge_l(answer, ["aaa"]) for answer in answers]
 
 

@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from experts.domains.jsonl import Jsonl
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.training.evaluation import held_out_scores
@@ -41,8 +41,8 @@ def test_each_row_is_answered_under_its_own_mixture(
     model = library.load(tiny_model)
     prompts = ["Who?", "What is it?", "Why?"]
     mixture = Mixture(("a", "b"), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]))
-    answers = generate(model, tiny_tokenizer, prompts, max_new_tokens=6, mixture=mixture)
-    assert answers != generate(model, tiny_tokenizer, prompts, max_new_tokens=6, mixture=Mixture.of({}, 3))
+    answers = NativeEngine(model, tiny_tokenizer).generate(prompts, max_new_tokens=6, mixture=mixture)
+    assert answers != NativeEngine(model, tiny_tokenizer).generate(prompts, max_new_tokens=6, mixture=Mixture.of({}, 3))
     rows = Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": prompt}] for prompt in prompts],

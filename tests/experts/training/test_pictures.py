@@ -16,7 +16,7 @@ from transformers import ProcessorMixin
 
 from experts import Expert, ExpertLibrary, Mixture
 from experts.domains import text_of
-from experts.engine.native import generate
+from experts.engine import NativeEngine
 from experts.expert import read_config
 from experts.svf import SVFConfig, SVFLinear
 from experts.training.expert import train_expert
@@ -93,14 +93,14 @@ def test_pictures_in_a_batch_are_answered_under_their_own_mixtures(seeing: tuple
         for picture, text in zip(map(solid, ("red", "blue", "green")), ("?", "What colour?", "Say it."), strict=True)
     ]
     mixture = Mixture(("default",), torch.tensor([[1.0], [0.0], [0.5]]))
-    together = generate(adapted, processor, prompts, max_new_tokens=6, mixture=mixture)
+    together = NativeEngine(adapted, processor).generate(prompts, max_new_tokens=6, mixture=mixture)
     alone = [
-        generate(adapted, processor, [prompt], max_new_tokens=6, mixture=mixture.rows([row]))[0]
+        NativeEngine(adapted, processor).generate([prompt], max_new_tokens=6, mixture=mixture.rows([row]))[0]
         for row, prompt in enumerate(prompts)
     ]
     assert together == alone
     assert len(set(together)) == 3
-    (text_only,) = generate(adapted, processor, ["What colour?"], max_new_tokens=6)
+    (text_only,) = NativeEngine(adapted, processor).generate(["What colour?"], max_new_tokens=6)
     assert isinstance(text_only, str)
 
 

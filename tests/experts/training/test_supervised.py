@@ -13,7 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from experts.engine.native import tokenize
+from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training import expert

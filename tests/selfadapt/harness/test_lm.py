@@ -23,7 +23,6 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from experts import ExpertLibrary, Mixture
-from experts.engine.native import under
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
@@ -158,9 +157,9 @@ def test_mixed_requests_are_answered_as_each_mixture_alone(
 
     def noting(model: Any, mixture: Mixture) -> Any:
         mixtures_at_a_time.add(len(set(mixture.groups())))
-        return under(model, mixture)
+        return mixed(model, mixture)
 
-    monkeypatch.setattr("selfadapt.harness.lm.under", noting)
+    monkeypatch.setattr("selfadapt.harness.lm.mixed", noting)
     mixed = SelfAdaptiveLM(adaptive, batch_size=batch_size, max_batch_size=8, max_length=64)
     alone = SelfAdaptiveLM(adaptive, batch_size=4, max_length=64)
     for kind, continuations in {
@@ -242,8 +241,9 @@ def test_the_dispatcher_sees_the_question(adaptive: SelfAdaptiveModel, task_fold
 def test_a_chat_template_that_fails_is_one_line(
     adaptive: SelfAdaptiveModel, task_folder: Path, template: str | None, said: str
 ) -> None:
-    adaptive.tokenizer = copy(adaptive.tokenizer)
-    adaptive.tokenizer.chat_template = template
+    tokenizer: Any = copy(adaptive.tokenizer)
+    adaptive.engine.tokenizer = tokenizer
+    tokenizer.chat_template = template
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         judged(SelfAdaptiveLM(adaptive), task_folder, ["choice"], limit=2, apply_chat_template=True)
     assert "\n" not in str(caught.value)

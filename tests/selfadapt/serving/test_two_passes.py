@@ -11,7 +11,7 @@ import pytest
 
 from dispatch import EmbeddingDispatcher
 from experts import ExpertLibrary
-from experts.exchange.lora_cache import read_mixture_name
+from experts.engine.lora_cache import read_mixture_name
 from experts.outside.errors import UserError
 from selfadapt.serving.two_passes import ASKED, TwoPasses, serving
 

@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 
 from experts import Expert, ExpertLibrary, Mixture
-from experts.engine.native import under
-from experts.exchange.lora_cache import LoraCache, mixture_name, read_mixture_name
+from experts.engine import mixed
+from experts.engine.lora_cache import LoraCache, mixture_name, read_mixture_name
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
 
@@ -50,7 +50,7 @@ def test_the_lora_of_a_mixture_answers_as_the_mixture_does(library: ExpertLibrar
     mixture = MIXTURES[which]
     of_base = logits(tiny_model)
     model: Any = library.load(tiny_model)
-    with under(model, mixture.expand(2)):
+    with mixed(model, mixture.expand(2)):
         wanted = logits(model)
     model.unload()
     with LoraCache(library, tiny_model).hold(mixture) as (adapter,):

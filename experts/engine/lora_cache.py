@@ -12,7 +12,7 @@ import itertools
 import re
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,11 +24,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.exchange.export import fixed_expert
 from experts.exchange.lora import Lora
+from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import decompose, each_matrix
 
 PREFIX = "mix:"
@@ -78,7 +78,9 @@ class Adapter(NamedTuple):
 
 
 class LoraCache:
-    """The LoRAs of a library's mixtures, in a temporary folder that ends with the process. Safe for several threads.
+    """The LoRAs of mixtures, in a temporary folder that ends with the process. Safe for several threads.
+
+    Mixtures are of a library's experts, and of others that are added, which may adapt what the library's do.
 
     Args:
         base: what the library's experts adapt; it is not kept.
@@ -92,15 +94,15 @@ class LoraCache:
         library.check_base(base)
         self.library = library
         self.keep = keep
-        experts = {name: library.expert(name) for name in library.names}
+        self._experts = {name: library.expert(name) for name in library.names}
         weights: dict[str, Tensor] = {}
-        for expert in experts.values():
+        for expert in self._experts.values():
             weights |= expert.weights_in(base)
         self._conv1d = any(isinstance(base.get_submodule(matrix), Conv1D) for matrix in weights)
 
         def shared(matrix: str) -> tuple[Tensor, Tensor]:
             """Vᵀ [r, n] and U diag(s) [m, r]."""
-            r = max(len(expert.z.get(matrix, ())) for expert in experts.values())
+            r = max(len(expert.z.get(matrix, ())) for expert in self._experts.values())
             u, s, vt = (factor.float().cpu() for factor in decompose(weights[matrix], r))
             return vt, u * s
 
@@ -116,12 +118,45 @@ class LoraCache:
         """The names of all matrices that an expert of the library adapts."""
         return list(self._factors)
 
+    @property
+    def experts(self) -> Collection[str]:
+        """The names of the experts that mixtures may name."""
+        return self._experts.keys()
+
+    def add(self, name: str, expert: Expert) -> None:
+        """Adds an expert, which mixtures may name from now on.
+
+        Raises:
+            UserError: if the name is taken, or the expert adapts what the library's experts do not.
+        """
+        for matrix, z in expert.z.items():
+            rank = len(self._factors[matrix][0]) if matrix in self._factors else 0
+            if len(z) > rank:
+                raise UserError(
+                    f"the expert {name!r} adapts {len(z)} singular values of {matrix}, and those of the library "
+                    f"{self.library.folder} at most {rank}, which is all that there is room for here"
+                )
+        with self._lock:
+            if name in self._experts:
+                raise UserError(f"there is an expert {name!r} here already; remove it first, or choose another name")
+            self._experts[name] = expert
+
+    def remove(self, name: str) -> None:
+        """Lets an expert go. LoRAs that are held stay.
+
+        Raises:
+            UserError: if there is none of that name.
+        """
+        with self._lock:
+            if self._experts.pop(name, None) is None:
+                raise unknown("expert", name, self._experts)
+
     @contextmanager
     def hold(self, mixture: Mixture) -> Iterator[list[Adapter | None]]:
         """The LoRA of each row, None for the base; they stay on disk for as long as the block lasts.
 
         Raises:
-            UserError: if the mixture names an expert that the library does not have.
+            UserError: if the mixture names an expert that is not here.
         """
         rows = [mixture.rows([row]) for row in range(len(mixture))]
         names = {name for name in map(mixture_name, rows) if name}
@@ -153,13 +188,18 @@ class LoraCache:
             return self._adapters[name]
 
     def _lora(self, mixture: Mixture) -> Lora:
-        expert = fixed_expert(self.library, mixture)
-        z = expert.z
+        z = mixture.z(self._z)
         a = {matrix: self._factors[matrix][0][: len(of_matrix)] for matrix, of_matrix in z.items()}
         b = {matrix: self._factors[matrix][1][:, : len(of_matrix)] * (of_matrix - 1) for matrix, of_matrix in z.items()}
         if not all(factor.isfinite().all() for factor in b.values()):
             raise UserError(f"the weights of {mixture_name(mixture)} are too large: they make numbers without bounds")
-        return Lora(a, b, base=expert.base, description=expert.description, conv1d=self._conv1d)
+        description = f"The mixture {mixture}."
+        return Lora(a, b, base=self.library.base, description=description, conv1d=self._conv1d)
+
+    def _z(self, name: str) -> dict[str, Tensor]:
+        if name not in self._experts:
+            raise unknown("expert", name, self._experts)
+        return self._experts[name].z
 
     def _make_room(self) -> None:
         unheld = [name for name in self._adapters if not self._held[name]]

@@ -1,0 +1,74 @@
+"""The protocol of engines: what every engine can do, and all that dispatchers may ask of one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from experts.expert import Expert
+from experts.mixture import Mixture
+from experts.outside.chats import Chat
+
+
+class Engine(Protocol):
+    """Runs a base that carries experts, each row of a call under its own mixture of them.
+
+    An engine holds nothing of a call: calls and streams may overlap as they like, in one thread or in many. Answers are
+    greedy and end where the base ends.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin
+    """The base's; of a vision-language model its processor."""
+
+    @property
+    def experts(self) -> Collection[str]:
+        """The names of the experts that mixtures may name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base (`experts.svf.fingerprint`): who brings experts checks that they are for it."""
+
+    def generate(
+        self, prompts: Sequence[str | Chat], *, max_new_tokens: int, mixture: Mixture, batch_size: int = 32
+    ) -> list[str]:
+        """The answer to each prompt, in the order of the prompts, prompt b under row b of the mixture.
+
+        Raises:
+            UserError: if a prompt and its answer do not fit the model's context, the mixture has not a row for each
+                prompt or names an expert that the engine does not carry, or a number is below 1.
+        """
+
+    def stream(self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture) -> Iterator[str]:
+        """The answer to one prompt, piece by piece as it is written.
+
+        Raises:
+            UserError: as `generate` does, with the first piece.
+        """
+
+    def loglikelihood(
+        self, prompts: Sequence[str | Chat], continuations: Sequence[str], *, mixture: Mixture, batch_size: int = 32
+    ) -> Tensor:
+        """log p(continuation | prompt) of each pair, in nats, summed over the continuation's tokens: [B], float32.
+
+        Raises:
+            UserError: if the lists differ in length, a continuation is empty, or a pair does not fit the context.
+        """
+
+    def carry(self, name: str, expert: Expert) -> None:
+        """Adds an expert, which mixtures may name from now on. Nothing changes for calls that do not name it.
+
+        That the expert belongs to this base is not checked.
+
+        Raises:
+            UserError: if the name is taken, or the engine has no room for such an expert.
+        """
+
+    def drop(self, name: str) -> None:
+        """Lets an expert go; calls that run under it finish as they began.
+
+        Raises:
+            UserError: if there is none of that name.
+        """

@@ -1,0 +1,98 @@
+"""Which prompts share a batch, and what such a batch is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.pytorch_utils import Conv1D
+
+from experts.mixture import Mixture
+from experts.outside.errors import UserError
+from experts.outside.pictures import text_tokenizer
+from experts.svf import SVFLinear
+
+# While a step decodes fewer rows than this, reading the weights takes longer than computing with them.
+ROWS_PER_READ = {"cpu": 8, "cuda": 256}
+
+
+def plan_batches(
+    model: nn.Module, lengths: Sequence[int], new_tokens: int, mixture: Mixture | None, batch_size: int
+) -> list[list[int]]:
+    """Deals prompts of `lengths` tokens out to batches: the indices of each, prompts of like length together.
+
+    Rows of different mixtures can run in one batch, in factor space, where a token costs more; or in batches of one
+    mixture each, on merged weights, which have to be merged first and are smaller. The plan that costs less is taken.
+
+    Args:
+        new_tokens: of each answer.
+        mixture: one row a prompt; None leaves the model as it is.
+
+    Raises:
+        UserError: if the mixture has not a row for each prompt.
+    """
+    if mixture is not None and len(mixture) != len(lengths):
+        raise UserError(f"{len(lengths)} prompts need a mixture of as many rows, not {len(mixture)}")
+
+    def batches(rows: Sequence[int]) -> list[list[int]]:
+        by_length = sorted(rows, key=lambda row: lengths[row])
+        return [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+
+    together = batches(range(len(lengths)))
+    group_of = mixture.groups() if mixture is not None else [0]
+    if len(set(group_of)) == 1 or not isinstance(model, PeftModel):
+        return together
+    assert mixture is not None
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(group_of):
+        groups.setdefault(group, []).append(row)
+    apart = [batch for rows in groups.values() for batch in batches(rows)]
+
+    rows_per_read = ROWS_PER_READ.get(model.device.type, 256)
+
+    def cost(plan: list[list[int]]) -> float:
+        """In tokens that pass through the base."""
+        # A prompt is padded to the longest of its batch, which is the last. Decoding a row costs a token; but a step of
+        # few rows takes as long as reading the weights, which is why many small batches are dear.
+        return sum(len(rows) * lengths[rows[-1]] + new_tokens * max(len(rows), rows_per_read) for rows in plan)
+
+    # The base alone needs no merging. W itself can be left out of factor space only where no row is the base, which
+    # must come out bit for bit.
+    merges = sum(not mixture.rows(rows[:1]).is_base for rows in groups.values())
+    no_base = all(mixture.rows([row]).weights.any() for row in range(len(mixture)))
+    in_factors, merging = _relative_costs(model, no_base)
+    return apart if cost(apart) + merges * merging < in_factors * cost(together) else together
+
+
+def _relative_costs(model: PeftModel, no_base: bool) -> tuple[float, float]:
+    """What a token costs in factor space, and what merging one mixture costs, in tokens through the base.
+
+    A matrix [m, n] costs a token m·n multiplications, its factors of rank r cost r (m + n), beside the matrix or in its
+    place. Merging, U diag(…) Vᵀ, costs r·m·n.
+
+    Args:
+        no_base: no row is the base, so that full factors may stand for their matrix.
+    """
+    base = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D) and isinstance(module.weight, Tensor)
+    )
+    in_factors, merging = float(base), 0.0
+    for layer in model.modules():
+        if isinstance(layer, SVFLinear):
+            r, m, n = len(layer.svf_s), layer.out_features, layer.in_features
+            in_factors += r * (m + n) - (m * n if no_base and layer.whole_in_factors else 0)
+            merging += r * m * n
+    return in_factors / base, merging / base
+
+
+def pad_batch(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, ids: list[list[int]]
+) -> Any:
+    """`input_ids` and `attention_mask` [B, T] on the model's device, padded on the left."""
+    padded = text_tokenizer(tokenizer).pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+    return padded.to(model.device)

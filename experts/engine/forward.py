@@ -1,0 +1,82 @@
+"""One forward pass of a model: under a mixture, in evaluation mode, behind a cache, and only as far as is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import RLock
+from typing import cast
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from experts.mixture import Mixture
+from experts.outside.errors import UserError
+from experts.svf import SVFModel
+
+_evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # models to train again → open `evaluating` blocks
+_switching = RLock()
+
+
+def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
+    """Within the block, row b of every batch that this thread runs is under row b of the mixture.
+
+    Raises:
+        UserError: if the mixture names an expert that the model does not carry.
+    """
+    if isinstance(model, PeftModel) and isinstance(model.base_model, SVFModel):
+        return model.base_model.mixed(mixture.names, mixture.weights, mixture.per_matrix)
+    if not mixture.is_base:
+        raise UserError("this model carries no experts, and the mixture is not the base")
+    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in evaluation mode, until the last thread that is in such a block leaves it."""
+    with _switching:
+        switched = model.training or model in _evaluated
+        if switched:
+            model.eval()
+            _evaluated[model] = _evaluated.get(model, 0) + 1
+    try:
+        yield
+    finally:
+        if switched:
+            with _switching:
+                _evaluated[model] -= 1
+                if not _evaluated[model]:
+                    del _evaluated[model]
+                    model.train()
+
+
+def forward_cached(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor, cache: Cache, keep: int) -> Tensor:
+    """The logits [B, keep, V], float32, at the last of some tokens [B, T] that come after those in the cache.
+
+    `mask` covers both, and may have holes. The cache is extended.
+    """
+    output = cast(nn.Module, model)(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask)[:, -ids.shape[1] :],
+        past_key_values=cache,
+        logits_to_keep=last_positions(keep),
+    )
+    return output.logits.float()
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """The positions [B, T] of a padded batch's tokens, which count what the mask [B, T] shows."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def last_positions(count: int) -> Tensor:
+    """The last `count` positions, as `logits_to_keep`.
+
+    The number alone would have them sliced. The slices of a batch are not contiguous, so the head would be multiplied
+    row by row: 5 times as slow for 80 rows of 3.
+    """
+    return torch.arange(-count, 0)
