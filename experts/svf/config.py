@@ -10,7 +10,7 @@ from peft.utils import PeftType
 from peft.utils.other import get_pattern_key
 
 from experts.outside.errors import UserError
-from experts.svf.targets import check_expression
+from experts.svf.names import check_expression
 
 
 @dataclass

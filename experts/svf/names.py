@@ -1,8 +1,12 @@
-"""Names: of modules as a plain base has them, and of adapters so that PEFT can keep them apart."""
+"""Names: of modules as a plain base has them, of adapters so that PEFT can keep them apart, and patterns of names."""
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
+
+from experts.outside.errors import UserError
 
 
 def plain_name(name: str) -> str:
@@ -31,3 +35,11 @@ def fault_in_adapter_name(name: str) -> str | None:
     if hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
         return "it is an attribute of torch's modules"
     return None
+
+
+def check_expression(expression: str) -> None:
+    """Raises UserError for what is no regular expression."""
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise UserError(f"{expression!r} is not a regular expression: {error}") from error

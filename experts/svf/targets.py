@@ -6,17 +6,14 @@ import copy
 import difflib
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from experts.outside.errors import UserError, unknown
+from experts.svf.config import SVFConfig
 from experts.svf.names import plain_name
-
-if TYPE_CHECKING:
-    from experts.svf.config import SVFConfig
 
 # The heads that PEFT trains and saves of itself for these tasks, by the ends of their names; no model has all of them.
 HEADS = {
@@ -54,14 +51,6 @@ def module_names(model: nn.Module) -> Iterable[str]:
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             inside += (f"{name}.",)
         yield plain_name(name)
-
-
-def check_expression(expression: str) -> None:
-    """Raises UserError for what is no regular expression."""
-    try:
-        re.compile(expression)
-    except re.error as error:
-        raise UserError(f"{expression!r} is not a regular expression: {error}") from error
 
 
 def check_each(kind: str, wanted: Iterable[str] | str | None, names: list[str]) -> None:

@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.outside.errors import UserError, check_numbers, check_whole
 from experts.svf import SVFConfig
-from experts.svf.targets import check_each, check_expression, module_names
+from experts.svf.names import check_expression
+from experts.svf.targets import check_each, module_names
 
 
 @dataclass(frozen=True)

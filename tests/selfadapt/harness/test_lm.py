@@ -160,7 +160,7 @@ def test_mixed_requests_are_answered_as_each_mixture_alone(
         return mixed(model, mixture)
 
     monkeypatch.setattr("selfadapt.harness.lm.mixed", noting)
-    mixed = SelfAdaptiveLM(adaptive, batch_size=batch_size, max_batch_size=8, max_length=64)
+    together = SelfAdaptiveLM(adaptive, batch_size=batch_size, max_batch_size=8, max_length=64)
     alone = SelfAdaptiveLM(adaptive, batch_size=4, max_length=64)
     for kind, continuations in {
         "generate_until": [{"until": ["\n"], "max_gen_toks": 6}],
@@ -169,7 +169,7 @@ def test_mixed_requests_are_answered_as_each_mixture_alone(
     }.items():
         everything = requests(kind, QUESTIONS, *continuations)
         mixtures_at_a_time.clear()
-        answers = getattr(mixed, kind)(everything)
+        answers = getattr(together, kind)(everything)
         if batch_size != "auto":
             assert (max(mixtures_at_a_time) > 1) == (batch_size == 64 and kind != "loglikelihood_rolling")
         for colour in ("red", "blue", "grey"):
