@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -14,21 +13,17 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
-import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from experts import ExpertLibrary, Mixture
+from experts.engine import mixed
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
-from experts.svf import SVFConfig
-from experts.svf.fingerprint import fingerprint
 from selfadapt import SelfAdaptiveModel
-from selfadapt.cli import main
 from selfadapt.harness import SelfAdaptiveLM
 
 QUESTIONS = [f"{kind} {'x' * (n % 5)}{n}" for n in range(6) for kind in ("red", "blue", "grey")]
@@ -51,62 +46,9 @@ class ByColour:
 
 
 @pytest.fixture
-def library(tiny_folder: Path, tmp_path: Path) -> ExpertLibrary:
-    # What a checkpoint wants of decoding is part of lm-eval's numbers.
-    settings = json.loads((tiny_folder / "generation_config.json").read_text())
-    (tiny_folder / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.3}))
-    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    library = ExpertLibrary.create(tmp_path / "library", str(tiny_folder), fingerprint(base))
-    for seed, name in enumerate(("a", "b")):
-        model = get_peft_model(base, SVFConfig(base_fingerprint=library.fingerprint))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.7 * torch.randn(parameter.shape, generator=generator))
-        model.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
-        base = model.unload()
-        library.add(tmp_path / name)
-    return library
-
-
-@pytest.fixture
 def adaptive(library: ExpertLibrary) -> SelfAdaptiveModel:
     model = SelfAdaptiveModel.from_pretrained(library=library)
     return SelfAdaptiveModel(model.model, model.tokenizer, ByColour())
-
-
-@pytest.fixture
-def task_folder(tmp_path: Path) -> Path:
-    """Three tasks on one local file: a multiple choice, a generation and a rolling log-likelihood."""
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    rows = [{"question": q, "choices": ["yes", "no", "maybe so"], "answer": n % 3} for n, q in enumerate(QUESTIONS)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
-        "test_split": "test",
-        "doc_to_text": "Question: {{question}}\nAnswer:",
-        "doc_to_target": "{{answer}}",
-    }
-    of_each = {
-        "choice": {"output_type": "multiple_choice", "doc_to_choice": "choices", "metric_list": [{"metric": "acc"}]},
-        "writing": {
-            "output_type": "generate_until",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6},
-            "metric_list": [{"metric": "exact_match"}],
-        },
-        "reading": {
-            "output_type": "loglikelihood_rolling",
-            "doc_to_text": "",
-            "doc_to_target": "{{question}} and so on",
-            "metric_list": [{"metric": "byte_perplexity"}],
-        },
-    }
-    for name, own in of_each.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **own, "task": name}))
-    return folder
 
 
 def judged(model: Any, folder: Path, tasks: Sequence[str] = FEW, **options: Any) -> dict[str, Any]:
@@ -387,94 +329,3 @@ def test_arguments_that_would_be_ignored_are_refused(tiny_tokenizer: PreTrainedT
         SelfAdaptiveLM(libary="x")
     with pytest.raises(UserError, match="'revision'"):
         SelfAdaptiveLM(revision="x")
-
-
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["selfadapt", "eval", *map(str, args)])
-    code = 0
-    try:
-        main()
-    except SystemExit as exit:
-        code = int(exit.code or 0)
-    return code, *capsys.readouterr()
-
-
-def test_the_verb(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    library: ExpertLibrary,
-    task_folder: Path,
-    tmp_path: Path,
-) -> None:
-    args = ("--tasks", "choice,writing", "--include-path", task_folder, "--limit", 4, "--batch-size", 2)
-    expert = ("--library", library.folder, "--dispatch", "b")
-    out_folder = ("--output-path", tmp_path / "out", "--log-samples")
-    code, out, err = run(capsys, monkeypatch, *args, *expert, *out_folder, "--json", "--seed", 7)
-    assert code == 0, err
-    document = json.loads(out)
-    wanted = judged(
-        "selfadapt",
-        task_folder,
-        FEW[:2],
-        model_args={"library": library.folder, "dispatch": "b"},
-        limit=4,
-        batch_size=2,
-    )
-    assert document["results"].keys() == wanted["results"].keys()
-    assert document["results"]["choice"]["acc,none"] == wanted["results"]["choice"]["acc,none"]
-    assert document["n-samples"]["writing"] == {"original": len(QUESTIONS), "effective": 4}
-    assert document["mixture"] == {"weights": {"b": 1.0}, "abstained": 0.0}
-    assert document["config"]["random_seed"] == document["config"]["fewshot_seed"] == 7
-    assert "samples" not in document
-    files = sorted(path.name.split("_2")[0] for path in (tmp_path / "out").glob("*/*"))
-    assert files == ["results", "samples_choice", "samples_writing"]
-    (log,) = (tmp_path / "out").glob("*/samples_choice*")
-    assert [json.loads(line)["mixture"] for line in log.read_text().splitlines()] == [{"b": 1.0}] * 4
-
-    code, out, err = run(capsys, monkeypatch, *args, "--model", library.base, "--log-samples", "--json")
-    assert [s["mixture"] for s in json.loads(out)["samples"]["choice"]] == [{}] * 4, err
-    code, out, err = run(capsys, monkeypatch, *args, *expert)
-    assert code == 0, err
-    assert out.startswith("|")
-    assert "mixture: b 1.00" in out
-
-
-def test_a_mistake_of_the_users_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, library: ExpertLibrary, task_folder: Path
-) -> None:
-    def error(*args: object) -> str:
-        code, out, err = run(capsys, monkeypatch, "--include-path", task_folder, "--library", library.folder, *args)
-        assert (code, out) == (1, "")
-        return err.splitlines()[-1]
-
-    def write(name: str, **fields: Any) -> None:
-        document = yaml.safe_load((task_folder / "writing.yaml").read_text())
-        (task_folder / f"{name}.yaml").write_text(yaml.safe_dump({**document, **fields, "task": name}))
-
-    rows = (task_folder / "rows.jsonl").read_text().splitlines()
-    (task_folder / "holes.jsonl").write_text("\n".join([*rows[:2], '{"question": "red"}', *rows[3:]]))
-    (task_folder / "broken.jsonl").write_text("\n".join([*rows[:1], '{"question": "re']))
-    for name in ("holes", "broken", "gone"):
-        write(name, dataset_kwargs={"data_files": {"test": str(task_folder / f"{name}.jsonl")}})
-    write("typo", doc_to_text="{{qestion}}")
-    write("nosplit", test_split="tset")
-
-    assert "holes.jsonl:3: no field 'answer', which the task 'holes' needs" in error("--tasks", "holes")
-    assert "broken.jsonl:2: not JSON" in error("--tasks", "choice,broken")
-    assert "no such file" in error("--tasks", "gone")
-    assert ":1: no field 'qestion'" in error("--tasks", "typo")
-    assert "the task 'nosplit' cannot be loaded" in error("--tasks", "nosplit")
-    assert "unknown dispatcher or expert 'c'" in error("--tasks", "choice", "--dispatch", "c")
-    assert "no task to evaluate" in error("--tasks", ",")
-    assert "give --output-path or --json" in error("--tasks", "choice", "--log-samples")
-    assert "--limit must be" in error("--tasks", "choice", "--limit", "0")
-    assert "--batch-size must be" in error("--tasks", "choice", "--batch-size", "many")
-    (task_folder / "torn.yaml").write_text("task: [")
-    # lm-eval's own hundreds of task files take seconds to read; a name is looked for among ours here.
-    original = TaskManager.__init__
-    monkeypatch.setattr(TaskManager, "__init__", lambda self, **k: original(self, **{**k, "include_defaults": False}))
-    assert "torn.yaml is not a task file" in error("--tasks", "torn")
-    (task_folder / "torn.yaml").unlink()
-    assert "unknown task 'wrting'; did you mean 'writing'" in error("--tasks", "wrting")
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert 'pip install "selfadapt[eval]"' in error("--tasks", "choice")
