@@ -25,6 +25,7 @@ from dispatch import Fixed, find_dispatcher
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import NativeEngine
 from experts.library import shipped_library
+from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.serving.two_passes import serving
@@ -218,14 +219,12 @@ def test_trl_sends_vllm_the_names_and_weights_it_knows(
     from trl.generation.vllm_generation import VLLMGeneration
     from vllm import LLM, SamplingParams
 
-    from experts.engine.native import generate, tokenize
-
     # On a CPU vLLM packs its matrices once it has them, and takes no others; on a GPU it keeps them as they are.
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setattr("vllm._custom_ops._supports_onednn", False)
     base, tokenizer = load_base()
     model = library.expert("groups").attach(base)
-    wanted = generate(model, tokenizer, PROMPTS[:8], max_new_tokens=8)
+    wanted = NativeEngine(model, tokenizer).generate(PROMPTS[:8], max_new_tokens=8)
     llm = LLM(
         str(smollm2_folder), dtype="float32", enforce_eager=True, max_model_len=512, kv_cache_memory_bytes=1 << 28
     )
