@@ -32,7 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dispatch.few_shot import Search, matrix_groups, the_best
+from dispatch.few_shot import Search, matrix_groups, rank_candidates
 from experts.engine import NativeEngine, mixed
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
@@ -90,7 +90,7 @@ def main() -> None:
         for part, places in zip(OURS, (elite, 1), strict=True):
             with timed(part):
                 arguments = (model, tokenizer, library.names, alphas, groups, rows, domain.reward, search)
-                found[part], _ = the_best(*arguments, places=places)
+                found[part], _ = rank_candidates(*arguments, places=places)
         scores = torch.zeros(len(alphas), 2)
         for candidate, alpha in enumerate(alphas):  # [K, G]
             with timed("rebuilding"), torch.no_grad():

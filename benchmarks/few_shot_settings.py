@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from dispatch.few_shot import Found, Search, matrix_groups, mixture_of, search, the_best
+from dispatch.few_shot import Found, Search, matrix_groups, mixture_of, rank_candidates, search
 from experts.engine import NativeEngine
 from experts.training.evaluation import held_out_scores
 from experts.training.statistics import accuracy
@@ -46,7 +46,7 @@ def reference_search(
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
         alphas = alphas.clamp(0, 1)
         alphas[0] = incumbent
-        order, scores = the_best(
+        order, scores = rank_candidates(
             NativeEngine(model, tokenizer), names, alphas, groups, rows, reward, options, places=options.population
         )
         incumbent = alphas[order[0]]

@@ -120,16 +120,16 @@ def search(
     finalists = [torch.zeros(size), *(one[:, None].expand(size) for one in torch.eye(len(names)))]
     for generation in range(options.generations):
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
-        best, scores = the_best(engine, names, alphas, groups, searching, reward, options, places=elite)
+        best, scores = rank_candidates(engine, names, alphas, groups, searching, reward, options, places=elite)
         mean, std = alphas[best].mean(0), alphas[best].std(0).clamp(min=options.least_std)
         finalists += [alphas[best[0]], mean]
         on_generation(generation + 1, *scores[0].tolist())
     candidates = torch.stack(finalists)
-    best, scores = the_best(engine, names, candidates, groups, choosing, reward, options, places=1)
+    best, scores = rank_candidates(engine, names, candidates, groups, choosing, reward, options, places=1)
     return Found(mixture_of(names, candidates[best], groups), *scores[0].tolist())
 
 
-def the_best(
+def rank_candidates(
     engine: NativeEngine,
     names: Sequence[str],
     alphas: Tensor,  # [C, K, G]
@@ -157,8 +157,8 @@ def the_best(
         return torch.tensor(reward(texts, **asked)), likelihoods
 
     # Three times as many rows as make computing take longer than reading the weights.
-    wave = 3 * ROWS_PER_READ.get(engine.model.device.type, 256)
-    return race(ask, len(alphas), len(rows), places, wave)
+    round_size = 3 * ROWS_PER_READ.get(engine.model.device.type, 256)
+    return race(ask, len(alphas), len(rows), places, round_size)
 
 
 def matrix_groups(model: PreTrainedModel | PeftModel, per: str) -> dict[str, int]:

@@ -112,7 +112,7 @@ class PromptDispatcher:
         log p(answer) = Σ_i log softmax over the tokens that may stand at i of logit(token_i)
 
     What answers have in common before they part is read behind the question, in the same prefill. Only answers that
-    part in several places, not all on one way, need further passes. Small models favour some answers whatever the
+    part in several places, not all on one path, need further passes. Small models favour some answers whatever the
     question; a calibration takes that off. Without one fitted on labelled prompts, the experts' own descriptions are
     asked about, and their mean score is taken off.
 
@@ -162,7 +162,7 @@ class PromptDispatcher:
             [(*text.encode(answer, add_special_tokens=False), end) for answer in answers]
             for answers in (categories.keys(), categories.values())
         )
-        self._ways = _ways([*_branches(self._names), *_branches(self._descriptions)])
+        self._paths = _paths([*_branches(self._names), *_branches(self._descriptions)])
         config = engine.model.config
         self._context = context_of(config) or 1 << 30
         self._window = min(self._context, attention_window(config))
@@ -217,8 +217,10 @@ class PromptDispatcher:
 
     def _scores(self, questions: list[list[int]], cache: DynamicCache) -> Tensor:
         """`scores` of one batch; the cache holds what stands before a question."""
+        # The answers are a tree of tokens, and only where it forks does a logit count. The longest path is read in one
+        # pass with the question; of the others only what differs, behind the same question in the cache.
         cache.batch_repeat_interleave(len(questions))
-        first, *others = self._ways
+        first, *others = self._paths
         model = self.engine.model
         batch = pad_batch(model, self.engine.tokenizer, [[*asked, *first] for asked in questions])
         here = batch["attention_mask"]  # [B, T]
@@ -226,12 +228,12 @@ class PromptDispatcher:
         logits = forward_cached(model, batch["input_ids"], mask, cache, keep=len(first) + 1)
         found = {first[:depth]: logits[:, depth] for depth in range(len(first) + 1)}
         answer = mask.shape[1] - len(first)  # where it begins
-        for way, previous in zip(others, self._ways, strict=False):
+        for path, previous in zip(others, self._paths, strict=False):
             cache.crop(-len(previous))
-            ids = torch.tensor([way] * len(here)).to(here)
+            ids = torch.tensor([path] * len(here)).to(here)
             longer = torch.cat([mask[:, :answer], torch.ones_like(ids)], 1)
-            logits = forward_cached(model, ids, longer, cache, keep=len(way))
-            found |= {way[: depth + 1]: logits[:, depth] for depth in range(len(way))}
+            logits = forward_cached(model, ids, longer, cache, keep=len(path))
+            found |= {path[: depth + 1]: logits[:, depth] for depth in range(len(path))}
         return torch.cat([_choose(answers, found) for answers in (self._names, self._descriptions)], 1).cpu()
 
     def _asked(self, asked: str) -> list[int]:
@@ -246,9 +248,10 @@ class PromptDispatcher:
             else:
                 shown = asked if read is ids else cast(str, text.decode(read))
                 chat = text.encode(
-                    render(self.engine.tokenizer, [asking(self.categories, shown)])[0], add_special_tokens=False
+                    render(self.engine.tokenizer, [category_question(self.categories, shown)])[0],
+                    add_special_tokens=False,
                 )
-            if len(chat) + max(map(len, self._ways)) <= self._window:
+            if len(chat) + max(map(len, self._paths)) <= self._window:
                 return chat
         raise UserError(f"{len(self.categories)} categories leave no room for a question in {self._window} tokens")
 
@@ -268,12 +271,12 @@ class PromptDispatcher:
 
     def _turn(self, asked: str, new_tokens: int) -> str:
         """The user turn that asks about a question, of which the ends alone are read where it does not fit whole."""
-        turn = asking(self.categories, asked)
+        turn = category_question(self.categories, asked)
         if len(tokenize(self.engine.tokenizer, [turn])[0]) + new_tokens <= self._context:
             return turn
         text = text_tokenizer(self.engine.tokenizer)
         ids = text.encode(asked, add_special_tokens=False)
-        return asking(self.categories, cast(str, text.decode(ids[:END] + ids[-END:])))
+        return category_question(self.categories, cast(str, text.decode(ids[:END] + ids[-END:])))
 
 
 def check_classifier(library: ExpertLibrary) -> None:
@@ -299,7 +302,7 @@ def _branches(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:
     return {prefix: sorted(tokens) for prefix, tokens in following.items() if len(tokens) > 1}
 
 
-def _ways(prefixes: Sequence[Tokens]) -> list[Tokens]:
+def _paths(prefixes: Sequence[Tokens]) -> list[Tokens]:
     """The prefixes that none of the others begins with, the longest first."""
     kept: list[Tokens] = []
     for prefix in sorted({(), *prefixes}, key=len, reverse=True):
@@ -318,7 +321,7 @@ def _choose(answers: Sequence[Tokens], found: Mapping[Tokens, Tensor]) -> Tensor
     return total
 
 
-def asking(categories: Mapping[str, str], asked: str) -> str:
+def category_question(categories: Mapping[str, str], asked: str) -> str:
     """The user turn that asks for the category of a question."""
     listed = "\n".join(f"- {name}: {description}" for name, description in categories.items())
     return TEMPLATE.format(categories=listed, question=asked)
@@ -346,6 +349,6 @@ def named(text: str, names: Sequence[str]) -> set[str]:
 
 def _around(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, categories: Mapping[str, str]) -> list[str] | None:
     """The text before and after the question, and between where it is shown twice; None where it is shown changed."""
-    marked, shown = render(tokenizer, [asking(categories, mark) for mark in MARKS])
+    marked, shown = render(tokenizer, [category_question(categories, mark) for mark in MARKS])
     pieces = marked.split(MARKS[0])
     return pieces if len(pieces) > 1 and MARKS[1].join(pieces) == shown else None

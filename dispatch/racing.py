@@ -15,7 +15,7 @@ AT_ONCE = 3
 
 
 def race(
-    ask: Callable[[Sequence[Pair]], tuple[Tensor, Tensor]], candidates: int, examples: int, places: int, wave: int
+    ask: Callable[[Sequence[Pair]], tuple[Tensor, Tensor]], candidates: int, examples: int, places: int, round_size: int
 ) -> tuple[list[int], Tensor]:
     """The best of C candidates, best first, and their scores: what asking all of them all N examples would give.
 
@@ -26,14 +26,14 @@ def race(
     Args:
         ask: the rewards and the log-likelihoods [P] of P pairs.
         places: how many of the candidates are wanted.
-        wave: pairs worth asking at once, if there are as many.
+        round_size: pairs worth asking at once, if there are as many.
 
     Returns:
         The numbers of the `places` best, where the earlier comes first of two equals, and their scores [places, 2].
     """
     at_best = torch.tensor([1.0, 0.0]).repeat(candidates, examples, 1)  # [C, N, 2]
     asked = torch.zeros(candidates, examples, dtype=torch.bool)
-    first = min(examples, math.ceil(max(examples / 4, wave / candidates)))
+    first = min(examples, math.ceil(max(examples / 4, round_size / candidates)))
     pairs = [(candidate, example) for candidate in range(candidates) for example in range(first)]
     while pairs:
         rows, columns = torch.tensor(pairs).T
@@ -43,11 +43,11 @@ def race(
         scores = at_best.mean(1)
         keys = [tuple(score) for score in scores.tolist()]
         ranking = sorted(range(candidates), key=lambda candidate: keys[candidate], reverse=True)
-        contenders = _contenders(ranking, asked.all(1).tolist(), places)[: max(1, wave // AT_ONCE)]
+        contenders = _contenders(ranking, asked.all(1).tolist(), places)[: max(1, round_size // AT_ONCE)]
         pairs = []
         for candidate in contenders:
             left = (~asked[candidate]).nonzero()[:, 0].tolist()
-            pairs += [(candidate, example) for example in left[: math.ceil(wave / len(contenders))]]
+            pairs += [(candidate, example) for example in left[: math.ceil(round_size / len(contenders))]]
     return ranking[:places], scores[ranking[:places]]
 
 

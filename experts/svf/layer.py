@@ -261,9 +261,13 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         # Autocast rounds a merged weight to half precision, as a half-precision base does.
         full_precision = weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(x.device.type)
 
+        # At full rank the merged forward costs what the base's does, and MergedLinear's backward has z's gradient from
+        # the product that the input's needs anyway. At limited rank the factors cost less than merging at every step.
         if wants_gradient and full_precision and full_rank and self.keeps_merged:
             factors = (self.svf_u, self.svf_s, self.svf_vt)
             return MergedLinear.apply(x, self.delta(active), bias, self._merged(active), *factors)
+        # A weight in half precision would round small differences away, so what trains there is never merged, neither
+        # for its gradient nor for the answers that the gradient is about.
         if wants_gradient or not self.keeps_merged or (trained and not full_precision):
             return self.base_layer(x, *args, **kwargs) + self._factored(x, self.delta(active))
         return F.linear(x, self._merged(active), bias)

@@ -9,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from dispatch.base import question
-from dispatch.prompt import asking
+from dispatch.prompt import category_question
 from experts.domains import KINDS, Completion, Domain, Split, text_of
 from experts.domains.judges.rewards import exact
 from experts.outside.errors import UserError
@@ -57,7 +57,7 @@ class Classification:
         for domain in domains:
             own = domain.load(split)
             for row in own.select(range(min(len(own), -(-size // len(domains))))):
-                turn = {"role": "user", "content": asking(categories, question(row["prompt"]))}
+                turn = {"role": "user", "content": category_question(categories, question(row["prompt"]))}
                 rows.append({"id": row["id"], "prompt": [turn], "answer": domain.name})
         Random(f"{split} {self.seed}").shuffle(rows)
         return Dataset.from_list(rows)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dispatch.few_shot import Search, matrix_groups, search, the_best
+from dispatch.few_shot import Search, matrix_groups, rank_candidates, search
 from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -68,7 +68,7 @@ def test_a_population_scores_as_its_candidates_do_alone(model: Any, tiny_tokeniz
     groups = matrix_groups(model, "layer")
     assert sorted(set(groups.values())) == [0, 1]
     alphas = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
-    best, scores = the_best(
+    best, scores = rank_candidates(
         NativeEngine(model, tiny_tokenizer), NAMES, alphas, groups, rows, same, Search(max_new_tokens=6), places=3
     )
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
@@ -96,7 +96,9 @@ def test_ties_are_broken_by_the_likelihood_of_the_answers(model: Any, tiny_token
     choosing = [rows[i] for i in order[1::2]]
     alone = torch.tensor([[0.0, 0], [1, 0], [0, 1]])[:, :, None]
     groups = matrix_groups(model, "model")
-    _, scores = the_best(NativeEngine(model, tiny_tokenizer), NAMES, alone, groups, choosing, never, options, places=1)
+    _, scores = rank_candidates(
+        NativeEngine(model, tiny_tokenizer), NAMES, alone, groups, choosing, never, options, places=1
+    )
     assert found.reward == 0
     assert found.loglikelihood >= scores[0, 1].item() - 1e-3
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dispatch import Calibration, PromptDispatcher
-from dispatch.prompt import asking, named
+from dispatch.prompt import category_question, named
 from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.outside.chats import tokenize
@@ -26,7 +26,7 @@ def by_hand(
 ) -> Tensor:
     """log p of each answer under constrained decoding, one token and one full forward at a time."""
     ids = [[*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id] for answer in answers]
-    [start] = tokenize(tokenizer, [asking(categories, prompt)])
+    [start] = tokenize(tokenizer, [category_question(categories, prompt)])
     scores = []
     for own in ids:
         total = 0.0

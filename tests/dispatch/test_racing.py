@@ -17,16 +17,16 @@ class Table:
     def __init__(self, rewards: Tensor, likelihoods: Tensor) -> None:
         self.rewards, self.likelihoods = rewards, likelihoods
         self.asked: list[Pair] = []
-        self.waves: list[int] = []
+        self.rounds: list[int] = []
 
     def __call__(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         self.asked += pairs
-        self.waves.append(len(pairs))
+        self.rounds.append(len(pairs))
         rows, columns = torch.tensor(pairs).T
         return self.rewards[rows, columns], self.likelihoods[rows, columns]
 
-    def race(self, places: int, wave: int) -> tuple[list[int], Tensor]:
-        return race(self, *self.rewards.shape, places=places, wave=wave)
+    def race(self, places: int, round_size: int) -> tuple[list[int], Tensor]:
+        return race(self, *self.rewards.shape, places=places, round_size=round_size)
 
     def exhaustive(self, places: int) -> tuple[list[int], Tensor]:
         scores = torch.stack([self.rewards, self.likelihoods], 2).mean(1)
@@ -51,13 +51,13 @@ def random_table(seed: int) -> Table:
     return Table(rewards, likelihoods)
 
 
-@pytest.mark.parametrize("wave", [1, 3, 24, 1000])
-def test_the_winners_are_those_of_asking_everybody_everything(wave: int) -> None:
+@pytest.mark.parametrize("round_size", [1, 3, 24, 1000])
+def test_the_winners_are_those_of_asking_everybody_everything(round_size: int) -> None:
     for seed in range(105):
         size = len(random_table(seed).rewards)
         for places in {1, -(-size // 4), size}:
             table = random_table(seed)
-            best, scores = table.race(places, wave)
+            best, scores = table.race(places, round_size)
             wanted, of_wanted = table.exhaustive(places)
             assert best == wanted
             assert torch.equal(scores, of_wanted)
@@ -68,17 +68,17 @@ def test_who_cannot_win_any_more_is_not_asked() -> None:
     rewards = torch.zeros(32, 10)
     rewards[[3, 17]] = 1
     table = Table(rewards, -torch.ones(32, 10))
-    assert table.race(2, wave=1)[0] == [3, 17]
+    assert table.race(2, round_size=1)[0] == [3, 17]
     assert len(table.asked) == 32 * 3 + 2 * 7
     table = Table(rewards, -torch.ones(32, 10))
-    assert table.race(2, wave=24)[0] == [3, 17]
-    assert len(table.asked) < 0.6 * 320  # filling waves costs some
+    assert table.race(2, round_size=24)[0] == [3, 17]
+    assert len(table.asked) < 0.6 * 320  # filling rounds costs some
 
 
 def test_a_wave_that_all_pairs_fit_in_asks_them_all_at_once() -> None:
     table = random_table(1)
     table.race(1, table.rewards.numel())
-    assert table.waves == [table.rewards.numel()]
+    assert table.rounds == [table.rewards.numel()]
 
 
 def test_all_places_need_all_answers() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dispatch.prompt import asking
+from dispatch.prompt import category_question
 from experts.outside.errors import UserError
 from selfadapt.recipes import Classification, find_recipe, read_recipe
 
@@ -24,7 +24,7 @@ def test_prompts_are_asked_about_as_the_dispatcher_asks(recipe: Path, tmp_path: 
     originals = {row["id"]: row["prompt"][-1]["content"] for row in read_recipe(recipe).domain.load("train")}
     for row in rows:
         if row["answer"] == "numbers":
-            assert row["prompt"] == [{"role": "user", "content": asking(categories, originals[row["id"]])}]
+            assert row["prompt"] == [{"role": "user", "content": category_question(categories, originals[row["id"]])}]
     assert not set(rows["id"]) & set(domain.load("test")["id"])
     assert domain.load("train").to_list() == rows.to_list()
 
