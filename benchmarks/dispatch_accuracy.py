@@ -46,6 +46,29 @@ loud again. | Wish me luck! | How do I say no politely?
 """
 
 
+def dispatchers(classifier: Path | None, categories: dict[str, str], train: list[list[str]]) -> dict[str, Any]:
+    """What is measured, by its name in the table: fitted on the training prompts [K][n], the classifier apart."""
+    base, tokenizer = load_base()
+    if classifier:
+        model: Any = PeftModel.from_pretrained(base, str(classifier), adapter_name="classifier").eval()
+        names = Calibration.of_names(len(NAMES))
+        engine = NativeEngine(model, tokenizer)
+        return {"classifier": PromptDispatcher(engine, categories, expert="classifier", calibration=names)}
+    vectors = [encode(own) for own in train]
+    described = encode(list(categories.values()))
+    engine = NativeEngine(base, tokenizer)
+    prompt = PromptDispatcher(engine, categories)
+    sample = [text for own in train for text in own[:CALIBRATED_ON]]
+    answers = torch.tensor([k for k, own in enumerate(train) for _ in own[:CALIBRATED_ON]])
+    calibration = Calibration.fitted(prompt.scores(sample), answers)
+    return {
+        "embedding, forced": EmbeddingDispatcher(NAMES, described, vectors, false_alarms=0),
+        "embedding": EmbeddingDispatcher(NAMES, described, vectors),
+        "prompt, descriptions only": prompt,
+        f"prompt, calibrated on {CALIBRATED_ON} each": PromptDispatcher(engine, categories, calibration=calibration),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-domain", type=int, default=400)
@@ -69,41 +92,15 @@ def main() -> None:
     strange = {"BoolQ": asked("boolq", "validation", 200), "small talk": small_talk}
     print({name: len(own) for name, own in zip([*NAMES, *strange], [*held_out, *strange.values()], strict=True)})
 
-    base, tokenizer = load_base()
-    ways: dict[str, Any]
-    if options.classifier:
-        model: Any = PeftModel.from_pretrained(base, str(options.classifier), adapter_name="classifier").eval()
-        names = Calibration.of_names(len(NAMES))
-        ways = {
-            "classifier": PromptDispatcher(
-                NativeEngine(model, tokenizer), categories, expert="classifier", calibration=names
-            )
-        }
-    else:
-        vectors = [encode(own) for own in train]
-        described = encode(list(categories.values()))
-        prompt = PromptDispatcher(NativeEngine(base, tokenizer), categories)
-        sample = [text for own in train for text in own[:CALIBRATED_ON]]
-        answers = torch.tensor([k for k, own in enumerate(train) for _ in own[:CALIBRATED_ON]])
-        calibration = Calibration.fitted(prompt.scores(sample), answers)
-        ways = {
-            "embedding, forced": EmbeddingDispatcher(NAMES, described, vectors, false_alarms=0),
-            "embedding": EmbeddingDispatcher(NAMES, described, vectors),
-            "prompt, descriptions only": prompt,
-            f"prompt, calibrated on {CALIBRATED_ON} each": PromptDispatcher(
-                NativeEngine(base, tokenizer), categories, calibration=calibration
-            ),
-        }
-
     columns = ("right", *NAMES, "kept", *(f"{name} to the base" for name in strange))
     table = Table("", *columns, title=f"n = {len(questions)}")
     report = {}
-    for name, way in ways.items():
-        mixture: Mixture = way(questions)
+    for name, dispatcher in dispatchers(options.classifier, categories, train).items():
+        mixture: Mixture = dispatcher(questions)
         kept = mixture.weights.any(1)
         right = kept & (mixture.weights.argmax(1) == labels)
         own = [right[labels == k].float().mean().item() for k in range(len(NAMES))]
-        away = [1 - way(texts).weights.any(1).float().mean().item() for texts in strange.values()]
+        away = [1 - dispatcher(texts).weights.any(1).float().mean().item() for texts in strange.values()]
         accuracy = Accuracy(int(right.sum()), len(right))
         share = kept.float().mean().item()
         table.add_row(name, str(accuracy), *(f"{x:.1%}" for x in own), f"{share:.1%}", *(f"{x:.1%}" for x in away))

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from dispatch.few_shot import Search, matrix_groups, rank_candidates
 from experts.engine import NativeEngine, mixed
@@ -49,19 +50,32 @@ SUMS = {
 OURS = ("the elite", "the best")
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--candidates", type=int, default=32)
     parser.add_argument("--examples", type=int, default=10)
     parser.add_argument("--per", choices=["model", "layer", "matrix"], default="model")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def rebuild(weight: Tensor, factors: tuple[Tensor, Tensor, Tensor], difference: Tensor) -> None:
+    """Puts W' into the place of a weight [m, n]: of its factors, and Σ_k α_k (z_k − 1) of what the experts adapt."""
+    u, s, vt = factors
+    z = s.new_ones(len(s))
+    z[: len(difference)] += difference
+    torch.mm(u * (s * z), vt, out=weight)
+
+
+def main() -> None:
+    options = arguments()
     folder = shipped_library("smollm2-135m")
     assert folder is not None
     library = ExpertLibrary.open(folder)
     base, tokenizer = load_base()
     plain, _ = load_base()
     model: Any = library.load(base)
+    engine = NativeEngine(model, tokenizer)
     recipe = read_recipe(find_recipe("smollm2-135m/stories"))
     domain = recipe.domain
     rows = domain.load("validation").to_list()[: options.examples]
@@ -89,16 +103,13 @@ def main() -> None:
         found = {}
         for part, places in zip(OURS, (elite, 1), strict=True):
             with timed(part):
-                arguments = (model, tokenizer, library.names, alphas, groups, rows, domain.reward, search)
-                found[part], _ = rank_candidates(*arguments, places=places)
+                asked = (library.names, alphas, groups, rows, domain.reward, search)
+                found[part], _ = rank_candidates(engine, *asked, places=places)
         scores = torch.zeros(len(alphas), 2)
         for candidate, alpha in enumerate(alphas):  # [K, G]
             with timed("rebuilding"), torch.no_grad():
-                for matrix, (u, s, vt) in factors.items():
-                    z = s.new_ones(len(s))
-                    difference = alpha[:, groups[matrix]] @ layers[matrix].deltas(library.names)
-                    z[: len(difference)] += difference
-                    torch.mm(u * (s * z), vt, out=weights[matrix])
+                for matrix, weight in weights.items():
+                    rebuild(weight, factors[matrix], alpha[:, groups[matrix]] @ layers[matrix].deltas(library.names))
             with timed("answers"):
                 texts = NativeEngine(plain, tokenizer).generate(prompts, max_new_tokens=search.max_new_tokens)
                 scores[candidate, 0] = torch.tensor(domain.reward(texts, **columns)).mean()
@@ -112,9 +123,14 @@ def main() -> None:
         print("the same elite:", found["the elite"] == ranking[:elite], end=", ")
         print("the same best:", found["the best"] == found["the elite"][:1] == ranking[:1], found["the best"])
 
+    title = f"{options.candidates} candidates × {options.examples} examples, weights per {options.per}"
+    show(seconds, title)
+
+
+def show(seconds: dict[str, list[float]], title: str) -> None:
+    """Prints the parts' seconds, those of their sums, and what each is of ours."""
     for name, parts in SUMS.items():
         seconds[name] = [sum(times) for times in zip(*(seconds[part] for part in parts), strict=True)]
-    title = f"{options.candidates} candidates × {options.examples} examples, weights per {options.per}"
     table = Table("", "seconds (median)", *(f"× {ours} (median)" for ours in OURS), title=title)
     for name, times in seconds.items():
         ratios = [median(a / b for a, b in zip(times, seconds[ours], strict=True)) for ours in OURS]

@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,11 +34,11 @@ from selfadapt.two_pass import SelfAdaptiveModel
 
 
 def reference_search(
-    model: Any, tokenizer: Any, names: Sequence[str], rows: list[dict[str, Any]], reward: Any, options: Search
+    engine: NativeEngine, names: Sequence[str], rows: list[dict[str, Any]], reward: Any, options: Search
 ) -> Iterator[Found]:
     """The most accurate candidate so far, after each generation."""
     generator = torch.Generator().manual_seed(options.seed)
-    groups = matrix_groups(model, options.per)
+    groups = matrix_groups(engine.model, options.per)
     size = (len(names), 1 + max(groups.values()))  # K experts, G weights each
     mean, std = torch.full(size, 1 / len(names)), torch.full(size, options.std)
     incumbent = mean
@@ -46,9 +46,7 @@ def reference_search(
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
         alphas = alphas.clamp(0, 1)
         alphas[0] = incumbent
-        order, scores = rank_candidates(
-            NativeEngine(model, tokenizer), names, alphas, groups, rows, reward, options, places=options.population
-        )
+        order, scores = rank_candidates(engine, names, alphas, groups, rows, reward, options, places=options.population)
         incumbent = alphas[order[0]]
         yield Found(mixture_of(names, incumbent[None], groups), *scores[0].tolist())
         rewards = torch.empty(options.population)
@@ -63,8 +61,7 @@ def searches(
 ) -> Iterator[tuple[str, int, str, Found]]:
     """What ours found, then the other at each generation that is to be evaluated: settings, generations, per, found."""
     rows = evaluation.domain.load("train").select(range(EXAMPLES)).to_list()
-    model: Any = adaptive.model
-    arguments = (model, adaptive.tokenizer, names, rows, evaluation.domain.reward)
+    arguments = (cast(NativeEngine, adaptive.engine), names, rows, evaluation.domain.reward)
     ours = replace(evaluation.search, seed=options.seed)
     yield "ours", ours.generations, ours.per, search(*arguments, ours)
     theirs = replace(ours, per=options.per, elite=0.2, generations=max(options.at), least_std=0.0)

@@ -69,8 +69,12 @@ def main() -> None:
             against="one LoRA for all rows",
             rounds=options.rounds,
         )
+    mistral(encoder, options.rounds)
 
-    mistral = MistralConfig(
+
+def mistral(encoder: SentenceEncoder, rounds: int) -> None:
+    """A network for a base of which only the configuration is there."""
+    config = MistralConfig(
         vocab_size=32000,
         hidden_size=4096,
         intermediate_size=14336,
@@ -78,7 +82,7 @@ def main() -> None:
         num_attention_heads=32,
         num_key_value_heads=8,
     )
-    matrices = read_matrices(mistral, output.target_modules)
+    matrices = read_matrices(config, LoraOutput().target_modules)
     writers = {
         size: TextToAdapter.untrained(LoraOutput(size=size), matrices, encoder)  # type: ignore[arg-type]
         for size in "LMS"
@@ -87,7 +91,7 @@ def main() -> None:
         "a sentence → a LoRA for Mistral-7B, without its weights",
         {f"network {size}": partial(writer.generate, DESCRIPTIONS[:1]) for size, writer in writers.items()},
         against="network L",
-        rounds=options.rounds,
+        rounds=rounds,
     )
 
 
