@@ -34,17 +34,15 @@ from experts.text_to_lora.tasks import Task, Tasks
 from experts.text_to_lora.writer import Base
 from experts.training.card import Origin, write_adapter
 from experts.training.folders import unfinished_folder
-from experts.training.objective import check_schedule, check_tokenizer, divide
+from experts.training.options import TrainingOptions, check_decay_and_warmup, check_tokenizer, divide
 from experts.training.progress import Progress
 from experts.training.run import Run
 
 
-@dataclass(frozen=True)
-class TaskAdapters:
+@dataclass(frozen=True, kw_only=True)
+class TaskAdapters(TrainingOptions):
     """How adapters are trained on the instances of tasks."""
 
-    steps: int
-    """Optimiser steps of each adapter."""
     learning_rate: float = 8e-5
     one_for_all: bool = False
     """A single adapter for all tasks (the paper's multi-task LoRA) in place of one for each."""
@@ -57,13 +55,13 @@ class TaskAdapters:
     """Of LoRAs; an expert's z would be pulled towards 0, and not towards the base."""
     warmup: float = 0.1
     """The share of the steps over which the learning rate rises; then it falls linearly."""
-    max_grad_norm: float = 1.0
     prompt: PromptStyle = field(default_factory=PromptStyle)
     seed: int = 42
     """Also of A, so that the LoRAs of a library begin at the same place."""
 
     def __post_init__(self) -> None:
-        check_schedule(self)
+        super().__post_init__()
+        check_decay_and_warmup(self)
         check_numbers(self, least=[("instances_per_step", 1), ("leave_out", 0)])
 
 

@@ -16,28 +16,24 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from experts.outside.errors import check_numbers
 from experts.text_to_lora.writer import TextToAdapter, write_network
 from experts.training.callbacks import Diverged, Validation
-from experts.training.objective import check_schedule, divide
+from experts.training.options import TrainingOptions, check_decay_and_warmup, divide
 from experts.training.progress import Progress
 from experts.training.run import Result, Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkTraining:
+class NetworkTraining(TrainingOptions):
     """The options of every training of a network; what has a default has the paper's."""
 
     items_option: ClassVar[str]
     """The name of the option that says how many items one step takes."""
 
-    steps: int
-    """Optimiser steps."""
-    learning_rate: float
     micro_batch_size: int
     """Items of one forward and backward pass on one process; changes memory and speed, not the result."""
     weight_decay: float
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float
     """The share of the steps over which the learning rate rises."""
-    max_grad_norm: float = 1.0
     validate_every: int = 100
     """Steps between validations; a checkpoint is written with each."""
     patience: int | None = None
@@ -45,7 +41,8 @@ class NetworkTraining:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_schedule(self)
+        super().__post_init__()
+        check_decay_and_warmup(self)
         counts = ("micro_batch_size", "validate_every", "patience", self.items_option)
         check_numbers(self, least=[(name, 1) for name in counts])
 

@@ -35,7 +35,7 @@ from experts.text_to_lora.run import Learning, NetworkTraining, check_network_ru
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.tasks import Task, Tasks
 from experts.text_to_lora.writer import Base, Design, TextToAdapter
-from experts.training.objective import check_tokenizer
+from experts.training.options import check_tokenizer
 from experts.training.run import Result, Run
 
 

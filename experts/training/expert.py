@@ -18,12 +18,13 @@ from experts.training.callbacks import Validation
 from experts.training.card import Card, Origin, plot_curve, write_adapter
 from experts.training.evaluation import held_out_scores
 from experts.training.methods import check_targets
-from experts.training.objective import Objective, check_prompts, check_step, check_tokenizer
+from experts.training.options import ExpertTraining, check_prompts, check_step, check_tokenizer
 from experts.training.progress import Progress
-from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.reinforce import Reinforce
 from experts.training.run import Result, Run
 from experts.training.statistics import Accuracy, accuracy, constant_answer
 from experts.training.supervised import NextToken, make_next_token_trainer
+from experts.training.trl_glue import make_trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class TrainedExpert(Result):
     """What always giving the most common right answer would score on the same problems."""
 
 
-def check_expert_run(run: Run, domain: Domain, options: Objective) -> dict[Split, Dataset]:
+def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[Split, Dataset]:
     """Finds what is wrong with a run before its base is loaded, and leaves nothing behind.
 
     Returns:

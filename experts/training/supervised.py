@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import Dataset
@@ -29,49 +29,20 @@ from experts.engine import context_of
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.training.callbacks import Diverged
-from experts.training.objective import check_options, trainer_arguments
+from experts.training.options import ExpertTraining, trainer_arguments
 from experts.training.sharding import shard
 
 TARGETS = ("solution", "completion", "answer")
 """The columns that may hold what the model should write, the first of a row's that is there."""
 
 
-@dataclass(frozen=True)
-class NextToken:
-    """How an adapter is trained on given answers. Learning rate and steps depend on domain and method."""
+@dataclass(frozen=True, kw_only=True)
+class NextToken(ExpertTraining):
+    """How an adapter is trained on given answers, which are read whole; `max_new_tokens` is of those that it gives."""
 
     rows_option: ClassVar[str] = "sequences_per_step"
 
-    learning_rate: float
-    steps: int
-    """Optimiser steps."""
     sequences_per_step: int = 64
-    max_new_tokens: int = 32
-    """Of an answer in validation and test; training reads the given answers whole."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    max_grad_norm: float = 1.0
-    validate_every: int = 5
-    """Steps between greedy evaluations on the validation split; a checkpoint is written with each."""
-    validation_size: int = 128
-    patience: int | None = None
-    """Stop after this many validations in a row without a new best; None never stops early."""
-    micro_batch_size: int = 16
-    """Sequences of one forward and backward pass on one process; changes memory and speed, not the result."""
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    report_to: str = "none"
-    """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    @property
-    def rows_per_step(self) -> int:
-        return self.sequences_per_step
-
-    @property
-    def sequences_per_row(self) -> int:
-        return 1
 
 
 class NextTokenTrainer(Trainer):

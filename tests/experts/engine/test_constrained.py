@@ -19,8 +19,9 @@ from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training.evaluation import held_out_scores
-from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.reinforce import Reinforce
 from experts.training.shared_prompts import sample
+from experts.training.trl_glue import make_trainer
 
 ANSWERS = ["cat", "car", "dog", "do"]
 PROMPTS = [f"Which one is {i}?" for i in range(16)]

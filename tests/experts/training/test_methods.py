@@ -16,9 +16,10 @@ from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.training.expert import TrainedExpert, train_expert
 from experts.training.methods import IA3, METHODS, SVF, DoRA, LoRA, TinyLoRA
-from experts.training.reinforce import Reinforce, make_trainer
+from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken
+from experts.training.trl_glue import make_trainer
 
 NEXT_TOKEN = NextToken(learning_rate=0.05, steps=1, sequences_per_step=4, max_new_tokens=3, validation_size=4)
 

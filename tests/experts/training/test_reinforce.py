@@ -1,159 +1,76 @@
-"""The gradient that is followed, against the formula written out; and that following it raises the reward."""
+"""The formulas of section 3.2, against what they say written out by hand, and against exact gradients."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from itertools import product
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.outside.chats import tokenize
-from experts.outside.errors import UserError
-from experts.svf import SVFConfig
-from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer, reward_function
+from experts.training.reinforce import Baseline, advantages, kl_to_base, policy_loss, signed
 
-
-def trainer_for(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domain: Any, options: Reinforce, folder: Path
-) -> ReinforceTrainer:
-    trainer = make_trainer(model, tokenizer, domain, SVFConfig(), options, folder)
-    with torch.no_grad():  # away from the base, or KL would be zero
-        generator = torch.Generator().manual_seed(1)
-        for z in trainer.model.parameters():
-            if z.requires_grad:
-                z.add_(0.2 * torch.randn(z.shape, generator=generator))
-    return trainer
-
-
-def log_likelihoods(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """log π(y | x) [B]: summed over the sampled tokens, the end of the answer among them."""
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
-    logps = logits.gather(-1, ids[:, 1:, None])[..., 0][:, -batch["completion_ids"].shape[1] :]
-    return (logps * batch["completion_mask"]).sum(1)
-
-
-@pytest.mark.parametrize("baseline", ["leave-one-out", "batch-mean", "none"])
-@pytest.mark.parametrize("kl", [0.0, 0.3])
-def test_the_gradient_is_reinforce(
-    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path, baseline: Any, kl: float
-) -> None:
-    options = replace(options, baseline=baseline, kl=kl)
-    trainer = trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
-    model = trainer.model
-    rows = [row for row in letters.load("train").select(range(4)) for _ in range(4)]
-    batch = trainer._generate_and_score_completions(rows)
-
-    completions = tiny_tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)
-    rewards = torch.tensor(letters.reward(completions))
-    with torch.no_grad(), model.disable_adapter():
-        base_logps = log_likelihoods(model, batch)
-    for parameter in model.parameters():  # disable_adapter leaves them frozen
-        parameter.requires_grad_(
-            parameter in {p for p in model.parameters() if p.ndim == 1 and p.dtype == torch.float32}
-        )
-    model.set_adapter("default")
-    logps = log_likelihoods(model, batch)
-    rewards = rewards - kl * (logps.detach() - base_logps)
-    group = rewards.view(4, 4)
-    advantage = {
-        "leave-one-out": (group - (group.sum(1, keepdim=True) - group) / 3).view(-1),
-        "batch-mean": rewards - rewards.mean(),
-        "none": rewards,
-    }[baseline]
-    zs = [p for name, p in model.named_parameters() if "svf_z" in name]
-    wanted = torch.autograd.grad(-(logps * advantage).mean(), zs)
-    got = torch.autograd.grad(trainer._compute_loss(model, batch), zs)
-    for g, w in zip(got, wanted, strict=True):
-        torch.testing.assert_close(g, w, rtol=2e-3, atol=2e-5)
-
-
-def test_the_end_of_the_answer_is_trained_and_the_prompt_is_not_retokenised(
-    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
-) -> None:
-    trainer = trainer_for(tiny_model, tiny_tokenizer, letters, replace(options, max_new_tokens=200), tmp_path)
-    rows = [row for row in letters.load("train").select(range(4)) for _ in range(4)]
-    batch = trainer._generate_and_score_completions(rows)
-    ended = batch["completion_ids"] == tiny_tokenizer.eos_token_id
-    assert ended.any()
-    assert batch["completion_mask"][ended].all()
-    wanted = tiny_tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=True)
-    assert batch["prompt_ids"][0][batch["prompt_mask"][0].bool()].tolist() == wanted["input_ids"]
-
-
-def test_prompts_are_read_as_they_are_for_answers(
-    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
-) -> None:
-    """Strings, parts of text and silent turns, of which TRL's own reader knows nothing."""
-    trainer = trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
-    turn = [{"role": "user", "content": [{"type": "text", "text": "00"}]}]
-    prompts = ["00", turn, [*turn, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, *turn]]
-    ids, images, fields = trainer._tokenize_prompts(prompts)
-    assert ids == tokenize(tiny_tokenizer, prompts)
-    assert ids[0] == ids[1]
-    assert not images
-    assert not fields
-
-
-@pytest.mark.parametrize("parametrization", ["raw", "sigmoid"])
-@pytest.mark.parametrize("rank", [None, 16])
-def test_the_reward_rises(
-    tiny_model: Any,
-    tiny_tokenizer: Any,
-    letters: Any,
-    options: Reinforce,
-    tmp_path: Path,
-    parametrization: Any,
-    rank: int | None,
-) -> None:
-    # Fewer singular values need larger steps.
-    learning_rate = {"raw": 0.1, "sigmoid": 0.5}[parametrization] * (2 if rank else 1)
-    options = replace(
-        options,
-        steps=40,
-        prompts_per_step=16,
-        micro_batch_size=64,
-        max_new_tokens=3,
-        parametrization=parametrization,
-        learning_rate=learning_rate,
-    )
-    trainer = make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(rank=rank), options, tmp_path)
-    trainer.args.save_strategy = "no"
-    trainer.train()
-    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    # Four standard errors of a mean over ten steps of 64 samples.
-    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
-
-
-def test_signed_rewards_are_plus_and_minus_one(letters: Any, options: Reinforce) -> None:
-    metrics = {}
-    reward = reward_function(letters, replace(options, reward="signed", wrong_reward=-0.1))
-    assert reward(["ab", "zz", "az"], log_metric=metrics.__setitem__) == [1.0, -0.1, -0.1]
-    assert metrics == {"accuracy": pytest.approx(1 / 3)}
+REWARDS = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0])  # two prompts, three samples each
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("samples_per_prompt", 1), ("steps", 0), ("learning_rate", float("nan")), ("learning_rate", 0.0)],
+    ("baseline", "wanted"),
+    [
+        ("leave-one-out", [2.0, -1.0, -1.0, 0.0, 0.0, 0.0]),
+        ("batch-mean", [2 / 3, -4 / 3, -4 / 3, 2 / 3, 2 / 3, 2 / 3]),
+        ("none", REWARDS.tolist()),
+    ],
 )
-def test_settings_that_cannot_work_are_refused(options: Reinforce, field: str, value: float) -> None:
-    with pytest.raises(UserError, match=field):
-        replace(options, **{field: value})
+def test_advantages_by_hand(baseline: Baseline, wanted: list[float]) -> None:
+    assert advantages(REWARDS, 3, baseline).tolist() == pytest.approx(wanted)
 
 
-def test_a_batch_that_does_not_divide_is_refused(
-    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="divide"):
-        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, micro_batch_size=7), tmp_path)
+def test_a_leave_one_out_baseline_does_not_depend_on_its_own_sample() -> None:
+    before = REWARDS - advantages(REWARDS, 3, "leave-one-out")
+    changed = REWARDS.clone()
+    changed[1] += 5
+    after = changed - advantages(changed, 3, "leave-one-out")
+    assert after[1] == before[1]
+    assert after[0] == before[0] + 2.5
+    assert torch.equal(after[3:], before[3:])
 
 
-def test_a_tracker_that_is_none_is_refused(
-    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="did you mean 'trackio'"):
-        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path)
+def test_kl_and_loss_count_the_tokens_of_the_completion_alone() -> None:
+    expert, base = torch.tensor([[-1.0, -2.0, -9.0], [-0.5, -0.5, -0.5]]), torch.full((2, 3), -1.0)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert kl_to_base(expert, base, mask).tolist() == [-1.0, 1.5]
+    assert policy_loss(expert, mask, torch.tensor([2.0, -1.0])).item() == pytest.approx(-(2 * -3.0 - 1 * -1.5) / 2)
+
+
+def exact_samples(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All pairs of samples of one categorical token: their tokens [N, 2], log-likelihoods [N, 2], probabilities [N]."""
+    pairs = torch.tensor(list(product(range(len(logits)), repeat=2)))
+    logps = logits.log_softmax(0)[pairs]
+    return pairs, logps, logps.sum(1).exp().detach()
+
+
+@pytest.mark.parametrize("baseline", ["leave-one-out", "none"])
+@pytest.mark.parametrize("coefficient", [0.0, 0.7])
+def test_the_loss_has_the_gradient_of_the_expected_reward_less_kl(baseline: Baseline, coefficient: float) -> None:
+    """J is summed up over every possible batch of two samples, each as likely as it is: no sampling, no tolerance."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, dtype=torch.float64, generator=generator).requires_grad_()
+    base = torch.randn(4, dtype=torch.float64, generator=generator).log_softmax(0)
+    reward = torch.tensor([1.0, -1.0, -1.0, 0.25], dtype=torch.float64)
+
+    policy = logits.softmax(0)
+    objective = policy @ reward - coefficient * (policy @ (logits.log_softmax(0) - base))
+    (wanted,) = torch.autograd.grad(-objective, logits)
+
+    pairs, logps, likely = exact_samples(logits)
+    mask = torch.ones(2, 1)
+    loss = torch.zeros((), dtype=torch.float64)
+    for tokens, own, probability in zip(pairs, logps, likely, strict=True):
+        kl = kl_to_base(own.detach()[:, None], base[tokens][:, None], mask)
+        weights = advantages(reward[tokens] - coefficient * kl, 2, baseline)
+        loss = loss + probability * policy_loss(own[:, None], mask, weights)
+    (got,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_a_score_below_one_is_wrong() -> None:
+    assert signed([1.0, 0.99, 0.0], wrong=-0.1) == [1.0, -0.1, -0.1]

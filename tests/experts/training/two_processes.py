@@ -18,9 +18,10 @@ from torch.distributed import all_reduce
 from torch.distributed.tensor import DTensor
 
 from experts.svf import SVFConfig
-from experts.training.reinforce import Reinforce, ReinforceTrainer, make_trainer
+from experts.training.reinforce import Reinforce
 from experts.training.sharding import shard
 from experts.training.supervised import NextToken, NextTokenTrainer, make_next_token_trainer
+from experts.training.trl_glue import ReinforceTrainer, make_trainer
 
 OPTIONS = Reinforce(
     learning_rate=0.03,

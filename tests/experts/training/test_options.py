@@ -17,9 +17,9 @@ from experts.svf import SVFConfig
 from experts.text_to_lora.adapters import TaskAdapters
 from experts.text_to_lora.reconstruction import Reconstruction
 from experts.text_to_lora.supervised import Supervised
-from experts.training import objective
+from experts.training import options as objective
 from experts.training.expert import train_expert
-from experts.training.objective import check_prompts, check_step, check_tokenizer, divide
+from experts.training.options import check_prompts, check_step, check_tokenizer, divide
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken

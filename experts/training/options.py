@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -20,62 +21,65 @@ from experts.outside.pictures import text_tokenizer
 from experts.training.processes import processes
 
 
-class Objective(Protocol):
-    """The options that every objective has, under these names."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What every training is told, whatever it trains. Learning rate and steps depend on what is learned.
+
+    Raises:
+        UserError: for a number that no training can use.
+    """
+
+    learning_rate: float
+    steps: int
+    """Optimiser steps."""
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least=[("steps", 1), ("max_grad_norm", 0)], positive=["learning_rate"])
+        check_whole("seed", self.seed, least=0, most=SEEDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTraining(TrainingOptions):
+    """The options of every objective that trains an expert, or another adapter, on one domain."""
 
     rows_option: ClassVar[str]
     """The name of the option that says how many rows one step takes."""
 
+    max_new_tokens: int = 32
+    """The most that an answer may have."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    validate_every: int = 5
+    """Steps between greedy evaluations on the validation split; a checkpoint is written with each."""
+    validation_size: int = 128
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best; None never stops early."""
+    micro_batch_size: int = 16
+    """Sequences of one forward and backward pass on one process; changes memory and speed, not the result."""
+    gradient_checkpointing: bool = False
+    report_to: str = "none"
+    """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = ("max_new_tokens", "validate_every", "validation_size", "patience", "micro_batch_size")
+        check_numbers(self, least=[(name, 1) for name in (*counts, self.rows_option)])
+
     @property
-    def rows_per_step(self) -> int: ...
+    def rows_per_step(self) -> int:
+        return getattr(self, self.rows_option)
+
     @property
-    def sequences_per_row(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def max_new_tokens(self) -> int: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def max_grad_norm(self) -> float: ...
-    @property
-    def validate_every(self) -> int: ...
-    @property
-    def validation_size(self) -> int: ...
-    @property
-    def patience(self) -> int | None: ...
-    @property
-    def micro_batch_size(self) -> int: ...
-    @property
-    def gradient_checkpointing(self) -> bool: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def report_to(self) -> str: ...
+    def sequences_per_row(self) -> int:
+        return 1
 
 
-COUNTS = ("steps", "max_new_tokens", "validate_every", "validation_size", "patience", "micro_batch_size")
-
-
-def check_options(options: Objective) -> None:
-    """Raises UserError for a number that no training can use."""
-    counts = [(name, 1) for name in (*COUNTS, options.rows_option)]
-    check_numbers(options, least=[*counts, ("max_grad_norm", 0)], positive=["learning_rate"])
-    check_whole("seed", options.seed, least=0, most=SEEDS)
-
-
-def check_schedule(options: Any) -> None:
-    """Raises UserError for steps, rates, shares or a seed that no training of a network can use."""
-    check_numbers(
-        options,
-        least=[("steps", 1), ("max_grad_norm", 0), ("weight_decay", 0), ("warmup", 0)],
-        positive=["learning_rate"],
-    )
+def check_decay_and_warmup(options: Any) -> None:
+    """Raises UserError for a `weight_decay` or a `warmup` that no training can use."""
+    check_numbers(options, least=[("weight_decay", 0), ("warmup", 0)])
     if options.warmup > 1:
         raise UserError(f"warmup is a share of the steps, and {options.warmup} more than all")
-    check_whole("seed", options.seed, least=0, most=SEEDS)
 
 
 def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1) -> tuple[int, int]:
@@ -102,7 +106,7 @@ def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1)
     return micro_batch, own // micro_batch
 
 
-def check_step(options: Objective, rows: int) -> tuple[int, int]:
+def check_step(options: ExpertTraining, rows: int) -> tuple[int, int]:
     """`divide` for a step, of a training split that has so many rows.
 
     Raises:
@@ -153,7 +157,7 @@ def check_prompts(
                 )
 
 
-def trainer_arguments(options: Objective, base: PreTrainedModel, rows: int, folder: Path) -> dict[str, Any]:
+def trainer_arguments(options: ExpertTraining, base: PreTrainedModel, rows: int, folder: Path) -> dict[str, Any]:
     """transformers' training arguments, for a training split of `rows` rows and checkpoints in `folder`.
 
     Raises:

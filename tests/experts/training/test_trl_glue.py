@@ -1,0 +1,160 @@
+"""The gradient that is followed, against the formula written out; and that following it raises the reward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experts.outside.chats import tokenize
+from experts.outside.errors import UserError
+from experts.svf import SVFConfig
+from experts.training.reinforce import Reinforce
+from experts.training.trl_glue import ReinforceTrainer, make_trainer, reward_function
+
+
+def trainer_for(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domain: Any, options: Reinforce, folder: Path
+) -> ReinforceTrainer:
+    trainer = make_trainer(model, tokenizer, domain, SVFConfig(), options, folder)
+    with torch.no_grad():  # away from the base, or KL would be zero
+        generator = torch.Generator().manual_seed(1)
+        for z in trainer.model.parameters():
+            if z.requires_grad:
+                z.add_(0.2 * torch.randn(z.shape, generator=generator))
+    return trainer
+
+
+def log_likelihoods(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """log π(y | x) [B]: summed over the sampled tokens, the end of the answer among them."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
+    logps = logits.gather(-1, ids[:, 1:, None])[..., 0][:, -batch["completion_ids"].shape[1] :]
+    return (logps * batch["completion_mask"]).sum(1)
+
+
+@pytest.mark.parametrize("baseline", ["leave-one-out", "batch-mean", "none"])
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_the_gradient_is_reinforce(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path, baseline: Any, kl: float
+) -> None:
+    options = replace(options, baseline=baseline, kl=kl)
+    trainer = trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
+    model = trainer.model
+    rows = [row for row in letters.load("train").select(range(4)) for _ in range(4)]
+    batch = trainer._generate_and_score_completions(rows)
+
+    completions = tiny_tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+    rewards = torch.tensor(letters.reward(completions))
+    with torch.no_grad(), model.disable_adapter():
+        base_logps = log_likelihoods(model, batch)
+    for parameter in model.parameters():  # disable_adapter leaves them frozen
+        parameter.requires_grad_(
+            parameter in {p for p in model.parameters() if p.ndim == 1 and p.dtype == torch.float32}
+        )
+    model.set_adapter("default")
+    logps = log_likelihoods(model, batch)
+    rewards = rewards - kl * (logps.detach() - base_logps)
+    group = rewards.view(4, 4)
+    advantage = {
+        "leave-one-out": (group - (group.sum(1, keepdim=True) - group) / 3).view(-1),
+        "batch-mean": rewards - rewards.mean(),
+        "none": rewards,
+    }[baseline]
+    zs = [p for name, p in model.named_parameters() if "svf_z" in name]
+    wanted = torch.autograd.grad(-(logps * advantage).mean(), zs)
+    got = torch.autograd.grad(trainer._compute_loss(model, batch), zs)
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=2e-3, atol=2e-5)
+
+
+def test_the_end_of_the_answer_is_trained_and_the_prompt_is_not_retokenised(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    trainer = trainer_for(tiny_model, tiny_tokenizer, letters, replace(options, max_new_tokens=200), tmp_path)
+    rows = [row for row in letters.load("train").select(range(4)) for _ in range(4)]
+    batch = trainer._generate_and_score_completions(rows)
+    ended = batch["completion_ids"] == tiny_tokenizer.eos_token_id
+    assert ended.any()
+    assert batch["completion_mask"][ended].all()
+    wanted = tiny_tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=True)
+    assert batch["prompt_ids"][0][batch["prompt_mask"][0].bool()].tolist() == wanted["input_ids"]
+
+
+def test_prompts_are_read_as_they_are_for_answers(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    """Strings, parts of text and silent turns, of which TRL's own reader knows nothing."""
+    trainer = trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
+    turn = [{"role": "user", "content": [{"type": "text", "text": "00"}]}]
+    prompts = ["00", turn, [*turn, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, *turn]]
+    ids, images, fields = trainer._tokenize_prompts(prompts)
+    assert ids == tokenize(tiny_tokenizer, prompts)
+    assert ids[0] == ids[1]
+    assert not images
+    assert not fields
+
+
+@pytest.mark.parametrize("parametrization", ["raw", "sigmoid"])
+@pytest.mark.parametrize("rank", [None, 16])
+def test_the_reward_rises(
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    letters: Any,
+    options: Reinforce,
+    tmp_path: Path,
+    parametrization: Any,
+    rank: int | None,
+) -> None:
+    # Fewer singular values need larger steps.
+    learning_rate = {"raw": 0.1, "sigmoid": 0.5}[parametrization] * (2 if rank else 1)
+    options = replace(
+        options,
+        steps=40,
+        prompts_per_step=16,
+        micro_batch_size=64,
+        max_new_tokens=3,
+        parametrization=parametrization,
+        learning_rate=learning_rate,
+    )
+    trainer = make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(rank=rank), options, tmp_path)
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    # Four standard errors of a mean over ten steps of 64 samples.
+    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
+
+
+def test_signed_rewards_are_plus_and_minus_one(letters: Any, options: Reinforce) -> None:
+    metrics = {}
+    reward = reward_function(letters, replace(options, reward="signed", wrong_reward=-0.1))
+    assert reward(["ab", "zz", "az"], log_metric=metrics.__setitem__) == [1.0, -0.1, -0.1]
+    assert metrics == {"accuracy": pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("samples_per_prompt", 1), ("steps", 0), ("learning_rate", float("nan")), ("learning_rate", 0.0)],
+)
+def test_settings_that_cannot_work_are_refused(options: Reinforce, field: str, value: float) -> None:
+    with pytest.raises(UserError, match=field):
+        replace(options, **{field: value})
+
+
+def test_a_batch_that_does_not_divide_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="divide"):
+        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, micro_batch_size=7), tmp_path)
+
+
+def test_a_tracker_that_is_none_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="did you mean 'trackio'"):
+        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path)
