@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from experts.engine import NativeEngine
 from experts.outside.files import atomic_file, check_writable, write_json
 from experts.training.folders import unfinished_folder
 from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
-from selfadapt.report import comparison, demo_page, lora_parameters
 
 RECIPE = "smollm2-135m/stories"
 SHOWN = 5
@@ -35,7 +36,7 @@ def demo(output: Path) -> dict[str, Any]:
     parameters_of_lora = lora_parameters(base)
     result = train_recipe(recipe, base, tokenizer, expert, resume=unfinished.exists(), replace=True)
     report = {
-        **comparison(result.base_scores, result.expert_scores, result.constant),
+        **result.comparison(),
         "train_seconds": result.train_seconds,
         "parameters": result.parameters,
         "lora_parameters": parameters_of_lora,
@@ -52,9 +53,51 @@ def demo(output: Path) -> dict[str, Any]:
     answers = list(zip([chat[-1]["content"] for chat in prompts], before, after, strict=True))
     write_json(output / "report.json", report)
     with atomic_file(output / "report.md") as temporary:
-        temporary.write_text(demo_page(report, answers), encoding="utf-8")
+        temporary.write_text(_page(report, answers), encoding="utf-8")
     _show(console, report, answers, output)
     return report
+
+
+def lora_parameters(base: nn.Module) -> int:
+    """The size of the paper's baseline for this base: a rank-16 LoRA on the query and value projections."""
+    return sum(
+        16 * sum(module.weight.shape)
+        for name, module in base.named_modules()
+        if name.endswith((".q_proj", ".v_proj")) and hasattr(module, "weight")
+    )
+
+
+def _page(report: dict[str, Any], answers: Sequence[tuple[str, str, str]]) -> str:
+    """`report.md`: the figures of a demo, its curve, and (prompt, base's answer, expert's answer) side by side."""
+
+    def percent(key: str) -> str:
+        low, high = report[f"{key}_interval"]
+        return f"{report[f'{key}_accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+    def cell(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|")
+
+    rows = "\n".join(f"| {cell(prompt)} | {cell(before)} | {cell(after)} |" for prompt, before, after in answers)
+    return f"""# {report["domain"]}
+
+{report["description"]}
+
+| | greedy, {report["n"]} held-out problems (95 % Wilson interval) |
+|---|---|
+| base | {percent("base")} |
+| expert | {percent("expert")} |
+| always the most common answer | {report["constant_accuracy"]:.1%} |
+
+Exact McNemar test: p = {report["p_value"]:.2g}. The expert has {report["parameters"]:,} parameters, a rank-16 LoRA on
+the query and value projections would have {report["lora_parameters"]:,}. It was trained in
+{report["train_seconds"]:.0f} seconds; seed {report["seed"]}.
+
+![training curve]({report["domain"]}/curve.png)
+
+| prompt | base | expert |
+|---|---|---|
+{rows}
+"""
 
 
 def _show(console: Console, report: dict[str, Any], answers: list[tuple[str, str, str]], output: Path) -> None:

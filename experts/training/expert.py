@@ -22,7 +22,7 @@ from experts.training.options import ExpertTraining, check_prompts, check_step, 
 from experts.training.progress import Progress
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, Run
-from experts.training.statistics import Accuracy, accuracy, constant_answer
+from experts.training.statistics import Accuracy, accuracy, constant_answer, mcnemar
 from experts.training.supervised import NextToken, make_next_token_trainer
 from experts.training.trl_glue import make_trainer
 
@@ -37,6 +37,19 @@ class TrainedExpert(Result):
     expert_scores: list[float]
     constant: Accuracy
     """What always giving the most common right answer would score on the same problems."""
+
+    def comparison(self) -> dict[str, Any]:
+        """Accuracies with 95 % Wilson intervals, and the exact McNemar p-value, on the same `n` problems."""
+        base, expert = accuracy(self.base_scores), accuracy(self.expert_scores)
+        return {
+            "base_accuracy": base.value,
+            "base_interval": base.interval,
+            "expert_accuracy": expert.value,
+            "expert_interval": expert.interval,
+            "constant_accuracy": self.constant.value,
+            "n": base.n,
+            "p_value": mcnemar(self.base_scores, self.expert_scores),
+        }
 
 
 def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[Split, Dataset]:

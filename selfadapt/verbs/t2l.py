@@ -40,7 +40,7 @@ def t2l_train(args: list[str]) -> None:
     from experts.training.processes import processes
     from experts.training.run import Result
     from selfadapt.recipes import override
-    from selfadapt.t2l import find_recipe, read_recipe, train
+    from selfadapt.recipes.text_to_lora import find_recipe, read_recipe, train
 
     path = find_recipe(options.recipe)
     recipe = parsed(lambda: override(read_recipe(path), fields, prog=f"selfadapt t2l train {options.recipe}"))
@@ -83,7 +83,7 @@ def t2l_generate(
     from dataclasses import asdict
 
     from experts.text_to_lora.writer import load_writer
-    from selfadapt.t2l import base_named, find_network
+    from selfadapt.recipes.text_to_lora import base_named, find_network
 
     check_output(output)
     folder = network or find_network(model)
@@ -142,7 +142,7 @@ def t2l_evaluate(
     from experts.text_to_lora.baselines import Comparison, compare_methods
     from experts.text_to_lora.evaluation import paired_estimates
     from experts.text_to_lora.tasks import TaskData
-    from selfadapt.t2l import base_named
+    from selfadapt.recipes.text_to_lora import base_named
 
     check_whole("--instances", instances)
     check_whole("--max-new-tokens", max_new_tokens)

@@ -47,7 +47,6 @@ def train(args: list[str]) -> None:
     from experts.domains import check_domain
     from experts.training.processes import processes
     from selfadapt.base_models import load_base
-    from selfadapt.report import comparison
 
     check_domain(recipe.domain)
     processes()  # each takes its own accelerator, before a base is loaded onto it
@@ -63,7 +62,7 @@ def train(args: list[str]) -> None:
         "parameters": result.parameters,
         "best_step": result.best_step,
         "train_seconds": result.train_seconds,
-        **comparison(result.base_scores, result.expert_scores, result.constant),
+        **result.comparison(),
     }
     if processes().is_main_process:
         show(report, options.json, str(result.folder))

@@ -22,7 +22,7 @@ from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.supervised import Supervised
 from selfadapt.cli import main
 from selfadapt.recipes import configs_folder
-from selfadapt.t2l import find_recipe, read_recipe
+from selfadapt.recipes.text_to_lora import find_recipe, read_recipe
 
 SHIPPED = sorted(configs_folder().glob("*/t2l/*.yaml"))
 

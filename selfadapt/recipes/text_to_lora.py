@@ -25,7 +25,7 @@ TRAININGS: dict[str, type] = {"supervised": Supervised, "reconstruction": Recons
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TextToLoraRecipe:
     """What is written, how it is learned, and from which tasks.
 
     In the file, `output.kind` is lora or svf, and `training.kind` is supervised, reconstruction or adapters (the
@@ -62,12 +62,12 @@ def find_recipe(name: str) -> Path:
     return find_file("recipe", name, root.glob("*/t2l/*.yaml"), root)
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path) -> TextToLoraRecipe:
     """Reads and checks a recipe; raises UserError, one line that names the file, the field, and what it should be."""
-    return make(Recipe, read_yaml(path), path)
+    return make(TextToLoraRecipe, read_yaml(path), path)
 
 
-def train(recipe: Recipe, output: Path, *, resume: bool = False) -> Result | list[Path]:
+def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Result | list[Path]:
     """Trains what the recipe asks for.
 
     Returns:
