@@ -25,11 +25,13 @@ from typing import Any, cast
 
 import torch
 
+from dispatch import FEW_SHOT
 from dispatch.few_shot import Found, Search, matrix_groups, mixture_of, rank_candidates, search
 from experts.engine import NativeEngine
 from experts.training.evaluation import held_out_scores
 from experts.training.statistics import accuracy
-from selfadapt.grid.experiment import EXAMPLES, Evaluation, find_experiment, read_experiment
+from selfadapt.grid.cells import EXAMPLES, DispatchedCell, Evaluation
+from selfadapt.grid.experiment import find_experiment, read_experiment
 from selfadapt.two_pass import SelfAdaptiveModel
 
 
@@ -79,12 +81,13 @@ def main() -> None:
     parser.add_argument("--per", choices=["model", "layer", "matrix"], default="matrix", help="the other search's")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    experiment = read_experiment(find_experiment("unseen"))
-    library = experiment.library
-    assert library is not None
-    adaptive = SelfAdaptiveModel.from_pretrained(experiment.model, library, "none", dtype=experiment.dtype)
+    cells = {cell.name: cell for cell in read_experiment(find_experiment("unseen")).cells}
+    some = cells[f"{FEW_SHOT}/{options.domains[0]}"]
+    assert isinstance(some, DispatchedCell)
+    library = some.library
+    adaptive = SelfAdaptiveModel.from_pretrained(some.model, library, "none", dtype=some.dtype)
     for name in options.domains:
-        evaluation = experiment.evaluations[name]
+        evaluation = cells[f"{FEW_SHOT}/{name}"].evaluations[name]
         test = evaluation.domain.load("test").select(range(evaluation.size))
         for settings, generations, per, found in searches(adaptive, library.names, evaluation, options):
             scores = held_out_scores(

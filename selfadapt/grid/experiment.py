@@ -20,75 +20,25 @@ that is a `reference`.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dispatch import check_dispatcher
-from dispatch.few_shot import Search
-from experts.domains import Domain
+from dispatch import DISPATCHERS, FEW_SHOT, check_dispatcher
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError, unknown
 from experts.svf.fingerprint import FILE as SKETCH
-from selfadapt.grid.results import BASE, Line, chosen_rate
+from selfadapt.grid.cells import EXAMPLES, Cell, DispatchedCell, Evaluation, TrainedCell, settings_of
+from selfadapt.grid.results import BASE
 from selfadapt.recipes import Recipe, configs_folder, find_recipe
-from selfadapt.recipes.configuration import choices_of, make, merge, overlay, read_yaml
+from selfadapt.recipes.configuration import choices_of, find_file, make, merge, overlay, read_yaml
 from selfadapt.two_pass import find_library
 
 FIELDS = ("domains", "methods", "unseen", "dispatchers", "library", "recipe", "seeds", "quick")
 RECIPE_FIELDS = [field.name for field in fields(Recipe)]
 METHOD_FIELDS = ("adapt", "training", "seeds", "reference")
-FEW_SHOT = "few-shot"
-DISPATCHERS = ("prompt", "classifier", "embedding", "t2l", FEW_SHOT)
-EXAMPLES = 10
-"""The first training rows of an unseen domain, which the few-shot search may look at."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The first `size` rows of a domain's test split, answered greedily."""
-
-    domain: Domain
-    max_new_tokens: int
-    size: int
-
-    @property
-    def search(self) -> Search:
-        """How a few-shot mixture for the domain is searched."""
-        return Search(max_new_tokens=self.max_new_tokens)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training run, or for the base and the dispatchers none, and its evaluations."""
-
-    method: str
-    recipe: Recipe | None
-    """None where nothing is trained."""
-    trained_on: str | None
-    evaluated_on: tuple[str, ...]
-    reference: bool
-    """Whether the other methods are tested against it."""
-    settings: str
-    """A hash of everything that the cell's results follow from."""
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.training.seed if self.recipe else 0
-
-    @property
-    def learning_rate(self) -> float | None:
-        return self.recipe.training.learning_rate if self.recipe else None
-
-    @property
-    def name(self) -> str:
-        """As `Line.cell`."""
-        if self.recipe is None:
-            return f"{self.method}/{self.evaluated_on[0]}"
-        return f"{self.method}/{self.trained_on}/lr{self.learning_rate:g}/seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -96,35 +46,13 @@ class Experiment:
     """The cells of a grid, in the order in which they are best run."""
 
     name: str
-    model: str
-    dtype: str | None
-    """Of the base, as in a recipe."""
-    evaluations: dict[str, Evaluation]
-    library: ExpertLibrary | None
-    """Whose experts the dispatchers choose from; None without dispatchers."""
     cells: list[Cell]
-
-    def needs(self, cell: Cell, lines: list[Line]) -> bool | None:
-        """Whether a cell is part of the grid; None, while the learning rate is still to be chosen for its seed."""
-        peers = [c for c in self.cells if (c.method, c.trained_on) == (cell.method, cell.trained_on)]
-        smallest = min(peer.seed for peer in peers)
-        candidates = {peer.learning_rate for peer in peers}
-        if cell.seed == smallest or len(candidates) == 1:
-            return True
-        tried = [line for line in lines if (line.method, line.trained_on) == (cell.method, cell.trained_on)]
-        if candidates - {line.learning_rate for line in tried if line.seed == smallest}:
-            return None
-        return cell.learning_rate == chosen_rate(tried)
 
 
 def find_experiment(name: str) -> Path:
     """A file, or a shipped experiment such as `methods`; raises UserError, with the nearest names, if there is none."""
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {path.stem: path for path in (configs_folder() / "experiments").glob("*.yaml")}
-    if name in shipped:
-        return shipped[name]
-    raise unknown("experiment", name, shipped)
+    root = configs_folder() / "experiments"
+    return find_file("experiment", name, root.glob("*.yaml"), root)
 
 
 def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
@@ -167,27 +95,29 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
     }
 
     cells = [
-        Cell(BASE, None, None, (name,), False, _settings([model, dtype], [evaluation]))
+        Cell(BASE, model, dtype, {name: evaluation}, settings_of([model, dtype], [evaluation]))
         for name, evaluation in evaluations.items()
     ]
-    dispatchers = _dispatchers(document, path)
-    library = find_library(model, document.get("library")) if dispatchers else None
-    if library is not None:
-        cells += _dispatched(dispatchers, library, dtype, {name: evaluations[name] for name in unseen}, path)
+    if dispatchers := _dispatchers(document, path):
+        library = find_library(model, document.get("library"))
+        cells += _dispatched(dispatchers, library, (model, dtype), {name: evaluations[name] for name in unseen}, path)
     trained = [
-        Cell(method, recipe, name, (name, *unseen), changes.get("reference", False), settings)
+        cell
         for method, changes in document["methods"].items()
         for name in domains
-        for recipe in _recipes(domains[name], changes, document.get("seeds"), f"{path}: {method} on {name}")
-        for settings in [_settings(recipe.to_dict(), [evaluations[each] for each in (name, *unseen)])]
+        for cell in _trained(
+            method,
+            name,
+            _recipes(domains[name], changes, document.get("seeds"), f"{path}: {method} on {name}"),
+            {each: evaluations[each] for each in (name, *unseen)},
+            reference=changes.get("reference", False),
+        )
     ]
     for cell in trained:
-        assert cell.recipe is not None
-        if cell.recipe.training.max_new_tokens != recipes[str(cell.trained_on)].training.max_new_tokens:
+        if cell.recipe.training.max_new_tokens != evaluations[cell.trained_on].max_new_tokens:
             raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")
-    # The smallest seeds first: they choose the learning rates.
-    cells += sorted(trained, key=lambda cell: cell.seed)
-    return Experiment(path.stem + ("-quick" if quick else ""), model, dtype, evaluations, library, cells)
+    trained.sort(key=lambda cell: cell.seed)  # the smallest first: they choose the learning rates
+    return Experiment(path.stem + ("-quick" if quick else ""), [*cells, *trained])
 
 
 def _dispatchers(document: Mapping[str, Any], path: Path) -> list[str]:
@@ -202,24 +132,37 @@ def _dispatchers(document: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _dispatched(
-    names: Sequence[str], library: ExpertLibrary, dtype: str | None, unseen: Mapping[str, Evaluation], path: Path
+    names: Sequence[str],
+    library: ExpertLibrary,
+    base: tuple[str, str | None],
+    unseen: Mapping[str, Evaluation],
+    path: Path,
 ) -> Iterator[Cell]:
-    """A cell for every dispatcher on every unseen domain."""
+    """A cell for every dispatcher on every unseen domain; `base` is its name and dtype."""
     experts = _contents(library.folder)
     for name in names:
-        if name not in (known := [*DISPATCHERS, *library.names]):
+        known = [*(each for each in DISPATCHERS if each != "none"), *library.names]
+        if name not in known:
             raise UserError(f"{path}: {unknown('dispatcher or expert', name, known)}")
         if name != FEW_SHOT:
             check_dispatcher(name, library)
         for domain, evaluation in unseen.items():
-            made_by = [
-                library.base,
-                dtype,
-                experts,
-                name,
-                *([repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else []),
-            ]
-            yield Cell(name, None, None, (domain,), False, _settings(made_by, [evaluation]))
+            searched = [repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else []
+            settings = settings_of([library.base, base[1], experts, name, *searched], [evaluation])
+            yield DispatchedCell(name, *base, {domain: evaluation}, settings, library)
+
+
+def _trained(
+    method: str, domain: str, recipes: Iterable[Recipe], evaluations: Mapping[str, Evaluation], *, reference: bool
+) -> Iterator[TrainedCell]:
+    """A cell for every recipe that a method makes of a domain."""
+    recipes = list(recipes)
+    rates = frozenset(recipe.training.learning_rate for recipe in recipes)
+    first_seed = min(recipe.training.seed for recipe in recipes)
+    for recipe in recipes:
+        settings = settings_of(recipe.to_dict(), list(evaluations.values()))
+        base = (recipe.model, recipe.dtype)
+        yield TrainedCell(method, *base, evaluations, settings, recipe, domain, reference, rates, first_seed)
 
 
 def _contents(folder: Path) -> str:
@@ -295,8 +238,3 @@ def _mapping(document: Any, where: str, known: Sequence[str] | None = None) -> d
         if known is not None and name not in known:
             raise UserError(f"{where}: {unknown('field', str(name), known)}")
     return dict(document or {})
-
-
-def _settings(made_by: Any, evaluations: list[Evaluation]) -> str:
-    text = json.dumps([made_by, [repr(evaluation) for evaluation in evaluations]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

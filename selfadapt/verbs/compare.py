@@ -40,13 +40,13 @@ def compare(
         output = output or results.parent
         check_writable(output)
     else:
-        from selfadapt.grid.compare import compare as run
         from selfadapt.grid.experiment import find_experiment, read_experiment
+        from selfadapt.grid.run import run_experiment
 
         grid = read_experiment(find_experiment(experiment), quick=quick)
         output = output or Path("runs") / grid.name
         results = output / "results.jsonl"
-        failed = [line for line in run(grid, output, resume=resume, only=only) if line.error]
+        failed = [line for line in run_experiment(grid, output, resume=resume, only=only) if line.error]
     rows = write_report(results, output)
     show({"results": str(results), "rows": document(rows)}, json, str(output / "report.md"))
     if failed:

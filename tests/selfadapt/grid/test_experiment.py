@@ -14,6 +14,7 @@ from experts.outside.errors import UserError
 from experts.training.methods import IA3, SVF, LoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
+from selfadapt.grid.cells import Cell, TrainedCell
 from selfadapt.grid.experiment import Experiment, find_experiment, read_experiment
 from selfadapt.grid.results import Line
 from selfadapt.recipes import Recipe, configs_folder
@@ -44,6 +45,11 @@ def written(tmp_path: Path, document: object) -> Path:
     return path
 
 
+def recipe_of(cell: Cell) -> Recipe:
+    assert isinstance(cell, TrainedCell)
+    return cell.recipe
+
+
 def names(experiment: Experiment) -> list[str]:
     return [cell.name for cell in experiment.cells]
 
@@ -56,9 +62,7 @@ def test_a_grid_is_methods_domains_rates_and_seeds(tmp_path: Path) -> None:
         *("lora/sums/lr0.1/seed1", "lora/sums/lr0.2/seed1", "lora/stories/lr0.1/seed1", "lora/stories/lr0.2/seed1"),
     ]
     cells = {cell.name: cell for cell in experiment.cells}
-    svf, lora = cells["svf/sums/lr0.01/seed0"].recipe, cells["lora/sums/lr0.2/seed1"].recipe
-    assert svf is not None
-    assert lora is not None
+    svf, lora = (recipe_of(cells[name]) for name in ("svf/sums/lr0.01/seed0", "lora/sums/lr0.2/seed1"))
     assert isinstance(svf.training, Reinforce)
     assert (svf.training.kl, svf.adapt) == (0.5, SVF(rank=8))
     # Another method and objective keep the fields that they know, and the seed is the cell's.
@@ -66,15 +70,15 @@ def test_a_grid_is_methods_domains_rates_and_seeds(tmp_path: Path) -> None:
     assert lora.training == NextToken(learning_rate=0.2, steps=2, seed=1)
     assert svf.domain == lora.domain
     assert (svf.test_size, lora.test_size) == (8, 8)
-    assert cells["lora/sums/lr0.2/seed1"].evaluated_on == ("sums", "letters")
-    assert [cell.reference for cell in experiment.cells] == [cell.method == "lora" for cell in experiment.cells]
+    assert [*cells["lora/sums/lr0.2/seed1"].evaluations] == ["sums", "letters"]
+    assert [cell.line().reference for cell in experiment.cells] == [cell.method == "lora" for cell in experiment.cells]
     assert len({cell.settings for cell in experiment.cells}) == len(experiment.cells)
 
 
 def test_quick_selects_and_overrides(tmp_path: Path) -> None:
     experiment = read_experiment(written(tmp_path, DOCUMENT), quick=True)
     assert names(experiment) == ["base/sums", "lora/sums/lr0.1/seed3", "lora/sums/lr0.2/seed3"]
-    assert experiment.evaluations["sums"].size == 2
+    assert {each.size for cell in experiment.cells for each in cell.evaluations.values()} == {2}
     assert experiment.name == "grid-quick"
 
 
@@ -87,7 +91,7 @@ def test_dispatchers_have_a_cell_on_each_unseen_domain_and_change_no_other(
     new = [cell for cell in experiment.cells if cell not in before.cells]
     assert [cell.name for cell in new] == ["few-shot/letters", "a/letters"]
     assert [cell for cell in experiment.cells if cell not in new] == before.cells
-    assert all(experiment.needs(cell, []) for cell in new)
+    assert all(cell.is_needed([]) for cell in new)
     # Another library is another experiment.
     library.remove("b")
     assert {cell.settings for cell in read_experiment(path).cells[3:5]}.isdisjoint(cell.settings for cell in new)
@@ -102,14 +106,14 @@ def test_later_seeds_wait_for_the_choice_of_a_rate(tmp_path: Path) -> None:
         of = {"method": "lora", "trained_on": "sums", "evaluated_on": "sums", "seed": 0, "settings": "", "model": ""}
         return Line(**of, learning_rate=rate, validation_right=right, validation_n=10, error=error)
 
-    assert all(experiment.needs(cell, []) for cell in experiment.cells if cell.seed == 0)
-    assert experiment.needs(first, []) is experiment.needs(first, [line(0.1, 9)]) is None
-    assert experiment.needs(first, [line(0.1, 3), line(0.2, 4)]) is False
-    assert experiment.needs(later, [line(0.1, 3), line(0.2, 4)]) is True
-    assert experiment.needs(first, [line(0.1, 4), line(0.2, 4)]) is True  # the smaller of equals
-    assert experiment.needs(first, [line(0.1, 3), line(0.2, 4, error="OutOfMemoryError")]) is True
+    assert all(cell.is_needed([]) for cell in experiment.cells if cell.line().seed == 0)
+    assert first.is_needed([]) is first.is_needed([line(0.1, 9)]) is None
+    assert first.is_needed([line(0.1, 3), line(0.2, 4)]) is False
+    assert later.is_needed([line(0.1, 3), line(0.2, 4)]) is True
+    assert first.is_needed([line(0.1, 4), line(0.2, 4)]) is True  # the smaller of equals
+    assert first.is_needed([line(0.1, 3), line(0.2, 4, error="OutOfMemoryError")]) is True
     both_failed = [line(0.1, 3, error="x"), line(0.2, 4, error="x")]
-    assert experiment.needs(first, both_failed) is experiment.needs(later, both_failed) is False
+    assert first.is_needed(both_failed) is later.is_needed(both_failed) is False
 
 
 def test_overlay_keeps_what_it_is_not_told_to_change() -> None:
@@ -160,9 +164,9 @@ def test_mistakes_are_one_line_that_names_the_file(tmp_path: Path, change: dict[
 @pytest.mark.parametrize("path", sorted((configs_folder() / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_experiments_are_valid(path: Path, quick: bool) -> None:
     experiment = read_experiment(find_experiment(path.stem), quick=quick)
-    assert any(cell.reference for cell in experiment.cells)
+    assert any(cell.line().reference for cell in experiment.cells)
     for cell in experiment.cells:
-        if cell.recipe:
+        if isinstance(cell, TrainedCell):
             cell.recipe.adapt.config()
 
 
@@ -184,4 +188,4 @@ def test_every_method_of_the_issue_is_in_the_grid_and_only_the_named_setting_is_
 
 
 def cells_of(name: str) -> list[Any]:
-    return [cell for cell in read_experiment(find_experiment(name)).cells if cell.recipe]
+    return [cell for cell in read_experiment(find_experiment(name)).cells if isinstance(cell, TrainedCell)]

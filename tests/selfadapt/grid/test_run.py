@@ -22,12 +22,12 @@ from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
 from selfadapt.cli import main
-from selfadapt.grid import compare as grid
-from selfadapt.grid.compare import compare
+from selfadapt.grid import cells, run
 from selfadapt.grid.experiment import Experiment, read_experiment
 from selfadapt.grid.report import page, write_report
 from selfadapt.grid.results import Line, add_results, chosen_rate, read_results
 from selfadapt.grid.rows import make_rows
+from selfadapt.grid.run import run_experiment
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def timeless(lines: list[Line]) -> list[Line]:
 
 def test_a_grid_from_start_to_end(experiment: Experiment, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    lines = compare(experiment, output, resume=False)
+    lines = run_experiment(experiment, output, resume=False)
     assert lines == read_results(output / "results.jsonl")
     chosen = chosen_rate([line for line in lines if line.method == "lora"])
     cells = {"base/numbers", "base/letters", "svf/numbers/lr0.05/seed0", f"lora/numbers/lr{chosen:g}/seed1"}
@@ -114,7 +114,7 @@ def test_a_grid_from_start_to_end(experiment: Experiment, tmp_path: Path) -> Non
 
     # Nothing is left to do, and the file alone gives the same tables and plots.
     before = (output / "results.jsonl").read_text()
-    assert compare(experiment, output, resume=True) == lines
+    assert run_experiment(experiment, output, resume=True) == lines
     assert (output / "results.jsonl").read_text() == before
     rows = write_report(output / "results.jsonl", output)
     elsewhere = tmp_path / "elsewhere"
@@ -126,19 +126,19 @@ def test_a_grid_from_start_to_end(experiment: Experiment, tmp_path: Path) -> Non
         assert (elsewhere / name).read_bytes() == (output / name).read_bytes()
 
     with pytest.raises(UserError, match="exists already; go on with --resume"):
-        compare(experiment, output, resume=False)
+        run_experiment(experiment, output, resume=False)
     other = replace(experiment, cells=[replace(cell, settings="other") for cell in experiment.cells])
     with pytest.raises(UserError, match="with other settings"):
-        compare(other, output, resume=True)
+        run_experiment(other, output, resume=True)
 
 
 def test_a_cell_whose_line_is_gone_is_done_again_to_the_same_result(quick: Experiment, tmp_path: Path) -> None:
     results = tmp_path / "out" / "results.jsonl"
-    lines = compare(quick, tmp_path / "out", resume=False)
+    lines = run_experiment(quick, tmp_path / "out", resume=False)
     kept = [text for text in results.read_text().splitlines() if '"svf"' not in text or '"letters"' not in text]
     assert len(kept) == len(lines) - 1
     results.write_text("".join(text + "\n" for text in kept))
-    again = compare(quick, tmp_path / "out", resume=True)
+    again = run_experiment(quick, tmp_path / "out", resume=True)
     assert timeless(again) == timeless(lines)
     assert len(read_results(results)) == len(lines)
 
@@ -146,7 +146,7 @@ def test_a_cell_whose_line_is_gone_is_done_again_to_the_same_result(quick: Exper
 def test_a_killed_cell_leaves_no_lines_and_goes_on(
     quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = compare(quick, tmp_path / "whole", resume=False)
+    whole = run_experiment(quick, tmp_path / "whole", resume=False)
 
     def killed(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -154,11 +154,11 @@ def test_a_killed_cell_leaves_no_lines_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("experts.training.expert.plot_curve", killed)  # the training is done, its result is not
         with pytest.raises(KeyboardInterrupt):
-            compare(quick, tmp_path / "parts", resume=False)
+            run_experiment(quick, tmp_path / "parts", resume=False)
     assert {line.method for line in read_results(tmp_path / "parts" / "results.jsonl")} == {"base"}
     with monkeypatch.context() as patch:
         patch.setattr("transformers.Trainer.train", killed)  # no step is made twice
-        parts = compare(quick, tmp_path / "parts", resume=True)
+        parts = run_experiment(quick, tmp_path / "parts", resume=True)
     assert timeless(parts) == timeless(whole)
 
 
@@ -169,24 +169,23 @@ def test_a_failed_cell_is_reported_and_the_grid_goes_on(
         raise RuntimeError("out of\nmemory")
 
     svf = quick.cells[-1]
-    cells = [*quick.cells[:2], svf, replace(svf, method="svf2")]
-    experiment = replace(quick, cells=cells)
-    train = grid.train_recipe
+    experiment = replace(quick, cells=[*quick.cells[:2], svf, replace(svf, method="svf2")])
+    train = cells.train_recipe
     calls: list[Any] = []
 
     def crash_once(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
         return crash() if len(calls) == 1 else train(*args, **kwargs)
 
-    monkeypatch.setattr(grid, "train_recipe", crash_once)
-    lines = compare(experiment, tmp_path / "out", resume=False)
+    monkeypatch.setattr(cells, "train_recipe", crash_once)
+    lines = run_experiment(experiment, tmp_path / "out", resume=False)
     assert [(line.cell, line.error) for line in lines if line.error] == [(svf.name, "RuntimeError: out of memory")]
     assert "failed: RuntimeError: out of memory" in " ".join(capsys.readouterr().err.split())
     assert {line.method for line in lines if not line.error} == {"base", "svf2"}
     write_report(tmp_path / "out" / "results.jsonl", tmp_path / "out")
     assert f"- {svf.name}: RuntimeError: out of memory" in (tmp_path / "out" / "report.md").read_text()
     # A new start tries it again, and what it makes takes the place of the failure.
-    again = compare(experiment, tmp_path / "out", resume=True)
+    again = run_experiment(experiment, tmp_path / "out", resume=True)
     assert not any(line.error for line in again)
     assert len(again) == 2 + 2 * 2
 
@@ -194,16 +193,16 @@ def test_a_failed_cell_is_reported_and_the_grid_goes_on(
 def test_a_cell_that_another_process_has_is_left_to_it(
     quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grid, "POLL", 0.01)
+    monkeypatch.setattr(run, "POLL", 0.01)
     output = tmp_path / "out"
-    theirs = compare(quick, tmp_path / "theirs", resume=False)
+    theirs = run_experiment(quick, tmp_path / "theirs", resume=False)
     begun: list[str] = []
-    run_cell = grid.run_cell
-    monkeypatch.setattr(grid, "run_cell", lambda cell, *args: begun.append(cell.name) or run_cell(cell, *args))
+    run_cell = run.run_cell
+    monkeypatch.setattr(run, "run_cell", lambda cell, *args: begun.append(cell.name) or run_cell(cell, *args))
     (output / "cells").mkdir(parents=True)
     got: list[Line] = []
     with FileLock(output / "cells" / ".svf--numbers--lr0.05--seed0.lock"):
-        thread = threading.Thread(target=lambda: got.extend(compare(quick, output, resume=True)))
+        thread = threading.Thread(target=lambda: got.extend(run_experiment(quick, output, resume=True)))
         thread.start()
         while len(read_results(output / "results.jsonl")) < 2:
             assert thread.is_alive()
@@ -218,7 +217,7 @@ def test_a_cell_that_another_process_has_is_left_to_it(
 
 def test_dispatchers_answer_the_same_items_of_unseen_domains(dispatched: Experiment, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    lines = compare(dispatched, output, resume=False)
+    lines = run_experiment(dispatched, output, resume=False)
     names = {"prompt/letters", "a/letters", "t2l/letters", "few-shot/letters"}
     assert names < {line.cell for line in lines}
     by_cell = {(line.cell, line.evaluated_on): line for line in lines}
@@ -235,7 +234,7 @@ def test_dispatchers_answer_the_same_items_of_unseen_domains(dispatched: Experim
     # A cell that is gone is done again, and alone, to the same mixture.
     results = output / "results.jsonl"
     results.write_text("".join(t + "\n" for t in results.read_text().splitlines() if '"few-shot"' not in t))
-    assert timeless(compare(dispatched, output, resume=True)) == timeless(lines)
+    assert timeless(run_experiment(dispatched, output, resume=True)) == timeless(lines)
 
     rows = {row.method: row for row in write_report(results, output) if row.evaluated_on == "letters"}
     assert all(set(rows[name].against) == {"base", "lora (numbers)"} for name in ("prompt", "a", "few-shot"))
@@ -254,10 +253,10 @@ def test_lines_say_of_a_mixture_only_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_only_some_cells(experiment: Experiment, tmp_path: Path) -> None:
-    lines = compare(experiment, tmp_path / "out", resume=False, only="lora/*/lr0.01/seed1")
+    lines = run_experiment(experiment, tmp_path / "out", resume=False, only="lora/*/lr0.01/seed1")
     assert {line.cell for line in lines} == {"lora/numbers/lr0.01/seed1"}
     with pytest.raises(UserError, match="no cell matches 'ia3/\\*'; the cells are base/numbers"):
-        compare(experiment, tmp_path / "other", resume=False, only="ia3/*")
+        run_experiment(experiment, tmp_path / "other", resume=False, only="ia3/*")
 
 
 def line(method: str, scores: str, seed: int = 0, **fields: Any) -> Line:
@@ -343,7 +342,7 @@ def test_the_command(
     assert (code, out) == (0, f"{tmp_path / 'again' / 'report.md'}\n"), err
     assert (tmp_path / "again" / "report.md").read_text() == page
 
-    monkeypatch.setattr(grid, "train_recipe", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(cells, "train_recipe", lambda *_, **__: 1 / 0)
     code, out, err = run(path, "--quick", "--output", tmp_path / "failing", "--json")
     assert code == 1
     assert {row["method"] for row in json.loads(out)["rows"]} == {"base"}

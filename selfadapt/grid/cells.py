@@ -1,0 +1,255 @@
+"""The cells of a grid: each carries what it needs, and gives the lines of its results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset
+
+from dispatch import FEW_SHOT
+from dispatch.few_shot import Search, search
+from dispatch.text_to_lora import PREFIX as WRITTEN
+from experts.domains import Domain, scores_of
+from experts.engine import NativeEngine
+from experts.library import ExpertLibrary
+from experts.mixture import Mixture
+from experts.svf.fingerprint import fingerprint
+from experts.training.evaluation import held_out_scores
+from experts.training.folders import unfinished_folder
+from experts.training.log import Log
+from experts.training.statistics import accuracy, constant_answer
+from selfadapt.base_models import load_base
+from selfadapt.grid.memory import PeakMemory
+from selfadapt.grid.results import BASE, Line, chosen_rate
+from selfadapt.recipes import Recipe, train_recipe
+from selfadapt.two_pass import SelfAdaptiveModel
+
+EXAMPLES = 10
+"""The first training rows of an unseen domain, which the few-shot search may look at."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The first `size` rows of a domain's test split, answered greedily."""
+
+    domain: Domain
+    max_new_tokens: int
+    size: int
+
+    @property
+    def search(self) -> Search:
+        """How a few-shot mixture for the domain is searched."""
+        return Search(max_new_tokens=self.max_new_tokens)
+
+    def rows(self) -> Dataset:
+        """Of the domain's test split."""
+        rows = self.domain.load("test")
+        return rows.select(range(min(self.size, len(rows))))
+
+    def scores(self, model: Any, tokenizer: Any, rows: Dataset, mixture: Mixture | None = None) -> list[float]:
+        """In [0, 1], of the model's answer to each row, under its row of the mixture, where there is one."""
+        return held_out_scores(model, tokenizer, self.domain, rows, max_new_tokens=self.max_new_tokens, mixture=mixture)
+
+
+def settings_of(made_by: Any, evaluations: Sequence[Evaluation]) -> str:
+    """A hash of all that a cell's results follow from."""
+    text = json.dumps([made_by, [repr(evaluation) for evaluation in evaluations]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The base, evaluated on one domain; also what every other cell has."""
+
+    method: str
+    model: str
+    dtype: str | None
+    """Of the base, as in a recipe."""
+    evaluations: Mapping[str, Evaluation]
+    """What the cell is evaluated on, by name."""
+    settings: str
+    """A hash of everything that the cell's results follow from."""
+
+    @property
+    def name(self) -> str:
+        """As `Line.cell`."""
+        return self.line().cell
+
+    def line(self) -> Line:
+        """What is known of the cell's results before it is run."""
+        return Line(
+            method=self.method,
+            trained_on=None,
+            learning_rate=None,
+            seed=0,
+            evaluated_on=next(iter(self.evaluations)),
+            settings=self.settings,
+            model=self.model,
+        )
+
+    def is_needed(self, lines: Sequence[Line]) -> bool | None:
+        """Whether the cell is part of the grid; None, while that is still to be found out by other cells."""
+        return True
+
+    def run(self, folder: Path, lines: Sequence[Line]) -> list[Line]:
+        """The results: one line an evaluation.
+
+        Args:
+            folder: where what the cell trains is kept.
+            lines: the results of other cells so far.
+        """
+        ((_, evaluation),) = self.evaluations.items()
+        base, tokenizer = load_base(self.model, dtype=self.dtype)
+        rows = evaluation.rows()
+        scores = evaluation.scores(base, tokenizer, rows)
+        return [scored(replace(self.line(), fingerprint=fingerprint(base)), rows, scores)]
+
+
+@dataclass(frozen=True)
+class DispatchedCell(Cell):
+    """The experts of a library on one domain, as a dispatcher, a few-shot search, or an expert's name mixes them."""
+
+    library: ExpertLibrary
+
+    def run(self, folder: Path, lines: Sequence[Line]) -> list[Line]:
+        """As `Cell.run`."""
+        ((_, evaluation),) = self.evaluations.items()
+        few_shot = self.method == FEW_SHOT
+        adaptive = SelfAdaptiveModel.from_pretrained(
+            self.model, self.library, "none" if few_shot else self.method, dtype=self.dtype
+        )
+        rows, line = evaluation.rows(), self.line()
+        if few_shot:
+            start = time.perf_counter()
+            mixture = self._search(adaptive, evaluation).expand(len(rows))
+            line = replace(line, train_seconds=round(time.perf_counter() - start, 1))
+        else:
+            mixture = adaptive.dispatch(list(rows["prompt"]))
+        scores = evaluation.scores(adaptive.model, adaptive.tokenizer, rows, mixture)
+        line = replace(line, mixture=_mean_weights(mixture), fingerprint=fingerprint(adaptive.model))
+        return [scored(line, rows, scores)]
+
+    def _search(self, adaptive: SelfAdaptiveModel, evaluation: Evaluation) -> Mixture:
+        """The mixture that suits the first training rows of the domain."""
+        train = evaluation.domain.load("train")
+        return search(
+            cast(NativeEngine, adaptive.engine),
+            self.library.names,
+            list(train.select(range(min(EXAMPLES, len(train))))),
+            partial(scores_of, evaluation.domain),
+            evaluation.search,
+        ).mixture
+
+
+@dataclass(frozen=True)
+class TrainedCell(Cell):
+    """One training run, evaluated on its own domain and on the unseen ones."""
+
+    recipe: Recipe
+    trained_on: str
+    reference: bool
+    """Whether the other methods are tested against it."""
+    rates: frozenset[float]
+    """The candidates for the learning rate of this method on this domain."""
+    first_seed: int
+    """The seed that chooses among them."""
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.training.seed
+
+    @property
+    def learning_rate(self) -> float:
+        return self.recipe.training.learning_rate
+
+    def line(self) -> Line:
+        """As `Cell.line`."""
+        return replace(
+            super().line(),
+            trained_on=self.trained_on,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            reference=self.reference,
+        )
+
+    def is_needed(self, lines: Sequence[Line]) -> bool | None:
+        """A later seed is needed at the learning rate that the first one chooses."""
+        if self.seed == self.first_seed or len(self.rates) == 1:
+            return True
+        tried = [line for line in lines if (line.method, line.trained_on) == (self.method, self.trained_on)]
+        if self.rates - {line.learning_rate for line in tried if line.seed == self.first_seed}:
+            return None
+        return self.learning_rate == chosen_rate(tried)
+
+    def run(self, folder: Path, lines: Sequence[Line]) -> list[Line]:
+        """As `Cell.run`; goes on with a run that has begun in `folder`."""
+        with PeakMemory() as memory:
+            base, tokenizer = load_base(self.model, dtype=self.dtype)
+            base_fingerprint = fingerprint(base)
+            result = train_recipe(
+                self.recipe,
+                base,
+                tokenizer,
+                folder,
+                resume=unfinished_folder(folder).exists(),
+                replace=True,
+                base_scores=self._base_scores(lines),
+            )
+        document = self.recipe.to_dict()
+        validation = Log(folder / "training_log.jsonl").accuracies()[result.best_step]
+        line = replace(
+            self.line(),
+            adapter=document["adapt"].get("method", "svf"),
+            objective=document["training"].get("objective", "reinforce"),
+            fingerprint=base_fingerprint,
+            validation_right=validation.right,
+            validation_n=validation.n,
+            best_step=result.best_step,
+            parameters=result.parameters,
+            train_seconds=round(result.train_seconds, 1),
+            peak_memory=memory.mib,
+        )
+        results = []
+        for name, evaluation in self.evaluations.items():
+            rows = evaluation.rows()
+            own = name == self.trained_on  # the training has answered the same rows
+            scores = result.expert_scores if own else evaluation.scores(result.model, tokenizer, rows)
+            results.append(scored(replace(line, evaluated_on=name), rows, scores))
+        return results
+
+    def _base_scores(self, lines: Sequence[Line]) -> list[float] | None:
+        """The base's scores on the items of the trained domain, if it has answered them already."""
+        settings = settings_of([self.model, self.dtype], [self.evaluations[self.trained_on]])
+        own = (BASE, self.trained_on, settings, None)
+        known = [line for line in lines if (line.method, line.evaluated_on, line.settings, line.error) == own]
+        return [float(digit) for digit in known[0].scores] if known else None
+
+
+def scored(line: Line, rows: Dataset, scores: Sequence[float]) -> Line:
+    """The line with the scores of an evaluation's rows."""
+    result = accuracy(scores)
+    items = hashlib.sha256(repr([rows["id"][:], rows["prompt"][:]]).encode()).hexdigest()[:12]
+    return replace(
+        line,
+        scores="".join("1" if score >= 1 else "0" for score in scores),
+        items=items,
+        right=result.right,
+        n=result.n,
+        constant=constant_answer(rows["answer"]).right,
+    )
+
+
+def _mean_weights(mixture: Mixture) -> dict[str, float]:
+    """The mean weight of each expert over the rows; those that a network has written count as one."""
+    weights: dict[str, float] = {}
+    for name, weight in zip(mixture.names, mixture.weights.mean(0).tolist(), strict=True):
+        name = "written" if name.startswith(WRITTEN) else name
+        weights[name] = weights.get(name, 0.0) + weight
+    return weights

@@ -1,0 +1,123 @@
+"""Runs the cells of an experiment, alone or beside other processes, each cell all or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from experts.domains import check_domain
+from experts.outside.errors import UserError
+from experts.outside.files import check_writable
+from experts.training.processes import processes
+from experts.training.run import Interrupted
+from selfadapt.grid.cells import Cell
+from selfadapt.grid.experiment import Experiment
+from selfadapt.grid.results import Line, add_results, read_results
+
+POLL = 2.0
+"""Seconds between two looks at the cells that other processes are working on."""
+
+
+def run_experiment(experiment: Experiment, output: Path, *, resume: bool, only: str | None = None) -> list[Line]:
+    """Runs the cells of the grid that have no results yet; returns the lines of all of them, failures included.
+
+    Any number of processes may share `output`: a lock a cell keeps them apart, and each returns when all is done.
+
+    Args:
+        output: gets `results.jsonl`, and in `cells/` what each cell trained.
+        resume: whether there may be results already.
+        only: a pattern of cell names, such as `svf-*/sums/*`.
+
+    Raises:
+        UserError: for results of another experiment, where nothing matches `only`, or where a domain's answers cannot
+            be judged here.
+        Interrupted: after Ctrl-C, once the running cell has a checkpoint.
+    """
+    if processes().num_processes > 1:
+        raise UserError(
+            "a grid is shared by processes of its own, not by those of one training: start it several times"
+        )
+    results = output / "results.jsonl"
+    if results.exists() and not resume:
+        raise UserError(f"{results} exists already; go on with --resume, or choose another --output")
+    cells = {cell.name: cell for cell in experiment.cells if only is None or fnmatch(cell.name, only)}
+    if not cells:
+        names = ", ".join(cell.name for cell in experiment.cells)
+        raise UserError(f"no cell matches {only!r}; the cells are {names}")
+    for domain in {name: each.domain for cell in cells.values() for name, each in cell.evaluations.items()}.values():
+        check_domain(domain)
+    check_writable(output / "cells")
+    to_retry = {line.cell for line in _own_lines(results, cells) if line.error}
+    while True:
+        lines = _own_lines(results, cells)
+        # What is asked for by name does not wait for the choice of its learning rate.
+        needed = {name: True if only else cell.is_needed(lines) for name, cell in cells.items()}
+        open_cells = [
+            cell for name, cell in cells.items() if needed[name] is not False and not _is_settled(cell, lines, to_retry)
+        ]
+        if not open_cells:
+            return lines
+        begun = [_claim_and_run(cell, cells, output, to_retry) for cell in open_cells if needed[cell.name]]
+        if not any(begun):
+            time.sleep(POLL)
+
+
+def _claim_and_run(cell: Cell, cells: Mapping[str, Cell], output: Path, to_retry: set[str]) -> bool:
+    """Runs a cell and adds its results; False, if another process has it, or has settled it."""
+    folder = output / "cells" / cell.name.replace("/", "--")
+    results = output / "results.jsonl"
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            lines = _own_lines(results, cells)
+            if _is_settled(cell, lines, to_retry):
+                return False
+            done = sum(_is_settled(each, lines, to_retry) for each in cells.values())
+            Console(stderr=True).print(f"{cell.name}: {done} of at most {len(cells)} cells are done", highlight=False)
+            add_results(results, run_cell(cell, folder, read_results(results)))
+            to_retry.discard(cell.name)
+            return True
+    except Timeout:
+        return False
+
+
+def run_cell(cell: Cell, folder: Path, lines: Sequence[Line]) -> list[Line]:
+    """`cell.run`; a failure is a result too, of one line that says what happened.
+
+    Raises:
+        Interrupted: after Ctrl-C.
+    """
+    try:
+        return cell.run(folder, lines)
+    except Interrupted:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        line = replace(cell.line(), error=f"{type(error).__name__}: {said}")
+        Console(stderr=True).print(f"{cell.name} failed: {line.error}", highlight=False)
+        return [line]
+
+
+def _own_lines(results: Path, cells: Mapping[str, Cell]) -> list[Line]:
+    """The lines of these cells; raises UserError, if one has come from other settings."""
+    lines = [line for line in read_results(results) if line.cell in cells]
+    for line in lines:
+        if line.settings != cells[line.cell].settings:
+            raise UserError(
+                f"{results} has results of {line.cell} with other settings than the experiment's; choose another "
+                "--output, or remove those lines"
+            )
+    return lines
+
+
+def _is_settled(cell: Cell, lines: Sequence[Line], to_retry: set[str]) -> bool:
+    """Whether a cell has all its results, or has failed and is not to be tried again."""
+    own = [line for line in lines if line.cell == cell.name]
+    if any(line.error for line in own):
+        return cell.name not in to_retry
+    return {line.evaluated_on for line in own} == {*cell.evaluations}
