@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -48,7 +49,14 @@ class Mixture:
 
     @classmethod
     def of(cls, weights: Mapping[str, float], prompts: int = 1) -> Mixture:
-        """The same weights for every prompt; `Mixture.of({})` is the base."""
+        """The same weights for every prompt; `Mixture.of({})` is the base.
+
+        Raises:
+            UserError: if a weight is no finite number.
+        """
+        for name, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, Real):
+                raise UserError(f"the weight of {name} must be a number, not {weight!r}")
         return cls(tuple(weights), torch.tensor([list(weights.values())] * prompts).view(prompts, len(weights)))
 
     @classmethod
@@ -60,15 +68,15 @@ class Mixture:
         """
         document = read_json(path)
         try:
-            mixture = cls.of({str(name): float(weight) for name, weight in document["weights"].items()})
+            mixture = cls.of(document["weights"])
             own = {
-                str(matrix): torch.tensor([[float(weights[name]) for name in mixture.names]])
+                matrix: cls.of({name: weights[name] for name in mixture.names}).weights
                 for matrix, weights in document.get("per_matrix", {}).items()
             }
             return cls(mixture.names, mixture.weights, own)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError as error:
+            raise UserError(f"{path} is not a mixture: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise UserError(f'{path} is not a mixture: it must hold {{"weights": {{"expert": number}}}}') from error
 
     def write(self, path: Path) -> None:

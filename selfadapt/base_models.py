@@ -157,6 +157,8 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         if not path.is_file():
             raise UserError(f"no such file: {path}")
         return str(path.parent), {"gguf_file": path.name}
+    if path.is_file():
+        raise UserError(f"{path} is a file, and no .gguf file: a base is a folder, a .gguf file or a hub id")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return name, {"local_files_only": not _hub_answers(name)}
     if "/" in name:

@@ -40,6 +40,8 @@ def dispatch(
 
     if not prompts and evaluate is None and calibrate is None:
         raise UserError("there is no prompt to dispatch; give one or more, or --evaluate LABELLED.jsonl")
+    if prompts and evaluate is not None:
+        raise UserError("--evaluate measures on labelled prompts; leave the others out, or dispatch them by themselves")
     experts = find_library(model, library)
     to_calibrate = None if calibrate is None else read_labelled(calibrate, experts)
     to_evaluate = None if evaluate is None else read_labelled(evaluate, experts)

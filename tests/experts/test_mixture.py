@@ -24,7 +24,12 @@ def test_a_file_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", '{"weights": 3}', '{"weights": {"a": "much"}}', '{"weights": {"a": null}}']
+    "text",
+    [
+        *("[]", "{}", '{"weights": 3}', '{"weights": {"a": "much"}}', '{"weights": {"a": null}}'),
+        *('{"weights": {"a": "0.5"}}', '{"weights": {"a": true}}', '{"weights": {"a": 1e999}}'),
+        '{"weights": {"a": 1}, "per_matrix": {"q": {"a": "1"}}}',
+    ],
 )
 def test_files_that_hold_no_mixture_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "MIX.json"
@@ -40,3 +45,5 @@ def test_weights_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         Mixture(("a",), torch.ones(1, 2))
     with pytest.raises(UserError, match="finite"):
         Mixture.of({"a": float("nan")})
+    with pytest.raises(UserError, match="the weight of a must be a number, not '1'"):
+        Mixture.of({"a": "1"})  # type: ignore[dict-item]

@@ -255,6 +255,7 @@ def write_gguf(file: Path, model: LlamaForCausalLM) -> None:
     ("name", "parts"),
     [
         ("smolm2-135m", ["unknown base model 'smolm2-135m'", "did you mean 'smollm2-135m'?", "hub id"]),
+        (__file__, ["is a file, and no .gguf file"]),
         ("./nowhere/at/all", ["no such folder", "nowhere/at/all"]),
         ("nowhere.gguf", ["no such file", "nowhere.gguf"]),
     ],

@@ -118,3 +118,9 @@ def test_labels_that_mean_nothing_are_named(run: Any, tmp_path: Path, line: str,
     assert (code, out) == (1, "")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_prompts_beside_labelled_ones_are_refused(run: Any, tmp_path: Path) -> None:
+    code, _, err = run("dispatch", "2 + 2?", "--evaluate", tmp_path / "labelled.jsonl")
+    assert code == 1
+    assert "leave the others out" in err
