@@ -46,7 +46,7 @@ def evaluate(
     from experts.outside.files import check_writable
 
     try:
-        import lm_eval
+        import lm_eval  # noqa: F401 (it is asked for before anything else)
     except ModuleNotFoundError as error:
         raise UserError('evaluation needs lm-eval; install it: pip install "selfadapt[eval]"') from error
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit.is_integer())):
@@ -62,51 +62,26 @@ def evaluate(
 
     # lm-eval and what it loads print to stdout at will.
     with contextlib.redirect_stdout(sys.stderr):
-        from lm_eval.loggers import EvaluationTracker
-        from lm_eval.utils import handle_non_serializable, make_table
+        from lm_eval.utils import handle_non_serializable
 
-        from dispatch import check_dispatcher
-        from selfadapt.base_models import BUILT_IN
+        from selfadapt.harness import evaluation
         from selfadapt.harness.lm import check_batch_size
-        from selfadapt.harness.tasks import load_tasks
-        from selfadapt.two_pass import find_library
 
         check_batch_size("--batch-size", batch_size)
-        if dispatch != "none" or library:
-            experts = find_library(model, library)
-            check_dispatcher(dispatch, experts)
-            model = model or experts.base
-        model = model or BUILT_IN
-        manager, loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path)
-        seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
-        tracker = EvaluationTracker(output_path=str(output_path)) if output_path else None
-        results = lm_eval.simple_evaluate(
-            model="selfadapt",
-            model_args={
-                "pretrained": model,
-                "dispatch": dispatch,
-                **({"library": str(library)} if library else {}),
-            },
-            tasks=loaded,
-            task_manager=manager,
+        results = evaluation.evaluate(
+            [name.strip() for name in tasks.split(",") if name.strip()],
+            dispatch,
+            model,
+            library,
+            include_path=include_path,
+            output_path=output_path,
+            seed=seed,
             limit=int(limit) if limit is not None and limit >= 1 else limit,
             num_fewshot=num_fewshot,
             apply_chat_template=apply_chat_template,
             batch_size=batch_size,
             log_samples=log_samples,
-            evaluation_tracker=tracker,
-            **({} if seed is None else dict.fromkeys(seeds, seed)),
         )
-        if tracker is not None:
-            samples = results.pop("samples", None)
-            tracker.save_results_aggregated(results=results, samples=samples)
-            for task_name, of_task in (samples or {}).items():
-                tracker.save_results_samples(task_name=task_name, samples=of_task)
-        tables = [make_table(results)] + ([make_table(results, "groups")] if "groups" in results else [])
-        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in results["mixture"]["weights"].items())
-        tables.append(
-            f"mixture: {weights or 'none'}; base alone {results['mixture']['abstained']:.0%}; "
-            f"dispatch {results['seconds']['dispatch']:.1f} s, answers {results['seconds']['answer']:.1f} s"
-        )
+        text = evaluation.tables(results)
         document = json_format.loads(json_format.dumps(results, default=handle_non_serializable))
-    show(document, json, "\n".join(tables))
+    show(document, json, text)

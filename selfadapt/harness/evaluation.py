@@ -1,0 +1,79 @@
+"""An evaluation of lm-eval's from its tasks to its files: what `selfadapt eval` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.utils import make_table
+
+from dispatch import check_dispatcher
+from selfadapt.base_models import BUILT_IN
+from selfadapt.harness.tasks import load_tasks
+from selfadapt.two_pass import find_library
+
+SEEDS_OF_LM_EVAL = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+
+
+def evaluate(
+    tasks: Sequence[str],
+    dispatch: str = "none",
+    model: str | None = None,
+    library: Path | None = None,
+    *,
+    include_path: Path | None = None,
+    output_path: Path | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """lm-eval's result dictionary, with the mean mixture and the seconds of each pass.
+
+    Args:
+        tasks: names or patterns.
+        dispatch, model, library: as `SelfAdaptiveModel.from_pretrained` takes them.
+        include_path: a folder with task files of one's own.
+        output_path: the folder for lm-eval's result files, which then hold the samples, too.
+        seed: of all random choices; None for lm-eval's own.
+        options: for `lm_eval.simple_evaluate`.
+
+    Raises:
+        UserError: as `load_tasks` and `check_dispatcher` do.
+    """
+    if dispatch != "none" or library:
+        experts = find_library(model, library)
+        check_dispatcher(dispatch, experts)
+        model = model or experts.base
+    manager, loaded = load_tasks(tasks, include_path)
+    tracker = EvaluationTracker(output_path=str(output_path)) if output_path else None
+    arguments = {"pretrained": model or BUILT_IN, "dispatch": dispatch}
+    results = lm_eval.simple_evaluate(
+        model="selfadapt",
+        model_args={**arguments, **({"library": str(library)} if library else {})},
+        tasks=loaded,
+        task_manager=manager,
+        evaluation_tracker=tracker,
+        **({} if seed is None else dict.fromkeys(SEEDS_OF_LM_EVAL, seed)),
+        **options,
+    )
+    if tracker is not None:
+        samples = results.pop("samples", None)
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task_name, of_task in (samples or {}).items():
+            tracker.save_results_samples(task_name=task_name, samples=of_task)
+    return results
+
+
+def tables(results: dict[str, Any]) -> str:
+    """What `evaluate` gives, as lm-eval's tables and a line on the mixture."""
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in results["mixture"]["weights"].items())
+    return "\n".join(
+        [
+            make_table(results),
+            *([make_table(results, "groups")] if "groups" in results else []),
+            f"mixture: {weights or 'none'}; base alone {results['mixture']['abstained']:.0%}; "
+            f"dispatch {results['seconds']['dispatch']:.1f} s, answers {results['seconds']['answer']:.1f} s",
+        ]
+    )
