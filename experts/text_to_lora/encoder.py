@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.engine import context_of, mixed
+from experts.engine import context_of, mixed, position_ids
 from experts.mixture import Mixture
 from experts.outside.chats import whole_text
 from experts.outside.errors import UserError, unknown
@@ -152,7 +152,7 @@ class LastTokenEncoder:
             padding_side="left",
             return_tensors="pt",
         ).to(self.model.device)
-        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        positions = position_ids(batch["attention_mask"])
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         with mixed(self.model, Mixture.of({})):
             states = base.base_model(**batch, position_ids=positions)

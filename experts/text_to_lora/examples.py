@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from experts.engine import context_of, last_positions
+from experts.engine import context_of, last_positions, position_ids
 from experts.outside.chats import Chat, tokenize
 from experts.outside.errors import UserError, check_numbers
 from experts.text_to_lora.tasks import Instance, Task
@@ -86,7 +86,7 @@ def pad_examples(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
     return {
         "input_ids": torch.tensor(ids),
         "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
+        "position_ids": position_ids(attention_mask),
         "labels": torch.tensor(labels),
     }
 

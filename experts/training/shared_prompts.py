@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from experts.engine import last_positions
+from experts.engine import last_positions, position_ids
 from experts.engine.constrained import Constraint
 
 
@@ -22,7 +22,7 @@ def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Te
 
     None in place of a cache that cannot be shared, because it holds recurrent states.
     """
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = position_ids(mask)
     output = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last_positions(1)
     )
@@ -37,7 +37,7 @@ def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, sha
     Args:
         share: read the prompt of rows that are neighbours once; gradient checkpointing does not allow it.
     """
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = position_ids(mask)
     prompts, of_row = torch.unique_consecutive(ids[:, :-length], dim=0, return_inverse=True)  # [P, L], [B]
     cache = None
     if share and len(prompts) < len(ids):
