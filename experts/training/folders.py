@@ -53,17 +53,17 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
     """
     here, there = Path.cwd(), Path(os.path.abspath(output))
     if there in (here, *here.parents):
-        raise UserError(f"{output} is the current folder, or one around it: --output must name a folder of its own")
+        raise UserError(f"{output} is the current folder, or one around it: a run needs a folder of its own")
     if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file; choose another --output")
+        raise UserError(f"{output} is a file; choose another folder")
     unfinished = unfinished_folder(output)
     going_on = resume and unfinished.exists()  # perhaps from where a complete `output` had just been written
     if output.exists() and any(output.iterdir()) and not (replace or going_on):
-        raise UserError(f"{output} exists already; choose another --output, or remove it first")
+        raise UserError(f"{output} exists already; choose another folder, or remove it first")
     if resume and not going_on:
         raise UserError(f"there is nothing to resume: {unfinished} does not exist")
     if unfinished.exists() and not (resume or replace):
-        raise UserError(f"{unfinished} holds an unfinished run; go on with --resume, or remove it to start again")
+        raise UserError(f"{unfinished} holds an unfinished run; resume it, or remove it to start again")
     note = unfinished / "recipe.json"
     if resume and note.exists() and json.loads(note.read_text(encoding="utf-8")) != recipe:
         raise UserError(f"{unfinished} was begun with another recipe; resume it with that one, or remove it")
@@ -117,7 +117,7 @@ def _alone_in(unfinished: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"another program is training in {unfinished}; wait until it is done, or choose another --output"
+            f"another program is training in {unfinished}; wait until it is done, or choose another folder"
         ) from error
     try:
         yield

@@ -62,7 +62,7 @@ class Interrupted(UserError):
     """Ctrl-C: the run stopped after a checkpoint and can go on."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}; `train` and `compare` go on with --resume, `demo` by itself")
+        super().__init__(f"stopped after step {step}; it goes on from there when it is resumed")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_a_run_goes_on_only_where_one_was_begun_by_the_same_recipe(here: Path) -
     unfinished = prepare_folders(Path("expert"), RECIPE, resume=False)
     assert unfinished == unfinished_folder(Path("expert"))
     check("expert", resume=True)
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="resume it, or remove it"):
         check("expert")
     with pytest.raises(UserError, match="another recipe"):
         check_folders(Path("expert"), {"training": "other"}, resume=True, replace=False)
