@@ -32,7 +32,7 @@ from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
 from experts.text_to_lora.writer import Base
-from experts.training.card import Origin, write_adapter
+from experts.training.card import Origin, write_trained
 from experts.training.folders import unfinished_folder
 from experts.training.options import TrainingOptions, check_decay_and_warmup, check_tokenizer, divide
 from experts.training.progress import Progress
@@ -138,7 +138,7 @@ def train_adapters(
             result = run.train(trainer, progress)
             adapted: Any = trainer.model
             card = _card(path.name, origin, output)
-            run.finish(result, partial(write_adapter, model=adapted, origin=origin, card=card))
+            run.finish(result, partial(write_trained, model=adapted, origin=origin, card=card))
         adapted.unload()
     return [path for path, _ in adapters]
 

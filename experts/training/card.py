@@ -27,7 +27,7 @@ class Origin:
     domain: str | None = None
 
 
-def write_adapter(folder: Path, model: PeftModel, origin: Origin, card: Card | str) -> None:
+def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | str) -> None:
     """Writes the active adapter of `model` and its card into an existing folder."""
     config: Any = model.peft_config[model.active_adapter]
     config.base_model_name_or_path = origin.base

@@ -15,7 +15,7 @@ from experts.domains.base import Domain, Split, load_rows
 from experts.outside.chats import check_template
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.callbacks import Validation
-from experts.training.card import Card, Origin, plot_curve, write_adapter
+from experts.training.card import Card, Origin, plot_curve, write_trained
 from experts.training.evaluation import held_out_scores
 from experts.training.methods import check_targets
 from experts.training.options import ExpertTraining, check_prompts, check_step, check_tokenizer
@@ -149,7 +149,7 @@ def train_expert(
         )
 
         def write(folder: Path) -> None:
-            write_adapter(folder, model, origin, card)
+            write_trained(folder, model, origin, card)
             plot_curve(run.log.entries(), domain.name, folder / "curve.png")
             beside(folder)
 

@@ -19,7 +19,7 @@ from experts.library import ExpertLibrary, load_expert
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint, sketch
-from experts.training.card import Card, Origin, write_adapter
+from experts.training.card import Card, Origin, write_trained
 from experts.training.statistics import Accuracy
 
 
@@ -43,7 +43,7 @@ def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:
         constant_accuracy=Accuracy(2, 8),
     )
     (folder / name).mkdir(parents=True)
-    write_adapter(folder / name, model, origin, card)
+    write_trained(folder / name, model, origin, card)
     model.unload()
     return folder / name
 
