@@ -63,10 +63,12 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
     precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
     u, s, vt = factors
     rank = min(rank or len(s), len(s))
+    # LAPACK's own Vᵀ lies in memory column by column, the one of the file row by row, and products round by that: what
+    # has just been computed must be laid out as what is read.
     return Factors(
         u[:, :rank].to(weight.device, weight.dtype, copy=True, memory_format=torch.contiguous_format),
         s[:rank].to(weight.device, precise, copy=True),
-        vt[:rank].to(weight.device, weight.dtype, copy=True),
+        vt[:rank].to(weight.device, weight.dtype, copy=True, memory_format=torch.contiguous_format),
     )
 
 

@@ -40,6 +40,15 @@ def test_factors_compose_to_the_weight(cache: Path, shape: tuple[int, int]) -> N
         assert torch.equal(s, s.sort(descending=True).values)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_computed_factors_lie_in_memory_as_those_that_are_read(cache: Path, count: list[int], rank: int | None) -> None:
+    computed, read = (decompose(weight(shape=(32, 48)), rank) for _ in range(2))
+    assert len(count) == 1
+    for tensor, other in zip(computed, read, strict=True):
+        assert torch.equal(tensor, other)
+        assert tensor.stride() == other.stride()
+
+
 def test_rank_takes_the_largest_values_from_the_same_file(cache: Path, count: list[int]) -> None:
     w = weight()
     full, part = decompose(w), decompose(w, rank=2)
