@@ -33,8 +33,9 @@ from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
 from experts.text_to_lora.writer import Base
 from experts.training.card import Origin, write_trained
-from experts.training.folders import unfinished_folder
+from experts.training.folders import remove_folder, unfinished_folder
 from experts.training.options import TrainingOptions, check_decay_and_warmup, check_tokenizer, divide
+from experts.training.processes import processes
 from experts.training.progress import Progress
 from experts.training.run import Run
 
@@ -128,6 +129,8 @@ def train_adapters(
     for number, (path, own) in enumerate(adapters, 1):
         progress = Progress(f"{number}/{len(adapters)}  {path.name}")
         if path.exists():
+            if processes().is_main_process:
+                remove_folder(unfinished_folder(path))  # of a run that was killed when it had only this left to do
             progress.say(f"{progress.title} is there already")
             continue
         run = Run(path, recipe, resume=unfinished_folder(path).exists())
