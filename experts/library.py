@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from experts.expert import SUFFIX, Expert, read_config, read_z
+from experts.mixture import Mixture
 from experts.outside.adapters import PREFIX
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
@@ -234,6 +235,15 @@ class ExpertLibrary:
         expert = Expert.read(self.path(name))
         ours = expert.sketch is None and expert.fingerprint == self.fingerprint
         return replace(expert, sketch=self.sketch) if ours else expert
+
+    def mixed(self, mixture: Mixture) -> Expert:
+        """The expert that a mixture for one prompt amounts to: z = 1 + Σ_k α_k (z_k − 1).
+
+        Raises:
+            UserError: if the mixture names an expert that the library does not have.
+        """
+        description = f"The mixture {mixture}."
+        return Expert(mixture.z(self.z), self.base, self.fingerprint, description, sketch=self.sketch)
 
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""

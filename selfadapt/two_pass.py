@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
 from experts.engine import Engine, NativeEngine
 from experts.engine.vllm import VLLMEngine, check_installed
-from experts.exchange.export import fixed_expert
 from experts.expert import Expert
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
@@ -227,7 +226,7 @@ def find_expert(name: str, library: str | Path | None, model: str | None) -> Exp
         return replace(experts.expert(name), base=experts.base)
     if not Path(name).is_file():
         raise UserError(f"no such file: {name}")
-    return fixed_expert(find_library(model, library), Mixture.read(Path(name)))
+    return find_library(model, library).mixed(Mixture.read(Path(name)))
 
 
 def _read(prompts: Iterable[str | Chat]) -> list[str | Chat]:

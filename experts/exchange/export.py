@@ -19,22 +19,10 @@ from transformers.pytorch_utils import Conv1D
 from experts.exchange.lora import Lora
 from experts.exchange.measure import NEUTRAL_TEXTS, LogLikelihood, Texts, measure_lora
 from experts.expert import Expert
-from experts.library import ExpertLibrary
-from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import refuse_other_base
-
-
-def fixed_expert(library: ExpertLibrary, mixture: Mixture) -> Expert:
-    """The expert that a mixture for one prompt amounts to: z = 1 + Σ_k α_k (z_k − 1).
-
-    Raises:
-        UserError: if the mixture names an expert that the library does not have.
-    """
-    description = f"The mixture {mixture}."
-    return Expert(mixture.z(library.z), library.base, library.fingerprint, description, sketch=library.sketch)
 
 
 def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) -> tuple[Lora, float]:

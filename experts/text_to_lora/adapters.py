@@ -165,11 +165,11 @@ def _trainer(
 ) -> NetworkTrainer:
     """A trainer of a new adapter, which the base carries from here on."""
 
-    def draw(index: int, chance: random.Random) -> Example:
+    def draw(index: int, rng: random.Random) -> Example:
         task = tasks[index]
-        instance = chance.choice(task.instances[options.leave_out :])
+        instance = rng.choice(task.instances[options.leave_out :])
         chat = options.prompt.chat(task, instance)
-        return make_example(tokenizer, options.prompt, chat, chance.choice(instance.outputs))
+        return make_example(tokenizer, options.prompt, chat, rng.choice(instance.outputs))
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return token_losses(model, batch)[0].mean()

@@ -91,8 +91,8 @@ def _write_from(writer: TextToAdapter, vectors: Tensor) -> Written:
 
 def random_text(seed: int, words: int = 12) -> str:
     """Letters without meaning, in the form of a sentence."""
-    chance = random.Random(seed)
-    return " ".join("".join(chance.choices(string.ascii_lowercase, k=chance.randint(2, 9))) for _ in range(words))
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(words))
 
 
 def adapter_methods(

@@ -130,7 +130,7 @@ class Rounds(Dataset[Any]):
         return self.size
 
     def __getitem__(self, index: int) -> Any:
-        """`make(task, chance)` of the item's task, with a source of chance for what is drawn within it."""
+        """`make(task, rng)` of the item's task, with the random numbers that are drawn within it."""
         round_, place = divmod(index, self.tasks)
         order = list(range(self.tasks))
         random.Random(f"{self.seed}:{round_}").shuffle(order)

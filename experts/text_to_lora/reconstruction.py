@@ -205,9 +205,9 @@ class Library:
     def items(self, options: Reconstruction, chosen: Sequence[int]) -> Rounds:
         """As many random items as the run needs, a round of the chosen adapters after the other."""
 
-        def draw(index: int, chance: random.Random) -> dict[str, Any]:
+        def draw(index: int, rng: random.Random) -> dict[str, Any]:
             row = chosen[index]
-            return self.item(row, chance.randrange(len(self.descriptions[row])))
+            return self.item(row, rng.randrange(len(self.descriptions[row])))
 
         return Rounds(len(chosen), options.steps * options.adapters_per_step, options.seed, draw)
 

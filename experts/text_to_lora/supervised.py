@@ -129,12 +129,12 @@ def training_items(
     """As many random items as the run needs, a round of all tasks after the other."""
     embedded = [encoder(task.descriptions).cpu() for task in tasks]
 
-    def draw(index: int, chance: random.Random) -> Item:
+    def draw(index: int, rng: random.Random) -> Item:
         task = tasks[index]
-        instance = chance.choice(task.instances)
+        instance = rng.choice(task.instances)
         chat = options.prompt.chat(task, instance)
-        example = make_example(tokenizer, options.prompt, chat, chance.choice(instance.outputs))
-        return Item(example, embedded[index][chance.randrange(len(task.descriptions))])
+        example = make_example(tokenizer, options.prompt, chat, rng.choice(instance.outputs))
+        return Item(example, embedded[index][rng.randrange(len(task.descriptions))])
 
     return Rounds(len(tasks), options.steps * options.tasks_per_step, options.seed, draw)
 

@@ -75,12 +75,12 @@ def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
         return 1.0
     differences //= np.gcd.reduce(differences)
     reach = int(np.abs(differences).sum())
-    chance = np.zeros(2 * reach + 1)  # of the sum being −reach … reach
-    chance[reach] = 1.0
+    probability = np.zeros(2 * reach + 1)  # of the sum being −reach … reach
+    probability[reach] = 1.0
     for size in np.abs(differences):
-        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2
+        probability = (np.roll(probability, size) + np.roll(probability, -size)) / 2
     extreme = np.abs(np.arange(-reach, reach + 1)) >= abs(int(differences.sum()))
-    return min(1.0, float(chance[extreme].sum()))
+    return min(1.0, float(probability[extreme].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import mixed
-from experts.exchange.export import best_lora, export_lora, export_merged, fixed_expert
+from experts.exchange.export import best_lora, export_lora, export_merged
 from experts.exchange.measure import NEUTRAL_TEXTS, log_likelihood
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
@@ -77,7 +77,7 @@ def test_a_merged_checkpoint_answers_as_the_mixture_does(
 ) -> None:
     wanted = under_mixture(library, tiny_model, MIXTURES[name])
     base_logits = logits(tiny_model)
-    export_merged(fixed_expert(library, MIXTURES[name]), tiny_model, tiny_tokenizer, tmp_path / "merged")
+    export_merged(library.mixed(MIXTURES[name]), tiny_model, tiny_tokenizer, tmp_path / "merged")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(loaded), wanted, atol=1e-4, rtol=0)
     assert (wanted - base_logits).abs().max() > 0.01
@@ -88,7 +88,7 @@ def test_the_base_mixture_merges_into_the_base(
     library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     wanted = logits(tiny_model)
-    export_merged(fixed_expert(library, Mixture.of({})), tiny_model, tiny_tokenizer, tmp_path / "merged")
+    export_merged(library.mixed(Mixture.of({})), tiny_model, tiny_tokenizer, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert torch.equal(logits(merged), wanted)
 
@@ -115,7 +115,7 @@ def test_a_rank_limited_expert_is_exactly_a_lora(tiny_model: Any, tmp_path: Path
 def test_a_mixture_of_ranks_is_one_lora(library: ExpertLibrary, tiny_model: Any, tmp_path: Path) -> None:
     mixture = MIXTURES["three"]
     wanted = under_mixture(library, tiny_model, mixture)
-    fixed = fixed_expert(library, mixture)
+    fixed = library.mixed(mixture)
     lora, _ = best_lora(tiny_model, fixed, rank=1000)
     assert set(lora.ranks.values()) == {16, 32}  # k_proj has 16 rows
     lora.write(tmp_path / "lora")
@@ -190,13 +190,13 @@ def test_what_cannot_be_exported_is_refused(library: ExpertLibrary, tiny_model: 
     with pytest.raises(UserError, match="at least 1, not 0"):
         best_lora(tiny_model, whole, 0)
     with pytest.raises(UserError, match="nothing to export"):
-        best_lora(tiny_model, fixed_expert(library, Mixture.of({})))
+        best_lora(tiny_model, library.mixed(Mixture.of({})))
     with pytest.raises(UserError, match=r"up_proj, which is no linear layer"):
         best_lora(tiny_model, Expert({"model.up_proj": torch.ones(4)}))
     with pytest.raises(UserError, match="has 33 values"):
         best_lora(tiny_model, Expert({"model.layers.0.mlp.up_proj": torch.ones(33)}), 4)
     with pytest.raises(UserError, match="unknown expert 'smal'"):
-        fixed_expert(library, Mixture.of({"smal": 1.0}))
+        library.mixed(Mixture.of({"smal": 1.0}))
     with pytest.raises(UserError, match="no text"):
         log_likelihood(tiny_model, tiny_tokenizer, [])
 
