@@ -10,7 +10,8 @@ import pytest
 
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from selfadapt.dispatch_report import read_labelled
+from experts.outside.errors import UserError
+from selfadapt.dispatch_report import Asked, ask_dispatcher, read_labelled
 
 PROMPTS = {"What is 3 plus 4?": "a", "Add 5 and 6.": "a", "What does a cow eat?": "b", "Hi, how are you?": "base"}
 
@@ -75,6 +76,28 @@ def test_a_calibration_is_kept_in_the_library(run: Any, labelled: Path, library:
     assert report["accuracy"] == 0.75  # all but the prompt that belongs to nobody: it never abstains
     assert [row["coverage"] for row in report["coverage"]][-1] == 1
     assert run("dispatch", "--dispatch", "embedding", "--calibrate", labelled)[2].count("only the dispatchers") == 1
+
+
+def test_in_python_a_dispatcher_does_all_that_is_asked_of_it(
+    labelled: Path, library: ExpertLibrary, tmp_path: Path
+) -> None:
+    asked = Asked(("What is 3 plus 4?",), labelled, labelled, tmp_path / "report")
+    done = ask_dispatcher("prompt", asked, library=library.folder)
+    assert done.calibration == library.folder / "prompt_calibration.json"
+    assert done.report is not None
+    assert done.report["accuracy"] == 0.75
+    assert done.mixture is not None
+    assert done.mixture[0].keys() <= {"a", "b"}
+    with pytest.raises(UserError, match=r"no prompt to dispatch; give one or more$"):
+        ask_dispatcher("prompt", Asked(), library=library.folder)
+
+
+def test_nothing_is_loaded_or_calibrated_before_all_is_known_to_be_right(
+    labelled: Path, library: ExpertLibrary, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"nowhere.jsonl"):
+        ask_dispatcher("prompt", Asked((), labelled, tmp_path / "nowhere.jsonl"), "no/such/base", library.folder)
+    assert not (library.folder / "prompt_calibration.json").exists()
 
 
 def test_the_classifier_needs_an_expert_of_its_own(run: Any, library: ExpertLibrary, tmp_path: Path) -> None:
