@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from dispatch.few_shot import Search
+from experts.domains.jsonl import Jsonl
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from selfadapt.dispatch_report import Asked, ask_dispatcher, read_labelled
+from selfadapt.few_shot import adapt_to_examples
 
 PROMPTS = {"What is 3 plus 4?": "a", "Add 5 and 6.": "a", "What does a cow eat?": "b", "Hi, how are you?": "base"}
 
@@ -123,6 +126,20 @@ def test_adapt_writes_a_mixture_that_generates(run: Any, tmp_path: Path) -> None
     assert json.loads(out)["weights"] == Mixture.read(mix)[0]
     assert "generation 2/2" in err
     assert run("generate", "hello", "--dispatch", mix, "--max-new-tokens", 2)[0] == 0
+
+
+def test_in_python_a_search_writes_the_mixture_that_it_found(library: ExpertLibrary, tmp_path: Path) -> None:
+    (tmp_path / "examples.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n' * 4)
+    examples = Jsonl("examples", "", str(tmp_path / "examples.jsonl"), "last_number")
+    quick = Search(population=2, generations=1, max_new_tokens=2)
+    heard: list[int] = []
+    found = adapt_to_examples(
+        examples, tmp_path / "new" / "MIX.json", quick, library=library, on_generation=lambda n, *_: heard.append(n)
+    )
+    assert Mixture.read(tmp_path / "new" / "MIX.json")[0] == found.mixture[0]
+    assert heard == [1]
+    with pytest.raises(UserError, match=r"is a folder; name a file, such as MIX.json"):
+        adapt_to_examples(examples, tmp_path, quick, "no/such/base", library)
 
 
 @pytest.mark.parametrize(
