@@ -23,7 +23,7 @@ from experts.mixture import Mixture
 from experts.outside.adapters import PREFIX
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
-from experts.outside.reading import read_json
+from experts.outside.reading import read_json, read_text
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import (
     Sketch,
@@ -45,6 +45,13 @@ CHOOSER = "dispatch"
 # An expert's name is an adapter's in PEFT, a folder's on any file system, and a word of the command line.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 WINDOWS_DEVICES = re.compile(r"CON|PRN|AUX|NUL|(COM|LPT)[0-9]", re.IGNORECASE)
+
+
+class UnknownBase(UserError):
+    """An expert's folder does not say which base it was trained on, and nobody else has said it."""
+
+    def __init__(self, expert: str) -> None:
+        super().__init__(f"{expert} does not say which base it was trained on; name that base")
 
 
 def check_name(name: str) -> None:
@@ -130,6 +137,27 @@ def _check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFCon
         if len(z) != rank:
             raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
     return config, vectors
+
+
+@dataclass(frozen=True)
+class MatrixFigures:
+    """z of one matrix: how many values it has, the smallest and the largest."""
+
+    r: int
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class ExpertFigures:
+    """What an expert is for, and its z in figures."""
+
+    name: str
+    domain: str | None
+    description: str | None
+    rank: int | None
+    parameters: int
+    matrices: dict[str, MatrixFigures]
 
 
 @dataclass
@@ -230,6 +258,20 @@ class ExpertLibrary:
         """Matrix name → z [r] of an expert, float32."""
         return read_z(self.path(name))
 
+    def figures(self, name: str) -> ExpertFigures:
+        """What its configuration says of an expert, and its z in figures."""
+        config, vectors = self.config(name), self.z(name)
+        matrices = {
+            matrix: MatrixFigures(len(vector), vector.min().item(), vector.max().item())
+            for matrix, vector in vectors.items()
+        }
+        parameters = sum(matrix.r for matrix in matrices.values())
+        return ExpertFigures(name, config.domain, config.description, config.rank, parameters, matrices)
+
+    def card(self, name: str) -> str:
+        """An expert's model card, Markdown."""
+        return read_text(self.path(name) / "README.md")
+
     def expert(self, name: str) -> Expert:
         """An expert to calculate with: `(0.5 * library.expert("a") + library.expert("b")).write(folder)`."""
         expert = Expert.read(self.path(name))
@@ -294,7 +336,7 @@ class ExpertLibrary:
         marked = config.base_fingerprint is not None
         if not marked:
             if base is None:
-                raise no_base(expert)
+                raise UnknownBase(f"the expert in {expert}")
             _check_fit(expert, base)
             config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=self.base)
             base_sketch = sketch(base)
@@ -342,14 +384,6 @@ class ExpertLibrary:
             self.folder / "library.json",
             {"base": self.base, "fingerprint": self.fingerprint, "experts": self.names},
         )
-
-
-def no_base(expert: Path) -> UserError:
-    """The error for an expert of unknown base."""
-    return UserError(
-        f"the expert in {expert} does not say which base it was trained on; name that base with --model, or give it to "
-        "ExpertLibrary.add"
-    )
 
 
 def shipped_library(base_name: str) -> Path | None:

@@ -1,8 +1,12 @@
-"""How well a dispatcher tells the domains of labelled prompts apart, as figures, a page and a plot."""
+"""A dispatcher by itself: it is calibrated and measured on labelled prompts, and says who would answer.
+
+How well it tells the domains apart is reported as figures, a page and a plot.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +17,10 @@ from dispatch import Calibration, PromptDispatcher, calibration_path
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown
-from experts.outside.files import atomic_file, write_json
+from experts.outside.files import atomic_file, check_writable, write_json
 from experts.outside.reading import read_objects
 from experts.training.statistics import Accuracy
-from selfadapt.two_pass import SelfAdaptiveModel
+from selfadapt.two_pass import SelfAdaptiveModel, find_library
 
 CALIBRATED = ("prompt", "classifier")
 BASE = "base"  # the label of prompts that belong to no expert
@@ -30,6 +34,62 @@ class Labelled(NamedTuple):
 
     prompt: str
     label: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a dispatcher is asked for; labelled prompts are files that `read_labelled` reads."""
+
+    prompts: tuple[str, ...] = ()
+    """One user turn each."""
+    calibrate: Path | None = None
+    """Labelled prompts to calibrate it on."""
+    evaluate: Path | None = None
+    """Labelled prompts to measure it on."""
+    output: Path = Path("runs/dispatch")
+    """The folder of the report of `evaluate`."""
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """What came of it; None for what was not asked for."""
+
+    calibration: Path | None
+    """The file in the library."""
+    report: dict[str, Any] | None
+    """As `evaluate_dispatcher` returns it."""
+    mixture: Mixture | None
+    """A row for each prompt."""
+
+
+def ask_dispatcher(name: str, asked: Asked, model: str | None = None, library: str | Path | None = None) -> Dispatched:
+    """Calibrates a dispatcher, then measures it, then dispatches prompts: those of the three that are asked for.
+
+    All that can be found wrong without the base is found before it is loaded.
+
+    Args:
+        name, model, library: as `SelfAdaptiveModel.from_pretrained` takes them, the dispatcher's name first.
+
+    Raises:
+        UserError: if nothing is asked for; as `read_labelled` and `check_calibration` do; or where the library, or
+            the folder of the report, cannot be written.
+    """
+    if not asked.prompts and asked.evaluate is None and asked.calibrate is None:
+        raise UserError("there is no prompt to dispatch; give one or more")
+    experts = find_library(model, library)
+    to_calibrate = None if asked.calibrate is None else read_labelled(asked.calibrate, experts)
+    to_evaluate = None if asked.evaluate is None else read_labelled(asked.evaluate, experts)
+    if to_calibrate is not None:
+        check_calibration(name, experts, to_calibrate)
+        check_writable(experts.folder)
+    if to_evaluate is not None:
+        check_writable(asked.output)
+    adaptive = SelfAdaptiveModel.from_pretrained(model, experts, name)
+    return Dispatched(
+        None if to_calibrate is None else calibrate_dispatcher(adaptive, experts, name, to_calibrate),
+        None if to_evaluate is None else evaluate_dispatcher(adaptive, experts, to_evaluate, asked.output),
+        adaptive.dispatch(asked.prompts) if asked.prompts else None,
+    )
 
 
 def read_labelled(path: Path, library: ExpertLibrary) -> list[Labelled]:

@@ -69,6 +69,17 @@ def mean(comparisons: Sequence[Comparison]) -> Comparison:
     return Comparison("mean", **{name: fmean(getattr(one, name) for one in comparisons) for name in names})
 
 
+def table(comparisons: Sequence[Comparison]) -> str:
+    """The comparisons and their mean as text, one line a matrix."""
+    columns = [each.name for each in fields(Comparison) if each.name != "matrix"]
+    head = f"{'matrix':40}" + "".join(f"{name:>12}" for name in columns)
+    rows = [
+        f"{one.matrix:40}" + "".join(f"{getattr(one, name):12.3f}" for name in columns)
+        for one in (*comparisons, mean(comparisons))
+    ]
+    return "\n".join([head, *rows])
+
+
 def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel, k: int = 16) -> list[Comparison]:
     """The matrices that an expert adapts, in the base it was trained on and in another.
 

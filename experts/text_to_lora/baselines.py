@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.outside.chats import Chat
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, check_whole
 from experts.svf.fingerprint import refuse_other_base
 from experts.text_to_lora.encoder import LoadBase, make_encoder, rescaled
-from experts.text_to_lora.evaluation import Method, Score, evaluate
+from experts.text_to_lora.evaluation import Compared, Method, evaluate, paired_estimates
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, Written
 from experts.text_to_lora.rows import adapted_rows, base_factors
@@ -212,18 +212,25 @@ class Comparison:
     trust_remote_code: bool = False
     """Let a text encoder of the hub run the code that it brings."""
 
+    def __post_init__(self) -> None:
+        for name in ("instances", "max_new_tokens"):
+            check_whole(name, getattr(self, name))
+
 
 def compare_methods(
     comparison: Comparison, data: TaskData, load_base: LoadBase, say: Callable[[str], None] = lambda name: None
-) -> dict[str, list[Score]]:
-    """The scores of every method that there is something for, by its name.
+) -> Compared:
+    """Scores every method that there is something for, and compares it with what the network writes, or with the base.
 
     Args:
         say: is given the name of each method before it is evaluated.
 
     Raises:
-        UserError: if there are no tasks, or a network or adapter is damaged, or for another base.
+        UserError: if there are no tasks or no such folder, or a network or adapter is damaged, or for another base.
     """
+    for folder in (comparison.network, comparison.adapters, comparison.multi_task, comparison.oracles):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no such folder: {folder}")
     loaded, oracles = data.load(), comparison.oracles
     tasks = loaded.test
     if comparison.split == "train":
@@ -252,4 +259,5 @@ def compare_methods(
         scores[method.name] = evaluate(
             method, tokenizer, tasks, instances=comparison.instances, max_new_tokens=comparison.max_new_tokens
         )
-    return scores
+    reference = "base" if comparison.network is None else "written"
+    return Compared(reference, paired_estimates(scores, reference), scores)

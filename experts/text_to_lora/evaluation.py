@@ -106,6 +106,25 @@ def _scorer() -> Any:
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What came of several methods on the same instances."""
+
+    reference: str
+    """The method that all are compared with."""
+    estimates: dict[str, dict[str, Estimate]]
+    """As `paired_estimates` gives them."""
+    scores: dict[str, list[Score]]
+    """Method → its scores, of every instance."""
+
+    def table(self) -> str:
+        """The estimates as a table in Markdown, one row a method."""
+        columns = ("loss", "loss_difference", "rouge", "rouge_difference")
+        head = f"| method | nats a token | minus {self.reference} | ROUGE-L | minus {self.reference} |"
+        rows = [[name, *(str(own[column]) for column in columns)] for name, own in self.estimates.items()]
+        return "\n".join([head, "|---|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def paired_estimates(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, dict[str, Estimate]]:
     """Method → its `loss` and `rouge`, and `loss_difference` and `rouge_difference`: its own minus the reference's.
 

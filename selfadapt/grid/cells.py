@@ -169,6 +169,11 @@ class TrainedCell(Cell):
     def learning_rate(self) -> float:
         return self.recipe.training.learning_rate
 
+    @property
+    def waits(self) -> bool:
+        """Whether other cells choose its learning rate."""
+        return self.seed != self.first_seed and len(self.rates) > 1
+
     def line(self) -> Line:
         """As `Cell.line`."""
         return replace(
@@ -181,7 +186,7 @@ class TrainedCell(Cell):
 
     def is_needed(self, lines: Sequence[Line]) -> bool | None:
         """A later seed is needed at the learning rate that the first one chooses."""
-        if self.seed == self.first_seed or len(self.rates) == 1:
+        if not self.waits:
             return True
         tried = [line for line in lines if (line.method, line.trained_on) == (self.method, self.trained_on)]
         if self.rates - {line.learning_rate for line in tried if line.seed == self.first_seed}:

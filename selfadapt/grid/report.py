@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from experts.outside.errors import UserError
-from experts.outside.files import atomic_file
+from experts.outside.files import atomic_file, check_writable
 from selfadapt.grid.plots import plot_accuracy, plot_gain, plot_weights
-from selfadapt.grid.results import Line, chosen_rate, read_results
+from selfadapt.grid.results import Line, check_results_folder, chosen_rate, read_results
 from selfadapt.grid.rows import Paired, Row, make_rows
 
 
@@ -18,8 +18,13 @@ def write_report(results: Path, output: Path) -> list[Row]:
     """Writes `report.md` and its plots into `output`, and returns the rows of the tables.
 
     Raises:
-        UserError: if there are no results, or they cannot be compared.
+        UserError: if there are no results, or they cannot be compared; or if `output` is a folder of other things.
     """
+    if not results.is_file():
+        raise UserError(f"no such file: {results}")
+    if output.resolve() != results.parent.resolve():
+        check_results_folder(output)
+    check_writable(output)
     lines = read_results(results)
     rows = make_rows(lines)
     if not rows:

@@ -20,6 +20,9 @@ VERSION = 1
 BASE = "base"
 OPTIONAL = {"mixture"}
 """The fields that a line has only where they say something."""
+RESULTS = "results.jsonl"
+FILES = {RESULTS, "cells", "report.md", "accuracy.png", "gain.png", "weights.png"}
+"""What a folder of results may hold."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,15 @@ class Line:
         return Accuracy(self.validation_right, self.validation_n)
 
 
+def check_results_folder(folder: Path) -> None:
+    """Raises UserError for a folder that holds other things and no results: results have a folder of their own."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+    if RESULTS not in names and (others := sorted(names - FILES)):
+        raise UserError(
+            f"{folder} holds other things than results, such as {others[0]}; name a new folder, or one of results"
+        )
+
+
 def read_results(path: Path) -> list[Line]:
     """The lines of a results file; none, where there is no file.
 
@@ -96,7 +108,7 @@ def read_results(path: Path) -> list[Line]:
         if version != VERSION:
             raise UserError(
                 f"{where} is of version {version} of the results file, this program reads version {VERSION}; "
-                "choose another --output, or the program that wrote it"
+                "choose another folder, or the program that wrote it"
             )
         damaged = UserError(f"{where} is damaged: remove it, and its cell is done again")
         if set(entry) | OPTIONAL != known:

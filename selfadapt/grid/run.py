@@ -18,38 +18,47 @@ from experts.training.processes import processes
 from experts.training.run import Interrupted
 from selfadapt.grid.cells import Cell
 from selfadapt.grid.experiment import Experiment
-from selfadapt.grid.results import Line, add_results, read_results
+from selfadapt.grid.results import RESULTS, Line, add_results, check_results_folder, read_results
+from selfadapt.grid.shares import Share
 
 POLL = 2.0
 """Seconds between two looks at the cells that other processes are working on."""
 
 
-def run_experiment(experiment: Experiment, output: Path, *, resume: bool, only: str | None = None) -> list[Line]:
+def run_experiment(
+    experiment: Experiment, output: Path, *, resume: bool, only: str | None = None, share: Share | None = None
+) -> list[Line]:
     """Runs the cells of the grid that have no results yet; returns the lines of all of them, failures included.
 
-    Any number of processes may share `output`: a lock a cell keeps them apart, and each returns when all is done.
+    Any number of processes may share `output`: a lock a cell keeps them apart, and each returns when all is done, or
+    its own share of it.
 
     Args:
         output: gets `results.jsonl`, and in `cells/` what each cell trained.
-        resume: whether there may be results already.
+        resume: whether there may be results already. There may be those of other shares in any case.
         only: a pattern of cell names, such as `svf-*/sums/*`.
+        share: the part of these cells that is run.
 
     Raises:
-        UserError: for results of another experiment, where nothing matches `only`, or where a domain's answers cannot
-            be judged here.
+        UserError: for results of another experiment, a folder of other things, where nothing matches `only`, or where
+            a domain's answers cannot be judged here.
         Interrupted: after Ctrl-C, once the running cell has a checkpoint.
     """
     if processes().num_processes > 1:
         raise UserError(
             "a grid is shared by processes of its own, not by those of one training: start it several times"
         )
-    results = output / "results.jsonl"
-    if results.exists() and not resume:
-        raise UserError(f"{results} exists already; go on with --resume, or choose another --output")
-    cells = {cell.name: cell for cell in experiment.cells if only is None or fnmatch(cell.name, only)}
-    if not cells:
+    check_results_folder(output)
+    results = output / RESULTS
+    if results.exists() and not resume and share is None:
+        raise UserError(f"{results} exists already; resume it, or choose another folder")
+    matching = [cell for cell in experiment.cells if only is None or fnmatch(cell.name, only)]
+    if not matching:
         names = ", ".join(cell.name for cell in experiment.cells)
         raise UserError(f"no cell matches {only!r}; the cells are {names}")
+    cells = {cell.name: cell for cell in (matching if share is None else share.of(matching))}
+    if not resume and (there := _own_lines(results, cells)):
+        raise UserError(f"{results} has results of {there[0].cell} already; resume them, or choose another folder")
     for domain in {name: each.domain for cell in cells.values() for name, each in cell.evaluations.items()}.values():
         check_domain(domain)
     check_writable(output / "cells")
@@ -71,7 +80,7 @@ def run_experiment(experiment: Experiment, output: Path, *, resume: bool, only: 
 def _claim_and_run(cell: Cell, cells: Mapping[str, Cell], output: Path, to_retry: set[str]) -> bool:
     """Runs a cell and adds its results; False, if another process has it, or has settled it."""
     folder = output / "cells" / cell.name.replace("/", "--")
-    results = output / "results.jsonl"
+    results = output / RESULTS
     try:
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
             lines = _own_lines(results, cells)
@@ -110,7 +119,7 @@ def _own_lines(results: Path, cells: Mapping[str, Cell]) -> list[Line]:
         if line.settings != cells[line.cell].settings:
             raise UserError(
                 f"{results} has results of {line.cell} with other settings than the experiment's; choose another "
-                "--output, or remove those lines"
+                "folder, or remove those lines"
             )
     return lines
 

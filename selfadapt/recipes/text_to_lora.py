@@ -96,5 +96,5 @@ def find_network(model: str | None) -> Path:
     """The network that comes with a base; raises UserError if there is none."""
     network = shipped_network(model or BUILT_IN)
     if network is None:
-        raise UserError(f"no network comes with the base {model or BUILT_IN!r}; train one, and name it with --network")
+        raise UserError(f"no network comes with the base {model or BUILT_IN!r}; train one, and name its folder")
     return network

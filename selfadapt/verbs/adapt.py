@@ -39,39 +39,26 @@ def adapt(
         json: print the mixture and its score as JSON.
     """
     import sys
-    from functools import partial
 
-    from dispatch.few_shot import Search, search
-    from experts.domains.base import scores_of
+    from dispatch.few_shot import Search
     from experts.domains.jsonl import Jsonl
-    from experts.engine import NativeEngine
     from experts.outside.errors import UserError
-    from experts.outside.files import check_new_folder
-    from selfadapt.base_models import load_base
-    from selfadapt.two_pass import find_library
+    from selfadapt.few_shot import adapt_to_examples
 
-    how = Search(per=per, population=population, generations=generations, max_new_tokens=max_new_tokens, seed=seed)
-    experts = find_library(model, library)
-    if not experts.names:
-        raise UserError(f"the library {experts.folder} is empty; there is nothing to mix")
-    domain = Jsonl(name="examples", description="", path=str(examples), judged_by=judged_by)
-    rows = domain.rows()
     if output.is_dir():
         raise UserError(f"{output} is a folder; --output names a file, such as MIX.json")
-    check_new_folder(output.parent)
-    base, tokenizer = load_base(model or experts.base)
-    found = search(
-        NativeEngine(experts.load(base), tokenizer),
-        experts.names,
-        rows,
-        partial(scores_of, domain),
-        how,
+    options = Search(per=per, population=population, generations=generations, max_new_tokens=max_new_tokens, seed=seed)
+    found = adapt_to_examples(
+        Jsonl(name="examples", description="", path=str(examples), judged_by=judged_by),
+        output,
+        options,
+        model,
+        library,
         lambda generation, reward, likelihood: print(
             f"generation {generation}/{generations}: best right {reward:.0%}, log-likelihood {likelihood:.2f}",
             file=sys.stderr,
         ),
     )
-    found.mixture.write(output)
     document = {
         "mixture": str(output),
         "weights": found.mixture[0],

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from selfadapt.verbs import show
+
+if TYPE_CHECKING:
+    from selfadapt.grid.shares import Share
 
 
 def compare(
@@ -15,6 +20,7 @@ def compare(
     quick: bool = False,
     resume: bool = False,
     only: str | None = None,
+    cells: str | None = None,
     json: bool = False,
 ) -> None:
     """Train and evaluate a grid of methods × domains × seeds, and write tables and plots.
@@ -26,28 +32,43 @@ def compare(
         quick: the smaller grid of the experiment's quick block.
         resume: go on with the results that are there; also for each further process that shares the grid.
         only: only the cells whose names match this pattern, such as 'svf-*/sums/*'.
+        cells: I/N, to run only the I-th of N shares of the cells and report nothing: for N jobs of a cluster, none of
+            which waits for another. Then `compare` with the results.jsonl, or with --resume, reports.
         json: print the rows of the tables as JSON.
     """
     from experts.outside.errors import UserError
-    from experts.outside.files import check_writable
     from selfadapt.grid.report import document, write_report
 
     failed = []
     if experiment.endswith(".jsonl"):
+        if cells is not None:
+            raise UserError("--cells divides the cells of an experiment; a results file has none to run")
         results = Path(experiment)
-        if not results.is_file():
-            raise UserError(f"no such file: {results}")
         output = output or results.parent
-        check_writable(output)
     else:
         from selfadapt.grid.experiment import find_experiment, read_experiment
         from selfadapt.grid.run import run_experiment
 
+        share = None if cells is None else _share(cells)
         grid = read_experiment(find_experiment(experiment), quick=quick)
         output = output or Path("runs") / grid.name
         results = output / "results.jsonl"
-        failed = [line for line in run_experiment(grid, output, resume=resume, only=only) if line.error]
-    rows = write_report(results, output)
-    show({"results": str(results), "rows": document(rows)}, json, str(output / "report.md"))
+        lines = run_experiment(grid, output, resume=resume, only=only, share=share)
+        failed = [line for line in lines if line.error]
+    if cells is None:
+        rows = write_report(results, output)
+        show({"results": str(results), "rows": document(rows)}, json, str(output / "report.md"))
+    else:  # the other shares may be at work
+        show({"results": str(results), "cells": list(dict.fromkeys(line.cell for line in lines))}, json, str(results))
     if failed:
         raise UserError(f"failed: {'; '.join(f'{line.cell} ({line.error})' for line in failed)}")
+
+
+def _share(text: str) -> Share:
+    from experts.outside.errors import UserError
+    from selfadapt.grid.shares import Share
+
+    numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if numbers is None:
+        raise UserError(f"--cells takes I/N, the I-th of N shares of the cells, such as 1/4, and not {text!r}")
+    return Share(*map(int, numbers.groups()))

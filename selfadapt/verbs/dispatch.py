@@ -34,36 +34,22 @@ def dispatch(
         json: print the mixtures, or the report, as JSON.
     """
     from experts.outside.errors import UserError
-    from experts.outside.files import check_writable
-    from selfadapt.dispatch_report import calibrate_dispatcher, check_calibration, evaluate_dispatcher, read_labelled
-    from selfadapt.two_pass import SelfAdaptiveModel, find_library
+    from selfadapt.dispatch_report import Asked, ask_dispatcher
 
     if not prompts and evaluate is None and calibrate is None:
         raise UserError("there is no prompt to dispatch; give one or more, or --evaluate LABELLED.jsonl")
     if prompts and evaluate is not None:
         raise UserError("--evaluate measures on labelled prompts; leave the others out, or dispatch them by themselves")
-    experts = find_library(model, library)
-    to_calibrate = None if calibrate is None else read_labelled(calibrate, experts)
-    to_evaluate = None if evaluate is None else read_labelled(evaluate, experts)
-    if to_calibrate is not None:
-        check_calibration(dispatch, experts, to_calibrate)
-        check_writable(experts.folder)
-    if to_evaluate is not None:
-        check_writable(output)
-    adaptive = SelfAdaptiveModel.from_pretrained(model, experts, dispatch)
-    if to_calibrate is not None:
-        path = calibrate_dispatcher(adaptive, experts, dispatch, to_calibrate)
-        if to_evaluate is None and not prompts:
-            show({"calibration": str(path)}, json, str(path))
-            return
-    if to_evaluate is not None:
-        report = evaluate_dispatcher(adaptive, experts, to_evaluate, output)
-        show(report, json, str(output / "report.md"))
-        return
-    mixture = adaptive.dispatch(prompts)
-    confidence = None if mixture.confidence is None else mixture.confidence.tolist()
-    document = [
-        {"prompt": prompt, "mixture": mixture[row], "confidence": confidence and confidence[row]}
-        for row, prompt in enumerate(prompts)
-    ]
-    show({"dispatch": dispatch, "prompts": document}, json, str(mixture))
+    done = ask_dispatcher(dispatch, Asked(prompts, calibrate, evaluate, output), model, library)
+    if done.report is not None:
+        show(done.report, json, str(output / "report.md"))
+    elif done.mixture is not None:
+        mixture = done.mixture
+        confidence = [None] * len(prompts) if mixture.confidence is None else mixture.confidence.tolist()
+        document = [
+            {"prompt": prompt, "mixture": mixture[row], "confidence": confidence[row]}
+            for row, prompt in enumerate(prompts)
+        ]
+        show({"dispatch": dispatch, "prompts": document}, json, str(mixture))
+    else:
+        show({"calibration": str(done.calibration)}, json, str(done.calibration))

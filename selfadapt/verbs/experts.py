@@ -44,24 +44,12 @@ def experts_show(
         model: the base whose shipped experts are meant.
         json: print figures as JSON.
     """
-    from experts.outside.reading import read_text
+    from dataclasses import asdict
+
     from selfadapt.two_pass import find_library
 
     experts = find_library(model, library)
-    config = experts.config(name)
-    z = experts.z(name)
-    document = {
-        "name": name,
-        "domain": config.domain,
-        "description": config.description,
-        "rank": config.rank,
-        "parameters": sum(len(vector) for vector in z.values()),
-        "matrices": {
-            matrix: {"r": len(vector), "min": vector.min().item(), "max": vector.max().item()}
-            for matrix, vector in z.items()
-        },
-    }
-    show(document, json, read_text(experts.path(name) / "README.md"))
+    show(asdict(experts.figures(name)), json, experts.card(name))
 
 
 def experts_add(
@@ -81,27 +69,14 @@ def experts_add(
         model: the base that it was trained on, if its folder does not say, as after TRL's trainers or a loop of one's
             own: a built-in name, a hub id or a folder.
     """
-    from dataclasses import replace
+    from experts.library import UnknownBase
+    from experts.outside.errors import UserError
+    from selfadapt.named_experts import add_expert
 
-    from experts.expert import Expert
-    from experts.library import ExpertLibrary, check_name, no_base
-    from experts.svf.fingerprint import fingerprint, sketch
-    from selfadapt.base_models import load_base
-
-    read = Expert.read(expert)
-    if not classifier:
-        check_name(name or expert.resolve().name)
-    experts = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
-    base = None
-    if read.fingerprint is None and model is not None:
-        base, _ = load_base(model)
-        read = replace(read, fingerprint=fingerprint(base), sketch=sketch(base))
-    base_name = model or read.base
-    if read.fingerprint is None or base_name is None:
-        raise no_base(expert)
-    if experts is None:
-        experts = ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch)
-    print(experts.add(expert, name, classifier=classifier, base=base))
+    try:
+        print(add_expert(expert, library, name, classifier=classifier, model=model))
+    except UnknownBase as error:
+        raise UserError(f"{error} with --model") from error
 
 
 def experts_remove(name: Positional[str], library: Path) -> None:

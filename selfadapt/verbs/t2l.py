@@ -140,41 +140,21 @@ def t2l_evaluate(
 
     from experts.outside.errors import UserError, check_whole
     from experts.text_to_lora.baselines import Comparison, compare_methods
-    from experts.text_to_lora.evaluation import paired_estimates
     from experts.text_to_lora.tasks import TaskData
     from selfadapt.recipes.text_to_lora import base_named
 
     check_whole("--instances", instances)
     check_whole("--max-new-tokens", max_new_tokens)
-    for folder in (network, adapters, multi_task, oracles):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"no such folder: {folder}")
     if split == "train" and oracles is None:
         raise UserError("training tasks are for what learned their adapters: say with --oracles where these are")
     comparison = Comparison(
         network, adapters, multi_task, oracles, split, with_definition, instances, max_new_tokens, trust_remote_code
     )
     data = TaskData(tasks, descriptions, validation_tasks=0)
-    scores = compare_methods(comparison, data, base_named(model, dtype).load, lambda name: print(name, file=sys.stderr))
-    reference = "base" if network is None else "written"
-    table = paired_estimates(scores, reference)
-    rows = [
-        f"| {name} | {own['loss']} | {own['loss_difference']} | {own['rouge']} | {own['rouge_difference']} |"
-        for name, own in table.items()
-    ]
-    text = "\n".join(
-        [
-            f"| method | nats a token | minus {reference} | ROUGE-L | minus {reference} |",
-            "|---|---|---|---|---|",
-            *rows,
-        ]
+    compared = compare_methods(
+        comparison, data, base_named(model, dtype).load, lambda name: print(name, file=sys.stderr)
     )
-    document = {
-        "reference": reference,
-        "estimates": {name: {key: asdict(value) for key, value in own.items()} for name, own in table.items()},
-        "scores": {name: [asdict(score) for score in own] for name, own in scores.items()},
-    }
-    show(document, json, text)
+    show(asdict(compared), json, compared.table())
 
 
 def t2l() -> None:

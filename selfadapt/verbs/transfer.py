@@ -32,11 +32,10 @@ def transfer(
         model: the base that the expert was trained on; by default the one it names.
         json: print both fingerprints and the comparison as JSON.
     """
-    from experts.exchange import transfer as transfers
+    from experts.exchange.transfer import mean, table
+    from experts.library import UnknownBase
     from experts.outside.errors import SEEDS, UserError, check_whole
-    from experts.svf.fingerprint import refuse_other_base
-    from selfadapt.base_models import load_base, load_shapes
-    from selfadapt.two_pass import find_expert
+    from selfadapt.named_experts import transfer_expert
 
     if output is None and not compare:
         raise UserError("nothing to do: name the folder of the new expert (--output), or --compare the bases")
@@ -44,29 +43,19 @@ def transfer(
         check_output(output)
     if shuffled is not None:
         check_whole("--shuffled", shuffled, least=0, most=SEEDS)
-    trained = find_expert(expert, library, model)
-    own = model or trained.base
-    if own is None:
-        raise UserError(f"the expert {expert} does not say which base it was trained on; name it with --model")
-    other, _ = load_base(to)
-    transfers.check_shapes(trained, load_shapes(own), other)
-    moved = transfers.transfer(trained, other, to, shuffled)
-    document: dict[str, object] = {"from": trained.fingerprint, "to": moved.fingerprint, "shuffled": shuffled}
+    try:
+        moved = transfer_expert(expert, to, shuffled=shuffled, compare=compare, library=library, model=model)
+    except UnknownBase as error:
+        raise UserError(f"{error} with --model") from error
+    document: dict[str, object] = {"from": moved.origin, "to": moved.expert.fingerprint, "shuffled": shuffled}
     lines = []
-    if compare:
-        base, _ = load_base(own)
-        if trained.fingerprint is not None:
-            refuse_other_base(f"the expert {expert}", trained.fingerprint, trained.sketch, base)
-        comparisons = transfers.compare_bases(trained, base, other)
-        *matrices, mean = map(asdict, [*comparisons, transfers.mean(comparisons)])
-        columns = [name for name in mean if name != "matrix"]
-        document |= {"matrices": matrices, "mean": {name: mean[name] for name in columns}}
-        lines = [f"{'matrix':40}" + "".join(f"{name:>12}" for name in columns)]
-        lines += [
-            f"{row['matrix']:40}" + "".join(f"{row[name]:12.3f}" for name in columns) for row in (*matrices, mean)
-        ]
+    if moved.comparisons:
+        means = asdict(mean(moved.comparisons))
+        del means["matrix"]
+        document |= {"matrices": list(map(asdict, moved.comparisons)), "mean": means}
+        lines.append(table(moved.comparisons))
     if output is not None:
-        moved.write(output)
+        moved.expert.write(output)
         document["output"] = str(output)
         lines.append(str(output))
     show(document, json, "\n".join(lines))

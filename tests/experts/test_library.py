@@ -227,7 +227,7 @@ def unmarked(tmp_path: Path, tiny_model: Any) -> Path:
 
 
 def test_an_expert_of_ones_own_loop_is_told_its_base(library: ExpertLibrary, unmarked: Path, tiny_model: Any) -> None:
-    with pytest.raises(UserError, match=r"own does not say which base it was trained on; name that base with --model"):
+    with pytest.raises(UserError, match=r"own does not say which base it was trained on; name that base$"):
         library.add(unmarked)
     before = (unmarked / "adapter_config.json").read_bytes()
     assert library.add(unmarked, base=tiny_model) == "own"

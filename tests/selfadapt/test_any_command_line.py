@@ -29,6 +29,7 @@ EACH = settings(
 QUICK = sorted({*VERBS} - {"demo", "t2l", "eval"})
 OPTIONS = ["model", "library", "output", "dispatch", "max-new-tokens", "json", "format", "rank", "to", "seed", "only"]
 OPTIONS += ["per", "population", "evaluate", "calibrate", "name", "texts", "engine", "quick", "resume", "help", "dtype"]
+OPTIONS += ["cells"]
 ODD = [
     "",
     "-",

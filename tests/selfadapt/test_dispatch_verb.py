@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+from dispatch.few_shot import Search
+from experts.domains.jsonl import Jsonl
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from selfadapt.dispatch_report import read_labelled
+from experts.outside.errors import UserError
+from selfadapt.dispatch_report import Asked, ask_dispatcher, read_labelled
+from selfadapt.few_shot import adapt_to_examples
 
 PROMPTS = {"What is 3 plus 4?": "a", "Add 5 and 6.": "a", "What does a cow eat?": "b", "Hi, how are you?": "base"}
 
@@ -77,6 +81,28 @@ def test_a_calibration_is_kept_in_the_library(run: Any, labelled: Path, library:
     assert run("dispatch", "--dispatch", "embedding", "--calibrate", labelled)[2].count("only the dispatchers") == 1
 
 
+def test_in_python_a_dispatcher_does_all_that_is_asked_of_it(
+    labelled: Path, library: ExpertLibrary, tmp_path: Path
+) -> None:
+    asked = Asked(("What is 3 plus 4?",), labelled, labelled, tmp_path / "report")
+    done = ask_dispatcher("prompt", asked, library=library.folder)
+    assert done.calibration == library.folder / "prompt_calibration.json"
+    assert done.report is not None
+    assert done.report["accuracy"] == 0.75
+    assert done.mixture is not None
+    assert done.mixture[0].keys() <= {"a", "b"}
+    with pytest.raises(UserError, match=r"no prompt to dispatch; give one or more$"):
+        ask_dispatcher("prompt", Asked(), library=library.folder)
+
+
+def test_nothing_is_loaded_or_calibrated_before_all_is_known_to_be_right(
+    labelled: Path, library: ExpertLibrary, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"nowhere.jsonl"):
+        ask_dispatcher("prompt", Asked((), labelled, tmp_path / "nowhere.jsonl"), "no/such/base", library.folder)
+    assert not (library.folder / "prompt_calibration.json").exists()
+
+
 def test_the_classifier_needs_an_expert_of_its_own(run: Any, library: ExpertLibrary, tmp_path: Path) -> None:
     code, _, err = run("dispatch", "hello", "--dispatch", "classifier")
     assert code == 1
@@ -100,6 +126,20 @@ def test_adapt_writes_a_mixture_that_generates(run: Any, tmp_path: Path) -> None
     assert json.loads(out)["weights"] == Mixture.read(mix)[0]
     assert "generation 2/2" in err
     assert run("generate", "hello", "--dispatch", mix, "--max-new-tokens", 2)[0] == 0
+
+
+def test_in_python_a_search_writes_the_mixture_that_it_found(library: ExpertLibrary, tmp_path: Path) -> None:
+    (tmp_path / "examples.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n' * 4)
+    examples = Jsonl("examples", "", str(tmp_path / "examples.jsonl"), "last_number")
+    quick = Search(population=2, generations=1, max_new_tokens=2)
+    heard: list[int] = []
+    found = adapt_to_examples(
+        examples, tmp_path / "new" / "MIX.json", quick, library=library, on_generation=lambda n, *_: heard.append(n)
+    )
+    assert Mixture.read(tmp_path / "new" / "MIX.json")[0] == found.mixture[0]
+    assert heard == [1]
+    with pytest.raises(UserError, match=r"is a folder; name a file, such as MIX.json"):
+        adapt_to_examples(examples, tmp_path, quick, "no/such/base", library)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_grid_from_start_to_end(experiment: Experiment, tmp_path: Path) -> Non
     for name in ("accuracy.png", "gain.png"):
         assert (elsewhere / name).read_bytes() == (output / name).read_bytes()
 
-    with pytest.raises(UserError, match="exists already; go on with --resume"):
+    with pytest.raises(UserError, match="exists already; resume it, or choose another folder"):
         run_experiment(experiment, output, resume=False)
     other = replace(experiment, cells=[replace(cell, settings="other") for cell in experiment.cells])
     with pytest.raises(UserError, match="with other settings"):

@@ -1,0 +1,104 @@
+"""What is done with experts where bases and libraries go by their names: one is added, or made one of another base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
+from experts.expert import Expert
+from experts.library import ExpertLibrary, UnknownBase, check_name
+from experts.svf.fingerprint import fingerprint, refuse_other_base, sketch
+from selfadapt.base_models import load_base, load_shapes
+from selfadapt.two_pass import find_expert
+
+
+def add_expert(
+    expert: str | Path,
+    library: str | Path,
+    name: str | None = None,
+    *,
+    classifier: bool = False,
+    model: str | None = None,
+) -> str:
+    """Copies an expert's folder into a library, which is made if there is none, and returns its name there.
+
+    Args:
+        expert: the folder of an SVF adapter.
+        library: the library's folder.
+        name: its name there; by default the folder's.
+        classifier: whether it names domains instead of answering.
+        model: the base that it was trained on, which is loaded only if the expert's folder does not say: a built-in
+            name, a hub id or a folder.
+
+    Raises:
+        UnknownBase: if neither `model` nor the folder says which base it was trained on. No library is made then.
+        UserError: as `ExpertLibrary.create` and `ExpertLibrary.add` do.
+    """
+    expert, library = Path(expert), Path(library)
+    read = Expert.read(expert)
+    if not classifier:
+        check_name(name or expert.resolve().name)
+    into = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
+    base = None
+    if read.fingerprint is None and model is not None:
+        base, _ = load_base(model)
+        read = replace(read, fingerprint=fingerprint(base), sketch=sketch(base))
+    base_name = model or read.base
+    if read.fingerprint is None or base_name is None:
+        raise UnknownBase(f"the expert in {expert}")
+    if into is None:
+        into = ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch)
+    return into.add(expert, name, classifier=classifier, base=base)
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """An expert on another base."""
+
+    origin: str | None
+    """The fingerprint of the base that it was trained on."""
+    expert: Expert
+    """As one of the other base; its `write(folder)` makes a folder of it."""
+    comparisons: list[Comparison]
+    """How alike the two bases are, matrix by matrix; none, where that was not asked for."""
+
+
+def transfer_expert(
+    expert: str,
+    to: str,
+    *,
+    shuffled: int | None = None,
+    compare: bool = False,
+    library: str | Path | None = None,
+    model: str | None = None,
+) -> Transferred:
+    """An expert of one base as one of another of the same shapes (`experts.exchange.transfer`).
+
+    Args:
+        expert: an expert of the library, an expert's folder, or a `MIX.json`.
+        to: the other base: a built-in name, a hub id or a folder.
+        shuffled: a seed for the control, in which z is permuted within each matrix.
+        compare: whether the expert's own base is loaded too, and compared with the other.
+        library: a folder of experts; by default those that come with the base.
+        model: the base that the expert was trained on; by default the one it names.
+
+    Raises:
+        UnknownBase: if nothing says which base the expert was trained on.
+        UserError: if there is no such expert or base, the shapes differ, the expert belongs to the other base already,
+            or `model` is not the base it was trained on.
+    """
+    trained = find_expert(expert, library, model)
+    own = model or trained.base
+    if own is None:
+        raise UnknownBase(f"the expert {expert}")
+    other, _ = load_base(to)
+    check_shapes(trained, load_shapes(own), other)
+    moved = transfer(trained, other, to, shuffled)
+    comparisons = []
+    if compare:
+        base, _ = load_base(own)
+        if trained.fingerprint is not None:
+            refuse_other_base(f"the expert {expert}", trained.fingerprint, trained.sketch, base)
+        comparisons = compare_bases(trained, base, other)
+    return Transferred(trained.fingerprint, moved, comparisons)
