@@ -43,7 +43,7 @@ def adapt(
     from dispatch.few_shot import Search
     from experts.domains.jsonl import Jsonl
     from experts.outside.errors import UserError
-    from selfadapt.few_shot import adapt_to_examples
+    from selfadapt.named_experts import adapt_to_examples
 
     if output.is_dir():
         raise UserError(f"{output} is a folder; --output names a file, such as MIX.json")

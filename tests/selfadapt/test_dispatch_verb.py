@@ -14,7 +14,7 @@ from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from selfadapt.dispatch_report import Asked, ask_dispatcher, read_labelled
-from selfadapt.few_shot import adapt_to_examples
+from selfadapt.named_experts import adapt_to_examples
 
 PROMPTS = {"What is 3 plus 4?": "a", "Add 5 and 6.": "a", "What does a cow eat?": "b", "Hi, how are you?": "base"}
 
