@@ -45,7 +45,7 @@ def load_base(
     decodes greedily unless a call asks for something else, whatever its checkpoint says.
 
     Args:
-        name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised) or a hub id.
+        name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised, once) or a hub id.
         dtype: by default float32 on a CPU and the checkpoint's own on an accelerator (which `"auto"` means anywhere).
         device: by default the accelerator, if there is one.
 
