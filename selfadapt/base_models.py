@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
 from selfadapt.built_in import BUILT_IN, fetch_gguf
-from selfadapt.gguf_files import check_room, converted_folder, file_state, float32_bytes, mend_pre_tokenizer, tie_head
+from selfadapt.gguf_files import (
+    check_room,
+    converted_folder,
+    file_state,
+    float32_bytes,
+    is_conversion,
+    mend_pre_tokenizer,
+    restore_steps,
+    tie_head,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -217,6 +226,8 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
                 reader = GGUFReader(Path(source, gguf_file))
                 mend_pre_tokenizer(tokenizer, reader)
                 tie_head(model, reader)
+            elif is_conversion(Path(source)):
+                restore_steps(tokenizer, Path(source))
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:

@@ -51,6 +51,10 @@ def converted_folder(file: Path) -> Path:
     return cache_folder() / "bases" / f"gguf-{_sha256(file)[:32]}-{by}-{CONVERSION}"
 
 
+def is_conversion(folder: Path) -> bool:
+    return folder.name.startswith("gguf-") and folder.parent == cache_folder() / "bases"
+
+
 def file_state(file: Path) -> dict[str, Any]:
     """Path, size and time of change."""
     stat = file.stat()
@@ -165,3 +169,16 @@ def mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader) -
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+
+
+def restore_steps(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Treats text as the tokenizer did that was saved in `folder`.
+
+    Some tokenizer classes of transformers (Qwen2's) take no more than a vocabulary from there, and what else they do to
+    text need not be what they do for a GGUF file, which knows no normalizer.
+    """
+    from tokenizers import Tokenizer
+
+    backend, saved = tokenizer.backend_tokenizer, Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for step in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        setattr(backend, step, getattr(saved, step))

@@ -9,7 +9,16 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
-from transformers import AutoModelForCausalLM, GgufConfig, LlamaForCausalLM
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
 
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
@@ -119,6 +128,23 @@ def test_what_a_killed_process_left_is_not_used_and_is_removed(file: Path, own_c
     load_base(str(file))
     assert kept.is_dir()
     assert not half.exists()
+
+
+def test_what_is_kept_treats_text_as_the_file_does(own_cache: Path) -> None:
+    """Its class would bring a normalizer."""
+    vocabulary = {token: index for index, token in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer.backend_tokenizer.normalizer = None
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    kept = own_cache / "bases" / "gguf-x"
+    Qwen2ForCausalLM(config).save_pretrained(kept)
+    tokenizer.save_pretrained(kept)
+    text = "e\N{COMBINING ACUTE ACCENT}"
+    assert len(AutoTokenizer.from_pretrained(kept)(text).input_ids) == 2
+    assert load_base(str(kept))[1](text).input_ids == tokenizer(text).input_ids
+    assert len(tokenizer(text).input_ids) == 3
 
 
 @pytest.mark.slow
