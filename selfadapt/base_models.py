@@ -15,6 +15,16 @@ from typing import TYPE_CHECKING, Any
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
 from selfadapt.built_in import BUILT_IN, fetch_gguf
+from selfadapt.gguf_files import (
+    check_room,
+    converted_folder,
+    file_state,
+    float32_bytes,
+    is_conversion,
+    mend_pre_tokenizer,
+    restore_steps,
+    tie_head,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +54,7 @@ def load_base(
     decodes greedily unless a call asks for something else, whatever its checkpoint says.
 
     Args:
-        name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised) or a hub id.
+        name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised, once) or a hub id.
         dtype: by default float32 on a CPU and the checkpoint's own on an accelerator (which `"auto"` means anywhere).
         device: by default the accelerator, if there is one.
 
@@ -156,7 +166,8 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"no such file: {path}")
-        return str(path.parent), {"gguf_file": path.name}
+        kept = _converted(path)
+        return (str(path.parent), {"gguf_file": path.name}) if kept is None else (str(kept), {})
     if path.is_file():
         raise UserError(f"{path} is a file, and no .gguf file: a base is a folder, a .gguf file or a hub id")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -186,6 +197,7 @@ def _hub_answers(name: str) -> bool:
 
 def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`from_pretrained` for both halves; `options` as `_locate` gives them."""
+    from gguf import GGUFReader
     from safetensors import SafetensorError
     from transformers import (
         AutoConfig,
@@ -211,7 +223,11 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
                 source, dtype=dtype, quantization_config=quantization, **options
             )
             if gguf_file:
-                _mend_pre_tokenizer(tokenizer, Path(source, gguf_file))
+                reader = GGUFReader(Path(source, gguf_file))
+                mend_pre_tokenizer(tokenizer, reader)
+                tie_head(model, reader)
+            elif is_conversion(Path(source)):
+                restore_steps(tokenizer, Path(source))
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
@@ -262,22 +278,6 @@ def _no_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_file: Path) -> None:
-    """Splits text as SmolLM's vocabulary was learned, every digit on its own.
-
-    transformers does not know the pre-tokenizer "smollm" and takes GPT-2's, under which white space before a digit
-    falls into pieces the model hardly ever saw: "\\n\\n1" becomes \\n, \\n, 1 instead of \\n\\n, 1.
-    """
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-
-    name = GGUFReader(gguf_file).fields.get("tokenizer.ggml.pre")
-    if name is not None and name.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-
-
 def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Makes tokenizer and model agree on what ends an answer and what pads a batch, and makes decoding greedy."""
     from transformers import GenerationConfig
@@ -308,7 +308,6 @@ def _pad_token_id(tokenizer: PreTrainedTokenizerBase, ends: list[int], vocabular
 
 def _built_in_folder() -> Path:
     """The built-in base as an ordinary float32 checkpoint in the cache folder, made where it is not there yet."""
-    import torch
     from filelock import FileLock
 
     folder = cache_folder() / "bases" / BUILT_IN
@@ -319,12 +318,66 @@ def _built_in_folder() -> Path:
         if not folder.exists():
             logger.info("making the built-in base %s in %s; this happens once", BUILT_IN, folder)
             with TemporaryDirectory() as temporary, atomic_folder(folder) as unfinished:
-                gguf_file = fetch_gguf(Path(temporary))
-                model, tokenizer = _read(str(gguf_file.parent), torch.float32, gguf_file=gguf_file.name)
-                with _no_progress_bars():
-                    model.save_pretrained(unfinished)
-                tokenizer.save_pretrained(unfinished)
+                _convert(fetch_gguf(Path(temporary)), unfinished)
     return folder
+
+
+def _converted(gguf_file: Path) -> Path | None:
+    """A .gguf file as an ordinary float32 checkpoint in the cache folder, made where it is not there yet.
+
+    None, which is said, where none can be kept.
+    """
+    from filelock import FileLock
+    from safetensors import SafetensorError
+
+    state = file_state(gguf_file)
+    try:
+        folder = converted_folder(gguf_file)
+    except (UserError, OSError) as error:
+        _say_not_kept(gguf_file, error)
+        return None
+    if folder.exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if not folder.exists():
+                for left in folder.parent.glob(f".{folder.name}.*/"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                needed = float32_bytes(gguf_file)
+                check_room(folder.parent, needed)
+                logger.warning(
+                    "%s is converted to float32, once, and kept in %s (%.1f GB at most; SELFADAPT_CACHE names another "
+                    "cache folder)",
+                    gguf_file,
+                    folder,
+                    needed / 1e9,
+                )
+                with atomic_folder(folder) as unfinished:
+                    _convert(gguf_file, unfinished)
+                    if file_state(gguf_file) != state:  # and the folder's name is of what was there before
+                        raise UserError(f"{gguf_file} changed while it was read; load it once it is whole")
+    except (OSError, SafetensorError) as error:
+        _say_not_kept(gguf_file, error)
+        return None
+    return folder
+
+
+def _convert(gguf_file: Path, folder: Path) -> None:
+    import torch
+
+    model, tokenizer = _read(str(gguf_file.parent), torch.float32, gguf_file=gguf_file.name)
+    with _no_progress_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _say_not_kept(gguf_file: Path, error: Exception) -> None:
+    logger.warning(
+        "%s is converted in memory and not kept (%s); SELFADAPT_CACHE names another cache folder",
+        gguf_file,
+        _first_line(error),
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGUFWriter
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
@@ -179,73 +178,6 @@ def test_spare_tokens_pad_if_the_model_has_a_row_for_them(
     tiny_model.resize_token_embeddings(len(tokenizer))
     tiny_model.save_pretrained(tiny_folder)
     assert load_base(str(tiny_folder))[1].pad_token == spare
-
-
-def test_gguf_file_is_dequantised(tiny_model: LlamaForCausalLM, tmp_path: Path) -> None:
-    file = tmp_path / "tiny.gguf"
-    write_gguf(file, tiny_model)
-    model, tokenizer = load_base(str(file))
-    for name, tensor in tiny_model.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
-    assert not hasattr(model.config, "quantization_config")
-    assert (tokenizer.pad_token, tokenizer.padding_side) == ("<|endoftext|>", "left")
-    assert tokenizer.tokenize("\n\n1") == ["ĊĊ", "1"]
-    model.save_pretrained(tmp_path / "saved")
-
-
-def write_gguf(file: Path, model: LlamaForCausalLM) -> None:
-    """A GGUF file of `model` in float32, with SmolLM's kind of vocabulary: bytes and one merge, of two line ends."""
-    config = model.config
-    byte_tokens = [chr(code) for code in range(33, 127)] + ["Ċ", "ĊĊ"]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_tokens]
-    tokens += [f"<|{index}|>" for index in range(len(tokens), config.vocab_size)]
-    writer = GGUFWriter(file, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
-    writer.add_token_merges(["Ċ Ċ"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    names = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "model.layers": "blk",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        if heads := {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
-            name.split(".")[-2]
-        ):
-            # GGUF interleaves the two halves that rotary embeddings turn.
-            tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 # Mistakes
