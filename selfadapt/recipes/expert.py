@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,11 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch.embedding import PROMPTS, write_prompts
 from experts.domains import KINDS
 from experts.outside.errors import SEEDS, UserError, check_whole
-from experts.training.expert import TrainedExpert, check_expert_run, train_expert
+from experts.training.expert import HeldOut, TrainedExpert, check_expert_run, train_expert
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken
+from experts.training.trainer import LoadedBase
 from selfadapt.recipes.classification import Classification
 from selfadapt.recipes.configuration import Choice, make, read_yaml, spell_out
 
@@ -105,16 +107,14 @@ def train_recipe(
             print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
 
     answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
+    run = Run(output, recipe.to_dict(), resume, replace)
+    if answers and find_spec("sentence_transformers"):
+        run = dataclasses.replace(run, beside=beside)
     return train_expert(
-        base,
-        tokenizer,
+        LoadedBase(base, tokenizer, recipe.model, shard_base),
         recipe.domain,
         recipe.adapt.config(),
         recipe.training,
-        Run(output, recipe.to_dict(), resume, replace),
-        base_name=recipe.model,
-        test_size=recipe.test_size,
-        base_scores=base_scores,
-        shard_base=shard_base,
-        beside=beside if answers and find_spec("sentence_transformers") else lambda folder: None,
+        run,
+        HeldOut(recipe.test_size, base_scores),
     )
