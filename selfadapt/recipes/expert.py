@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -100,21 +99,21 @@ def train_recipe(
     installed.
     """
 
+    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
+
     def beside(folder: Path) -> None:
+        if not (answers and find_spec("sentence_transformers")):
+            return
         try:
             write_prompts(folder, recipe.domain.load("train")[:PROMPTS]["prompt"])
         except UserError as error:
             print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
 
-    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
-    run = Run(output, recipe.to_dict(), resume, replace)
-    if answers and find_spec("sentence_transformers"):
-        run = dataclasses.replace(run, beside=beside)
     return train_expert(
         LoadedBase(base, tokenizer, recipe.model, shard_base),
         recipe.domain,
         recipe.adapt.config(),
         recipe.training,
-        run,
+        Run(output, recipe.to_dict(), resume, replace, beside),
         HeldOut(recipe.test_size, base_scores),
     )
