@@ -142,6 +142,7 @@ class Run:
         Raises:
             Diverged: what ended the training before its last step.
         """
+        processes().wait_for_everyone()  # everyone has read what is best before it goes
         if processes().is_main_process:
             with atomic_folder(self.output) as folder:
                 shutil.copyfile(self.log.path, folder / self.log.path.name)
