@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dispatch.few_shot import Search, matrix_groups, rank_candidates
+from dispatch.few_shot import Search, matrix_groups, mixture_of, rank_candidates
 from experts.engine import NativeEngine, mixed
 from experts.library import ExpertLibrary, shipped_library
 from experts.mixture import Mixture
@@ -103,8 +103,8 @@ def main() -> None:
         found = {}
         for part, places in zip(OURS, (elite, 1), strict=True):
             with timed(part):
-                asked = (library.names, alphas, groups, rows, domain.reward, search)
-                found[part], _ = rank_candidates(engine, *asked, places=places)
+                candidates = mixture_of(library.names, alphas, groups)
+                found[part], _ = rank_candidates(engine, candidates, rows, domain.reward, search, places)
         scores = torch.zeros(len(alphas), 2)
         for candidate, alpha in enumerate(alphas):  # [K, G]
             with timed("rebuilding"), torch.no_grad():

@@ -28,7 +28,6 @@ import torch
 from dispatch import FEW_SHOT
 from dispatch.few_shot import Found, Search, matrix_groups, mixture_of, rank_candidates, search
 from experts.engine import NativeEngine
-from experts.training.evaluation import held_out_scores
 from experts.training.statistics import accuracy
 from selfadapt.grid.cells import EXAMPLES, DispatchedCell, Evaluation
 from selfadapt.grid.experiment import find_experiment, read_experiment
@@ -48,7 +47,8 @@ def reference_search(
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
         alphas = alphas.clamp(0, 1)
         alphas[0] = incumbent
-        order, scores = rank_candidates(engine, names, alphas, groups, rows, reward, options, places=options.population)
+        candidates = mixture_of(names, alphas, groups)
+        order, scores = rank_candidates(engine, candidates, rows, reward, options, places=options.population)
         incumbent = alphas[order[0]]
         yield Found(mixture_of(names, incumbent[None], groups), *scores[0].tolist())
         rewards = torch.empty(options.population)
@@ -90,14 +90,8 @@ def main() -> None:
         evaluation = cells[f"{FEW_SHOT}/{name}"].evaluations[name]
         test = evaluation.domain.load("test").select(range(evaluation.size))
         for settings, generations, per, found in searches(adaptive, library.names, evaluation, options):
-            scores = held_out_scores(
-                adaptive.model,
-                adaptive.tokenizer,
-                evaluation.domain,
-                test,
-                max_new_tokens=evaluation.max_new_tokens,
-                mixture=found.mixture.expand(len(test)),
-            )
+            mixture = found.mixture.expand(len(test))
+            scores = evaluation.scores(adaptive.model, adaptive.tokenizer, test, mixture)
             print(f"{name}, {settings}, {generations} generations: {accuracy(scores)}", flush=True)
             line = {
                 "domain": name,

@@ -16,7 +16,7 @@ from typing import Any
 from experts.exchange.transfer import compare_bases, transfer
 from experts.expert import Expert
 from experts.library import ExpertLibrary, shipped_library
-from experts.training.evaluation import held_out_scores
+from experts.training.evaluation import Problems, held_out_scores
 from experts.training.statistics import accuracy, mcnemar
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
@@ -29,17 +29,16 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=128)
     options = parser.parse_args()
     recipe = read_recipe(find_recipe(f"smollm2-135m/{options.expert}"))
-    problems = recipe.domain.load("test")
-    problems = problems.select(range(min(options.problems, len(problems))))
+    rows = recipe.domain.load("test")
+    rows = rows.select(range(min(options.problems, len(rows))))
+    problems = Problems(recipe.domain, rows, recipe.training.max_new_tokens)
     base, tokenizer = load_base()
     expert = ExpertLibrary.open(shipped_library("smollm2-135m") or Path()).expert(options.expert)
     earned: dict[str, list[float]] = {}
 
     def earns(who: str, model: Any, its_expert: Expert | None = None) -> None:
         running = its_expert.attach(model) if its_expert else model
-        scores = held_out_scores(
-            running, tokenizer, recipe.domain, problems, max_new_tokens=recipe.training.max_new_tokens
-        )
+        scores = held_out_scores(running, tokenizer, problems)
         earned[who] = scores
         print(f"{who}: {accuracy(scores)}")
         if its_expert:

@@ -120,33 +120,36 @@ def search(
     finalists = [torch.zeros(size), *(one[:, None].expand(size) for one in torch.eye(len(names)))]
     for generation in range(options.generations):
         alphas = mean + std * torch.randn(options.population, *size, generator=generator)  # [C, K, G]
-        best, scores = rank_candidates(engine, names, alphas, groups, searching, reward, options, places=elite)
+        candidates = mixture_of(names, alphas, groups)
+        best, scores = rank_candidates(engine, candidates, searching, reward, options, places=elite)
         mean, std = alphas[best].mean(0), alphas[best].std(0).clamp(min=options.least_std)
         finalists += [alphas[best[0]], mean]
         on_generation(generation + 1, *scores[0].tolist())
-    candidates = torch.stack(finalists)
-    best, scores = rank_candidates(engine, names, candidates, groups, choosing, reward, options, places=1)
-    return Found(mixture_of(names, candidates[best], groups), *scores[0].tolist())
+    candidates = mixture_of(names, torch.stack(finalists), groups)
+    best, scores = rank_candidates(engine, candidates, choosing, reward, options, places=1)
+    return Found(candidates.rows(best), *scores[0].tolist())
 
 
 def rank_candidates(
     engine: NativeEngine,
-    names: Sequence[str],
-    alphas: Tensor,  # [C, K, G]
-    groups: dict[str, int],
+    candidates: Mixture,
     rows: Sequence[dict[str, Any]],
     reward: Reward,
     options: Search,
     places: int,
 ) -> tuple[list[int], Tensor]:
-    """The best candidates, best first, and their mean reward and mean log-likelihood [places, 2]."""
+    """The best candidates, best first, and their mean reward and mean log-likelihood [places, 2].
+
+    Args:
+        candidates: one a row.
+    """
     columns = {column: [row[column] for row in rows] for column in rows[0]}
     prompts = columns.pop("prompt")
     population = Population(
         engine,
         prompts,
         columns["answer"],
-        mixture_of(names, alphas, groups),
+        candidates,
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
     )
@@ -158,7 +161,7 @@ def rank_candidates(
 
     # Three times as many rows as make computing take longer than reading the weights.
     round_size = 3 * ROWS_PER_READ.get(engine.model.device.type, 256)
-    return race(ask, len(alphas), len(rows), places, round_size)
+    return race(ask, len(candidates), len(rows), places, round_size)
 
 
 def matrix_groups(model: PreTrainedModel | PeftModel, per: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from experts.engine import NativeEngine
 from experts.outside.files import atomic_file, check_writable, write_json
-from experts.training.folders import unfinished_folder
+from experts.training.run import unfinished_folder
 from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
 

@@ -70,10 +70,13 @@ def read_text(file: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, without their ends, and their numbers from 1; raises what `read_text` raises."""
+def read_lines(file: Path, *, growing: bool = False) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, without their ends, and their numbers from 1; raises what `read_text` raises.
+
+    A line without an end is left out of a file that is `growing`: who wrote it was stopped there, or still writes.
+    """
     for number, line in enumerate(io.StringIO(read_text(file)), 1):
-        if line.strip():
+        if line.strip() and (line.endswith("\n") or not growing):
             yield number, line.removesuffix("\n")
 
 
@@ -86,13 +89,13 @@ def read_json(file: Path) -> Any:
     return _parse(read_text(file), str(file))
 
 
-def read_objects(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Each object of a JSON Lines file with its place (`file:line`) and its line number; empty lines are skipped.
+def read_objects(file: Path, *, growing: bool = False) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Each object of a JSON Lines file with its place (`file:line`) and its line number; lines as of `read_lines`.
 
     Raises:
         UserError: if the file cannot be read, or a line is not a JSON object.
     """
-    for number, line in read_lines(file):
+    for number, line in read_lines(file, growing=growing):
         where = f"{file}:{number}"
         fields = _parse(line, where)
         if not isinstance(fields, dict):

@@ -33,11 +33,11 @@ from experts.text_to_lora.run import NetworkTrainer
 from experts.text_to_lora.tasks import Task, Tasks
 from experts.text_to_lora.writer import Base
 from experts.training.card import Origin, write_trained
-from experts.training.folders import remove_folder, unfinished_folder
+from experts.training.log import Progress
 from experts.training.options import TrainingOptions, check_decay_and_warmup, check_tokenizer, divide
 from experts.training.processes import processes
-from experts.training.progress import Progress
-from experts.training.run import Run
+from experts.training.run import Run, remove_folder, unfinished_folder
+from experts.training.trainer import trainer_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,18 @@ class TaskAdapters(TrainingOptions):
         check_decay_and_warmup(self)
         check_numbers(self, least=[("instances_per_step", 1), ("leave_out", 0)])
 
+    def arguments(self) -> dict[str, Any]:
+        return {
+            **super().arguments(),
+            "warmup_steps": round(self.warmup * self.steps),
+            "save_strategy": "no",  # but where it is interrupted
+            "logging_steps": self.steps,
+        }
+
+    def step_size(self) -> tuple[int, int]:
+        """As of `divide`; a process reads its share of a step at once."""
+        return divide("instances_per_step", self.instances_per_step, self.instances_per_step)
+
 
 def adapter_config(output: LoraOutput | SvfOutput) -> PeftConfig:
     """The PEFT method that trains what a network of this output writes."""
@@ -89,7 +101,7 @@ def check_adapters(tasks: Tasks, options: TaskAdapters, folder: Path) -> list[tu
         UserError: if there are no tasks, or one has no instances beyond those left out; if the folder holds something
             else, or cannot be written; or if a step does not divide over the processes.
     """
-    divide("instances_per_step", options.instances_per_step, options.instances_per_step)
+    options.step_size()
     chosen = {"train": tasks.train, "validation": tasks.validation, "test": tasks.test}[options.split]
     for task in chosen:
         if len(task.instances) <= options.leave_out:
@@ -177,29 +189,13 @@ def _trainer(
     torch.manual_seed(options.seed)
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int)
-    of_step = options.instances_per_step
     return NetworkTrainer(
         model=get_peft_model(base, adapter_config(output)),
         args=TrainingArguments(
-            output_dir=str(folder),
-            max_steps=options.steps,
-            per_device_train_batch_size=divide("instances_per_step", of_step, of_step)[0],
-            learning_rate=options.learning_rate,
+            **trainer_arguments(options, options.step_size(), base.device, folder),
             weight_decay=options.weight_decay if isinstance(output, LoraOutput) else 0.0,
-            warmup_steps=round(options.warmup * options.steps),
-            max_grad_norm=options.max_grad_norm,
-            seed=options.seed,
-            save_strategy="no",  # but where it is interrupted
-            logging_steps=options.steps,
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            bf16=False,
-            use_cpu=base.device.type == "cpu",
-            dataloader_pin_memory=base.device.type != "cpu",
-            ddp_broadcast_buffers=False,
         ),
-        train_dataset=Rounds(len(tasks), options.steps * of_step, options.seed, draw),
+        train_dataset=Rounds(len(tasks), options.steps * options.instances_per_step, options.seed, draw),
         data_collator=lambda examples: pad_examples(examples, pad),
         loss=loss,
     )

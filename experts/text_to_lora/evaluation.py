@@ -56,7 +56,6 @@ def evaluate(
     instances: int = 20,
     max_new_tokens: int = 48,
     batch_size: int = 16,
-    on_task: Callable[[str], None] = lambda name: None,
 ) -> list[Score]:
     """The scores of a method on the first `instances` of each task, whose prompts and answers are read whole.
 
@@ -88,7 +87,6 @@ def evaluate(
                 Score(task.name, instance.id, loss, rouge_l(answer, instance.outputs))
                 for instance, loss, answer in zip(own, losses, answers, strict=True)
             ]
-            on_task(task.name)
     return scores
 
 

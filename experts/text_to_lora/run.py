@@ -11,14 +11,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from experts.outside.errors import check_numbers
 from experts.text_to_lora.writer import TextToAdapter, write_network
-from experts.training.callbacks import Diverged, Validation
+from experts.training.log import Progress
 from experts.training.options import TrainingOptions, check_decay_and_warmup, divide
-from experts.training.progress import Progress
 from experts.training.run import Result, Run
+from experts.training.trainer import RunTrainer, trainer_arguments
+from experts.training.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,19 @@ class NetworkTraining(TrainingOptions):
         counts = ("micro_batch_size", "validate_every", "patience", self.items_option)
         check_numbers(self, least=[(name, 1) for name in counts])
 
+    def arguments(self) -> dict[str, Any]:
+        every = min(self.validate_every, self.steps)
+        return {
+            **super().arguments(),
+            "weight_decay": self.weight_decay,
+            "lr_scheduler_type": self.schedule,
+            "warmup_steps": round(self.warmup * self.steps),
+            "save_steps": every,
+            "save_total_limit": 2,
+            "logging_steps": min(10, every),
+            "ddp_find_unused_parameters": False,
+        }
+
 
 @dataclass(frozen=True)
 class Learning:
@@ -60,8 +74,8 @@ class Learning:
     collate: Callable[[Sequence[Any]], dict[str, Any]]
 
 
-class NetworkTrainer(Trainer):
-    """transformers' trainer with a loss of its own, items in their own order, and a stop at the first NaN."""
+class NetworkTrainer(RunTrainer):
+    """A trainer with a loss of its own, and items in their own order."""
 
     def __init__(self, *args: Any, loss: Callable[[nn.Module, dict[str, Any]], Tensor], **kwargs: Any) -> None:
         self.loss = loss
@@ -72,15 +86,7 @@ class NetworkTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return self._finite(self.loss(model, self._prepare_inputs(inputs))), None, None
-
-    def _finite(self, loss: Tensor) -> Tensor:
-        if not torch.isfinite(loss):
-            raise Diverged(self.state.global_step + 1, "the loss")
-        return loss
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._finite(super().training_step(*args, **kwargs))
+            return self.finite(self.loss(model, self._prepare_inputs(inputs))), None, None
 
     def validation_loss(self, model: nn.Module) -> float:
         """The mean over the validation items, shared out over the processes."""
@@ -119,10 +125,13 @@ def train_network(
         Diverged: at the first NaN; what was best until then has been written.
     """
     check_network_run(run, options)
+    step, device = _step_size(options), next(writer.network.parameters()).device
     with run.at_work():
         trainer = NetworkTrainer(
             model=writer.network,
-            args=_arguments(options, run.folder, next(writer.network.parameters()).device),
+            args=TrainingArguments(
+                **trainer_arguments(options, step, device, run.folder), per_device_eval_batch_size=step[0]
+            ),
             train_dataset=learning.train,
             eval_dataset=learning.validation,  # type: ignore[arg-type]
             data_collator=learning.collate,
@@ -143,35 +152,6 @@ def train_network(
 
 def _step_size(options: NetworkTraining) -> tuple[int, int]:
     return divide(options.items_option, getattr(options, options.items_option), options.micro_batch_size)
-
-
-def _arguments(options: NetworkTraining, folder: Path, device: torch.device) -> TrainingArguments:
-    micro_batch, accumulation = _step_size(options)
-    every = min(options.validate_every, options.steps)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=options.steps,
-        per_device_train_batch_size=micro_batch,
-        per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        lr_scheduler_type=options.schedule,
-        warmup_steps=round(options.warmup * options.steps),
-        max_grad_norm=options.max_grad_norm,
-        seed=options.seed,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        logging_steps=min(10, every),
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        bf16=False,  # the network stays in float32, the base in its own dtype
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type != "cpu",
-        ddp_find_unused_parameters=False,
-    )
 
 
 def _card(result: Result, writer: TextToAdapter, recipe: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -17,23 +18,30 @@ from experts.mixture import Mixture
 from experts.training.processes import processes
 
 
+@dataclass(frozen=True)
+class Problems:
+    """Rows of a domain's split, to be answered greedily."""
+
+    domain: Domain
+    rows: Dataset
+    max_new_tokens: int
+
+
 def held_out_scores(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
-    domain: Domain,
-    rows: Dataset,
+    problems: Problems,
     *,
-    max_new_tokens: int,
     batch_size: int = 64,
     mixture: Mixture | None = None,
     on_batch: Callable[[int], None] = lambda answered: None,
 ) -> list[float]:
-    """The domain's score in [0, 1] of the model's greedy answer to each row, in order; shared out over processes.
+    """The domain's score in [0, 1] of the model's answer to each problem, in order; shared out over processes.
 
     A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
-    A mixture has a row for each of `rows`, of experts that `model` carries; None leaves the model as it is.
+    A mixture has a row for each problem, of experts that `model` carries; None leaves the model as it is.
     """
-    constraint = constraint_of(domain, tokenizer, max_new_tokens)
+    rows, new_tokens = problems.rows, problems.max_new_tokens
     # Equally many rows for each process, some twice: those that share the base out must run it equally often.
     state = processes()
     most = -(-len(rows) // state.num_processes)
@@ -45,12 +53,12 @@ def held_out_scores(
         prompts = [prepare_multimodal_messages(p, images=[i]) for p, i in zip(prompts, pictures, strict=True)]
     answers = NativeEngine(model, tokenizer).generate(
         prompts,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=new_tokens,
         batch_size=batch_size,
         mixture=None if mixture is None else mixture.rows(share),
         on_batch=on_batch,
-        constraint=constraint,
+        constraint=constraint_of(problems.domain, tokenizer, new_tokens),
     )
     columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
-    scores = scores_of(domain, answers, **columns)
+    scores = scores_of(problems.domain, answers, **columns)
     return gather_object(scores)[: len(rows)]

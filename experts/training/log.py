@@ -1,12 +1,22 @@
-"""The record of a run: what the model card, the curve, the choice of the best step and a resumed run rest on."""
+"""What is said of a run as it goes: to programs in its log, and to people on stderr."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from transformers import TrainerCallback
+
 from experts.outside.files import atomic_file
+from experts.outside.reading import read_objects
+from experts.training.processes import processes
 from experts.training.statistics import Accuracy
 
 Figure = Accuracy | float
@@ -14,7 +24,10 @@ Figure = Accuracy | float
 
 
 class Log:
-    """`training_log.jsonl`: one line a step and one a validation; ids and numbers, never the text of a data set."""
+    """`training_log.jsonl`: one line a step and one a validation; ids and numbers, never the text of a data set.
+
+    The model card, the curve, the choice of the best step and a resumed run rest on it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,8 +45,7 @@ class Log:
     def entries(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        *lines, _ = self.path.read_text(encoding="utf-8").split("\n")  # a run may be killed while it writes a line
-        return [json.loads(line) for line in lines]
+        return [entry for _, _, entry in read_objects(self.path, growing=True)]
 
     def accuracies(self) -> dict[int, Accuracy]:
         """Step → accuracy on the validation split."""
@@ -53,3 +65,121 @@ class Log:
         kept = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+class Progress:
+    """A live bar in a terminal, a line a step elsewhere; silent on all processes but the first."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.console = Console(stderr=True, quiet=not processes().is_main_process)
+        self._bars: Bars | None = None
+        self._latest = ""
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False)
+
+    def begin(self, step: int, steps: int) -> None:
+        self.steps = steps
+        self._first, self._began = step, time.monotonic()
+        if self.console.is_terminal:
+            self._bars = self._make_bars()
+            self._task = self._bars.add_task(self.title, total=steps, completed=step, figures="")
+            self._bars.start()
+
+    def stepped(self, entry: Mapping[str, Any]) -> None:
+        """After a step, with the entry that goes to the log."""
+        step = entry["step"]
+        learned = (
+            f"reward {entry['reward']:+.2f}  right {entry['accuracy']:.0%}"
+            if "reward" in entry
+            else f"loss {entry['loss']:.3f}"
+        )
+        speed = f"  {entry['tokens_per_second']:,.0f} tok/s" if "tokens_per_second" in entry else ""
+        if self._bars:
+            self._bars.update(self._task, completed=step, figures=f"{learned}{speed}  {self._latest}")
+            return
+        left = (time.monotonic() - self._began) / (step - self._first) * (self.steps - step)
+        figures = f"{learned}{speed}  {entry['seconds']:.1f} s  {left / 60:.0f} min left"
+        self.say(f"{self.title}: step {step}/{self.steps}  {figures}")
+
+    def validated(self, step: int, figure: Figure) -> None:
+        self._latest = f"validation {figure.value:.1%}" if isinstance(figure, Accuracy) else f"validation {figure:.4f}"
+        said = figure if isinstance(figure, Accuracy) else f"{figure:.4f}"
+        self.say(f"{self.title}: validation at step {step}: {said}")
+
+    def end(self) -> None:
+        if self._bars:
+            self._bars.stop()
+            self._bars = None
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar for work of `total` items; call what it gives with the number of items just done."""
+        if not self.console.is_terminal:
+            self.say(f"{self.title}: {what}")
+            yield lambda done: None
+            return
+        with self._make_bars() as bars:
+            task = bars.add_task(f"{self.title}: {what}", total=total, figures="")
+            yield lambda done: bars.advance(task, done)
+
+    def _make_bars(self) -> Bars:
+        return Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=self.console,
+        )
+
+
+# What a trainer logs of a step → its name in our log.
+FIGURES = {
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_tokens",
+    "completions/clipped_ratio": "truncated",
+    "kl": "kl",
+}
+
+
+class StepLog(TrainerCallback):
+    """Carries the figures of steps to the log and the display, with the time that the steps took."""
+
+    def __init__(self, log: Log, progress: Progress) -> None:
+        self.log, self.progress = log, progress
+        self.seconds = self.began = 0.0
+        self.tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.tokens = state.num_input_tokens_seen
+        self.progress.begin(state.global_step, state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds += time.perf_counter() - self.began
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero or "learning_rate" not in logs:
+            return
+        entry = {name: logs[key] for key, name in FIGURES.items() if key in logs}
+        if "reward" in entry:
+            del entry["loss"]  # which says nothing: its mean is that of the advantages
+        tokens = state.num_input_tokens_seen - self.tokens
+        speed = {"tokens_per_second": tokens / self.seconds} if tokens else {}
+        entry = {"step": state.global_step, **entry, **speed, "seconds": self.seconds}
+        self.tokens, self.seconds = state.num_input_tokens_seen, 0.0
+        self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
+        self.progress.stepped(entry)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.end()

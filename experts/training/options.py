@@ -1,14 +1,13 @@
-"""What training by any objective has in common: its options, the trainer's arguments, and how it can fail."""
+"""The options that every training has, and what can be wrong with a training before it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -39,6 +38,15 @@ class TrainingOptions:
         check_numbers(self, least=[("steps", 1), ("max_grad_norm", 0)], positive=["learning_rate"])
         check_whole("seed", self.seed, least=0, most=SEEDS)
 
+    def arguments(self) -> dict[str, Any]:
+        """What transformers' trainer is told of them."""
+        return {
+            "max_steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "max_grad_norm": self.max_grad_norm,
+            "seed": self.seed,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertTraining(TrainingOptions):
@@ -65,6 +73,18 @@ class ExpertTraining(TrainingOptions):
         super().__post_init__()
         counts = ("max_new_tokens", "validate_every", "validation_size", "patience", "micro_batch_size")
         check_numbers(self, least=[(name, 1) for name in (*counts, self.rows_option)])
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            **super().arguments(),
+            "lr_scheduler_type": self.schedule,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "report_to": self.report_to,
+            "logging_steps": 1,
+            "save_steps": self.validate_every,
+            "save_total_limit": 2,
+            "ddp_find_unused_parameters": False,
+        }
 
     @property
     def rows_per_step(self) -> int:
@@ -155,32 +175,3 @@ def check_prompts(
                     f"the prompt of row {id_} has {len(ids)} tokens, with {new_tokens} new ones more than the "
                     f"model's context of {context}: leave it out, or lower max_new_tokens"
                 )
-
-
-def trainer_arguments(options: ExpertTraining, base: PreTrainedModel, rows: int, folder: Path) -> dict[str, Any]:
-    """transformers' training arguments, for a training split of `rows` rows and checkpoints in `folder`.
-
-    Raises:
-        UserError: as `check_step` does.
-    """
-    micro_batch, accumulation = check_step(options, rows)
-    return {
-        "output_dir": str(folder),
-        "max_steps": options.steps,
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "learning_rate": options.learning_rate,
-        "lr_scheduler_type": options.schedule,
-        "max_grad_norm": options.max_grad_norm,
-        "gradient_checkpointing": options.gradient_checkpointing,
-        "seed": options.seed,
-        "report_to": options.report_to,
-        "logging_steps": 1,
-        "save_steps": options.validate_every,
-        "save_total_limit": 2,
-        "disable_tqdm": True,
-        "bf16": False,  # no autocast: the base computes in its own dtype
-        "use_cpu": base.device.type == "cpu",
-        "ddp_broadcast_buffers": False,  # the factors are constants, and large
-        "ddp_find_unused_parameters": False,
-    }

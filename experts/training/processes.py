@@ -1,9 +1,18 @@
-"""The processes that train together."""
+"""The processes that train together, and a base that is too large for one of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from accelerate import PartialState
+from peft import PeftModel
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from experts.outside.errors import UserError
+from experts.svf import SVFLinear
 
 
 def processes() -> PartialState:
@@ -13,3 +22,39 @@ def processes() -> PartialState:
     takes itself for the only one.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def shard(model: PeftModel) -> None:
+    """Shares out the base's parameters over all processes, and moves the shares to this process's device.
+
+    Every process keeps a share of the base, and the whole expert.
+
+    A block of the base is gathered as it runs, forwards and backwards, and let go afterwards (FSDP 2). What is trained
+    is small: it stays whole in every process, as under data parallelism, which sums its gradients. So do buffers, SVF's
+    factors among them, which are therefore best limited in rank. Every process must make equally many forward passes.
+
+    Raises:
+        UserError: where there is one process only.
+    """
+    state = processes()
+    if state.num_processes == 1:
+        raise UserError("shard_base: there is one process, and so nothing to share out; start several with torchrun")
+    if isinstance(model, FSDPModule):
+        return
+    base: Any = model.get_base_model()
+    trained = {p for p in model.parameters() if p.requires_grad}
+    mesh = init_device_mesh(state.device.type, (state.num_processes,))
+    blocks = set(base._no_split_modules or ())
+    for module in [*(m for m in base.modules() if type(m).__name__ in blocks), base]:
+        # Also the rest: by itself FSDP keeps that gathered, until one process saves and lets its own go.
+        fully_shard(module, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
+        # FSDP keeps the tensors it gathers into; made under inference mode they would be of no use to training.
+        module.unshard()
+        module.reshard()
+    for layer in model.modules():
+        if isinstance(layer, SVFLinear):
+            layer.keeps_merged = False
+    model.to(state.device)  # what is not shared out
+    untouched = [name for name, p in model.named_parameters() if p not in trained]
+    untouched += [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, untouched)

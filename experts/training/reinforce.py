@@ -2,11 +2,16 @@
 
     J(z) = E[ log π_z(y | x) · A(x, y) ],   A = r(y) − λ·KL(y) − baseline
 
-One step: sample completions for a batch of prompts, score them with the domain's reward, make one optimiser step on
-the sum of the tokens' log-likelihoods (the end of the answer among them) weighted by the advantage. Where we differ
-from the paper's code: completions are sampled and not greedy, several to a prompt (TRL's minimum is two); KL is
-KL(π_z ‖ base) as in the paper's formula, estimated on the samples; the token ids that were sampled are the ones that
-are trained on. `experts.training.trl_glue` has these functions called by TRL's trainer.
+One step, for P prompts x:
+
+    y ~ π_z(· | x), S times                      sampled completions, the end of the answer among their tokens
+    r = signed(scores)                           the domain's reward
+    A = advantages(r − λ · kl_to_base(log π_z(y_t), log π_base(y_t)))
+    z ← AdamW step along −∇_z policy_loss(log π_z(y_t), A)
+
+Where we differ from the paper's code: completions are sampled and not greedy, several to a prompt (TRL's minimum is
+two); KL is KL(π_z ‖ base) as in the paper's formula, estimated on the samples; the token ids that were sampled are the
+ones that are trained on. `experts.training.trl_glue` has these functions called by TRL's trainer.
 
 Shapes: P prompts with S samples each, B = P·S completions, those of a prompt side by side, of T tokens.
 """

@@ -16,21 +16,14 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from experts.domains.base import Domain, load_rows
 from experts.engine import context_of
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
-from experts.training.callbacks import Diverged
-from experts.training.options import ExpertTraining, trainer_arguments
-from experts.training.sharding import shard
+from experts.training.options import ExpertTraining, check_step
+from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
 
 TARGETS = ("solution", "completion", "answer")
 """The columns that may hold what the model should write, the first of a row's that is there."""
@@ -43,26 +36,6 @@ class NextToken(ExpertTraining):
     rows_option: ClassVar[str] = "sequences_per_step"
 
     sequences_per_step: int = 64
-
-
-class NextTokenTrainer(Trainer):
-    """transformers' trainer, with a stop at the first NaN."""
-
-    def __init__(self, *args: Any, shard_base: bool = False, **kwargs: Any) -> None:
-        self.shard_base = shard_base
-        super().__init__(*args, **kwargs)
-
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        if self.shard_base:
-            shard(model)
-        else:
-            super()._move_model_to_device(model, device)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise Diverged(self.state.global_step + 1, "the loss")
-        return loss
 
 
 def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int | None) -> Dataset:
@@ -106,36 +79,26 @@ def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) 
 
 
 def make_next_token_trainer(
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    domain: Domain,
-    adapter: PeftConfig,
-    options: NextToken,
-    folder: Path,
-    *,
-    shard_base: bool = False,
-) -> NextTokenTrainer:
-    """A trainer whose checkpoints go to `folder`. The base gets the adapter; its own weights stay as they are.
+    base: LoadedBase, domain: Domain, adapter: PeftConfig, options: NextToken, folder: Path
+) -> RunTrainer:
+    """A trainer whose checkpoints go to `folder`.
 
     Raises:
         UserError: as `check_step` and `token_rows` do, or if the base sees.
     """
+    model, tokenizer = base.model, base.tokenizer
     if isinstance(tokenizer, ProcessorMixin):
         raise UserError("objective: next_token reads text alone; a vision-language model is trained by reinforce")
     rows = load_rows(domain, "train")
-    args = TrainingArguments(
-        **trainer_arguments(options, base, len(rows), folder),
-        include_num_input_tokens_seen="non_padding",
-        remove_unused_columns=False,
-    )
-    context = context_of(base.config)
+    arguments = trainer_arguments(options, check_step(options, len(rows)), model.device, folder)
+    context = context_of(model.config)
     pad = cast(int, tokenizer.pad_token_id)
-    return NextTokenTrainer(
-        model=get_peft_model(base, adapter),
-        args=args,
+    return RunTrainer(
+        model=get_peft_model(model, adapter),
+        args=TrainingArguments(**arguments, include_num_input_tokens_seen="non_padding"),
         train_dataset=token_rows(tokenizer, rows, context),
         data_collator=lambda rows: collate(rows, pad),
         compute_loss_func=answer_loss,
         processing_class=tokenizer,
-        shard_base=shard_base,
+        shard_base=base.shard,
     )

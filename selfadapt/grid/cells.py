@@ -21,9 +21,9 @@ from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.svf.fingerprint import fingerprint
-from experts.training.evaluation import held_out_scores
-from experts.training.folders import unfinished_folder
+from experts.training.evaluation import Problems, held_out_scores
 from experts.training.log import Log
+from experts.training.run import unfinished_folder
 from experts.training.statistics import accuracy, constant_answer
 from selfadapt.base_models import load_base
 from selfadapt.grid.memory import PeakMemory
@@ -55,7 +55,8 @@ class Evaluation:
 
     def scores(self, model: Any, tokenizer: Any, rows: Dataset, mixture: Mixture | None = None) -> list[float]:
         """In [0, 1], of the model's answer to each row, under its row of the mixture, where there is one."""
-        return held_out_scores(model, tokenizer, self.domain, rows, max_new_tokens=self.max_new_tokens, mixture=mixture)
+        problems = Problems(self.domain, rows, self.max_new_tokens)
+        return held_out_scores(model, tokenizer, problems, mixture=mixture)
 
 
 def settings_of(made_by: Any, evaluations: Sequence[Evaluation]) -> str:

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dispatch.embedding import PROMPTS, write_prompts
 from experts.domains import KINDS
 from experts.outside.errors import SEEDS, UserError, check_whole
-from experts.training.expert import TrainedExpert, check_expert_run, train_expert
+from experts.training.expert import HeldOut, TrainedExpert, check_expert_run, train_expert
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken
+from experts.training.trainer import LoadedBase
 from selfadapt.recipes.classification import Classification
 from selfadapt.recipes.configuration import Choice, make, read_yaml, spell_out
 
@@ -98,23 +99,21 @@ def train_recipe(
     installed.
     """
 
+    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
+
     def beside(folder: Path) -> None:
+        if not (answers and find_spec("sentence_transformers")):
+            return
         try:
             write_prompts(folder, recipe.domain.load("train")[:PROMPTS]["prompt"])
         except UserError as error:
             print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
 
-    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
     return train_expert(
-        base,
-        tokenizer,
+        LoadedBase(base, tokenizer, recipe.model, shard_base),
         recipe.domain,
         recipe.adapt.config(),
         recipe.training,
-        Run(output, recipe.to_dict(), resume, replace),
-        base_name=recipe.model,
-        test_size=recipe.test_size,
-        base_scores=base_scores,
-        shard_base=shard_base,
-        beside=beside if answers and find_spec("sentence_transformers") else lambda folder: None,
+        Run(output, recipe.to_dict(), resume, replace, beside),
+        HeldOut(recipe.test_size, base_scores),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dispatch.few_shot import Search, matrix_groups, rank_candidates, search
+from dispatch.few_shot import Search, matrix_groups, mixture_of, rank_candidates, search
 from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -68,9 +68,9 @@ def test_a_population_scores_as_its_candidates_do_alone(model: Any, tiny_tokeniz
     groups = matrix_groups(model, "layer")
     assert sorted(set(groups.values())) == [0, 1]
     alphas = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
-    best, scores = rank_candidates(
-        NativeEngine(model, tiny_tokenizer), NAMES, alphas, groups, rows, same, Search(max_new_tokens=6), places=3
-    )
+    candidates = mixture_of(NAMES, alphas, groups)
+    engine = NativeEngine(model, tiny_tokenizer)
+    best, scores = rank_candidates(engine, candidates, rows, same, Search(max_new_tokens=6), places=3)
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
     for number, candidate in zip(best, scores, strict=True):
         own = {matrix: alphas[number][None, :, group].expand(4, -1) for matrix, group in groups.items()}
@@ -95,10 +95,8 @@ def test_ties_are_broken_by_the_likelihood_of_the_answers(model: Any, tiny_token
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     choosing = [rows[i] for i in order[1::2]]
     alone = torch.tensor([[0.0, 0], [1, 0], [0, 1]])[:, :, None]
-    groups = matrix_groups(model, "model")
-    _, scores = rank_candidates(
-        NativeEngine(model, tiny_tokenizer), NAMES, alone, groups, choosing, never, options, places=1
-    )
+    candidates = mixture_of(NAMES, alone, matrix_groups(model, "model"))
+    _, scores = rank_candidates(NativeEngine(model, tiny_tokenizer), candidates, choosing, never, options, places=1)
     assert found.reward == 0
     assert found.loglikelihood >= scores[0, 1].item() - 1e-3
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.library import ExpertLibrary, load_expert, shipped_library
 from experts.svf.fingerprint import fingerprint
-from experts.training.evaluation import held_out_scores
+from experts.training.evaluation import Problems, held_out_scores
 from experts.training.statistics import accuracy
 from selfadapt.recipes import find_recipe, read_recipe
 
@@ -65,8 +65,8 @@ def compare_on_test_problems(name: str, smollm2: Base, n: int, points: float) ->
     rows = rows.select(range(min(n, len(rows))))
 
     def share_right(model: PreTrainedModel | PeftModel) -> float:
-        new_tokens = recipe.training.max_new_tokens
-        return accuracy(held_out_scores(model, tokenizer, recipe.domain, rows, max_new_tokens=new_tokens)).value
+        problems = Problems(recipe.domain, rows, recipe.training.max_new_tokens)
+        return accuracy(held_out_scores(model, tokenizer, problems)).value
 
     before = share_right(base)  # before the expert is put into it
     assert share_right(load_expert(base, LIBRARY.path(name))) > before + points

@@ -18,9 +18,10 @@ from experts.engine.constrained import Constraint
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
-from experts.training.evaluation import held_out_scores
+from experts.training.evaluation import Problems, held_out_scores
 from experts.training.reinforce import Reinforce
 from experts.training.shared_prompts import sample
+from experts.training.trainer import LoadedBase
 from experts.training.trl_glue import make_trainer
 
 ANSWERS = ["cat", "car", "dog", "do"]
@@ -114,7 +115,8 @@ def test_a_greedy_answer_is_one_of_them(tiny_model: Any, tiny_tokenizer: Any) ->
 def test_a_model_that_never_says_them_learns_which_is_right(
     tiny_model: Any, tiny_tokenizer: Any, options: Reinforce, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path)
+    base = LoadedBase(tiny_model, tiny_tokenizer, "tiny")
+    trainer = make_trainer(base, Animals(), SVFConfig(), options, tmp_path)
     trainer.args.save_strategy = "no"
     constraint = Constraint(tiny_tokenizer, ANSWERS)
 
@@ -126,9 +128,8 @@ def test_a_model_that_never_says_them_learns_which_is_right(
     trainer.train()
     assert right() > before + 0.2
     trainer.model.eval()
-    scores = held_out_scores(
-        trainer.model, tiny_tokenizer, Animals(), Animals().load("test"), max_new_tokens=options.max_new_tokens
-    )
+    problems = Problems(Animals(), Animals().load("test"), options.max_new_tokens)
+    scores = held_out_scores(trainer.model, tiny_tokenizer, problems)
     assert sum(scores) > 0
 
 
@@ -136,7 +137,8 @@ def test_the_likelihood_that_is_trained_is_the_constrained_one(
     tiny_model: Any, tiny_tokenizer: Any, options: Reinforce, tmp_path: Path
 ) -> None:
     options = replace(options, baseline="none", reward="raw")
-    trainer = make_trainer(tiny_model, tiny_tokenizer, Animals(), SVFConfig(), options, tmp_path)
+    base = LoadedBase(tiny_model, tiny_tokenizer, "tiny")
+    trainer = make_trainer(base, Animals(), SVFConfig(), options, tmp_path)
     rows = [row for row in Animals().load("train").select(range(4)) for _ in range(4)]
     batch = trainer._generate_and_score_completions(rows)
     texts = tiny_tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)
@@ -162,4 +164,4 @@ def test_a_greedy_answer_goes_where_each_next_token_is_likeliest(tiny_model: Any
 def test_answers_must_end_within_the_new_tokens(tiny_model: Any, tiny_tokenizer: Any) -> None:
     rows = Animals().load("test")
     with pytest.raises(UserError, match=r"longest answer of animals has 4 tokens.* at least that, not 3"):
-        held_out_scores(tiny_model, tiny_tokenizer, Animals(), rows, max_new_tokens=3)
+        held_out_scores(tiny_model, tiny_tokenizer, Problems(Animals(), rows, 3))

@@ -36,6 +36,14 @@ def test_marks_within_a_line_do_not_part_it(tmp_path: Path) -> None:
     assert list(read_lines(path)) == [(1, f"{ODD}two"), (4, "three")]
 
 
+def test_a_line_that_is_still_being_written_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"id": 1}\n{"id": 2}\r\n{"id": 3')
+    assert [fields for _, _, fields in read_objects(path, growing=True)] == [{"id": 1}, {"id": 2}]
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: not JSON"):
+        list(read_objects(path))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

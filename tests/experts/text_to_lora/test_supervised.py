@@ -22,8 +22,8 @@ from experts.text_to_lora.run import Learning, train_network
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
-from experts.training.callbacks import Diverged
 from experts.training.run import Interrupted, Result, Run
+from experts.training.trainer import Diverged
 
 STYLE = PromptStyle(with_definition=False, max_prompt_tokens=24, max_answer_tokens=8)
 SMALL = LoraOutput(size="S")

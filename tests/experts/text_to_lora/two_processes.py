@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput
@@ -29,6 +31,13 @@ OPTIONS = Supervised(
     neftune_alpha=0.0,  # noise would be another in each process
     prompt=PromptStyle(with_definition=False, max_prompt_tokens=24, max_answer_tokens=8),
 )
+
+
+class Late(TrainerCallback):
+    """The second process ends its training after the first, which must not tidy up until then."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        time.sleep(2 * processes().process_index)
 
 
 def task(letter: str) -> Task:
@@ -61,6 +70,7 @@ def train(base: Any, tokenizer: Any, encoder: Any, output: Path) -> tuple[list[i
         ),
         OPTIONS,
         Run(output, {"name": "letters"}),
+        callbacks=[Late()],
     )
     return tasks, {name: p.detach().contiguous() for name, p in writer.network.named_parameters()}
 

@@ -8,7 +8,7 @@ from experts.domains.jsonl import Jsonl
 from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.training.evaluation import held_out_scores
+from experts.training.evaluation import Problems, held_out_scores
 
 
 def test_each_row_is_answered_under_its_own_mixture(
@@ -29,7 +29,7 @@ def test_each_row_is_answered_under_its_own_mixture(
     domain = Jsonl(name="own", description="", path="", judged_by="exact")
 
     def scores(mixture: Mixture) -> list[float]:
-        return held_out_scores(model, tiny_tokenizer, domain, rows, max_new_tokens=6, batch_size=2, mixture=mixture)
+        return held_out_scores(model, tiny_tokenizer, Problems(domain, rows, 6), batch_size=2, mixture=mixture)
 
     assert scores(mixture) == [1.0] * 3
     assert scores(Mixture.of({}, 3)) != [1.0] * 3

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from experts.outside.errors import UserError
-from experts.training.folders import (
+from experts.training.log import Log
+from experts.training.run import (
     at_work_in,
     check_folders,
     last_checkpoint,
@@ -17,7 +18,6 @@ from experts.training.folders import (
     remove_folder,
     unfinished_folder,
 )
-from experts.training.log import Log
 
 RECIPE = {"training": "tiny"}
 

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
-from experts.training.expert import TrainedExpert, train_expert
+from experts.training.expert import HeldOut, TrainedExpert, train_expert
 from experts.training.methods import IA3, METHODS, SVF, DoRA, LoRA, TinyLoRA
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken
+from experts.training.trainer import LoadedBase
 from experts.training.trl_glue import make_trainer
 
 NEXT_TOKEN = NextToken(learning_rate=0.05, steps=1, sequences_per_step=4, max_new_tokens=3, validation_size=4)
@@ -30,8 +31,8 @@ def train(tiny_folder: Path, tiny_tokenizer: Any, letters: Any, tmp_path: Path) 
 
     def train(method: Any, options: Any) -> TrainedExpert:
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-        names, run = {"base_name": str(tiny_folder)}, Run(tmp_path / "adapter", {})
-        return train_expert(base, tiny_tokenizer, letters, method.config(), options, run, **names, test_size=4)
+        loaded, run = LoadedBase(base, tiny_tokenizer, str(tiny_folder)), Run(tmp_path / "adapter", {})
+        return train_expert(loaded, letters, method.config(), options, run, HeldOut(4))
 
     return train
 
@@ -94,7 +95,7 @@ def test_only_svf_has_a_sigmoid_parametrisation(
 ) -> None:
     sigmoid = replace(options, parametrization="sigmoid")
     with pytest.raises(UserError, match="which LORA does not have"):
-        make_trainer(tiny_model, tiny_tokenizer, letters, LoRA().config(), sigmoid, tmp_path)
+        make_trainer(LoadedBase(tiny_model, tiny_tokenizer, "tiny"), letters, LoRA().config(), sigmoid, tmp_path)
 
 
 @pytest.mark.parametrize(

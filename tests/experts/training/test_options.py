@@ -23,6 +23,7 @@ from experts.training.options import check_prompts, check_step, check_tokenizer,
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken
+from experts.training.trainer import LoadedBase
 
 REINFORCE = {"learning_rate": 0.01, "steps": 1}
 
@@ -183,6 +184,7 @@ def test_a_run_with_one_prompt_too_long_does_not_begin(
         base = GPT2LMHeadModel(
             GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=1, n_head=4, n_positions=512)
         )
+    loaded = LoadedBase(base, tiny_tokenizer, "tiny")
     with pytest.raises(UserError, match=f"the prompt of row {split}-"):
-        train_expert(base, tiny_tokenizer, Long(), SVFConfig(), options, Run(tmp_path / "expert", {}), base_name="tiny")
+        train_expert(loaded, Long(), SVFConfig(), options, Run(tmp_path / "expert", {}))
     assert list(tmp_path.iterdir()) == []

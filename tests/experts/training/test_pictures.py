@@ -19,10 +19,11 @@ from experts.domains import text_of
 from experts.engine import NativeEngine
 from experts.expert import read_config
 from experts.svf import SVFConfig, SVFLinear
-from experts.training.expert import train_expert
+from experts.training.expert import HeldOut, train_expert
 from experts.training.log import Log
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
+from experts.training.trainer import LoadedBase
 from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.recipes import read_recipe, train_recipe
 
@@ -70,9 +71,8 @@ def test_the_reward_rises_for_who_sees_the_picture(seeing: tuple[Any, Any], tmp_
         validation_size=8,
     )
     adapter = SVFConfig(target_modules="all-linear", task_type="CAUSAL_LM")
-    result = train_expert(
-        model, processor, Colours(), adapter, options, Run(tmp_path / "colours", {}), base_name="tiny", test_size=8
-    )
+    base, run = LoadedBase(model, processor, "tiny"), Run(tmp_path / "colours", {})
+    result = train_expert(base, Colours(), adapter, options, run, HeldOut(8))
     # The greedy answer follows from the colour alone: blind, it is right for one of the two colours or for none.
     assert set(result.expert_scores[::2]) == set(result.expert_scores[1::2]) == {1.0}
     assert sum(result.base_scores) <= 4

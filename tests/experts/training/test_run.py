@@ -20,11 +20,10 @@ from experts.library import load_expert
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training import expert, run
-from experts.training.callbacks import Diverged
-from experts.training.expert import TrainedExpert, train_expert
-from experts.training.folders import unfinished_folder
+from experts.training.expert import HeldOut, TrainedExpert, train_expert
 from experts.training.reinforce import Reinforce
-from experts.training.run import Interrupted, Run
+from experts.training.run import Interrupted, Run, unfinished_folder
+from experts.training.trainer import Diverged, LoadedBase
 
 
 @pytest.fixture
@@ -34,14 +33,12 @@ def train(tiny_folder: Path, tiny_tokenizer: Any, letters: Any, tmp_path: Path) 
     def train(name: str, options: Reinforce, **kwargs: Any) -> TrainedExpert:
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
         return train_expert(
-            base,
-            tiny_tokenizer,
+            LoadedBase(base, tiny_tokenizer, str(tiny_folder)),
             letters,
             SVFConfig(),
             options,
             Run(tmp_path / name, **{"recipe": {"training": "tiny"}, **kwargs}),
-            base_name=str(tiny_folder),
-            test_size=8,
+            HeldOut(8),
         )
 
     return train
@@ -219,8 +216,9 @@ def test_a_tokenizer_without_an_end_or_a_padding_token_is_refused(
 ) -> None:
     tokens = {**tiny_tokenizer.special_tokens_map, missing: None}
     lacking = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, **tokens)
+    base = LoadedBase(tiny_model, lacking, "tiny")
     with pytest.raises(UserError, match=f"set its {missing}"):
-        train_expert(tiny_model, lacking, letters, SVFConfig(), options, Run(tmp_path / "expert", {}), base_name="tiny")
+        train_expert(base, letters, SVFConfig(), options, Run(tmp_path / "expert", {}))
     assert not list(tmp_path.iterdir())
 
 

@@ -17,11 +17,11 @@ from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training import expert
-from experts.training.callbacks import StopOnInterrupt
 from experts.training.expert import TrainedExpert, train_expert
 from experts.training.methods import SVF, LoRA
 from experts.training.run import Interrupted, Run
 from experts.training.supervised import NextToken, collate, make_next_token_trainer, token_rows
+from experts.training.trainer import LoadedBase, StopOnInterrupt
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def train(tiny_folder: Path, tiny_tokenizer: Any, tmp_path: Path) -> Any:
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
         adapter = (method or SVF()).config()
         run = Run(tmp_path / name, {"training": "tiny"}, **kwargs)
-        return train_expert(base, tiny_tokenizer, Echo(), adapter, options, run, base_name=str(tiny_folder))
+        return train_expert(LoadedBase(base, tiny_tokenizer, str(tiny_folder)), Echo(), adapter, options, run)
 
     return train
 
@@ -68,7 +68,9 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 def test_the_loss_is_that_of_answer_and_end_token_only(
     tiny_model: Any, tiny_tokenizer: Any, options: NextToken, tmp_path: Path
 ) -> None:
-    trainer = make_next_token_trainer(tiny_model, tiny_tokenizer, Echo(), SVFConfig(), options, tmp_path)
+    trainer = make_next_token_trainer(
+        LoadedBase(tiny_model, tiny_tokenizer, "tiny"), Echo(), SVFConfig(), options, tmp_path
+    )
     row = trainer.train_dataset[0]
     prompt = tokenize(tiny_tokenizer, ["a"])[0]
     answer = [*tiny_tokenizer("a")["input_ids"], tiny_tokenizer.eos_token_id]
@@ -150,7 +152,8 @@ def test_micro_batches_do_not_change_the_gradient(
     for micro_batch_size in (2, 6):
         base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
         once = replace(options, steps=1, micro_batch_size=micro_batch_size, max_grad_norm=0.0)
-        trainer = make_next_token_trainer(base, tiny_tokenizer, Echo(), SVFConfig(), once, tmp_path)
+        loaded = LoadedBase(base, tiny_tokenizer, "tiny")
+        trainer = make_next_token_trainer(loaded, Echo(), SVFConfig(), once, tmp_path)
         trainer.args.save_strategy = "no"
         trainer.train()
         z.append(torch.cat([p.detach() for p in trainer.model.parameters() if p.requires_grad]))

@@ -14,13 +14,14 @@ from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
 from experts.training.reinforce import Reinforce
+from experts.training.trainer import LoadedBase
 from experts.training.trl_glue import ReinforceTrainer, make_trainer, reward_function
 
 
 def trainer_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domain: Any, options: Reinforce, folder: Path
 ) -> ReinforceTrainer:
-    trainer = make_trainer(model, tokenizer, domain, SVFConfig(), options, folder)
+    trainer = make_trainer(LoadedBase(model, tokenizer, "tiny"), domain, SVFConfig(), options, folder)
     with torch.no_grad():  # away from the base, or KL would be zero
         generator = torch.Generator().manual_seed(1)
         for z in trainer.model.parameters():
@@ -122,7 +123,8 @@ def test_the_reward_rises(
         parametrization=parametrization,
         learning_rate=learning_rate,
     )
-    trainer = make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(rank=rank), options, tmp_path)
+    base = LoadedBase(tiny_model, tiny_tokenizer, "tiny")
+    trainer = make_trainer(base, letters, SVFConfig(rank=rank), options, tmp_path)
     trainer.args.save_strategy = "no"
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
@@ -149,12 +151,14 @@ def test_settings_that_cannot_work_are_refused(options: Reinforce, field: str, v
 def test_a_batch_that_does_not_divide_is_refused(
     tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
 ) -> None:
+    base = LoadedBase(tiny_model, tiny_tokenizer, "tiny")
     with pytest.raises(UserError, match="divide"):
-        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, micro_batch_size=7), tmp_path)
+        make_trainer(base, letters, SVFConfig(), replace(options, micro_batch_size=7), tmp_path)
 
 
 def test_a_tracker_that_is_none_is_refused(
     tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
 ) -> None:
+    base = LoadedBase(tiny_model, tiny_tokenizer, "tiny")
     with pytest.raises(UserError, match="did you mean 'trackio'"):
-        make_trainer(tiny_model, tiny_tokenizer, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path)
+        make_trainer(base, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path)

@@ -18,9 +18,10 @@ from torch.distributed import all_reduce
 from torch.distributed.tensor import DTensor
 
 from experts.svf import SVFConfig
+from experts.training.processes import shard
 from experts.training.reinforce import Reinforce
-from experts.training.sharding import shard
-from experts.training.supervised import NextToken, NextTokenTrainer, make_next_token_trainer
+from experts.training.supervised import NextToken, make_next_token_trainer
+from experts.training.trainer import LoadedBase, RunTrainer
 from experts.training.trl_glue import ReinforceTrainer, make_trainer
 
 OPTIONS = Reinforce(
@@ -41,7 +42,7 @@ def train(
     base: Any, tokenizer: Any, domain: Any, options: Reinforce, folder: Path, recorded: bool, shard_base: bool = False
 ) -> ReinforceTrainer:
     """A trained trainer. Recorded completions depend on the prompt and on the number of the sample, and not on z."""
-    trainer = make_trainer(base, tokenizer, domain, SVFConfig(), options, folder, shard_base=shard_base)
+    trainer = make_trainer(LoadedBase(base, tokenizer, "tiny", shard_base), domain, SVFConfig(), options, folder)
     trainer.args.save_strategy = "no"
 
     def replay(prompts: list[list[int]], *_: Any) -> list[list[int]]:
@@ -60,9 +61,7 @@ def train(
     return trainer
 
 
-def train_on_answers(
-    base: Any, tokenizer: Any, domain: Any, folder: Path, shard_base: bool = False
-) -> NextTokenTrainer:
+def train_on_answers(base: Any, tokenizer: Any, domain: Any, folder: Path, shard_base: bool = False) -> RunTrainer:
     """A trained trainer; the answers are the prompts' numbers, repeated one to seven times."""
 
     class Answered(type(domain)):  # type: ignore[misc]
@@ -71,15 +70,14 @@ def train_on_answers(
             texts = [prompt[0]["content"] * (1 + row % 7) for row, prompt in enumerate(rows["prompt"])]
             return rows.add_column("answer", texts)
 
-    trainer = make_next_token_trainer(
-        base, tokenizer, Answered(), SVFConfig(), SUPERVISED, folder, shard_base=shard_base
-    )
+    loaded = LoadedBase(base, tokenizer, "tiny", shard_base)
+    trainer = make_next_token_trainer(loaded, Answered(), SVFConfig(), SUPERVISED, folder)
     trainer.args.save_strategy = "no"
     trainer.train()
     return trainer
 
 
-def vectors(trainer: ReinforceTrainer | NextTokenTrainer) -> dict[str, torch.Tensor]:
+def vectors(trainer: RunTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "svf_z" in name}
 
 
