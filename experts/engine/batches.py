@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from peft import PeftModel
@@ -22,7 +22,15 @@ ROWS_PER_READ = {"cpu": 8, "cuda": 256}
 def plan_batches(
     model: nn.Module, lengths: Sequence[int], new_tokens: int, mixture: Mixture | None, batch_size: int
 ) -> list[list[int]]:
-    """Deals prompts of `lengths` tokens out to batches: the indices of each, prompts of like length together.
+    """The queues of `plan_queues`, cut into batches."""
+    queues = plan_queues(model, lengths, new_tokens, mixture, batch_size)
+    return [queue[start : start + batch_size] for queue in queues for start in range(0, len(queue), batch_size)]
+
+
+def plan_queues(
+    model: nn.Module, lengths: Sequence[int], new_tokens: int, mixture: Mixture | None, batch_size: int
+) -> list[list[int]]:
+    """Deals prompts of `lengths` tokens out to queues, whose prompts may share a batch: the indices, by length.
 
     Rows of different mixtures can run in one batch, in factor space, where a token costs more; or in batches of one
     mixture each, on merged weights, which have to be merged first and are smaller. The plan that costs less is taken.
@@ -37,11 +45,10 @@ def plan_batches(
     if mixture is not None and len(mixture) != len(lengths):
         raise UserError(f"{len(lengths)} prompts need a mixture of as many rows, not {len(mixture)}")
 
-    def batches(rows: Sequence[int]) -> list[list[int]]:
-        by_length = sorted(rows, key=lambda row: lengths[row])
-        return [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+    def by_length(rows: Iterable[int]) -> list[int]:
+        return sorted(rows, key=lambda row: lengths[row])
 
-    together = batches(range(len(lengths)))
+    together = [by_length(range(len(lengths)))]
     group_of = mixture.groups() if mixture is not None else [0]
     if len(set(group_of)) == 1 or not isinstance(model, PeftModel):
         return together
@@ -49,12 +56,13 @@ def plan_batches(
     groups: dict[int, list[int]] = {}
     for row, group in enumerate(group_of):
         groups.setdefault(group, []).append(row)
-    apart = [batch for rows in groups.values() for batch in batches(rows)]
+    apart = [by_length(rows) for rows in groups.values()]
 
     rows_per_read = ROWS_PER_READ.get(model.device.type, 256)
 
-    def cost(plan: list[list[int]]) -> float:
+    def cost(queues: list[list[int]]) -> float:
         """In tokens that pass through the base."""
+        plan = [queue[start : start + batch_size] for queue in queues for start in range(0, len(queue), batch_size)]
         # A prompt is padded to the longest of its batch, which is the last. Decoding a row costs a token; but a step of
         # few rows takes as long as reading the weights, which is why many small batches are dear.
         return sum(len(rows) * lengths[rows[-1]] + new_tokens * max(len(rows), rows_per_read) for rows in plan)

@@ -42,18 +42,18 @@ class Constraint:
     def bias(self, completions: Tensor, vocabulary: int) -> Tensor:
         """What is added to the logits of `completions` [B, T] (which begin where the answer does): [B, T, V]."""
         rows = [[tokens[:t] for t in range(len(tokens))] for tokens in completions.tolist()]
-        return torch.stack([self._masks(row, vocabulary) for row in rows]).to(completions.device)
+        return torch.stack([self.masks(row, vocabulary) for row in rows]).to(completions.device)
 
-    def processor(self, start: int) -> LogitsProcessor:
-        """The same for transformers' `generate`, where completions begin behind `start` tokens of prompt."""
-        return _Processor(self, start)
-
-    def _masks(self, begun: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
+    def masks(self, begun: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
         """0 where a token may follow what has been said, `MASKED` elsewhere: [B, V]. Anything may follow an end."""
         masks = torch.full((len(begun), vocabulary), MASKED)
         for mask, tokens in zip(masks, begun, strict=True):
             mask[self._following.get(tuple(tokens), slice(None))] = 0
         return masks
+
+    def processor(self, start: int) -> LogitsProcessor:
+        """The same for transformers' `generate`, where completions begin behind `start` tokens of prompt."""
+        return _Processor(self, start)
 
 
 class _Processor(LogitsProcessor):
@@ -61,7 +61,7 @@ class _Processor(LogitsProcessor):
         self.constraint, self.start = constraint, start
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        return scores + self.constraint._masks(input_ids[:, self.start :].tolist(), scores.shape[1]).to(scores)
+        return scores + self.constraint.masks(input_ids[:, self.start :].tolist(), scores.shape[1]).to(scores)
 
 
 def constraint_of(

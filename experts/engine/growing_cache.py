@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
@@ -35,6 +36,56 @@ class GrowingLayer(DynamicLayer):
         large[0][:, :, before:after], large[1][:, :, before:after] = key_states, value_states
         self.large, self.keys, self.values = large, large[0][:, :, :after], large[1][:, :, :after]
         return self.keys, self.values
+
+    @property
+    def states(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor, first: int) -> None:
+        """Keeps some rows, without their first places."""
+        keys, values = self.states
+        self._put([keys[rows, :, first:]], [values[rows, :, first:]])
+
+    def extend(self, other: GrowingLayer) -> None:
+        """Takes over the rows of another. The last places of both fall together; the shorter begins with nothing."""
+        keys, values = zip(self.states, other.states, strict=True)
+        other.keys = other.values = other.large = None  # layer by layer, or both would be held twice
+        self._put(keys, values)
+
+    def _put(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        self.large = (_together(keys), _together(values))
+        tokens = max(states.shape[2] for states in keys)
+        self.keys, self.values = self.large[0][:, :, :tokens], self.large[1][:, :, :tokens]
+
+
+def _together(blocks: Sequence[Tensor]) -> Tensor:
+    """Blocks of rows [B, heads, tokens, width] below each other, ending at the same place, with room behind."""
+    tokens = max(block.shape[2] for block in blocks)
+    large = blocks[0].new_empty(sum(map(len, blocks)), blocks[0].shape[1], tokens + ROOM, blocks[0].shape[3])
+    start = 0
+    for block in blocks:
+        rows = large[start : start + len(block)]
+        rows[:, :, : tokens - block.shape[2]] = 0  # what a mask hides must be numbers all the same
+        rows[:, :, tokens - block.shape[2] : tokens] = block
+        start += len(block)
+    return large
+
+
+def select(cache: DynamicCache, rows: Tensor, first: int) -> None:
+    """Keeps some rows of a cache; without their first places, if all its layers are `GrowingLayer`."""
+    for layer in cache.layers:
+        if isinstance(layer, GrowingLayer):
+            layer.keep(rows, first)
+        else:
+            cast(Any, layer).batch_select_indices(rows)
+
+
+def join(cache: DynamicCache, other: DynamicCache) -> None:
+    """Adds the rows of another cache to one; the last places of both fall together."""
+    for layer, added in zip(cache.layers, other.layers, strict=True):
+        cast(GrowingLayer, layer).extend(cast(GrowingLayer, added))
 
 
 def _room(states: Tensor, tokens: int) -> Tensor:

@@ -13,9 +13,10 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TextIteratorStreamer
 
-from experts.engine.batches import pad_batch, plan_batches
+from experts.engine.batches import pad_batch, plan_batches, plan_queues
 from experts.engine.constrained import Constraint
 from experts.engine.context import check_context
+from experts.engine.decoding import Choose, can_decode, constrained, decode, greedy
 from experts.engine.forward import evaluating, last_positions, mixed, position_ids
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
 from experts.engine.streaming import stream_from_thread
@@ -68,27 +69,37 @@ class NativeEngine:
         """As `Engine.generate`.
 
         Args:
-            on_batch: hears how many prompts each batch answered.
+            on_batch: hears how many more prompts are answered.
             constraint: the answers that may be given; None allows any.
         """
         check_whole("max_new_tokens", max_new_tokens)
         check_whole("batch_size", batch_size)
-        options = self._greedy(max_new_tokens)
         prompts = read_prompts(prompts)
         ids = tokenize(self.tokenizer, prompts)
-        check_context(self.model.config, max(map(len, ids), default=0), max_new_tokens)
+        lengths = [len(row) for row in ids]
+        check_context(self.model.config, max(lengths, default=0), max_new_tokens)
+        choose = self._choice(constraint)
+        decoder = cast(Any, text_tokenizer(self.tokenizer))
         answers = [""] * len(ids)
+
+        def written(queue: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+            """The places in a queue, and the tokens of their answers, as they come."""
+            own = [ids[row] for row in queue]
+            under = None if mixture is None else mixture.rows(queue)
+            if choose is not None:
+                yield from decode(self.model, own, max_new_tokens, choose, rows_at_once=batch_size, mixture=under)
+                return
+            for start in range(0, len(queue), batch_size):
+                places = range(start, min(start + batch_size, len(queue)))
+                batch = self._batch([prompts[queue[place]] for place in places], [own[place] for place in places])
+                with self._mixed(under, places):
+                    yield from zip(places, self._generated(batch, max_new_tokens, constraint), strict=True)
+
         with evaluating(self.model):
-            for rows in plan_batches(self.model, [len(row) for row in ids], max_new_tokens, mixture, batch_size):
-                batch = self._batch([prompts[row] for row in rows], [ids[row] for row in rows])
-                if constraint is not None:
-                    options["logits_processor"] = [constraint.processor(batch["input_ids"].shape[1])]
-                with self._mixed(mixture, rows):
-                    output = self._base.generate(**batch, **options)  # [B, prompt + new]
-                texts = self.tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-                for row, text in zip(rows, texts, strict=True):
-                    answers[row] = text
-                on_batch(len(rows))
+            for queue in plan_queues(self.model, lengths, max_new_tokens, mixture, batch_size):
+                for place, tokens in written(queue):
+                    answers[queue[place]] = decoder.decode(tokens, skip_special_tokens=True)
+                    on_batch(1)
         return answers
 
     def stream(self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture) -> Iterator[str]:
@@ -170,6 +181,20 @@ class NativeEngine:
     def _base(self) -> Any:
         """What generates. PEFT's own `generate` changes the model while it runs, under the eyes of other threads."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def _choice(self, constraint: Constraint | None) -> Choose | None:
+        """How `decode` finds the next token; None if it cannot write this model's answers, and `generate` must."""
+        if isinstance(self.tokenizer, ProcessorMixin) or not can_decode(self.model):
+            return None
+        choose = greedy(self._base.generation_config)
+        return choose if choose is None or constraint is None else constrained(choose, constraint)
+
+    def _generated(self, batch: Any, max_new_tokens: int, constraint: Constraint | None) -> list[list[int]]:
+        """The new tokens of a batch, by transformers' `generate`."""
+        length = batch["input_ids"].shape[1]
+        processors = [] if constraint is None else [constraint.processor(length)]
+        output = self._base.generate(**batch, **self._greedy(max_new_tokens), logits_processor=processors)
+        return output[:, length:].tolist()
 
     def _mixed(self, mixture: Mixture | None, rows: Sequence[int]) -> AbstractContextManager[None]:
         return nullcontext() if mixture is None else mixed(self.model, mixture.rows(rows))

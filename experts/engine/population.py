@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from experts.engine.batches import pad_batch
 from experts.engine.context import attention_window, check_context
+from experts.engine.decoding import Batch, end_tokens, most_likely
 from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import growing_cache
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
@@ -52,8 +53,7 @@ class Population:
         self.engine, self.mixture, self.max_new_tokens = engine, mixture, max_new_tokens
         self.prompts, self.right = prompts, right
         config = engine.model.config
-        ends = engine.model.generation_config.eos_token_id
-        self.ends = ends if isinstance(ends, list) else [ends]
+        self.ends = end_tokens(engine.model)
         heads, self.drafts = tokenize_pairs(engine.tokenizer, prompts, right)
         longest = max(
             len(head) + max(len(draft), max_new_tokens) for head, draft in zip(heads, self.drafts, strict=True)
@@ -132,32 +132,13 @@ class Population:
             answers.append(self._until_end([*draft[:same], greedy[same]])[: self.max_new_tokens])
             if same < len(draft):
                 mask[row, same - len(draft) :] = 0  # the rest of the draft is not part of the answer
-        self._write(answers, mixture, cache, mask)
+        read = torch.cat([ids.new_tensor(self.shared).expand(len(ids), -1), ids], 1)
+        open_ = Batch(model, max_new_tokens=self.max_new_tokens, ends=self.ends, choose=most_likely, mixture=mixture)
+        open_.take([*range(len(answers))], answers, read, mask, cache)
+        while open_.rows:
+            for row, answer in open_.write():
+                answers[row] = answer
         return answers, scores
 
     def _until_end(self, tokens: list[int]) -> list[int]:
         return tokens[: 1 + next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))]
-
-    def _write(self, answers: list[list[int]], mixture: Mixture, cache: DynamicCache, mask: Tensor) -> None:
-        """Goes on with the answers that have not ended, whose last tokens have been chosen but not read."""
-
-        def is_open(row: int) -> bool:
-            return len(answers[row]) < self.max_new_tokens and answers[row][-1] not in self.ends
-
-        model = self.engine.model
-        rows = list(range(len(answers)))
-        while still := [place for place, row in enumerate(rows) if is_open(row)]:
-            # Copying the cache costs about a step: not worth it for a few rows.
-            if len(still) <= 0.75 * len(rows):
-                cache.batch_select_indices(torch.tensor(still, device=mask.device))
-                mask, rows = mask[still], [rows[place] for place in still]
-            with mixed(model, mixture.rows(rows)):
-                while True:
-                    ids = torch.tensor([[answers[row][-1]] for row in rows], device=mask.device)
-                    mask = torch.cat([mask, torch.ones_like(ids)], 1)
-                    following = forward_cached(model, ids, mask, cache, keep=1)[:, -1].argmax(1).tolist()
-                    for row, token in zip(rows, following, strict=True):
-                        if is_open(row):
-                            answers[row].append(token)
-                    if sum(map(is_open, rows)) <= 0.75 * len(rows):
-                        break

@@ -1,0 +1,234 @@
+"""Answers of many prompts, written side by side: a row that ends leaves the batch, and one that waits takes its place.
+
+transformers' `generate` keeps a row until the last of its batch has ended, and copies the keys and values of all for
+every token. Both are most of the time where answers are long and end early.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from itertools import takewhile
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
+
+from experts.engine.constrained import Constraint
+from experts.engine.forward import forward_cached, mixed
+from experts.engine.growing_cache import GrowingLayer, growing_cache, join, select
+from experts.mixture import Mixture
+
+Choose = Callable[[Tensor, Sequence[Sequence[int]], Tensor], Tensor]
+"""Logits [B, V] in float32, the B answers so far, and all tokens so far [B, T]: the next token of each row [B]."""
+
+LEAVE = 1 / 8
+"""Ended rows leave once they are this share of a batch: taking them out copies the others."""
+
+# What of a checkpoint's generation settings greedy decoding does not ask about, or is told anew with each call.
+UNASKED = {"transformers_version", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"}
+KNOWN = UNASKED | {"bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "num_beams"}
+KNOWN |= {"repetition_penalty", "return_dict_in_generate", "use_cache", "_from_model_config", "early_stopping"}
+
+
+def can_decode(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a batch can gain and lose rows: every layer keeps keys and values of all that it read, and no more."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base._is_stateful or isinstance(base, FSDPModule):  # shares of a base must run equally often
+        return False
+    layers = growing_cache(base.config.get_text_config()).layers
+    return bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
+
+
+def most_likely(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor) -> Tensor:
+    return logits.argmax(1)
+
+
+def greedy(config: GenerationConfig) -> Choose | None:
+    """The most likely token, after the checkpoint's repetition penalty; None if it asks for anything beyond that."""
+    if {name for name, value in config.to_diff_dict().items() if value} - KNOWN:
+        return None
+    if config.repetition_penalty in (None, 1.0):
+        return most_likely
+    penalized = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+    return lambda logits, answers, ids: penalized(cast(Any, ids), cast(Any, logits)).argmax(1)
+
+
+def sampled(temperature: float) -> Choose:
+    """A token with the probability that the model gives it, at a temperature."""
+    return lambda logits, answers, ids: torch.multinomial((logits / temperature).softmax(1), 1)[:, 0]
+
+
+def constrained(choose: Choose, constraint: Constraint) -> Choose:
+    """The same among the tokens that may still become one of a few answers."""
+
+    def chosen(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor) -> Tensor:
+        return choose(logits + constraint.masks(answers, logits.shape[1]).to(logits), answers, ids)
+
+    return chosen
+
+
+def end_tokens(model: PreTrainedModel | PeftModel) -> list[int]:
+    """The tokens that end an answer of a model."""
+    ends = cast(Any, model).generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+class Batch:
+    """Rows that are being written: a cache of what they have read, and answers whose last token waits to be read."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        max_new_tokens: int,
+        ends: Collection[int],
+        choose: Choose,
+        mixture: Mixture | None,
+    ) -> None:
+        self.model, self.max_new_tokens, self.ends, self.choose = model, max_new_tokens, ends, choose
+        self.mixture = mixture  # of all rows there will be
+        self.rows: list[int] = []
+        self.answers: list[list[int]] = []  # as `rows`
+        self.ids = self.mask = torch.empty(0)  # [B, T], read so far; a hole shows some token that the row has
+        self.cache = DynamicCache()
+
+    def under(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        return nullcontext() if self.mixture is None else mixed(self.model, self.mixture.rows(rows))
+
+    def take(
+        self, rows: Sequence[int], answers: Sequence[list[int]], ids: Tensor, mask: Tensor, cache: DynamicCache
+    ) -> None:
+        """Adds rows that have read `ids` [b, t], in which `mask` may have holes, and begun their answers."""
+        filled = ids.where(mask.bool(), ids[:, -1:])
+        if self.rows:
+            width = max(mask.shape[1], self.mask.shape[1])
+            join(self.cache, cache)
+            self.ids = torch.cat([_widened(self.ids, width, self.ids[:, :1]), _widened(filled, width, filled[:, :1])])
+            self.mask = torch.cat([_widened(self.mask, width, 0), _widened(mask, width, 0)])
+        else:
+            self.ids, self.mask, self.cache = filled, mask, cache
+        self.rows += rows
+        self.answers += answers
+
+    def write(self) -> Iterator[tuple[int, list[int]]]:
+        """Goes on until some of the answers have ended: these leave. Yields each row and its answer."""
+        still = [place for place, answer in enumerate(self.answers) if self._is_open(answer)]
+        with self.under(self.rows):
+            while still and len(self.rows) - len(still) < max(1, LEAVE * len(self.rows)):
+                last = torch.tensor([answer[-1:] for answer in self.answers], device=self.mask.device)
+                self.ids, self.mask = torch.cat([self.ids, last], 1), torch.cat([self.mask, torch.ones_like(last)], 1)
+                logits = forward_cached(self.model, last, self.mask, self.cache, keep=1)[:, -1]
+                following = self.choose(logits, self.answers, self.ids).tolist()
+                for place in still:
+                    self.answers[place].append(following[place])
+                still = [place for place in still if self._is_open(self.answers[place])]
+        ended = sorted(set(range(len(self.rows))) - set(still))
+        yield from [(self.rows[place], self.answers[place]) for place in ended]
+        self._keep(still)
+
+    def _keep(self, places: list[int]) -> None:
+        kept = torch.tensor(places, dtype=torch.long, device=self.mask.device)
+        self.mask = self.mask[kept]
+        first = 0
+        if places and all(isinstance(layer, GrowingLayer) for layer in self.cache.layers):
+            first = int(self.mask.any(0).int().argmax())  # before it there are holes alone
+        self.ids, self.mask = self.ids[kept, first:], self.mask[:, first:]
+        self.rows, self.answers = [self.rows[place] for place in places], [self.answers[place] for place in places]
+        if places:
+            select(self.cache, kept, first)
+
+    def _is_open(self, answer: list[int]) -> bool:
+        return len(answer) < self.max_new_tokens and answer[-1] not in self.ends
+
+
+def _widened(columns: Tensor, width: int, fill: Tensor | int) -> Tensor:
+    """Columns [B, T] with others in front, which hold `fill`: [B, width]."""
+    wide = columns.new_empty(len(columns), width)
+    wide[:, : width - columns.shape[1]], wide[:, width - columns.shape[1] :] = cast(Any, fill), columns
+    return wide
+
+
+def decode(
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    choose: Choose,
+    *,
+    rows_at_once: int,
+    mixture: Mixture | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Answers prompts, as many at once as may be, and yields the index of a prompt and the tokens of its answer.
+
+    Equal prompts under one mixture are read once, and so is what all prompts begin with.
+
+    Args:
+        prompts: token ids, in the order in which they are taken.
+        mixture: one row a prompt; None leaves the model as it is.
+    """
+    batch = Batch(model, max_new_tokens=max_new_tokens, ends=end_tokens(model), choose=choose, mixture=mixture)
+    groups = [0] * len(prompts) if mixture is None else mixture.groups()
+    reader = _Reader(batch, prompts, groups, rows_at_once)
+    waiting = deque(range(len(prompts)))
+    while waiting or batch.rows:
+        if waiting:
+            rows = [waiting.popleft() for _ in range(min(rows_at_once - len(batch.rows), len(waiting)))]
+            batch.take(rows, *reader.read(rows))
+        yield from batch.write()
+
+
+class _Reader:
+    """Reads prompts, each as often as its mixtures ask for, behind what all of them begin with."""
+
+    def __init__(
+        self, batch: Batch, prompts: Sequence[Sequence[int]], groups: Sequence[int], rows_at_once: int
+    ) -> None:
+        self.batch, self.prompts, self.groups = batch, prompts, groups
+        first_of = dict(
+            zip(reversed(groups), reversed(range(len(groups))), strict=True)
+        )  # a row under each of G mixtures
+        self.place_of = {group: place for place, group in enumerate(first_of)}
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+        shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
+        # One prompt shares nothing; and what is kept for every mixture must not be more than a batch.
+        self.shared = shared if len(prompts) > 1 and len(first_of) <= rows_at_once else []
+        self.cache = self._empty()
+        if self.shared:
+            ids = torch.tensor([self.shared] * len(first_of), device=batch.model.device)  # [G, P]
+            with batch.under([*first_of.values()]):
+                forward_cached(batch.model, ids, torch.ones_like(ids), self.cache, keep=1)
+
+    def _empty(self) -> DynamicCache:
+        return growing_cache(self.batch.model.config.get_text_config())
+
+    def read(self, rows: Sequence[int]) -> tuple[list[list[int]], Tensor, Tensor, DynamicCache]:
+        """What `Batch.take` takes: the first token of each answer; the tokens read [B, T], their mask, the cache."""
+        model, length = self.batch.model, len(self.shared)
+        keys = [(tuple(self.prompts[row]), self.groups[row]) for row in rows]
+        first_of: dict[Any, int] = {}
+        for key, row in zip(keys, rows, strict=True):
+            first_of.setdefault(key, row)
+        place_of = {key: place for place, key in enumerate(first_of)}
+        once = [*first_of.values()]  # u rows of different prompts
+        rests = [self.prompts[row][length:] for row in once]
+        longest = max(map(len, rests))
+        padded = [[rest[-1]] * (longest - len(rest)) + list(rest) for rest in rests]
+        shows = [[1] * length + [0] * (longest - len(rest)) + [1] * len(rest) for rest in rests]
+        ids = torch.tensor([[*self.shared, *row] for row in padded], device=model.device)  # [u, P + T]
+        mask = torch.tensor(shows, device=model.device)
+        cache = deepcopy(self.cache)
+        if length:
+            cache.batch_select_indices(torch.tensor([self.place_of[self.groups[row]] for row in once]).to(ids))
+        with self.batch.under(once):
+            logits = forward_cached(model, ids[:, length:], mask, cache, keep=1)[:, -1]  # [u, V]
+        of_row = torch.tensor([place_of[key] for key in keys], device=model.device)  # [B]
+        if len(once) < len(rows):
+            cache.batch_select_indices(of_row)
+        ids, mask = ids[of_row], mask[of_row]
+        following = self.batch.choose(logits[of_row], [[] for _ in rows], ids)
+        return following[:, None].tolist(), ids, mask, cache
