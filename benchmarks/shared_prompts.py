@@ -33,9 +33,8 @@ def main() -> None:
     model = get_peft_model(base, SVFConfig(target_modules=r".*\.mlp\.(gate|up|down)_proj", rank=64)).train()
     prompts = torch.randint(10, 40_000, (options.prompts, PROMPT))
     repeated = prompts.repeat_interleave(options.samples, 0)
-    config = GenerationConfig(
-        do_sample=True, min_new_tokens=NEW, max_new_tokens=NEW, pad_token_id=tokenizer.pad_token_id
-    )
+    config = GenerationConfig(do_sample=True, max_new_tokens=NEW, pad_token_id=tokenizer.pad_token_id)
+    base.generation_config.eos_token_id = None  # equally long answers
 
     def train(completions: Tensor, share: bool) -> None:
         ids = torch.cat([repeated, completions], 1)
@@ -51,7 +50,7 @@ def main() -> None:
         return rows[:, PROMPT:]
 
     def shared_sample() -> Tensor:
-        return sample(model, prompts, torch.ones_like(prompts), options.samples, config)
+        return torch.tensor(sample(model, prompts.tolist(), options.samples, config))
 
     def step(draw: Callable[[], Tensor], share: bool) -> Callable[[], None]:
         return lambda: train(draw(), share)

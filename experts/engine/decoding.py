@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, cast
 
@@ -30,6 +31,9 @@ Choose = Callable[[Tensor, Sequence[Sequence[int]], Tensor], Tensor]
 LEAVE = 1 / 8
 """Ended rows leave once they are this share of a batch: taking them out copies the others."""
 
+ROOM = 2 << 30
+"""Bytes of keys and values that a batch may have where nobody says how much memory is free."""
+
 # What of a checkpoint's generation settings greedy decoding does not ask about, or is told anew with each call.
 UNASKED = {"transformers_version", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"}
 KNOWN = UNASKED | {"bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "num_beams"}
@@ -47,6 +51,16 @@ def can_decode(model: PreTrainedModel | PeftModel) -> bool:
 
 def most_likely(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor) -> Tensor:
     return logits.argmax(1)
+
+
+def rows_that_fit(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+    """The rows of so many tokens whose keys and values take up the memory that is left for them."""
+    config = cast(Any, model.config.get_text_config())
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
+    room = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else ROOM
+    return max(1, room // row)
 
 
 def greedy(config: GenerationConfig) -> Choose | None:
@@ -73,25 +87,30 @@ def constrained(choose: Choose, constraint: Constraint) -> Choose:
     return chosen
 
 
-def end_tokens(model: PreTrainedModel | PeftModel) -> list[int]:
-    """The tokens that end an answer of a model."""
-    ends = cast(Any, model).generation_config.eos_token_id
+def end_tokens(config: GenerationConfig) -> list[int]:
+    """The tokens that end an answer."""
+    ends = config.eos_token_id
     return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers are written."""
+
+    max_new_tokens: int
+    ends: Collection[int]
+    """The tokens that end an answer; they belong to it."""
+    choose: Choose
+
+    def is_open(self, answer: Sequence[int]) -> bool:
+        return len(answer) < self.max_new_tokens and answer[-1] not in self.ends
 
 
 class Batch:
     """Rows that are being written: a cache of what they have read, and answers whose last token waits to be read."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        *,
-        max_new_tokens: int,
-        ends: Collection[int],
-        choose: Choose,
-        mixture: Mixture | None,
-    ) -> None:
-        self.model, self.max_new_tokens, self.ends, self.choose = model, max_new_tokens, ends, choose
+    def __init__(self, model: PreTrainedModel | PeftModel, writing: Writing, mixture: Mixture | None) -> None:
+        self.model, self.writing = model, writing
         self.mixture = mixture  # of all rows there will be
         self.rows: list[int] = []
         self.answers: list[list[int]] = []  # as `rows`
@@ -118,16 +137,16 @@ class Batch:
 
     def write(self) -> Iterator[tuple[int, list[int]]]:
         """Goes on until some of the answers have ended: these leave. Yields each row and its answer."""
-        still = [place for place, answer in enumerate(self.answers) if self._is_open(answer)]
+        still = [place for place, answer in enumerate(self.answers) if self.writing.is_open(answer)]
         with self.under(self.rows):
             while still and len(self.rows) - len(still) < max(1, LEAVE * len(self.rows)):
                 last = torch.tensor([answer[-1:] for answer in self.answers], device=self.mask.device)
                 self.ids, self.mask = torch.cat([self.ids, last], 1), torch.cat([self.mask, torch.ones_like(last)], 1)
                 logits = forward_cached(self.model, last, self.mask, self.cache, keep=1)[:, -1]
-                following = self.choose(logits, self.answers, self.ids).tolist()
+                following = self.writing.choose(logits, self.answers, self.ids).tolist()
                 for place in still:
                     self.answers[place].append(following[place])
-                still = [place for place in still if self._is_open(self.answers[place])]
+                still = [place for place in still if self.writing.is_open(self.answers[place])]
         ended = sorted(set(range(len(self.rows))) - set(still))
         yield from [(self.rows[place], self.answers[place]) for place in ended]
         self._keep(still)
@@ -143,9 +162,6 @@ class Batch:
         if places:
             select(self.cache, kept, first)
 
-    def _is_open(self, answer: list[int]) -> bool:
-        return len(answer) < self.max_new_tokens and answer[-1] not in self.ends
-
 
 def _widened(columns: Tensor, width: int, fill: Tensor | int) -> Tensor:
     """Columns [B, T] with others in front, which hold `fill`: [B, width]."""
@@ -157,8 +173,7 @@ def _widened(columns: Tensor, width: int, fill: Tensor | int) -> Tensor:
 def decode(
     model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    choose: Choose,
+    writing: Writing,
     *,
     rows_at_once: int,
     mixture: Mixture | None = None,
@@ -171,7 +186,7 @@ def decode(
         prompts: token ids, in the order in which they are taken.
         mixture: one row a prompt; None leaves the model as it is.
     """
-    batch = Batch(model, max_new_tokens=max_new_tokens, ends=end_tokens(model), choose=choose, mixture=mixture)
+    batch = Batch(model, writing, mixture)
     groups = [0] * len(prompts) if mixture is None else mixture.groups()
     reader = _Reader(batch, prompts, groups, rows_at_once)
     waiting = deque(range(len(prompts)))
@@ -230,5 +245,5 @@ class _Reader:
         if len(once) < len(rows):
             cache.batch_select_indices(of_row)
         ids, mask = ids[of_row], mask[of_row]
-        following = self.batch.choose(logits[of_row], [[] for _ in rows], ids)
+        following = self.batch.writing.choose(logits[of_row], [[] for _ in rows], ids)
         return following[:, None].tolist(), ids, mask, cache

@@ -11,12 +11,18 @@ from typing import Any, cast
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TextIteratorStreamer
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TextIteratorStreamer,
+)
 
 from experts.engine.batches import pad_batch, plan_batches, plan_queues
 from experts.engine.constrained import Constraint
 from experts.engine.context import check_context
-from experts.engine.decoding import Choose, can_decode, constrained, decode, greedy
+from experts.engine.decoding import Choose, Writing, can_decode, constrained, decode, end_tokens, greedy
 from experts.engine.forward import evaluating, last_positions, mixed, position_ids
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
 from experts.engine.streaming import stream_from_thread
@@ -79,6 +85,7 @@ class NativeEngine:
         lengths = [len(row) for row in ids]
         check_context(self.model.config, max(lengths, default=0), max_new_tokens)
         choose = self._choice(constraint)
+        ends = end_tokens(self.generation_config)
         decoder = cast(Any, text_tokenizer(self.tokenizer))
         answers = [""] * len(ids)
 
@@ -87,7 +94,9 @@ class NativeEngine:
             own = [ids[row] for row in queue]
             under = None if mixture is None else mixture.rows(queue)
             if choose is not None:
-                yield from decode(self.model, own, max_new_tokens, choose, rows_at_once=batch_size, mixture=under)
+                yield from decode(
+                    self.model, own, Writing(max_new_tokens, ends, choose), rows_at_once=batch_size, mixture=under
+                )
                 return
             for start in range(0, len(queue), batch_size):
                 places = range(start, min(start + batch_size, len(queue)))
@@ -178,6 +187,11 @@ class NativeEngine:
             cast(PeftModel, self.model).delete_adapter(name)
 
     @property
+    def generation_config(self) -> GenerationConfig:
+        """What the checkpoint asks for in decoding."""
+        return cast(GenerationConfig, self._base.generation_config)
+
+    @property
     def _base(self) -> Any:
         """What generates. PEFT's own `generate` changes the model while it runs, under the eyes of other threads."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
@@ -186,7 +200,7 @@ class NativeEngine:
         """How `decode` finds the next token; None if it cannot write this model's answers, and `generate` must."""
         if isinstance(self.tokenizer, ProcessorMixin) or not can_decode(self.model):
             return None
-        choose = greedy(self._base.generation_config)
+        choose = greedy(self.generation_config)
         return choose if choose is None or constraint is None else constrained(choose, constraint)
 
     def _generated(self, batch: Any, max_new_tokens: int, constraint: Constraint | None) -> list[list[int]]:

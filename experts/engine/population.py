@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from experts.engine.batches import pad_batch
 from experts.engine.context import attention_window, check_context
-from experts.engine.decoding import Batch, end_tokens, most_likely
+from experts.engine.decoding import Batch, Writing, end_tokens, most_likely
 from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import growing_cache
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
@@ -53,7 +53,7 @@ class Population:
         self.engine, self.mixture, self.max_new_tokens = engine, mixture, max_new_tokens
         self.prompts, self.right = prompts, right
         config = engine.model.config
-        self.ends = end_tokens(engine.model)
+        self.writing = Writing(max_new_tokens, end_tokens(engine.generation_config), most_likely)
         heads, self.drafts = tokenize_pairs(engine.tokenizer, prompts, right)
         longest = max(
             len(head) + max(len(draft), max_new_tokens) for head, draft in zip(heads, self.drafts, strict=True)
@@ -133,7 +133,7 @@ class Population:
             if same < len(draft):
                 mask[row, same - len(draft) :] = 0  # the rest of the draft is not part of the answer
         read = torch.cat([ids.new_tensor(self.shared).expand(len(ids), -1), ids], 1)
-        open_ = Batch(model, max_new_tokens=self.max_new_tokens, ends=self.ends, choose=most_likely, mixture=mixture)
+        open_ = Batch(model, self.writing, mixture)
         open_.take([*range(len(answers))], answers, read, mask, cache)
         while open_.rows:
             for row, answer in open_.write():
@@ -141,4 +141,6 @@ class Population:
         return answers, scores
 
     def _until_end(self, tokens: list[int]) -> list[int]:
-        return tokens[: 1 + next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))]
+        return tokens[
+            : 1 + next((place for place, token in enumerate(tokens) if token in self.writing.ends), len(tokens))
+        ]

@@ -6,15 +6,27 @@ gradient is the same: that of the prompt's keys and values is the sum over the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
+from trl.trainer.utils import pad
 
 from experts.engine import last_positions, position_ids
 from experts.engine.constrained import Constraint
+from experts.engine.decoding import (
+    Writing,
+    can_decode,
+    constrained,
+    decode,
+    end_tokens,
+    most_likely,
+    rows_that_fit,
+    sampled,
+)
 
 
 def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor]:
@@ -58,22 +70,36 @@ def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, sha
 @torch.no_grad()
 def sample(
     model: Any,
-    ids: Tensor,
-    mask: Tensor,
+    prompts: Sequence[list[int]],
     samples: int,
     config: GenerationConfig,
     constraint: Constraint | None = None,
-) -> Tensor:
-    """`samples` completions of each prompt [P, L], side by side: [P·samples, C], padded after the end token."""
+) -> list[list[int]]:
+    """`samples` completions of each prompt, side by side, perhaps with something behind the end token.
+
+    Args:
+        config: its `max_new_tokens`, `do_sample`, `temperature` and `eos_token_id` count.
+    """
+    if can_decode(model):
+        longest = max(map(len, prompts)) + config.max_new_tokens
+        choose = sampled(config.temperature or 1.0) if config.do_sample else most_likely
+        if constraint is not None:
+            choose = constrained(choose, constraint)
+        writing = Writing(config.max_new_tokens, end_tokens(config), choose)
+        rows = [prompt for prompt in prompts for _ in range(samples)]
+        written = decode(model, rows, writing, rows_at_once=rows_that_fit(model, longest))
+        return [completion for _, completion in sorted(written)]
+    once = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    ids = pad(once, padding_value=config.pad_token_id, padding_side="left")  # [P, L]
+    mask = pad([torch.ones_like(prompt) for prompt in once], padding_value=0, padding_side="left")
     cache, _ = read(model, ids[:, :-1], mask[:, :-1])
     if cache is not None:
         cache.batch_repeat_interleave(samples)
-    rows = ids.repeat_interleave(samples, 0)
     output = model.generate(
-        input_ids=rows,
+        input_ids=ids.repeat_interleave(samples, 0),
         attention_mask=mask.repeat_interleave(samples, 0),
         past_key_values=cache,
         generation_config=config,
         logits_processor=[] if constraint is None else [constraint.processor(ids.shape[1])],
     )
-    return output[:, ids.shape[1] :]
+    return output[:, ids.shape[1] :].tolist()

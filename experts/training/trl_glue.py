@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from peft import PeftConfig, PeftType
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import pad, selective_log_softmax_and_entropy, split_tensor_dict
+from trl.trainer.utils import selective_log_softmax_and_entropy, split_tensor_dict
 
 from experts.domains.base import Domain, load_rows, scores_of
 from experts.engine import check_context
@@ -39,6 +40,7 @@ from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.options import check_step
 from experts.training.reinforce import Reinforce, advantages, kl_to_base, policy_loss, signed
 from experts.training.shared_prompts import completion_logits, sample
+from experts.training.token_logps import Headless, head_of, token_logps
 from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
 
 # What TRL's batches hold besides a vision-language model's own inputs.
@@ -55,6 +57,8 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         self.options = options
         self.constraint = constraint
         super().__init__(*args, **kwargs)
+        several = constraint is None and not isinstance(self.processing_class, ProcessorMixin)
+        self.head = head_of(cast(Any, self.model).get_base_model()) if several else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.options.parametrization == "sigmoid":
@@ -70,9 +74,19 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
             return super()._prepare_inputs(generation_batch)
         micro_batch = self._step % self.args.gradient_accumulation_steps
         if micro_batch == 0:
-            batch = self._generate_and_score_completions(generation_batch)
+            batch = self._by_length(self._generate_and_score_completions(generation_batch))
             self._buffered_inputs = split_tensor_dict(batch, self.args.gradient_accumulation_steps)
         return self._buffered_inputs[micro_batch]
+
+    def _by_length(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A step's completions with the shortest first, those of a prompt still together, for less padding."""
+        lengths = batch["completion_mask"].sum(1).view(-1, self.options.samples_per_prompt)  # [P, S]
+        order = lengths.amax(1).argsort()
+        rows = torch.arange(lengths.numel(), device=order.device).view_as(lengths)
+        rows = rows.gather(1, lengths.argsort(1))[order].flatten()
+        return {
+            name: value[rows] if isinstance(value, Tensor) and value.ndim else value for name, value in batch.items()
+        }
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
         """Prompts are read as for every other answer. TRL's way is left for pictures, which come with their rows."""
@@ -86,20 +100,19 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
             # Only now it is known how many tokens the pictures take.
             check_context(cast(Any, self.model).config, max(map(len, prompt_ids)), self.options.max_new_tokens)
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-        samples = self.options.samples_per_prompt
-        once = [torch.tensor(ids, device=self.accelerator.device) for ids in prompt_ids[::samples]]
-        ids = pad(once, padding_value=self._tokenizer.pad_token_id, padding_side="left")
-        mask = pad([torch.ones_like(prompt) for prompt in once], padding_value=0, padding_side="left")
         with unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
             generation_kwargs=self.generation_kwargs,
             gradient_checkpointing_kwargs=cast(Any, self.args.gradient_checkpointing_kwargs),
         ) as model:
-            completions = sample(model, ids, mask, samples, self.generation_config, self.constraint)
-        ends = torch.isin(completions, torch.tensor(self.eos_token_ids, device=completions.device))
-        lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, completions.shape[1])
-        return [row[:length] for row, length in zip(completions.tolist(), lengths.tolist(), strict=True)]
+            samples = self.options.samples_per_prompt
+            completions = sample(model, prompt_ids[::samples], samples, self.generation_config, self.constraint)
+        return [self._until_end(completion) for completion in completions]
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        end = next((place for place, token in enumerate(tokens) if token in self.eos_token_ids), len(tokens))
+        return tokens[: end + 1]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)  # [B on all processes, 1]
@@ -146,32 +159,41 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         """log π(y_t) and the entropy at t, both [B, T], of a batch's completions.
 
         TRL reads a prompt once for each of its samples, and where there is no Triton its fused head projects the
-        tokens of the prompts on the vocabulary too. It is left with pictures, and on accelerators with free answers.
+        tokens of the prompts on the vocabulary too. It is left with pictures.
         """
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         length, rows = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
-        ours = self.constraint is not None or self.accelerator.device.type == "cpu"
+        ours = self.head is not None or self.constraint is not None or self.accelerator.device.type == "cpu"
         if not ours or batch.get("pixel_values") is not None:
             pictures = {name: value for name, value in batch.items() if name not in BATCH_FIELDS}
             logps, entropies, _ = super()._get_per_token_logps_and_entropies(
                 model, ids, mask, length, rows, compute_entropy=True, **pictures
             )
             return logps, entropies
-        parts = []
-        for own_ids, own_mask in zip(ids.split(rows), mask.split(rows), strict=True):
-            share = not self.options.gradient_checkpointing
-            logits = completion_logits(model, own_ids, own_mask, length, share=share)  # [b, T, V]
-            completions = own_ids[:, -length:]
+        parts = zip(ids.split(rows), mask.split(rows), strict=True)
+        logps, entropies = zip(*(self._part_logps(model, *part, length) for part in parts), strict=True)
+        return torch.cat(logps), torch.cat(entropies)
+
+    def _part_logps(self, model: Any, ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """`_token_logps` of some rows, whose completions are the last `length` columns; those that all lack are cut."""
+        longest = int(mask[:, -length:].sum(1).max())
+        shown = slice(int(mask.any(0).int().argmax()), ids.shape[1] - length + longest)
+        ids, mask = ids[:, shown], mask[:, shown]
+        completions, share = ids[:, -longest:], not self.options.gradient_checkpointing
+        if self.head is None:
+            logits = completion_logits(model, ids, mask, longest, share=share)  # [b, t, V]
             if self.constraint is not None:
                 logits = logits + self.constraint.bias(completions, logits.shape[-1])
-            parts.append(
-                selective_log_softmax_and_entropy(
-                    logits, completions, entropy_requires_grad=False, temperature=self.temperature
-                )
+            logps, entropies = selective_log_softmax_and_entropy(
+                logits, completions, entropy_requires_grad=False, temperature=self.temperature
             )
-        logps, entropies = map(torch.cat, zip(*parts, strict=True))
-        return logps, entropies
+        else:
+            said = mask[:, -longest:].bool()
+            states = completion_logits(Headless(model, self.head), ids, mask, longest, share=share)  # [b, t, d]
+            own = token_logps(self.head, states[said], completions[said], self.temperature)
+            logps, entropies = (each.new_zeros(said.shape).masked_scatter(said, each) for each in own)
+        return F.pad(logps, (0, length - longest)), F.pad(entropies, (0, length - longest))
 
 
 def reward_function(domain: Domain, options: Reinforce) -> Any:

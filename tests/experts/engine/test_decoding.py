@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from experts.engine import NativeEngine
-from experts.engine.decoding import can_decode, decode, end_tokens, greedy, most_likely, sampled
+from experts.engine.decoding import Choose, Writing, can_decode, decode, end_tokens, greedy, most_likely, sampled
 from experts.engine.growing_cache import growing_cache, join, select
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -30,6 +30,10 @@ def generated(model: Any, ids: list[int], **options: Any) -> list[int]:
     return output[0, len(ids) :].tolist()
 
 
+def writing(model: Any, choose: Choose) -> Writing:
+    return Writing(NEW, end_tokens(model.generation_config), choose)
+
+
 @pytest.fixture
 def talkative(tiny_model: Any, tiny_tokenizer: Any) -> Any:
     """A model whose answers end at different lengths: each at a token that it says sooner or later."""
@@ -45,7 +49,7 @@ def test_decoding_is_greedy_generation(talkative: Any, tiny_tokenizer: Any, rows
     ids = tokens_of(tiny_tokenizer, PROMPTS, begin)
     wanted = [generated(talkative, row, do_sample=False) for row in ids]
     with torch.no_grad():
-        answers = dict(decode(talkative, ids, NEW, most_likely, rows_at_once=rows_at_once))
+        answers = dict(decode(talkative, ids, writing(talkative, most_likely), rows_at_once=rows_at_once))
     assert [answers[row] for row in range(len(ids))] == wanted
     assert len({*map(len, wanted)}) > 2, "no row leaves before another"
 
@@ -57,7 +61,7 @@ def test_the_checkpoints_penalty_counts(talkative: Any, tiny_tokenizer: Any) -> 
     choose = greedy(talkative.generation_config)
     assert choose is not None
     with torch.no_grad():
-        answers = dict(decode(talkative, ids, NEW, choose, rows_at_once=3))
+        answers = dict(decode(talkative, ids, writing(talkative, choose), rows_at_once=3))
     assert [answers[row] for row in range(len(ids))] == [generated(talkative, row, do_sample=False) for row in ids]
     assert [answers[row] for row in range(len(ids))] != plain
 
@@ -87,11 +91,12 @@ def test_rows_of_many_mixtures_leave_and_come(library: ExpertLibrary, talkative:
 
 def test_samples_come_from_the_models_distribution(tiny_model: Any, tiny_tokenizer: Any) -> None:
     (ids,) = tokens_of(tiny_tokenizer, ["a"])
-    tiny_model.generation_config.eos_token_id = None
     with torch.no_grad():
         wanted = (tiny_model(torch.tensor([ids])).logits[0, -1] / 0.7).softmax(0)
         torch.manual_seed(0)
-        drawn = [answer[0] for _, answer in decode(tiny_model, [ids] * 4000, 1, sampled(0.7), rows_at_once=4000)]
+        drawn = [
+            answer[0] for _, answer in decode(tiny_model, [ids] * 4000, Writing(1, [], sampled(0.7)), rows_at_once=4000)
+        ]
     often = torch.bincount(torch.tensor(drawn), minlength=len(wanted)) / len(drawn)
     deviation = (often - wanted) / (wanted * (1 - wanted) / len(drawn)).sqrt().clamp(min=1e-9)
     assert deviation[wanted > 0.002].abs().max() < 5
@@ -122,7 +127,6 @@ def test_a_cache_loses_and_gains_rows(tiny_model: Any) -> None:
         assert torch.equal(values, -keys)
 
 
-def test_where_answers_end(tiny_model: Any) -> None:
+def test_where_answers_end() -> None:
     for ends, wanted in ((None, []), (5, [5]), ([5, 6], [5, 6])):
-        tiny_model.generation_config.eos_token_id = ends
-        assert end_tokens(tiny_model) == wanted
+        assert end_tokens(GenerationConfig(eos_token_id=ends)) == wanted
