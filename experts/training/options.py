@@ -59,7 +59,7 @@ class ExpertTraining(TrainingOptions):
     """The most that an answer may have."""
     schedule: Literal["constant", "cosine"] = "constant"
     validate_every: int = 5
-    """Steps between greedy evaluations on the validation split; a checkpoint is written with each."""
+    """Steps between greedy evaluations on the validation split. A checkpoint is written with every step."""
     validation_size: int = 128
     patience: int | None = None
     """Stop after this many validations in a row without a new best; None never stops early."""
@@ -81,7 +81,7 @@ class ExpertTraining(TrainingOptions):
             "gradient_checkpointing": self.gradient_checkpointing,
             "report_to": self.report_to,
             "logging_steps": 1,
-            "save_steps": self.validate_every,
+            "save_steps": 1,  # what is trained is small
             "save_total_limit": 2,
             "ddp_find_unused_parameters": False,
         }

@@ -106,26 +106,29 @@ class RunTrainer(Trainer):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C lets the step finish and writes a checkpoint; the second one stops at once."""
+    """The first Ctrl-C, or SIGTERM, lets the step finish and writes a checkpoint; the second one stops at once."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.requested = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._previous = signal.signal(signal.SIGINT, self._request)
+            self._previous = {each: signal.signal(each, self._request) for each in (signal.SIGINT, signal.SIGTERM)}
 
     def _request(self, *_: Any) -> None:
         self.requested = True
         self.progress.say("finishing this step, then stopping; press Ctrl-C again to stop at once")
-        signal.signal(signal.SIGINT, self._previous)
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.requested:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        self._restore()

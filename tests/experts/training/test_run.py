@@ -100,25 +100,34 @@ def with_callback(make: Any, callback: TrainerCallback) -> Any:
 
 
 class Interrupt(TrainerCallback):
-    """Presses Ctrl-C during a step."""
+    """Presses Ctrl-C during a step, or sends another signal."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize(("parametrization", "step"), [("raw", 3), ("sigmoid", 3), ("raw", 6)])
+@pytest.mark.parametrize(
+    ("parametrization", "step", "number"),
+    [("raw", 3, signal.SIGINT), ("sigmoid", 3, signal.SIGTERM), ("raw", 6, signal.SIGTERM)],
+)
 def test_an_interrupted_run_resumes_to_the_same_expert(
-    train: Any, options: Reinforce, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parametrization: Any, step: int
+    train: Any,
+    options: Reinforce,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    parametrization: Any,
+    step: int,
+    number: int,
 ) -> None:
     options = replace(options, steps=6, parametrization=parametrization, schedule="cosine")
     whole = train("whole", options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(expert, "make_trainer", with_callback(expert.make_trainer, Interrupt(step)))
+        patch.setattr(expert, "make_trainer", with_callback(expert.make_trainer, Interrupt(step, number)))
         with pytest.raises(Interrupted, match=f"step {step}"):
             train("parts", options)
     assert not (tmp_path / "parts").exists()
