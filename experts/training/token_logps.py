@@ -32,7 +32,7 @@ class Headless:
 
         def one_is_enough(head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             read.append(args[0])
-            return (args[0][:, :1],)
+            return (args[0][:1, :1],)
 
         hook = self.head.register_forward_pre_hook(one_is_enough)
         try:
