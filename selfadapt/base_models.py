@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ _SPARE_TOKEN = re.compile(r"\W*(pad|finetune_right_pad_id|unused_?\d*|reserved_s
 
 
 def load_base(
-    name: str = BUILT_IN,
+    name: str | Path = BUILT_IN,
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -69,7 +70,7 @@ def load_base(
     return model.to(place), tokenizer  # type: ignore[arg-type]
 
 
-def load_config(name: str = BUILT_IN) -> PreTrainedConfig:
+def load_config(name: str | Path = BUILT_IN) -> PreTrainedConfig:
     """The configuration of a base, without its weights.
 
     Raises:
@@ -84,7 +85,7 @@ def load_config(name: str = BUILT_IN) -> PreTrainedConfig:
         raise UserError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
 
 
-def load_shapes(name: str = BUILT_IN) -> PreTrainedModel:
+def load_shapes(name: str | Path = BUILT_IN) -> PreTrainedModel:
     """A base on the meta device: every parameter has its shape, and none a value.
 
     Raises:
@@ -154,8 +155,9 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
     return dtype
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def _locate(name: str | Path) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` must be given to find `name`: a folder or hub id, and options."""
+    name = os.fspath(name)
     path = expand(name)
     if name == BUILT_IN:
         return str(_built_in_folder()), {}

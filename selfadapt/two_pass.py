@@ -64,6 +64,8 @@ class SelfAdaptiveModel:
 
     def __init__(self, engine: Any, *rest: Any) -> None:
         *tokenizer, dispatcher = rest
+        if isinstance(dispatcher, PreTrainedTokenizerBase | ProcessorMixin):
+            raise UserError("a dispatcher comes last: SelfAdaptiveModel(model, tokenizer, dispatcher)")
         self.engine: Engine = NativeEngine(engine, *tokenizer) if tokenizer else engine
         self.dispatcher: Dispatcher = dispatcher
 
@@ -79,7 +81,7 @@ class SelfAdaptiveModel:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | None = None,
+        model: str | Path | None = None,
         library: str | Path | ExpertLibrary | None = None,
         dispatch: str = "none",
         *,
@@ -93,8 +95,8 @@ class SelfAdaptiveModel:
         Args:
             model: a built-in name, a hub id or a folder; by default the library's base.
             library: a folder of experts; by default those that come with the base.
-            dispatch: "none" for the plain base, "prompt", "classifier", "embedding", "t2l", an expert's
-                name, or a `MIX.json`.
+            dispatch: "none" for the plain base, a dispatcher's name (`dispatch.DISPATCHERS`), an expert's name, or a
+                `MIX.json`.
             engine: "native", or "vllm" where that is installed: experts of limited rank, each mixture as a LoRA.
             engine_options: for `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
 
@@ -119,7 +121,7 @@ class SelfAdaptiveModel:
     @classmethod
     def _on_vllm(
         cls,
-        model: str | None,
+        model: str | Path | None,
         library: str | Path | ExpertLibrary | None,
         dispatch: str,
         dtype: torch.dtype | str | None,
@@ -135,7 +137,7 @@ class SelfAdaptiveModel:
         experts = None if plain else find_library(model, library)
         if experts is not None:
             check_dispatcher(dispatch, experts, "any")
-        name = model or (BUILT_IN if experts is None else experts.base)
+        name = str(model or (BUILT_IN if experts is None else experts.base))
         if name.endswith(".gguf"):
             raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
         base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
@@ -196,7 +198,7 @@ class SelfAdaptiveModel:
         return mixture
 
 
-def find_library(model: str | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:
+def find_library(model: str | Path | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:
     """The library that is meant: the one given, or the experts that come with the base.
 
     Raises:
@@ -206,14 +208,14 @@ def find_library(model: str | None, library: str | Path | ExpertLibrary | None) 
         return library
     if library is not None:
         return ExpertLibrary.open(library)
-    name = model or BUILT_IN
+    name = str(model or BUILT_IN)
     shipped = shipped_library(name)
     if shipped is None:
         raise UserError(f"no experts come with the base {name!r}; name a library")
     return ExpertLibrary.open(shipped)
 
 
-def find_expert(name: str, library: str | Path | None, model: str | None) -> Expert:
+def find_expert(name: str, library: str | Path | None, model: str | Path | None) -> Expert:
     """An expert's own folder, an expert of a library, or what a `MIX.json` of a library's experts amounts to.
 
     Raises:

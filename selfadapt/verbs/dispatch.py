@@ -25,7 +25,7 @@ def dispatch(
 
     Args:
         prompts: one user turn each.
-        dispatch: "prompt", "classifier" or "embedding"; also an expert or a MIX.json.
+        dispatch: a dispatcher such as "embedding"; also an expert or a MIX.json.
         evaluate: labelled prompts to measure the dispatcher on.
         calibrate: labelled prompts to calibrate "prompt" or "classifier" on; kept in the library.
         model: a built-in name, a hub id or a folder; by default the library's base.

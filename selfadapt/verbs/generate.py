@@ -25,7 +25,7 @@ def generate(
 
     Args:
         prompts: one user turn each.
-        dispatch: "none" for the plain base; "prompt", "classifier" or "embedding" to let the prompt decide; the name of
+        dispatch: "none" for the plain base; a dispatcher such as "embedding", which lets the prompt decide; the name of
             an expert; or a MIX.json.
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts; by default those that come with the base.

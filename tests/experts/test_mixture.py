@@ -47,3 +47,8 @@ def test_weights_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         Mixture.of({"a": float("nan")})
     with pytest.raises(UserError, match="the weight of a must be a number, not '1'"):
         Mixture.of({"a": "1"})  # type: ignore[dict-item]
+
+
+def test_weights_that_are_no_tensor_are_refused() -> None:
+    with pytest.raises(UserError, match="a tensor of weights"):
+        Mixture(("a",), [[1.0], [0.0]])  # type: ignore[arg-type]

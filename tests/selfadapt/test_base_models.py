@@ -322,3 +322,9 @@ def check_message(name: str, parts: list[str]) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_a_path_that_is_not_there_is_refused_like_its_name(tmp_path: Path) -> None:
+    for given in (tmp_path / "none", str(tmp_path / "none")):
+        with pytest.raises(UserError, match="no such folder"):
+            load_base(given)

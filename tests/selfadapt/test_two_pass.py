@@ -298,3 +298,8 @@ def test_an_engine_that_does_not_exist_or_is_not_installed_is_one_line(
     monkeypatch.setattr("experts.engine.vllm.find_spec", lambda name: None)
     with pytest.raises(UserError, match="not installed here: `make setup-vllm`"):
         SelfAdaptiveModel.from_pretrained(library=library, engine="vllm")
+
+
+def test_a_model_without_a_dispatcher_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="a dispatcher comes last"):
+        SelfAdaptiveModel(tiny_model, tiny_tokenizer)  # type: ignore[call-overload]

@@ -148,7 +148,7 @@ HEADING = re.compile(r"(?:the |my )?(?:final |correct )?(?:answer|result|solutio
 # What may stand before the number with which a line opens: a label, signs.
 LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$\\(]{0,6}(?:[-–]\s?)?[$\\]{0,2}")
 # Another number in its place.
-OTHER = re.compile(r"[^\d=]*(?:\bor\b|,\s)[^\d]*\d")
+OTHER = re.compile(r"[^\d=]*(?:\bor\b|,\s(?!not\b))[^\d]*\d")
 
 
 def _opening(line: str) -> str:
