@@ -35,8 +35,9 @@ from torch import Tensor
 
 from dispatch.few_shot import Search, matrix_groups, mixture_of, rank_candidates
 from experts.engine import NativeEngine, mixed
-from experts.library import ExpertLibrary, shipped_library
+from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.shipped import shipped_library
 from experts.svf.decomposition import decompose
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe

@@ -22,9 +22,10 @@ from transformers import PreTrainedTokenizerBase
 from dispatch import Calibration, Dispatcher, Fixed, PromptDispatcher, calibration_path, find_dispatcher
 from experts.domains import Domain
 from experts.engine import NativeEngine
-from experts.library import ExpertLibrary, shipped_library
+from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.files import write_json
+from experts.shipped import shipped_library
 from experts.training.statistics import Accuracy, accuracy, mcnemar
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe

@@ -17,8 +17,9 @@ from sidebyside import side_by_side
 
 from dispatch import Dispatcher, find_dispatcher
 from experts import Mixture
-from experts.library import ExpertLibrary, shipped_library
+from experts.library import ExpertLibrary
 from experts.outside.chats import Chat
+from experts.shipped import shipped_library
 from selfadapt import SelfAdaptiveModel
 
 THINGS = ["apples", "books", "coins", "stones"]

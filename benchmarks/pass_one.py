@@ -13,7 +13,8 @@ from sidebyside import side_by_side
 
 from dispatch import EmbeddingDispatcher, PromptDispatcher
 from experts.engine import NativeEngine
-from experts.library import CLASSIFIER, ExpertLibrary, shipped_library
+from experts.library import CLASSIFIER, ExpertLibrary
+from experts.shipped import shipped_library
 from selfadapt import load_base
 
 TEXT = (

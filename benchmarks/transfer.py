@@ -15,7 +15,8 @@ from typing import Any
 
 from experts.exchange.transfer import compare_bases, transfer
 from experts.expert import Expert
-from experts.library import ExpertLibrary, shipped_library
+from experts.library import ExpertLibrary
+from experts.shipped import shipped_library
 from experts.training.evaluation import Problems, held_out_scores
 from experts.training.statistics import accuracy, mcnemar
 from selfadapt import load_base

@@ -287,6 +287,16 @@ class ExpertLibrary:
         description = f"The mixture {mixture}."
         return Expert(mixture.z(self.z), self.base, self.fingerprint, description, sketch=self.sketch)
 
+    def fits(self, base: PreTrainedModel) -> bool:
+        """Whether a base has the shapes that the experts need; its weights are not looked at."""
+        modules = plain_modules(base)
+
+        def has(matrix: str, z: Tensor) -> bool:
+            module = modules.get(matrix)
+            return isinstance(module, nn.Linear | Conv1D) and len(z) <= min(module.weight.shape)
+
+        return all(has(matrix, z) for name in self.names for matrix, z in self.z(name).items())
+
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""
         refuse_other_base(f"the library {self.folder}", self.fingerprint, self.sketch, base)
@@ -384,9 +394,3 @@ class ExpertLibrary:
             self.folder / "library.json",
             {"base": self.base, "fingerprint": self.fingerprint, "experts": self.names},
         )
-
-
-def shipped_library(base_name: str) -> Path | None:
-    """The folder of the experts that come with the package for a base, or None."""
-    folder = Path(__file__).parent / "shipped" / base_name
-    return folder if (folder / "library.json").is_file() else None

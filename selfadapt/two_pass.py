@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
@@ -17,11 +18,12 @@ from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
 from experts.engine import Engine, NativeEngine
 from experts.engine.vllm import VLLMEngine, check_installed
 from experts.expert import Expert
-from experts.library import ExpertLibrary, shipped_library
+from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompt, read_prompts
 from experts.outside.errors import UserError, unknown
-from selfadapt.base_models import BUILT_IN, load_base
+from experts.shipped import shipped_for, shipped_library
+from selfadapt.base_models import BUILT_IN, load_base, load_shapes
 
 ENGINES = ("native", "vllm")
 
@@ -199,7 +201,7 @@ class SelfAdaptiveModel:
 
 
 def find_library(model: str | Path | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:
-    """The library that is meant: the one given, or the experts that come with the base.
+    """The library that is meant: the one given, or the experts that come with the base, whatever it is called here.
 
     Raises:
         UserError: if there is none.
@@ -209,10 +211,16 @@ def find_library(model: str | Path | None, library: str | Path | ExpertLibrary |
     if library is not None:
         return ExpertLibrary.open(library)
     name = str(model or BUILT_IN)
-    shipped = shipped_library(name)
-    if shipped is None:
-        raise UserError(f"no experts come with the base {name!r}; name a library")
-    return ExpertLibrary.open(shipped)
+    if named := shipped_library(name):
+        return ExpertLibrary.open(named)
+    candidates = []
+    with suppress(UserError):  # there is no such base
+        candidates = shipped_for(load_shapes(name))
+    for candidate in candidates:
+        with suppress(UserError):  # it is another base
+            candidate.check_base(load_base(name)[0])
+            return candidate
+    raise UserError(f"no experts come with the base {name!r}; name a library")
 
 
 def find_expert(name: str, library: str | Path | None, model: str | Path | None) -> Expert:

@@ -10,11 +10,14 @@ import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.library import ExpertLibrary, load_expert, shipped_library
+from experts.library import ExpertLibrary, load_expert
+from experts.outside.errors import UserError
+from experts.shipped import shipped_library
 from experts.svf.fingerprint import fingerprint
 from experts.training.evaluation import Problems, held_out_scores
 from experts.training.statistics import accuracy
 from selfadapt.recipes import find_recipe, read_recipe
+from selfadapt.two_pass import find_library
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 FOLDER = shipped_library("smollm2-135m") or Path("missing")
@@ -26,6 +29,22 @@ def test_there_are_at_least_four_for_the_built_in_base(smollm2: Base) -> None:
     assert LIBRARY.base == "smollm2-135m"
     assert LIBRARY.fingerprint == fingerprint(smollm2[0])
     LIBRARY.check_base(smollm2[0].half())  # a rounding
+
+
+def test_they_are_found_by_the_base_whatever_it_is_called(
+    smollm2: Base, tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    base, tokenizer = smollm2
+    for each in (base.bfloat16(), tokenizer):
+        each.save_pretrained(tmp_path / "a rounding of it")
+    assert find_library(tmp_path / "a rounding of it", None).folder == FOLDER
+    base.model.layers[0].mlp.up_proj.weight.data.mul_(1.1)
+    base.save_pretrained(tmp_path / "another")
+    for each in (tiny_model, tiny_tokenizer):
+        each.save_pretrained(tmp_path / "of another shape")
+    for other in ("another", "of another shape", "none"):
+        with pytest.raises(UserError, match="no experts come with the base"):
+            find_library(tmp_path / other, None)
 
 
 @pytest.mark.parametrize("name", LIBRARY.names)

@@ -24,9 +24,9 @@ import torch
 from dispatch import Fixed, find_dispatcher
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import NativeEngine
-from experts.library import shipped_library
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
+from experts.shipped import shipped_library
 from selfadapt import SelfAdaptiveModel, load_base
 from selfadapt.serving.two_passes import serving
 

@@ -38,7 +38,8 @@ def test_only_the_name_is_right() -> None:
 
 
 def test_the_shipped_recipe_names_the_shipped_experts() -> None:
-    from experts.library import ExpertLibrary, shipped_library
+    from experts.library import ExpertLibrary
+    from experts.shipped import shipped_library
 
     recipe = read_recipe(find_recipe("smollm2-135m/classifier"))
     folder = shipped_library("smollm2-135m")

@@ -1,0 +1,23 @@
+"""The experts that come with the package, as data: one library a base, in a folder of the base's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from experts.library import ExpertLibrary
+
+FOLDER = Path(__file__).parent
+
+
+def shipped_library(base_name: str) -> Path | None:
+    """The folder of the experts that come with the package for a base of this name, or None."""
+    folder = FOLDER / base_name
+    return folder if (folder / "library.json").is_file() else None
+
+
+def shipped_for(shapes: PreTrainedModel) -> list[ExpertLibrary]:
+    """The libraries that come with the package and could be a base's: those whose experts its shapes fit."""
+    libraries = [ExpertLibrary.open(path.parent) for path in sorted(FOLDER.glob("*/library.json"))]
+    return [library for library in libraries if library.fits(shapes)]
