@@ -19,6 +19,7 @@ from experts.library import ExpertLibrary
 from experts.shipped import shipped_library
 from experts.training.evaluation import Problems, held_out_scores
 from experts.training.statistics import accuracy, mcnemar
+from experts.training.trainer import LoadedBase
 from selfadapt import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
 
@@ -49,8 +50,9 @@ def main() -> None:
     earns("expert on its base", base, expert)
     ancestor, _ = load_base()
     with TemporaryDirectory() as folder:
+        recipe = read_recipe(find_recipe(options.descendant))
         trained = train_recipe(
-            read_recipe(find_recipe(options.descendant)), ancestor, tokenizer, Path(folder, "lora"), resume=False
+            recipe, LoadedBase(ancestor, tokenizer, recipe.model), Path(folder, "lora"), resume=False
         )
     own = " to ".join(str(accuracy(scores)) for scores in (trained.base_scores, trained.expert_scores))
     print(f"the descendant on what it was trained for: {own}")

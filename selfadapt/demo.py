@@ -13,6 +13,7 @@ from torch import nn
 from experts.engine import NativeEngine
 from experts.outside.files import atomic_file, check_writable, write_json
 from experts.training.run import unfinished_folder
+from experts.training.trainer import LoadedBase
 from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
 
@@ -34,7 +35,9 @@ def demo(output: Path) -> dict[str, Any]:
         console.print("going on with the demo that was interrupted")
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     parameters_of_lora = lora_parameters(base)
-    result = train_recipe(recipe, base, tokenizer, expert, resume=unfinished.exists(), replace=True)
+    result = train_recipe(
+        recipe, LoadedBase(base, tokenizer, recipe.model), expert, resume=unfinished.exists(), replace=True
+    )
     report = {
         **result.comparison(),
         "train_seconds": result.train_seconds,

@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from experts.outside.chats import check_template
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import check_new_folder
 from experts.svf import SVFConfig
@@ -134,7 +133,6 @@ def train_adapters(
     adapters = check_adapters(tasks, options, folder)
     model, tokenizer = base.load()
     check_tokenizer(tokenizer)
-    check_template(tokenizer)
     check_examples(model.config, tokenizer, options.prompt, [task for _, own in adapters for task in own])
     identity, base_sketch = fingerprint(model), sketch(model)
     recipe = {"model": base.name, "output": asdict(output), "training": asdict(options)}

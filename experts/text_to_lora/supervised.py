@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experts.outside.chats import check_template
 from experts.outside.errors import UserError, check_numbers
 from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora.encoder import TaskEncoder, make_encoder
@@ -79,7 +78,6 @@ def train_supervised(design: Design, base: Base, tasks: Tasks, options: Supervis
         raise UserError("there are no training tasks, or validation_tasks holds none of them out")
     model, tokenizer = base.load()
     check_tokenizer(tokenizer)
-    check_template(tokenizer)
     check_examples(model.config, tokenizer, options.prompt, [*tasks.train, *tasks.validation])
     encoder = make_encoder(design.encoder, lambda: (model, tokenizer), trust_remote_code=design.trust_remote_code)
     torch.manual_seed(options.seed)

@@ -11,7 +11,6 @@ from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from experts.domains.base import Domain, Split, load_rows
-from experts.outside.chats import check_template
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.card import Card, Origin, plot_curve, write_trained
 from experts.training.evaluation import Problems, held_out_scores
@@ -102,7 +101,6 @@ def train_expert(
         for split, size in sizes.items()
     }
     check_tokenizer(base.tokenizer)
-    check_template(base.tokenizer)
     check_targets(adapter, base.model)
     read = [rows["train"]] if isinstance(options, Reinforce) else []
     read += [own.rows for own in problems.values()]

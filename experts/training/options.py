@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from experts.engine import context_of
-from experts.outside.chats import tokenize
+from experts.outside.chats import check_template, tokenize
 from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole, unknown
 from experts.outside.pictures import text_tokenizer
 from experts.training.processes import processes
@@ -148,11 +148,12 @@ def check_tracker(name: str) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
-    """Raises UserError for a tokenizer that cannot end an answer, or not fill up a batch."""
+    """Raises UserError for a tokenizer that cannot end an answer, not fill up a batch, or not render a chat."""
     text = text_tokenizer(tokenizer)
     for token, what in (("eos", "end"), ("pad", "padding")):
         if getattr(text, f"{token}_token_id") is None:
             raise UserError(f"the base's tokenizer has no {what} token, which training needs: set its {token}_token")
+    check_template(tokenizer)
 
 
 def check_prompts(

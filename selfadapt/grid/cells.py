@@ -25,6 +25,7 @@ from experts.training.evaluation import Problems, held_out_scores
 from experts.training.log import Log
 from experts.training.run import unfinished_folder
 from experts.training.statistics import accuracy, constant_answer
+from experts.training.trainer import LoadedBase
 from selfadapt.base_models import load_base
 from selfadapt.grid.memory import PeakMemory
 from selfadapt.grid.results import BASE, Line, chosen_rate
@@ -201,8 +202,7 @@ class TrainedCell(Cell):
             base_fingerprint = fingerprint(base)
             result = train_recipe(
                 self.recipe,
-                base,
-                tokenizer,
+                LoadedBase(base, tokenizer, self.model),
                 folder,
                 resume=unfinished_folder(folder).exists(),
                 replace=True,

@@ -116,8 +116,8 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
     for cell in trained:
         if cell.recipe.training.max_new_tokens != evaluations[cell.trained_on].max_new_tokens:
             raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")
-    trained.sort(key=lambda cell: cell.seed)  # the smallest first: they choose the learning rates
-    return Experiment(path.stem + ("-quick" if quick else ""), [*cells, *trained])
+    # The smallest seeds first: they choose the learning rates.
+    return Experiment(path.stem + ("-quick" if quick else ""), [*cells, *sorted(trained, key=lambda cell: cell.seed)])
 
 
 def _dispatchers(document: Mapping[str, Any], path: Path) -> list[str]:

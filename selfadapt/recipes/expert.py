@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dispatch.embedding import PROMPTS, write_prompts
 from experts.domains import KINDS
@@ -84,14 +83,12 @@ def check_recipe(recipe: Recipe, output: Path, *, resume: bool) -> None:
 
 def train_recipe(
     recipe: Recipe,
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    base: LoadedBase,
     output: Path,
     *,
     resume: bool,
     replace: bool = False,
     base_scores: list[float] | None = None,
-    shard_base: bool = False,
 ) -> TrainedExpert:
     """`train_expert` with everything that the recipe says; raises what that raises.
 
@@ -110,7 +107,7 @@ def train_recipe(
             print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
 
     return train_expert(
-        LoadedBase(base, tokenizer, recipe.model, shard_base),
+        base,
         recipe.domain,
         recipe.adapt.config(),
         recipe.training,

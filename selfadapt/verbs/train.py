@@ -46,6 +46,7 @@ def train(args: list[str]) -> None:
 
     from experts.domains import check_domain
     from experts.training.processes import processes
+    from experts.training.trainer import LoadedBase
     from selfadapt.base_models import load_base
 
     check_domain(recipe.domain)
@@ -55,8 +56,8 @@ def train(args: list[str]) -> None:
     # A base that is to be shared out never is on the accelerator as a whole.
     shared_out = options.shard_base and torch.accelerator.is_available()
     place = {"device": "cpu", "dtype": recipe.dtype or "auto"} if shared_out else {"dtype": recipe.dtype}
-    base, tokenizer = load_base(recipe.model, **place)
-    result = train_recipe(recipe, base, tokenizer, output, resume=options.resume, shard_base=options.shard_base)
+    base = LoadedBase(*load_base(recipe.model, **place), recipe.model, options.shard_base)
+    result = train_recipe(recipe, base, output, resume=options.resume)
     report = {
         "expert": str(result.folder),
         "parameters": result.parameters,
