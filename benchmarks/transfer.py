@@ -51,9 +51,7 @@ def main() -> None:
     ancestor, _ = load_base()
     with TemporaryDirectory() as folder:
         recipe = read_recipe(find_recipe(options.descendant))
-        trained = train_recipe(
-            recipe, LoadedBase(ancestor, tokenizer, recipe.model), Path(folder, "lora"), resume=False
-        )
+        trained = train_recipe(recipe, LoadedBase(ancestor, tokenizer, recipe.model), recipe.run(Path(folder, "lora")))
     own = " to ".join(str(accuracy(scores)) for scores in (trained.base_scores, trained.expert_scores))
     print(f"the descendant on what it was trained for: {own}")
     descendant: Any = trained.model.merge_and_unload()  # type: ignore[operator]

@@ -36,7 +36,7 @@ def demo(output: Path) -> dict[str, Any]:
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     parameters_of_lora = lora_parameters(base)
     result = train_recipe(
-        recipe, LoadedBase(base, tokenizer, recipe.model), expert, resume=unfinished.exists(), replace=True
+        recipe, LoadedBase(base, tokenizer, recipe.model), recipe.run(expert, resume=unfinished.exists(), replace=True)
     )
     report = {
         **result.comparison(),

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from experts.domains.base import Domain, Split, load_rows
+from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.card import Card, Origin, plot_curve, write_trained
 from experts.training.evaluation import Problems, held_out_scores
@@ -22,7 +23,7 @@ from experts.training.run import Result, Run
 from experts.training.statistics import Accuracy, accuracy, constant_answer, mcnemar
 from experts.training.supervised import NextToken, make_next_token_trainer
 from experts.training.trainer import LoadedBase, RunTrainer
-from experts.training.trl_glue import make_trainer
+from experts.training.trl_glue import KeepCompletions, ReinforceTrainer, make_trainer
 from experts.training.validation import Validation
 
 
@@ -61,6 +62,8 @@ def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[
         UserError: as `Run.check`, `load_rows` and `check_step` do.
     """
     run.check()
+    if run.log_completions and not isinstance(options, Reinforce):
+        raise UserError("there are no completions to log: next-token prediction samples nothing")
     rows: dict[Split, Dataset] = {split: load_rows(domain, split) for split in get_args(Split)}
     check_step(options, len(rows["train"]))
     return rows
@@ -115,6 +118,8 @@ def train_expert(
         set_seed(options.seed)  # some adapters begin at random values
         make: Any = make_trainer if isinstance(options, Reinforce) else make_next_token_trainer
         trainer: RunTrainer = make(base, domain, adapter, options, run.folder)
+        if isinstance(trainer, ReinforceTrainer) and run.log_completions:
+            trainer.add_callback(KeepCompletions(trainer, run.completions))
 
         def validate(model: PeftModel) -> Accuracy:
             return accuracy(held_out_scores(model, base.tokenizer, problems["validation"]))

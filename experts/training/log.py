@@ -24,9 +24,10 @@ Figure = Accuracy | float
 
 
 class Log:
-    """`training_log.jsonl`: one line a step and one a validation; ids and numbers, never the text of a data set.
+    """JSON Lines that grow with a run.
 
-    The model card, the curve, the choice of the best step and a resumed run rest on it.
+    `training_log.jsonl` has one line a step and one a validation: ids and numbers, never the text of a data set. The
+    model card, the curve, the choice of the best step and a resumed run rest on it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +35,7 @@ class Log:
 
     def append(self, **entry: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def append_validation(self, step: int, figure: Figure) -> None:
         if isinstance(figure, Accuracy):
@@ -62,6 +63,8 @@ class Log:
 
     def forget_after(self, step: int) -> None:
         """Drops what an interrupted run did beyond its last checkpoint; it will be done again, identically."""
+        if not self.path.exists():
+            return
         kept = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")

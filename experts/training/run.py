@@ -64,6 +64,8 @@ class Run:
     resume: bool = False
     """Go on from `<output>.unfinished/`, with the result of an uninterrupted run."""
     replace: bool = False
+    log_completions: bool = False
+    """Keep what is sampled, with its reward, in `completions.jsonl` beside the log, for those who want to look."""
     beside: Callable[[Path], None] = lambda folder: None
     """Writes what else belongs into the output, before that appears."""
 
@@ -75,6 +77,10 @@ class Run:
     @property
     def log(self) -> Log:
         return Log(self.folder / "training_log.jsonl")
+
+    @property
+    def completions(self) -> Log:
+        return Log(self.folder / "completions.jsonl")
 
     def check(self) -> None:
         """Finds what is wrong with the folders, and leaves nothing behind.
@@ -107,7 +113,8 @@ class Run:
         checkpoint = last_checkpoint(self.folder) if self.resume else None
         processes().wait_for_everyone()  # everyone has looked before the first one changes anything
         if self.resume and processes().is_main_process:
-            self.log.forget_after(checkpoint_step(checkpoint) if checkpoint else -1)
+            for log in (self.log, self.completions):
+                log.forget_after(checkpoint_step(checkpoint) if checkpoint else -1)
         processes().wait_for_everyone()
         interrupt = StopOnInterrupt(progress)
         keeps = Validate(validation, self.log, progress) if validation else KeepLast(self.folder)
@@ -145,7 +152,9 @@ class Run:
         processes().wait_for_everyone()  # everyone has read what is best before it goes
         if processes().is_main_process:
             with atomic_folder(self.output) as folder:
-                shutil.copyfile(self.log.path, folder / self.log.path.name)
+                for log in (self.log, self.completions):
+                    if log.path.exists():
+                        shutil.copyfile(log.path, folder / log.path.name)
                 write(folder)
                 self.beside(folder)
             remove_folder(self.folder)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from experts.domains.base import Domain, load_rows
-from experts.engine import context_of
+from experts.engine import context_of, position_ids
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.training.options import ExpertTraining, check_step
@@ -57,13 +57,23 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int |
 
 
 def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
-    """A batch of token rows, padded on the right: three tensors [B, T], and the positions whose logits are needed."""
-    ids = [torch.tensor(row["input_ids"]) for row in rows]
-    labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=-100)
+    """A batch of token rows, four tensors [B, T], and the positions whose logits are needed.
+
+    It is padded on the left: all answers end at the same place, and the positions are no more than the longest needs.
+    """
+
+    def padded(name: str, value: int) -> Tensor:
+        own = [torch.tensor(row[name]) for row in rows]
+        return pad_sequence(own, batch_first=True, padding_value=value, padding_side="left")
+
+    labels = padded("labels", -100)
+    lengths = torch.tensor([len(row["labels"]) for row in rows])
+    mask = (torch.arange(labels.shape[1]) >= labels.shape[1] - lengths[:, None]).long()
     first = int((labels != -100).any(0).nonzero()[0])
     return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "input_ids": padded("input_ids", pad),
+        "attention_mask": mask,
+        "position_ids": position_ids(mask),
         "labels": labels,
         # Position t − 1 predicts token t. The vocabulary is most of the work, and the prompt needs none of it.
         "logits_to_keep": torch.arange(first - 1, labels.shape[1] - 1),

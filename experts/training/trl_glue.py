@@ -9,6 +9,7 @@ TRL samples, scores, steps and logs. What is overridden, or used, of TRL 1.16 th
     _generate_and_score_completions           A = r − λ·KL − baseline, in the place of TRL's
     _prepare_inputs, _step, _buffered_inputs  the micro-batches of a step, not shuffled
     _compute_loss, _metrics                   −J, and the figures that TRL logs of a step
+    _logs                                     the texts of a step, where they are to be kept
     create_optimizer                          the sigmoid parametrisation (transformers')
 
 What one hook leaves for another in the trainer is `_rewards` alone: TRL scores within
@@ -24,19 +25,20 @@ import torch
 import torch.nn.functional as F
 from peft import PeftConfig, PeftType
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import selective_log_softmax_and_entropy, split_tensor_dict
 
-from experts.domains.base import Domain, load_rows, scores_of
+from experts.domains.base import Domain, load_rows, scores_of, text_of
 from experts.engine import check_context
 from experts.engine.constrained import Constraint, constraint_of
-from experts.outside.chats import tokenize
+from experts.outside.chats import tokenize, words
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 from experts.svf.sigmoid import SigmoidAdamW
+from experts.training.log import Log
 from experts.training.options import check_step
 from experts.training.reinforce import Reinforce, advantages, kl_to_base, policy_loss, signed
 from experts.training.shared_prompts import completion_logits, sample
@@ -194,6 +196,22 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
             own = token_logps(self.head, states[said], completions[said], self.temperature)
             logps, entropies = (each.new_zeros(said.shape).masked_scatter(said, each) for each in own)
         return F.pad(logps, (0, length - longest)), F.pad(entropies, (0, length - longest))
+
+
+class KeepCompletions(TrainerCallback):
+    """Writes what each step sampled, and what it earned, to a log."""
+
+    def __init__(self, trainer: ReinforceTrainer, log: Log) -> None:
+        self.trainer, self.log = trainer, log
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            sampled: Any = self.trainer._logs
+            (rewards,) = sampled["rewards"].values()
+            for prompt, completion, reward in zip(sampled["prompt"], sampled["completion"], rewards, strict=True):
+                chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+                said = [turn | {"content": words(turn["content"])} for turn in chat]  # without pictures
+                self.log.append(step=state.global_step, reward=reward, prompt=said, completion=text_of(completion))
 
 
 def reward_function(domain: Domain, options: Reinforce) -> Any:

@@ -203,10 +203,8 @@ class TrainedCell(Cell):
             result = train_recipe(
                 self.recipe,
                 LoadedBase(base, tokenizer, self.model),
-                folder,
-                resume=unfinished_folder(folder).exists(),
-                replace=True,
-                base_scores=self._base_scores(lines),
+                self.recipe.run(folder, resume=unfinished_folder(folder).exists(), replace=True),
+                self._base_scores(lines),
             )
         document = self.recipe.to_dict()
         validation = Log(folder / "training_log.jsonl").accuracies()[result.best_step]

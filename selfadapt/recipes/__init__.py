@@ -5,12 +5,11 @@
 
 from selfadapt.recipes.classification import Classification
 from selfadapt.recipes.configuration import configs_folder, find_recipe, override
-from selfadapt.recipes.expert import Recipe, check_recipe, read_recipe, train_recipe
+from selfadapt.recipes.expert import Recipe, read_recipe, train_recipe
 
 __all__ = [
     "Classification",
     "Recipe",
-    "check_recipe",
     "configs_folder",
     "find_recipe",
     "override",

@@ -13,7 +13,7 @@ import tyro
 from dispatch.embedding import PROMPTS, write_prompts
 from experts.domains import KINDS
 from experts.outside.errors import SEEDS, UserError, check_whole
-from experts.training.expert import HeldOut, TrainedExpert, check_expert_run, train_expert
+from experts.training.expert import HeldOut, TrainedExpert, train_expert
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
@@ -62,6 +62,24 @@ class Recipe:
         except ValueError as error:
             raise UserError(f"adapt: {error}") from error
 
+    def run(self, output: Path, *, resume: bool = False, replace: bool = False, log_completions: bool = False) -> Run:
+        """A run that makes what the recipe says.
+
+        Beside an expert that answers lie the embeddings of some of its prompts, for dispatch, if sentence-transformers
+        is installed.
+        """
+        answers = isinstance(self.adapt, SVF) and not isinstance(self.domain, Classification)
+
+        def beside(folder: Path) -> None:
+            if not (answers and find_spec("sentence_transformers")):
+                return
+            try:
+                write_prompts(folder, self.domain.load("train")[:PROMPTS]["prompt"])
+            except UserError as error:
+                print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
+
+        return Run(output, self.to_dict(), resume, replace, log_completions, beside)
+
     def to_dict(self) -> dict[str, Any]:
         """What the YAML file would say, every default spelled out."""
         return spell_out(self)
@@ -76,41 +94,11 @@ def read_recipe(path: Path) -> Recipe:
     return make(Recipe, read_yaml(path), path)
 
 
-def check_recipe(recipe: Recipe, output: Path, *, resume: bool) -> None:
-    """Finds what is wrong with a run before its base is loaded; raises UserError, as `check_expert_run` does."""
-    check_expert_run(Run(output, recipe.to_dict(), resume), recipe.domain, recipe.training)
+def train_recipe(recipe: Recipe, base: LoadedBase, run: Run, base_scores: list[float] | None = None) -> TrainedExpert:
+    """`train_expert` with everything that the recipe says, and its `run`; raises what that raises.
 
-
-def train_recipe(
-    recipe: Recipe,
-    base: LoadedBase,
-    output: Path,
-    *,
-    resume: bool,
-    replace: bool = False,
-    base_scores: list[float] | None = None,
-) -> TrainedExpert:
-    """`train_expert` with everything that the recipe says; raises what that raises.
-
-    Beside an expert that answers lie the embeddings of some of its prompts, for dispatch, if sentence-transformers is
-    installed.
+    Args:
+        base_scores: the base's own on the recipe's held-out problems, where they are known.
     """
-
-    answers = isinstance(recipe.adapt, SVF) and not isinstance(recipe.domain, Classification)
-
-    def beside(folder: Path) -> None:
-        if not (answers and find_spec("sentence_transformers")):
-            return
-        try:
-            write_prompts(folder, recipe.domain.load("train")[:PROMPTS]["prompt"])
-        except UserError as error:
-            print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
-
-    return train_expert(
-        base,
-        recipe.domain,
-        recipe.adapt.config(),
-        recipe.training,
-        Run(output, recipe.to_dict(), resume, replace, beside),
-        HeldOut(recipe.test_size, base_scores),
-    )
+    held_out = HeldOut(recipe.test_size, base_scores)
+    return train_expert(base, recipe.domain, recipe.adapt.config(), recipe.training, run, held_out)

@@ -24,6 +24,8 @@ class Train:
     """Go on with a run that was interrupted."""
     shard_base: bool = False
     """Give every process a share of the base instead of all of it: for a base that does not fit one accelerator."""
+    log_completions: bool = False
+    """Keep what REINFORCE samples, with its reward, in completions.jsonl beside the expert."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -37,7 +39,7 @@ def train(args: list[str]) -> None:
     options, fields = parsed(lambda: tyro.cli(Train, args=own, prog="selfadapt train", return_unknown_args=True))
     fields += help_flags
 
-    from selfadapt.recipes import check_recipe, find_recipe, override, read_recipe, train_recipe
+    from selfadapt.recipes import find_recipe, override, read_recipe, train_recipe
 
     path = find_recipe(options.recipe)
     recipe = parsed(lambda: override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}"))
@@ -45,6 +47,7 @@ def train(args: list[str]) -> None:
     import torch
 
     from experts.domains import check_domain
+    from experts.training.expert import check_expert_run
     from experts.training.processes import processes
     from experts.training.trainer import LoadedBase
     from selfadapt.base_models import load_base
@@ -52,12 +55,13 @@ def train(args: list[str]) -> None:
     check_domain(recipe.domain)
     processes()  # each takes its own accelerator, before a base is loaded onto it
     output = options.output or Path("runs") / path.stem
-    check_recipe(recipe, output, resume=options.resume)
+    run = recipe.run(output, resume=options.resume, log_completions=options.log_completions)
+    check_expert_run(run, recipe.domain, recipe.training)
     # A base that is to be shared out never is on the accelerator as a whole.
     shared_out = options.shard_base and torch.accelerator.is_available()
     place = {"device": "cpu", "dtype": recipe.dtype or "auto"} if shared_out else {"dtype": recipe.dtype}
     base = LoadedBase(*load_base(recipe.model, **place), recipe.model, options.shard_base)
-    result = train_recipe(recipe, base, output, resume=options.resume)
+    result = train_recipe(recipe, base, run)
     report = {
         "expert": str(result.folder),
         "parameters": result.parameters,

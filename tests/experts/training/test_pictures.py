@@ -133,7 +133,7 @@ def test_from_a_folder_of_pictures_to_an_expert_by_recipe(seeing: tuple[Any, Any
     recipe = read_recipe(tmp_path / "colours.yaml")
     base, its_processor = load_base(recipe.model)
     assert isinstance(its_processor, ProcessorMixin)
-    result = train_recipe(recipe, LoadedBase(base, its_processor, recipe.model), tmp_path / "expert", resume=False)
+    result = train_recipe(recipe, LoadedBase(base, its_processor, recipe.model), recipe.run(tmp_path / "expert"))
     assert len(result.expert_scores) == 4
     assert {len(z) for z in Expert.read(result.folder).z.values()} == {8}
 

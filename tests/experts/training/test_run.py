@@ -23,6 +23,7 @@ from experts.training import expert, run
 from experts.training.expert import HeldOut, TrainedExpert, train_expert
 from experts.training.reinforce import Reinforce
 from experts.training.run import Interrupted, Run, unfinished_folder
+from experts.training.supervised import NextToken
 from experts.training.trainer import Diverged, LoadedBase
 
 
@@ -140,6 +141,31 @@ def test_an_interrupted_run_resumes_to_the_same_expert(
 
     assert log_of(parts.folder) == log_of(whole.folder)
     assert all(torch.equal(z, z_of(parts.folder)[key]) for key, z in z_of(whole.folder).items())
+
+
+def test_completions_are_kept_where_one_wants_to_look(
+    train: Any, options: Reinforce, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = replace(options, steps=3)
+    assert not (train("silent", options).folder / "completions.jsonl").exists()
+    whole = train("whole", options, log_completions=True).folder / "completions.jsonl"
+    lines = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()]
+    a_step = options.prompts_per_step * options.samples_per_prompt
+    assert [line["step"] for line in lines] == [step for step in (1, 2, 3) for _ in range(a_step)]
+    for step in (1, 2, 3):
+        (reward,) = (entry["reward"] for entry in log_of(whole.parent) if entry["step"] == step and "reward" in entry)
+        rewards = [line["reward"] for line in lines if line["step"] == step]
+        assert sum(rewards) / a_step == pytest.approx(reward, abs=1e-6)
+    assert {"role", "content"} == lines[0]["prompt"][0].keys()
+    assert len({line["completion"] for line in lines}) > 1
+    with monkeypatch.context() as patch:
+        patch.setattr(expert, "make_trainer", with_callback(expert.make_trainer, Interrupt(2)))
+        with pytest.raises(Interrupted):
+            train("parts", options, log_completions=True)
+    parts = train("parts", options, resume=True, log_completions=True)
+    assert (parts.folder / "completions.jsonl").read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="samples nothing"):
+        train("next", NextToken(learning_rate=0.1, steps=1), log_completions=True)
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_expert(

@@ -79,6 +79,7 @@ def test_the_loss_is_that_of_answer_and_end_token_only(
 
     longer = {"input_ids": [5, *row["input_ids"]], "labels": [-100, *row["labels"]]}
     batch = collate([row, longer], tiny_tokenizer.pad_token_id)
+    assert len(batch["logits_to_keep"]) == len(answer), "the head reads prompts"
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=4)
         alone = []
