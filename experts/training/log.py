@@ -35,7 +35,7 @@ class Log:
 
     def append(self, **entry: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(json.dumps(entry) + "\n")
 
     def append_validation(self, step: int, figure: Figure) -> None:
         if isinstance(figure, Accuracy):
