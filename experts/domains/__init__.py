@@ -26,7 +26,9 @@ HOMES = {
     "gsm8k": "gsm8k.Gsm8k",
     "math": "hendrycks_math.HendrycksMath",
     "vqa": "vqa.Vqa",
-    **dict.fromkeys(("arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa"), "multiple_choice.MultipleChoice"),
+    **dict.fromkeys(
+        ("arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande"), "multiple_choice.MultipleChoice"
+    ),
     **dict.fromkeys(("mbpp", "humaneval", "mbpp_pro"), "code.Code"),
 }
 

@@ -1,4 +1,4 @@
-"""Published multiple-choice questions: ARC, BoolQ, OpenBookQA, PIQA."""
+"""Published multiple-choice questions: ARC, BoolQ, OpenBookQA, PIQA, WinoGrande."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experts.outside.errors import unknown
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ChoiceKind = Literal["arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa"]
+ChoiceKind = Literal["arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande"]
 Question = tuple[str, list[str], int]
 """What is asked, the choices, and the index of the right one."""
 
@@ -49,6 +49,13 @@ def _two_ways(fields: Fields) -> Question:
     return fields["goal"], [fields["sol1"], fields["sol2"]], int(fields["label"])
 
 
+def _gap(fields: Fields) -> Question:
+    if fields["answer"] not in ("1", "2"):
+        raise ValueError("the field 'answer' must be 1 or 2")
+    asked = f"{fields['sentence']}\n\nWhat belongs in the place of the _?"
+    return asked, [fields["option1"], fields["option2"]], int(fields["answer"]) - 1
+
+
 DATASETS: dict[str, _Published] = {
     "arc_easy": _Published(
         Source("arc_easy", "allenai/ai2_arc", "question", ("ARC-Easy",), validation="validation"),
@@ -77,6 +84,12 @@ DATASETS: dict[str, _Published] = {
         "Choosing the better of two ways to reach an everyday goal.",
         _two_ways,
     ),
+    "winogrande": _Published(
+        # The official test answers are not published; validation is what everybody reports.
+        Source("winogrande", "allenai/winogrande", "sentence", ("winogrande_xl",), test="validation"),
+        "Sentences with a gap, of which only common sense tells whom or what it means.",
+        _gap,
+    ),
 }
 
 
@@ -84,7 +97,7 @@ DATASETS: dict[str, _Published] = {
 class MultipleChoice:
     """Questions whose answer is one of a few given choices, named by its letter or its words.
 
-    ARC and OpenBookQA have official splits. The published tests of BoolQ and PIQA are their validation splits, so
+    ARC and OpenBookQA have official splits. The published tests of the others are their validation splits, so
     validation is a tenth of their train rows. Where the data at hand have no test split, test is another tenth of
     train (`experts.domains.published`).
     """

@@ -146,7 +146,9 @@ def _find(source: Source, path: str | None) -> dict[Split, list[_Row]]:
 
 
 def _file(folder: Path, split: str) -> Path | None:
-    return next((file for suffix in SUFFIXES if (file := folder / f"{split}{suffix}").is_file()), None)
+    """A split may be named for its size too, as WinoGrande's are: `train_xl`."""
+    names = [f"{split}{suffix}" for suffix in SUFFIXES] + [f"{split}_*{suffix}" for suffix in SUFFIXES]
+    return next((file for name in names for file in sorted(folder.glob(name)) if file.is_file()), None)
 
 
 def _rows_to_drop(source: Source, place: Path) -> set[tuple[str, int]]:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from experts.domains import KINDS
+from experts.domains.base import Split
 from experts.domains.multiple_choice import MultipleChoice
 from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
@@ -60,6 +61,20 @@ def test_the_other_data_sets(put: Put) -> None:
     assert only(put_all(put, "openbookqa", stem))["prompt"][0]["content"].startswith("Alive is\n\nA. a stone\n")
     piqa = only(put_all(put, "piqa", {"goal": "Boil an egg", "sol1": "In water", "sol2": "In sand", "label": 0}))
     assert (piqa["answer"], piqa["choices"]) == ("A", ["In water", "In sand"])
+    gap = {"sentence": "The hen saw the fox, and _ ran.", "option1": "the fox", "option2": "the hen", "answer": "2"}
+    asked = only(put_all(put, "winogrande", gap))
+    assert (asked["answer"], asked["choices"]) == ("B", ["the fox", "the hen"])
+    assert asked["prompt"][0]["content"].startswith("The hen saw the fox, and _ ran.\n\nWhat belongs")
+
+
+def test_a_split_that_is_named_for_its_size(put: Put) -> None:
+    gaps = [
+        {"sentence": f"Hen {i} saw the fox, and _ ran.", "option1": "the fox", "option2": "the hen", "answer": "2"}
+        for i in range(60)
+    ]
+    put("winogrande/train_xl.jsonl", gaps)
+    splits = [MultipleChoice(kind="winogrande").load(split) for split in get_args(Split)]
+    assert sum(map(len, splits)) == 60
 
 
 def test_answers_by_letter_or_words() -> None:

@@ -164,7 +164,7 @@ def test_files_that_are_no_rows(put: Put) -> None:
         Gsm8k().load("dev")  # type: ignore[arg-type]
 
 
-PUBLISHED = ["gsm8k", "arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "mbpp"]
+PUBLISHED = ["gsm8k", "arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande", "mbpp"]
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -184,7 +184,7 @@ def test_real_splits_are_disjoint_and_their_rows_judged_rightly(kind: str, real_
 
 
 def test_kinds_need_nothing_but_the_kind() -> None:
-    for kind in PUBLISHED[1:6]:
+    for kind in PUBLISHED[1:7]:
         domain = MultipleChoice(kind=kind)  # type: ignore[arg-type]
         assert domain.name == kind
         assert domain.description.endswith(".")
