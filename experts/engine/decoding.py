@@ -43,7 +43,7 @@ KNOWN |= {"repetition_penalty", "return_dict_in_generate", "use_cache", "_from_m
 def can_decode(model: PreTrainedModel | PeftModel) -> bool:
     """Whether a batch can gain and lose rows: every layer keeps keys and values of all that it read, and no more."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if base._is_stateful or isinstance(base, FSDPModule):  # shares of a base must run equally often
+    if getattr(base, "_is_stateful", False) or isinstance(base, FSDPModule):  # shares of a base must run equally often
         return False
     layers = growing_cache(base.config.get_text_config()).layers
     return bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
@@ -204,9 +204,9 @@ class _Reader:
         self, batch: Batch, prompts: Sequence[Sequence[int]], groups: Sequence[int], rows_at_once: int
     ) -> None:
         self.batch, self.prompts, self.groups = batch, prompts, groups
-        first_of = dict(
-            zip(reversed(groups), reversed(range(len(groups))), strict=True)
-        )  # a row under each of G mixtures
+        first_of: dict[int, int] = {}  # a row under each of G mixtures
+        for row, group in enumerate(groups):
+            first_of.setdefault(group, row)
         self.place_of = {group: place for place, group in enumerate(first_of)}
         columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
         shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
