@@ -12,6 +12,7 @@ import pytest
 import yaml
 from peft import get_peft_model
 
+import selfadapt
 from experts.library import ExpertLibrary
 from experts.svf import SVFConfig
 
@@ -133,16 +134,26 @@ def test_help_of_a_recipe_lists_its_fields(run: Any, recipe: Path) -> None:
     assert "--domain.dataset" in out
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_version(run: Any) -> None:
+    assert run("--version") == (0, f"selfadapt {selfadapt.__version__}\n", "")
+
+
+def test_nothing_at_all_shows_the_help(run: Any) -> None:
+    assert run() == run("--help")
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (
-        "import sys; sys.argv = ['selfadapt', '--help']\n"
+        f"import sys; sys.argv = {['selfadapt', *args]}\n"
         "from selfadapt.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(*sorted({'torch', 'transformers', 'peft', 'trl', 'datasets'} & set(sys.modules)), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == ""
-    assert "train" in result.stdout
+    assert ("train" if args != ["--version"] else selfadapt.__version__) in result.stdout
 
 
 def test_help_says_what_each_verb_does(run: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,8 @@ def test_names() -> None:
     assert set(selfadapt.__all__) == set(dir(selfadapt))
     with pytest.raises(AttributeError, match="no attribute 'load_bse'"):
         _ = selfadapt.load_bse
+
+
+@pytest.mark.parametrize("package", ["selfadapt", "dispatch", "experts"])
+def test_types_are_told_to_other_type_checkers(package: str) -> None:
+    assert files(package).joinpath("py.typed").is_file()
