@@ -57,7 +57,7 @@ GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
 
 
 # Where an empty name (`--model "$BASE"`) would silently mean the default.
-NAMES = ("--model", "--library", "--to", "--output", "--dispatch", "--network", "--name")
+NAMES = ("--model", "--library", "--to", "--output", "--output-dir", "--dispatch", "--network", "--name")
 
 
 def _run(args: list[str]) -> None:
