@@ -55,7 +55,8 @@ def _installers(folder: Path) -> Iterator[tuple[str, list[str]]]:
     own_pip = subprocess.run([sys.executable, "-c", "import pip"], capture_output=True).returncode == 0
     if own_pip:
         yield "pip", [sys.executable, "-m", "pip", *download]
-    if uv := os.environ.get("UV") or shutil.which("uv"):  # `uv run` sets the variable
+    beside = shutil.which("uv", path=str(Path(sys.executable).parent))  # of an environment that is not activated
+    if uv := os.environ.get("UV") or shutil.which("uv") or beside:  # `uv run` sets the variable
         yield "uv", [uv, "pip", "install", "--python", sys.executable, "--target", str(folder), *options]
     if own_pip:
         return

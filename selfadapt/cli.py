@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 import tyro
@@ -31,7 +32,8 @@ from selfadapt.verbs.transfer import transfer
 from selfadapt.verbs.usage import parsed
 
 DESCRIPTION = (
-    "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes."
+    "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes. "
+    "--version says which selfadapt this is."
 )
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -55,7 +57,7 @@ GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
 
 
 # Where an empty name (`--model "$BASE"`) would silently mean the default.
-NAMES = ("--model", "--library", "--to", "--output", "--dispatch", "--network", "--name")
+NAMES = ("--model", "--library", "--to", "--output", "--output-dir", "--dispatch", "--network", "--name")
 
 
 def _run(args: list[str]) -> None:
@@ -63,7 +65,9 @@ def _run(args: list[str]) -> None:
         if (option in NAMES and value == "") or option in [f"{name}=" for name in NAMES]:
             print(f"error: {option.removesuffix('=')} needs a value, and it is empty", file=sys.stderr)
             sys.exit(2)
-    if args[:1] == ["train"] and len(args) > 1:
+    if args == ["--version"]:
+        print(f"selfadapt {version('selfadapt')}")
+    elif args[:1] == ["train"] and len(args) > 1:
         train(args[1:])
     elif args[:2] == ["t2l", "train"] and len(args) > 2:
         t2l_train(args[2:])
@@ -71,7 +75,7 @@ def _run(args: list[str]) -> None:
         group = args[0]
         _call(GROUPS[group], prog=f"selfadapt {group}", description=VERBS[group].__doc__, args=args[1:])
     else:
-        _call(VERBS, prog="selfadapt", description=DESCRIPTION, args=args)
+        _call(VERBS, prog="selfadapt", description=DESCRIPTION, args=args or ["--help"])
 
 
 def _call(verbs: dict[str, Callable[..., Any]], **about: Any) -> None:

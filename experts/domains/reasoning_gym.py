@@ -17,7 +17,7 @@ from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.bounded import judge, pack
 from experts.domains.judges.numbers import find_number
 from experts.domains.judges.rewards import find_word
-from experts.outside.errors import UserError, unknown
+from experts.outside.errors import UserError, not_installed, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,7 +77,8 @@ class ReasoningGym:
         Fewer rows than asked for, with a logged warning, where the generator runs out of new questions.
 
         Raises:
-            UserError: for an unknown generator or parameter, or if no new question is left for the split.
+            UserError: for an unknown generator or parameter, if no new question is left for the split, or if
+                reasoning-gym is not installed.
         """
         from datasets import Dataset
 
@@ -131,9 +132,11 @@ class ReasoningGym:
                     return
 
     def _generator(self, **seed_and_size: int) -> ProceduralDataset:
-        from reasoning_gym import create_dataset
-        from reasoning_gym.factory import DATASETS
-
+        try:
+            from reasoning_gym import create_dataset
+            from reasoning_gym.factory import DATASETS
+        except ModuleNotFoundError as error:
+            raise not_installed(f"the domain {self.name}", "reasoning-gym", "reasoning-gym") from error
         if self.dataset not in DATASETS:
             raise unknown("reasoning-gym dataset", self.dataset, DATASETS)
         config = DATASETS[self.dataset][1]

@@ -31,8 +31,8 @@ def check_installed() -> None:
     """Raises UserError, with the way to install it, if there is no vLLM here."""
     if find_spec("vllm") is None:
         raise UserError(
-            "vLLM is not installed here: `make setup-vllm` makes an environment with it for CPUs, .venv-vllm; "
-            "on a GPU, `pip install vllm`"
+            "vLLM is not installed here: `pip install vllm` on a GPU; for CPUs, `make setup-vllm` in a checkout makes "
+            "an environment with it, .venv-vllm"
         )
 
 

@@ -31,6 +31,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
+def not_installed(what: str, package: str, extra: str) -> UserError:
+    """The error where an extra of ours is asked for that is not installed, with the command that installs it.
+
+    >>> str(not_installed("evaluation", "lm-eval", "eval"))
+    "evaluation needs lm-eval, which is not installed: pip install 'selfadapt[eval]'"
+    """
+    return UserError(f"{what} needs {package}, which is not installed: pip install 'selfadapt[{extra}]'")
+
+
 def check_numbers(options: Any, *, least: Iterable[tuple[str, float]] = (), positive: Iterable[str] = ()) -> None:
     """Looks at the numbers among `options`; None, where something is not asked for, is right.
 

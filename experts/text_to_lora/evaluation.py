@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experts.engine import NativeEngine
 from experts.outside.chats import Chat
-from experts.outside.errors import UserError
+from experts.outside.errors import not_installed
 from experts.text_to_lora.examples import PromptStyle, make_example, pad_examples, token_losses
 from experts.text_to_lora.tasks import Instance, Task
 from experts.training.statistics import Estimate, over_tasks
@@ -100,7 +100,7 @@ def _scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise UserError("ROUGE-L needs rouge-score: pip install 'selfadapt[eval]'") from error
+        raise not_installed("ROUGE-L", "rouge-score", "eval") from error
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 

@@ -17,7 +17,7 @@ they too start at the identity, and the rank enters as a learned embedding inste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
@@ -46,6 +46,8 @@ class LoraOutput:
     """The network writes LoRAs."""
 
     kind: ClassVar[str] = "lora"
+    also_called: ClassVar[Mapping[str, str]] = {"r": "rank", "lora_alpha": "alpha"}
+    """Names that PEFT has for fields of ours, which recipes may use as well."""
 
     rank: int = 8
     alpha: float = 16.0

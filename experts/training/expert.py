@@ -51,6 +51,15 @@ class TrainedExpert(Result):
             "p_value": mcnemar(self.base_scores, self.expert_scores),
         }
 
+    def summary(self) -> str:
+        """The comparison in one line."""
+        base, expert = accuracy(self.base_scores), accuracy(self.expert_scores)
+        p_value = mcnemar(self.base_scores, self.expert_scores)
+        return (
+            f"held-out problems: base {base}, expert {expert}, McNemar p = {p_value:.2g}; "
+            f"always the most common answer {self.constant.value:.1%}"
+        )
+
 
 def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[Split, Dataset]:
     """Finds what is wrong with a run before its base is loaded, and leaves nothing behind.

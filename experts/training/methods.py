@@ -9,8 +9,9 @@ TinyLoRA   W' = W + B (Σ_i v_i P_i) A      v [u] trained; A, B from W's own fac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from peft import IA3Config, LoraConfig, PeftConfig, PeftType, TinyLoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -27,6 +28,9 @@ from experts.svf.targets import check_each, module_names
 class SVF:
     """Which matrices an expert adapts."""
 
+    also_called: ClassVar[Mapping[str, str]] = {"r": "rank"}
+    """Names that PEFT has for fields of ours, which recipes may use as well."""
+
     target_modules: str | list[str] = "all-linear"
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
     rank: int | None = None
@@ -41,6 +45,8 @@ class SVF:
 @dataclass(frozen=True)
 class LoRA:
     """Which matrices get a low-rank difference, and how low its rank is."""
+
+    also_called: ClassVar[Mapping[str, str]] = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
 
     target_modules: str | list[str] = "all-linear"
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
@@ -96,6 +102,8 @@ class IA3:
 @dataclass(frozen=True)
 class TinyLoRA:
     """Which matrices get a low-rank difference that a few numbers steer (arXiv 2602.04118)."""
+
+    also_called: ClassVar[Mapping[str, str]] = {"r": "rank"}
 
     target_modules: str | list[str] = "all-linear"
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +27,9 @@ class TrainingOptions:
     Raises:
         UserError: for a number that no training can use.
     """
+
+    also_called: ClassVar[Mapping[str, str]] = {"max_steps": "steps"}
+    """Names that TRL has for options of ours, which recipes may use as well."""
 
     learning_rate: float
     steps: int
@@ -54,6 +57,10 @@ class ExpertTraining(TrainingOptions):
 
     rows_option: ClassVar[str]
     """The name of the option that says how many rows one step takes."""
+    also_called: ClassVar[Mapping[str, str]] = {
+        **TrainingOptions.also_called,
+        "max_completion_length": "max_new_tokens",
+    }
 
     max_new_tokens: int = 32
     """The most that an answer may have."""

@@ -19,7 +19,7 @@ Shapes: P prompts with S samples each, B = P·S completions, those of a prompt s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -77,6 +77,11 @@ class Reinforce(ExpertTraining):
     """How an expert is trained by reinforcement."""
 
     rows_option: ClassVar[str] = "prompts_per_step"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **ExpertTraining.also_called,
+        "num_generations": "samples_per_prompt",
+        "beta": "kl",
+    }
 
     prompts_per_step: int = 16
     samples_per_prompt: int = 4

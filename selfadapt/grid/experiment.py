@@ -33,7 +33,7 @@ from experts.svf.fingerprint import FILE as SKETCH
 from selfadapt.grid.cells import EXAMPLES, Cell, DispatchedCell, Evaluation, TrainedCell, settings_of
 from selfadapt.grid.results import BASE
 from selfadapt.recipes import Recipe, configs_folder, find_recipe
-from selfadapt.recipes.configuration import choices_of, find_file, make, merge, overlay, read_yaml
+from selfadapt.recipes.configuration import choices_of, find_file, in_our_names, make, merge, overlay, read_yaml
 from selfadapt.two_pass import find_library
 
 FIELDS = ("domains", "methods", "unseen", "dispatchers", "library", "recipe", "seeds", "quick")
@@ -201,11 +201,16 @@ def _quick(document: dict[str, Any], path: Path) -> dict[str, Any]:
     if not quick:
         raise UserError(f"{path} has no quick block, and so no quick grid")
     smaller = document | {key: quick[key] for key in ("seeds", "dispatchers", "library") if key in quick}
-    smaller["recipe"] = merge(*(_mapping(d.get("recipe"), f"{path}: recipe") for d in (document, quick)))
+    smaller["recipe"] = merge(
+        *(_with_blocks(d.get("recipe"), f"{path}: recipe", RECIPE_FIELDS) for d in (document, quick))
+    )
     for block in ("domains", "unseen", "methods"):
         if block in quick:
             names = _mapping(quick[block], f"{path}: quick: {block}", list(document[block]))
-            smaller[block] = {name: merge(document[block][name], changes or {}) for name, changes in names.items()}
+            smaller[block] = {
+                name: merge(document[block][name], in_our_names(Recipe, _mapping(changes, f"{path}: quick: {name}")))
+                for name, changes in names.items()
+            }
     return smaller
 
 
@@ -225,9 +230,13 @@ def _method(document: Any, where: str) -> dict[str, Any]:
 
 def _with_blocks(document: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
     document = _mapping(document, where, known)
-    return document | {
+    document |= {
         block: _mapping(document[block], f"{where}: {block}") for block in choices_of(Recipe) if block in document
     }
+    try:
+        return in_our_names(Recipe, document)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _mapping(document: Any, where: str, known: Sequence[str] | None = None) -> dict[str, Any]:

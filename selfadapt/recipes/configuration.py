@@ -1,13 +1,14 @@
 """One mechanism for all that is configured by a YAML file: it is found, read, and made into a dataclass.
 
 The dataclass says everything: its fields and their types are what the file may hold, a field that is a dataclass is a
-block of the file, and a field with a `Choice` is a block that first chooses its own class. The command line has an
-option for every field.
+block of the file, and a field with a `Choice` is a block that first chooses its own class. A class may say what its
+fields are called elsewhere (`also_called`). The command line has an option for every field.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -137,9 +138,37 @@ def make(cls: type[T], document: Any, where: Path | str) -> T:
     if not isinstance(document, dict):
         raise UserError(f"{where} must be a mapping of {', '.join(field.name for field in fields(cls))}")  # type: ignore[arg-type]
     try:
-        return _made(cls, document, ())
+        return _made(cls, in_our_names(cls, document), ())
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def in_our_names(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of a dataclass, with what its blocks' fields are called elsewhere replaced by their names here.
+
+    Raises:
+        UserError: for a block that has a field under both names.
+    """
+    translated = dict(document)
+    for block, theirs in _also_called(cls).items():
+        fields_of_block = document.get(block)
+        if not isinstance(fields_of_block, dict):
+            continue
+        for name, ours in theirs.items():
+            if name in fields_of_block and ours in fields_of_block:
+                raise UserError(f"{block} has both {name} and {ours}, two names of one thing: leave one of them out")
+        translated[block] = {theirs.get(name, name): value for name, value in fields_of_block.items()}
+    return translated
+
+
+def _also_called(cls: type) -> dict[str, dict[str, str]]:
+    """Block → what a field of any class that it may choose is called elsewhere → its name here."""
+    return {
+        block: {
+            name: ours for kind in choice.classes.values() for name, ours in getattr(kind, "also_called", {}).items()
+        }
+        for block, choice in choices_of(cls).items()
+    }
 
 
 def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
@@ -224,4 +253,21 @@ def override(made: T, args: Sequence[str], prog: str) -> T:
         SystemExit: for wrong usage, and after `--help`, as tyro does.
     """
     config = (tyro.conf.AvoidSubcommands,)
-    return tyro.cli(type(made), default=made, args=list(args), prog=prog, config=config, description="")
+    ours = _in_our_options(type(made), args)
+    return tyro.cli(type(made), default=made, args=ours, prog=prog, config=config, description="")
+
+
+def _in_our_options(cls: type, args: Sequence[str]) -> list[str]:
+    """Options of a dataclass, with what fields are called elsewhere replaced by their names here."""
+    hints = get_type_hints(cls, include_extras=True)
+    options: dict[str, str] = {}
+    for block, theirs in _also_called(cls).items():
+        flat = any(getattr(each, "name", None) == "" for each in hints[block].__metadata__)  # tyro.conf.arg(name="")
+        prefix = "" if flat else f"{block}."
+        options |= {f"{prefix}{name}": f"{prefix}{ours}" for name, ours in theirs.items()}
+
+    def translated(option: re.Match[str]) -> str:
+        name = option[1].replace("-", "_")
+        return f"--{options[name].replace('_', '-')}" if name in options else option[0]
+
+    return [re.sub(r"^--([^=]+)", translated, arg) for arg in args]

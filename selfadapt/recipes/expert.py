@@ -91,7 +91,12 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: one line that names the file, the field, and what it should be.
     """
-    return make(Recipe, read_yaml(path), path)
+    document = read_yaml(path)
+    if isinstance(document, dict):
+        for block in (document, document.get("training")):
+            if isinstance(block, dict) and "output_dir" in block:
+                raise UserError(f"{path}: output_dir is no part of a recipe: `selfadapt train` has --output-dir")
+    return make(Recipe, document, path)
 
 
 def train_recipe(recipe: Recipe, base: LoadedBase, run: Run, base_scores: list[float] | None = None) -> TrainedExpert:

@@ -42,13 +42,13 @@ def evaluate(
         seed: of all random choices; by default lm-eval's own.
         json: print lm-eval's result dictionary, with the mean mixture and the seconds of each pass, as JSON.
     """
-    from experts.outside.errors import SEEDS, UserError, check_whole
+    from experts.outside.errors import SEEDS, UserError, check_whole, not_installed
     from experts.outside.files import check_writable
 
     try:
         import lm_eval  # noqa: F401 (it is asked for before anything else)
     except ModuleNotFoundError as error:
-        raise UserError('evaluation needs lm-eval; install it: pip install "selfadapt[eval]"') from error
+        raise not_installed("evaluation", "lm-eval", "eval") from error
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit.is_integer())):
         raise UserError(f"--limit must be a whole number of documents, or a share of them above 0, not {limit:g}")
     if num_fewshot is not None:

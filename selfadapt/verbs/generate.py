@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ def generate(
     engine: Literal["native", "vllm"] = "native",
     json: bool = False,
 ) -> None:
-    """Answer prompts with the base, an expert, or a mixture.
+    """Answer prompts with the base, an expert, or a mixture. In a terminal a line in brackets says who answered.
 
     Args:
         prompts: one user turn each.
@@ -41,11 +42,13 @@ def generate(
     check_whole("--max-new-tokens", max_new_tokens)
     adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch, engine=engine)
     if len(prompts) == 1 and not json and sys.stdout.isatty():
-        for piece in adaptive.stream(prompts[0], max_new_tokens=max_new_tokens):
+        mixture = adaptive.dispatch(prompts)
+        for piece in adaptive.engine.stream(prompts[0], max_new_tokens=max_new_tokens, mixture=mixture):
             print(piece, end="", flush=True)
-        print()
+        print(f"\n[{mixture}]")
         return
     answers = adaptive.generate(prompts, max_new_tokens=max_new_tokens)
+    written = str if sys.stdout.isatty() else attrgetter("text")  # a file or a program gets the answers alone
     document = [
         {
             "prompt": prompt,
@@ -56,4 +59,4 @@ def generate(
         }
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    show({"dispatch": dispatch, "answers": document}, json, "\n\n".join(answer.text for answer in answers))
+    show({"dispatch": dispatch, "answers": document}, json, "\n\n".join(map(written, answers)))

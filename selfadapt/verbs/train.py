@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
@@ -18,7 +20,7 @@ class Train:
 
     recipe: Positional[str]
     """A YAML file, or a shipped recipe such as smollm2-135m/sums."""
-    output: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["--output-dir"])] = None
     """The expert's folder; by default runs/ and the recipe's name."""
     resume: bool = False
     """Go on with a run that was interrupted."""
@@ -70,4 +72,5 @@ def train(args: list[str]) -> None:
         **result.comparison(),
     }
     if processes().is_main_process:
+        print(f"{recipe.domain.name}: {result.summary()}", file=sys.stderr)
         show(report, options.json, str(result.folder))

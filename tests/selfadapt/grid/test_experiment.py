@@ -75,6 +75,19 @@ def test_a_grid_is_methods_domains_rates_and_seeds(tmp_path: Path) -> None:
     assert len({cell.settings for cell in experiment.cells}) == len(experiment.cells)
 
 
+def test_names_of_trl_and_peft_lay_over_ours(tmp_path: Path) -> None:
+    methods = {
+        "lora": {"adapt": {"method": "lora", "r": 2}, "training": {"max_steps": 5, "beta": 0.1}},
+        "short": {"training": {"steps": 3}},
+    }
+    quick = {"methods": {"lora": {"training": {"max_steps": 1}}}}
+    document = {"domains": {"sums": RECIPE}, "methods": methods, "quick": quick}
+    both = [read_experiment(written(tmp_path, document), quick=quick).cells for quick in (False, True)]
+    (lora, _), (quick_lora,) = ([recipe_of(cell) for cell in cells if isinstance(cell, TrainedCell)] for cells in both)
+    assert (lora.adapt, lora.training.steps, lora.training) == (LoRA(rank=2), 5, replace(quick_lora.training, steps=5))
+    assert quick_lora.training.steps == 1
+
+
 def test_quick_selects_and_overrides(tmp_path: Path) -> None:
     experiment = read_experiment(written(tmp_path, DOCUMENT), quick=True)
     assert names(experiment) == ["base/sums", "lora/sums/lr0.1/seed3", "lora/sums/lr0.2/seed3"]

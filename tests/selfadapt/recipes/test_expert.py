@@ -42,6 +42,48 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert recipe.adapt.config().target_modules == "all-linear"
 
 
+def test_names_of_trl_and_peft_mean_the_same_recipe(tmp_path: Path) -> None:
+    theirs = {
+        "domain": MINIMAL["domain"],
+        "adapt": {"method": "lora", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
+        "training": {
+            "learning_rate": 0.1,
+            "max_steps": 3,
+            "num_generations": 5,
+            "beta": 0.2,
+            "max_completion_length": 7,
+        },
+    }
+    ours = {
+        "domain": MINIMAL["domain"],
+        "adapt": {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1},
+        "training": {"learning_rate": 0.1, "steps": 3, "samples_per_prompt": 5, "kl": 0.2, "max_new_tokens": 7},
+    }
+    recipe = read_recipe(written(tmp_path, theirs))
+    assert recipe == read_recipe(written(tmp_path, ours))
+    assert not {"max_steps", "beta", "num_generations"} & recipe.to_dict()["training"].keys()
+    assert override(recipe, ["--max-steps", "9", "--r=2"], prog="x") == override(
+        recipe, ["--steps", "9", "--rank=2"], prog="x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapt": {"r": 4, "rank": 4}}, "adapt has both r and rank, two names of one thing"),
+        ({"training": {"learning_rate": 1, "steps": 2, "max_steps": 2}}, "training has both max_steps and steps"),
+        ({"output_dir": "out"}, "output_dir is no part of a recipe: `selfadapt train` has --output-dir"),
+        ({"training": {"learning_rate": 1, "steps": 2, "output_dir": "out"}}, "output_dir is no part of a recipe"),
+    ],
+)
+def test_two_names_of_one_thing_and_a_folder_are_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_recipe(written(tmp_path, MINIMAL | change))
+    assert "recipe.yaml" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
