@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
-from experts.engine import Engine, NativeEngine
+from experts.engine import GREEDY, Engine, NativeEngine, Sampling
 from experts.engine.vllm import VLLMEngine, check_installed
 from experts.expert import Expert
 from experts.library import ExpertLibrary
@@ -155,12 +155,18 @@ class SelfAdaptiveModel:
         return self._dispatched(_read(prompts))
 
     def generate(
-        self, prompts: Iterable[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
+        self,
+        prompts: Iterable[str | Chat],
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 32,
+        sampling: Sampling = GREEDY,
     ) -> list[Answer]:
-        """Both passes: the greedy answer to each prompt (a string is one user turn, a list of messages a chat).
+        """Both passes: the answer to each prompt (a string is one user turn, a list of messages a chat).
 
         Args:
             prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.outside.chats`).
+            sampling: temperature, top_p, seed, and texts that end an answer; greedy if not given.
 
         Raises:
             UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, or
@@ -170,15 +176,17 @@ class SelfAdaptiveModel:
         start = time.perf_counter()
         mixture = self._dispatched(prompts)
         dispatched = time.perf_counter()
-        texts = self.engine.generate(prompts, max_new_tokens=max_new_tokens, mixture=mixture, batch_size=batch_size)
+        texts = self.engine.generate(
+            prompts, max_new_tokens=max_new_tokens, mixture=mixture, batch_size=batch_size, sampling=sampling
+        )
         seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
         return [Answer(text, mixture.rows([row]), seconds) for row, text in enumerate(texts)]
 
-    def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64) -> Iterator[str]:
+    def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
         prompt = read_prompt(prompt)
         mixture = self._dispatched([prompt])
-        yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture)
+        yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture, sampling=sampling)
 
     def loglikelihood(
         self, prompts: Iterable[str | Chat], continuations: Iterable[str], *, batch_size: int = 32
