@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Unpack, cast, overload
 
 import torch
 from peft import PeftModel
@@ -23,7 +23,7 @@ from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompt, read_prompts
 from experts.outside.errors import UserError, unknown
 from experts.shipped import shipped_for, shipped_library
-from selfadapt.base_models import BUILT_IN, load_base, load_shapes
+from selfadapt.base_models import BUILT_IN, BaseOptions, load_base, load_shapes
 
 ENGINES = ("native", "vllm")
 
@@ -91,6 +91,7 @@ class SelfAdaptiveModel:
         device: torch.device | str | None = None,
         engine: str = "native",
         engine_options: Mapping[str, Any] | None = None,
+        **base_options: Unpack[BaseOptions],
     ) -> SelfAdaptiveModel:
         """Loads a base with all experts of a library.
 
@@ -101,6 +102,7 @@ class SelfAdaptiveModel:
                 `MIX.json`.
             engine: "native", or "vllm" where that is installed: experts of limited rank, each mixture as a LoRA.
             engine_options: for `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
+            base_options: as `load_base` takes them, such as `chat_template_kwargs={"enable_thinking": False}`.
 
         Raises:
             UserError: if the library belongs to another base, `dispatch` means nothing, or the engine cannot do it.
@@ -108,15 +110,15 @@ class SelfAdaptiveModel:
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
         if engine == "vllm":
-            return cls._on_vllm(model, library, dispatch, dtype, device, engine_options)
+            return cls._on_vllm(model, library, dispatch, dtype, device, engine_options, **base_options)
         if engine_options:
             raise UserError("engine_options are vLLM's; the native engine has none")
         if dispatch == "none" and library is None:  # the plain base need not have any experts
-            base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device)
+            base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device, **base_options)
             return cls(NativeEngine(base, tokenizer), Fixed(Mixture.of({})))
         experts = find_library(model, library)
         check_dispatcher(dispatch, experts)
-        base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device)
+        base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device, **base_options)
         running = NativeEngine(experts.load(base), tokenizer)
         return cls(running, find_dispatcher(dispatch, experts, running))
 
@@ -129,6 +131,7 @@ class SelfAdaptiveModel:
         dtype: torch.dtype | str | None,
         device: torch.device | str | None,
         options: Mapping[str, Any] | None,
+        **base_options: Unpack[BaseOptions],
     ) -> SelfAdaptiveModel:
         check_installed()
         if device is not None:
@@ -142,8 +145,10 @@ class SelfAdaptiveModel:
         name = str(model or (BUILT_IN if experts is None else experts.base))
         if name.endswith(".gguf"):
             raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
-        base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
-        running = VLLMEngine(base, tokenizer, experts, options)
+        # All the accelerator's memory is vLLM's.
+        base, tokenizer = load_base(name, dtype=dtype, device="cpu", **base_options)
+        shared = {name: value for name, value in base_options.items() if name in ("revision", "trust_remote_code")}
+        running = VLLMEngine(base, tokenizer, experts, shared | dict(options or {}))
         return cls(running, Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts, running))
 
     def dispatch(self, prompts: Iterable[str | Chat]) -> Mixture:

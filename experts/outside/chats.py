@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
 from dataclasses import asdict, is_dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -16,6 +19,8 @@ from experts.outside.errors import UserError
 from experts.outside.pictures import load_pictures, words
 
 logger = logging.getLogger(__name__)
+
+Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase | ProcessorMixin)
 
 Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
 
@@ -119,6 +124,34 @@ def template_of(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> Any:
     _say_plain(tokenizer.name_or_path)
     begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return "{{ bos_token }}" + PLAIN_TEMPLATE if begins else PLAIN_TEMPLATE
+
+
+def with_template_arguments(tokenizer: Tokenizer, arguments: Mapping[str, Any]) -> Tokenizer:
+    """A copy of a tokenizer whose chat template has these arguments (Qwen3's `enable_thinking`) wherever it is used.
+
+    Where there are none it is the tokenizer itself.
+
+    Raises:
+        UserError: for an argument that the template does not know, or a value that is not JSON's.
+    """
+    if not arguments:
+        return tokenizer
+    template = template_of(tokenizer)
+    for name, value in arguments.items():
+        named = [template] if isinstance(template, str) else template.values()
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or not any(re.search(rf"\b{name}\b", each) for each in named):
+            raise UserError(f"the base's chat template does not know the argument {name!r}; leave it out")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the chat template's argument {name} must be a value of JSON's: {_said(error)}") from error
+    # Jinja reads Python's literals. The newline is the tag's.
+    set_ = "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in arguments.items())
+    own = copy(tokenizer)
+    own.chat_template = (
+        set_ + template if isinstance(template, str) else {name: set_ + each for name, each in template.items()}
+    )
+    return own
 
 
 @cache

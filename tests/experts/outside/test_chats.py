@@ -16,7 +16,14 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from experts.engine import NativeEngine
-from experts.outside.chats import PLAIN_TEMPLATE, check_template, read_prompts, render, tokenize
+from experts.outside.chats import (
+    PLAIN_TEMPLATE,
+    check_template,
+    read_prompts,
+    render,
+    tokenize,
+    with_template_arguments,
+)
 from experts.outside.errors import UserError
 
 USER = {"role": "user", "content": "2 + 2?"}
@@ -307,6 +314,39 @@ def test_a_processor_without_a_template_is_refused(seeing: Any) -> None:
     processor = seeing[1]
     processor.chat_template = None
     assert "ours knows no pictures" in refusal(check_template, processor)
+
+
+THINKS = """
+{% macro head() %}{{ 'T' if thinks is not defined or thinks else 'N' }}{% endmacro %}
+{% for m in messages %}{{ m.content }}
+{{ head() }}{{ words | default('-') }}{% if words is not defined %}!{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"thinks": True}, {"thinks": False}, {"thinks": None}, {"thinks": 0}, {"words": 'it\'s\n"ü" {{ 1 }}'}],
+)
+def test_a_template_gets_its_arguments_wherever_it_is_shown(tiny_tokenizer: Any, arguments: dict[str, Any]) -> None:
+    tokenizer = with_template(tiny_tokenizer, THINKS)
+    own = with_template_arguments(tokenizer, arguments)
+    wanted = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True, **arguments)
+    assert render(own, ["2 + 2?"]) == [wanted]
+    assert tokenizer.chat_template == THINKS
+    assert (own is tokenizer) == (not arguments)
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "said"),
+    [
+        (THINKS, {"think": True}, "does not know the argument 'think'"),
+        (THINKS, {"thinks = 3 %}": True}, "does not know the argument"),
+        (None, {"thinks": True}, "does not know the argument 'thinks'"),
+        (THINKS, {"thinks": object()}, "thinks must be a value of JSON's"),
+        (THINKS, {"thinks": float("nan")}, "thinks must be a value of JSON's"),
+    ],
+)
+def test_an_argument_that_is_none_is_refused(tiny_tokenizer: Any, template: Any, arguments: Any, said: str) -> None:
+    assert said in refusal(with_template_arguments, with_template(tiny_tokenizer, template), arguments)
 
 
 def test_tokens_are_those_of_the_template(tiny_tokenizer: Any) -> None:
