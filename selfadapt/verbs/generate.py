@@ -23,6 +23,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     stop: tuple[str, ...] = (),
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None,
     engine: Literal["native", "vllm"] = "native",
     json: bool = False,
 ) -> None:
@@ -39,6 +40,7 @@ def generate(
         top_p: draw from the fewest tokens that have this probability together.
         seed: draws the same answers again.
         stop: texts that end an answer, and do not belong to it.
+        chat_template_kwargs: arguments of the base's chat template, such as Qwen3's "enable_thinking False".
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
@@ -50,7 +52,9 @@ def generate(
         raise UserError("there is no prompt to answer; give one or more")
     check_whole("--max-new-tokens", max_new_tokens)
     sampling = Sampling(temperature, top_p, seed, stop)
-    adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch, engine=engine)
+    adaptive = SelfAdaptiveModel.from_pretrained(
+        model, library, dispatch, engine=engine, chat_template_kwargs=chat_template_kwargs or {}
+    )
     if len(prompts) == 1 and not json and sys.stdout.isatty():
         mixture = adaptive.dispatch(prompts)
         how: Any = {"max_new_tokens": max_new_tokens, "mixture": mixture, "sampling": sampling}

@@ -96,6 +96,31 @@ def test_a_base_without_a_chat_template_learns_answers_and_is_exported(
         assert not list(folder.glob("chat_template*"))
 
 
+MUST_NOT_THINK = """{% if enable_thinking is not defined or enable_thinking %}{{ raise_exception('it thinks') }}
+{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"""
+
+
+def test_arguments_of_the_template_reach_every_prompt(
+    run: Any, tiny_folder: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown_by(tiny_folder, MUST_NOT_THINK)
+    assert "it thinks" in refused(run, "train", recipe, "--output", tmp_path / "expert")
+    document = yaml.safe_load(recipe.read_text()) | {"chat_template_kwargs": {"enable_thinking": False}}
+    recipe.write_text(yaml.safe_dump(document))
+    code, _, err = run("train", recipe, "--output", tmp_path / "expert")
+    assert code == 0, err
+    assert "chat_template_kwargs:\n  enable_thinking: false" in (tmp_path / "expert" / "README.md").read_text()
+
+    shared = ["--library", tmp_path / "library"]
+    assert run("experts", "add", tmp_path / "expert", *shared)[0] == 0
+    asked = ["generate", "2 + 2?", *shared, "--dispatch", "expert", "--max-new-tokens", 4]
+    assert "it thinks" in refused(run, *asked)
+    assert run(*asked, "--chat-template-kwargs", "enable_thinking", "False")[0] == 0
+    assert "it thinks" in refused(run, *asked, "--chat-template-kwargs", "enable_thinking", "True")
+    assert "does not know" in refused(run, *asked, "--chat-template-kwargs", "thinking", "False")
+
+
 @pytest.mark.parametrize("objective", ["reinforce", "next_token"])
 def test_training_looks_at_all_prompts_before_it_begins(
     run: Any, tiny_folder: Path, recipe: Path, tmp_path: Path, objective: str
