@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import TopPLogitsWarper
 
 from experts.engine import NativeEngine, Sampling
@@ -170,3 +171,15 @@ def test_what_cannot_be_sampled_by_is_refused(options: dict[str, Any]) -> None:
 def test_one_stop_text_may_stand_alone() -> None:
     assert Sampling(stop="\n").stop == ("\n",)
     assert Sampling(stop=["\n"]) == Sampling(stop=("\n",))
+
+
+def test_answers_to_pictures_are_drawn_too(seeing: Any) -> None:
+    def chat(shade: int) -> list[dict[str, Any]]:
+        picture = Image.new("RGB", (8, 8), (shade, 0, 0))
+        return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+
+    engine = NativeEngine(*seeing)
+    together = answers(engine, [chat(0), chat(250), [{"role": "user", "content": "And without?"}]])
+    assert answers(engine, [chat(0)]) == together[:1]
+    stop = [together[0][3]]
+    assert answers(engine, [chat(0)], Sampling(0.8, 0.9, 3, stop)) == [cut(together[0], stop)]
