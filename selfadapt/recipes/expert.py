@@ -24,7 +24,7 @@ from selfadapt.recipes.classification import Classification
 from selfadapt.recipes.configuration import Choice, make, read_yaml, spell_out
 
 DOMAINS: dict[str, type] = {**KINDS, "classification": Classification}
-SINCE = ("chat_template_kwargs",)
+SINCE = ("chat_template_kwargs",)  # fields that recipes have not always had
 OBJECTIVES: dict[str, type] = {"reinforce": Reinforce, "next_token": NextToken}
 
 if TYPE_CHECKING:
