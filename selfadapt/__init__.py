@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from experts.engine import Sampling
     from selfadapt.base_models import load_base
     from selfadapt.two_pass import SelfAdaptiveModel
 
     __version__: str
 
-__all__ = ["SelfAdaptiveModel", "__version__", "load_base"]
+__all__ = ["Sampling", "SelfAdaptiveModel", "__version__", "load_base"]
 
 # Where each name is defined: importing selfadapt must not import torch.
-_HOMES = {"SelfAdaptiveModel": "selfadapt.two_pass", "load_base": "selfadapt.base_models"}
+_HOMES = {
+    "Sampling": "experts.engine",
+    "SelfAdaptiveModel": "selfadapt.two_pass",
+    "load_base": "selfadapt.base_models",
+}
 
 
 def __getattr__(name: str) -> Any:

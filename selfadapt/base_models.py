@@ -7,11 +7,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
@@ -26,6 +26,7 @@ from selfadapt.gguf_files import (
     restore_steps,
     tie_head,
 )
+from selfadapt.special_tokens import settle_special_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +40,20 @@ SETTINGS = (
     *("chat_template*", "generation_config.json", "*processor_config.json"),
 )
 
-# What checkpoints call tokens that no text holds: <pad>, <|finetune_right_pad_id|>, <|reserved_special_token_0|>.
-_SPARE_TOKEN = re.compile(r"\W*(pad|finetune_right_pad_id|unused_?\d*|reserved_special_token_\d+)\W*", re.IGNORECASE)
+
+class BaseOptions(TypedDict, total=False):
+    """What else may be said of a base that is loaded."""
+
+    revision: str
+    """A branch, tag or commit of a hub id."""
+    attn_implementation: str
+    """transformers' name of one: eager, sdpa, flash_attention_2."""
+    device_map: str | Mapping[str, Any]
+    """accelerate's, such as "auto": shares the base out over devices; in the place of `device`."""
+    trust_remote_code: bool
+    """Run the code that comes with the checkpoint; off unless it is said."""
+    chat_template_kwargs: Mapping[str, Any]
+    """Arguments of the chat template, wherever the tokenizer shows a chat, such as Qwen3's `enable_thinking`."""
 
 
 def load_base(
@@ -48,6 +61,7 @@ def load_base(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    **options: Unpack[BaseOptions],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base model, in evaluation mode, and its tokenizer; of a vision-language model, its processor.
 
@@ -58,16 +72,28 @@ def load_base(
         name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised, once) or a hub id.
         dtype: by default float32 on a CPU and the checkpoint's own on an accelerator (which `"auto"` means anywhere).
         device: by default the accelerator, if there is one.
+        options: `BaseOptions`.
 
     Raises:
-        UserError: where the name means nothing, or what it means cannot be fetched or loaded.
+        UserError: where the name means nothing, or what it means cannot be fetched or loaded, or an option does not go
+            with the name.
     """
+    from experts.outside.chats import with_template_arguments
+
+    for option in options:
+        if option not in BaseOptions.__annotations__:
+            raise unknown("option of load_base", option, ["dtype", "device", *BaseOptions.__annotations__])
+    if device is not None and "device_map" in options:
+        raise UserError("device and device_map both say where the base is; give one of them")
     place = _device(device)
-    source, options = _locate(name)
-    model, tokenizer = _read(source, _dtype(dtype, place), **options)
+    source, found = _locate(name, options.get("revision"))
+    found["trust_remote_code"] = options.get("trust_remote_code", False)
+    own = {option: value for option, value in options.items() if option in ("attn_implementation", "device_map")}
+    model, tokenizer = _read(source, _dtype(dtype, place), own, **found)
+    tokenizer = with_template_arguments(tokenizer, options.get("chat_template_kwargs", {}))
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_contiguous)
-    return model.to(place), tokenizer  # type: ignore[arg-type]
+    return model if "device_map" in options else model.to(place), tokenizer  # type: ignore[arg-type]
 
 
 def load_config(name: str | Path = BUILT_IN) -> PreTrainedConfig:
@@ -155,10 +181,12 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
     return dtype
 
 
-def _locate(name: str | Path) -> tuple[str, dict[str, Any]]:
+def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` must be given to find `name`: a folder or hub id, and options."""
     name = os.fspath(name)
     path = expand(name)
+    if revision is not None and (name == BUILT_IN or path.exists()):
+        raise UserError(f"{name!r} is no hub id, and has no revision {revision!r}; leave it out")
     if name == BUILT_IN:
         return str(_built_in_folder()), {}
     if path.is_dir():
@@ -173,7 +201,8 @@ def _locate(name: str | Path) -> tuple[str, dict[str, Any]]:
     if path.is_file():
         raise UserError(f"{path} is a file, and no .gguf file: a base is a folder, a .gguf file or a hub id")
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        return name, {"local_files_only": not _hub_answers(name)}
+        of_revision = {} if revision is None else {"revision": revision}
+        return name, {"local_files_only": not _hub_answers(name, revision), **of_revision}
     if "/" in name:
         raise UserError(f"no such folder: {path}")
     raise UserError(
@@ -181,13 +210,15 @@ def _locate(name: str | Path) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _hub_answers(name: str) -> bool:
+def _hub_answers(name: str, revision: str | None) -> bool:
     """Asks the hub for `name`, once and briefly: transformers would try six times for every file it looks for."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        HfApi().model_info(name, timeout=10)
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except RevisionNotFoundError as error:
+        raise UserError(f"the hub's model {name!r} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"no folder {name!r} here, and no model of that name on the hub that you may read; check it, or log in"
@@ -197,8 +228,10 @@ def _hub_answers(name: str) -> bool:
     return True
 
 
-def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`from_pretrained` for both halves; `options` as `_locate` gives them."""
+def _read(
+    source: str, dtype: torch.dtype | str, of_model: Mapping[str, Any] = {}, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`from_pretrained` for both halves; `options` as `_locate` gives them, `of_model` for the model alone."""
     from gguf import GGUFReader
     from safetensors import SafetensorError
     from transformers import (
@@ -222,7 +255,7 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
             quantization = GgufConfig(dequantize=True) if gguf_file else None
             model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
-                source, dtype=dtype, quantization_config=quantization, **options
+                source, dtype=dtype, quantization_config=quantization, **options, **of_model
             )
             if gguf_file:
                 reader = GGUFReader(Path(source, gguf_file))
@@ -232,15 +265,18 @@ def _read(source: str, dtype: torch.dtype | str, **options: Any) -> tuple[PreTra
                 restore_steps(tokenizer, Path(source))
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         if options.get("local_files_only"):
             reason = "the hub could not be reached and its cache on this machine does not have the model"
             mend = "connect to the hub, or give a folder that holds the checkpoint"
+        elif "trust_remote_code" in str(error):
+            reason = "it comes with code of its own"
+            mend = "read it, and load the base with trust_remote_code=True if you trust it"
         else:
             reason = _first_line(error)
             mend = "a base is a causal language model with its tokenizer"
         raise UserError(f"cannot load {str(Path(source, gguf_file or ''))!r}: {reason}; {mend}") from error
-    _settle_special_tokens(model, tokenizer.tokenizer if sees else tokenizer)
+    settle_special_tokens(model, tokenizer.tokenizer if sees else tokenizer)
     return model, tokenizer
 
 
@@ -278,34 +314,6 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes tokenizer and model agree on what ends an answer and what pads a batch, and makes decoding greedy."""
-    from transformers import GenerationConfig
-
-    known = model.generation_config.eos_token_id
-    known = known if isinstance(known, list) else [known]
-    ends = [index for index in dict.fromkeys([tokenizer.eos_token_id, *known]) if index is not None]
-    pad = _pad_token_id(tokenizer, ends, model.config.get_text_config().vocab_size)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
-    tokenizer.padding_side = "left"
-    model.config.pad_token_id = pad
-    model.generation_config = GenerationConfig(
-        do_sample=False, bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=pad
-    )
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase, ends: list[int], vocabulary: int) -> int:
-    """The first of: its pad token, a spare token, the unknown token; the end token where none of these will do."""
-    special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    spare = [index for index, content in special.items() if _SPARE_TOKEN.fullmatch(content)]
-    for index in (tokenizer.pad_token_id, *spare, tokenizer.unk_token_id):
-        if index is not None and index not in ends and index < vocabulary:
-            return index
-    if not ends:
-        raise UserError(f"the tokenizer of {tokenizer.name_or_path!r} has neither a pad nor an end token; set one")
-    return ends[0]
 
 
 def _built_in_folder() -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Unpack, cast, overload
 
 import torch
 from peft import PeftModel
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
-from experts.engine import Engine, NativeEngine
+from experts.engine import GREEDY, Engine, NativeEngine, Sampling
 from experts.engine.vllm import VLLMEngine, check_installed
 from experts.expert import Expert
 from experts.library import ExpertLibrary
@@ -23,7 +23,7 @@ from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompt, read_prompts
 from experts.outside.errors import UserError, unknown
 from experts.shipped import shipped_for, shipped_library
-from selfadapt.base_models import BUILT_IN, load_base, load_shapes
+from selfadapt.base_models import BUILT_IN, BaseOptions, load_base, load_shapes
 
 ENGINES = ("native", "vllm")
 
@@ -91,6 +91,7 @@ class SelfAdaptiveModel:
         device: torch.device | str | None = None,
         engine: str = "native",
         engine_options: Mapping[str, Any] | None = None,
+        **base_options: Unpack[BaseOptions],
     ) -> SelfAdaptiveModel:
         """Loads a base with all experts of a library.
 
@@ -101,6 +102,7 @@ class SelfAdaptiveModel:
                 `MIX.json`.
             engine: "native", or "vllm" where that is installed: experts of limited rank, each mixture as a LoRA.
             engine_options: for `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
+            base_options: as `load_base` takes them, such as `chat_template_kwargs={"enable_thinking": False}`.
 
         Raises:
             UserError: if the library belongs to another base, `dispatch` means nothing, or the engine cannot do it.
@@ -108,15 +110,15 @@ class SelfAdaptiveModel:
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
         if engine == "vllm":
-            return cls._on_vllm(model, library, dispatch, dtype, device, engine_options)
+            return cls._on_vllm(model, library, dispatch, dtype, device, engine_options, **base_options)
         if engine_options:
             raise UserError("engine_options are vLLM's; the native engine has none")
         if dispatch == "none" and library is None:  # the plain base need not have any experts
-            base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device)
+            base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device, **base_options)
             return cls(NativeEngine(base, tokenizer), Fixed(Mixture.of({})))
         experts = find_library(model, library)
         check_dispatcher(dispatch, experts)
-        base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device)
+        base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device, **base_options)
         running = NativeEngine(experts.load(base), tokenizer)
         return cls(running, find_dispatcher(dispatch, experts, running))
 
@@ -129,6 +131,7 @@ class SelfAdaptiveModel:
         dtype: torch.dtype | str | None,
         device: torch.device | str | None,
         options: Mapping[str, Any] | None,
+        **base_options: Unpack[BaseOptions],
     ) -> SelfAdaptiveModel:
         check_installed()
         if device is not None:
@@ -142,8 +145,10 @@ class SelfAdaptiveModel:
         name = str(model or (BUILT_IN if experts is None else experts.base))
         if name.endswith(".gguf"):
             raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
-        base, tokenizer = load_base(name, dtype=dtype, device="cpu")  # all the accelerator's memory is vLLM's
-        running = VLLMEngine(base, tokenizer, experts, options)
+        # All the accelerator's memory is vLLM's.
+        base, tokenizer = load_base(name, dtype=dtype, device="cpu", **base_options)
+        shared = {name: value for name, value in base_options.items() if name in ("revision", "trust_remote_code")}
+        running = VLLMEngine(base, tokenizer, experts, shared | dict(options or {}))
         return cls(running, Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts, running))
 
     def dispatch(self, prompts: Iterable[str | Chat]) -> Mixture:
@@ -155,12 +160,18 @@ class SelfAdaptiveModel:
         return self._dispatched(_read(prompts))
 
     def generate(
-        self, prompts: Iterable[str | Chat], *, max_new_tokens: int = 64, batch_size: int = 32
+        self,
+        prompts: Iterable[str | Chat],
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 32,
+        sampling: Sampling = GREEDY,
     ) -> list[Answer]:
-        """Both passes: the greedy answer to each prompt (a string is one user turn, a list of messages a chat).
+        """Both passes: the answer to each prompt (a string is one user turn, a list of messages a chat).
 
         Args:
             prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.outside.chats`).
+            sampling: temperature, top_p, seed, and texts that end an answer; greedy if not given.
 
         Raises:
             UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, or
@@ -170,15 +181,17 @@ class SelfAdaptiveModel:
         start = time.perf_counter()
         mixture = self._dispatched(prompts)
         dispatched = time.perf_counter()
-        texts = self.engine.generate(prompts, max_new_tokens=max_new_tokens, mixture=mixture, batch_size=batch_size)
+        texts = self.engine.generate(
+            prompts, max_new_tokens=max_new_tokens, mixture=mixture, batch_size=batch_size, sampling=sampling
+        )
         seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
         return [Answer(text, mixture.rows([row]), seconds) for row, text in enumerate(texts)]
 
-    def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64) -> Iterator[str]:
+    def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
         prompt = read_prompt(prompt)
         mixture = self._dispatched([prompt])
-        yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture)
+        yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture, sampling=sampling)
 
     def loglikelihood(
         self, prompts: Iterable[str | Chat], continuations: Iterable[str], *, batch_size: int = 32

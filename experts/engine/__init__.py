@@ -11,12 +11,15 @@ from experts.engine.context import check_context, context_of
 from experts.engine.forward import evaluating, last_positions, mixed, position_ids
 from experts.engine.native import NativeEngine
 from experts.engine.population import Population
+from experts.engine.sampling import GREEDY, Sampling
 
 __all__ = [
+    "GREEDY",
     "Constraint",
     "Engine",
     "NativeEngine",
     "Population",
+    "Sampling",
     "check_context",
     "constraint_of",
     "context_of",

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from experts.engine.sampling import GREEDY, Sampling
 from experts.expert import Expert
 from experts.mixture import Mixture
 from experts.outside.chats import Chat
@@ -17,7 +18,7 @@ class Engine(Protocol):
     """Runs a base that carries experts, each row of a call under its own mixture of them.
 
     An engine holds nothing of a call: calls and streams may overlap as they like, in one thread or in many. Answers are
-    greedy and end where the base ends.
+    greedy and end where the base ends, unless a call asks for something else.
     """
 
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin
@@ -32,16 +33,26 @@ class Engine(Protocol):
         """Of the base (`experts.svf.fingerprint`): who brings experts checks that they are for it."""
 
     def generate(
-        self, prompts: Sequence[str | Chat], *, max_new_tokens: int, mixture: Mixture, batch_size: int = 32
+        self,
+        prompts: Sequence[str | Chat],
+        *,
+        max_new_tokens: int,
+        mixture: Mixture,
+        batch_size: int = 32,
+        sampling: Sampling = GREEDY,
     ) -> list[str]:
         """The answer to each prompt, in the order of the prompts, prompt b under row b of the mixture.
+
+        Answers do not depend on what else is in a batch, sampled ones no more than greedy ones.
 
         Raises:
             UserError: if a prompt and its answer do not fit the model's context, the mixture has not a row for each
                 prompt or names an expert that the engine does not carry, or a number is below 1.
         """
 
-    def stream(self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture) -> Iterator[str]:
+    def stream(
+        self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
         """The answer to one prompt, piece by piece as it is written.
 
         Raises:

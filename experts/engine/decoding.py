@@ -25,8 +25,9 @@ from experts.engine.forward import forward_cached, mixed
 from experts.engine.growing_cache import GrowingLayer, growing_cache, join, select
 from experts.mixture import Mixture
 
-Choose = Callable[[Tensor, Sequence[Sequence[int]], Tensor], Tensor]
-"""Logits [B, V] in float32, the B answers so far, and all tokens so far [B, T]: the next token of each row [B]."""
+Choose = Callable[[Tensor, Sequence[Sequence[int]], Tensor, Sequence[int]], Tensor]
+"""Logits [B, V] in float32, the B answers so far, all tokens so far [B, T], and which of the prompts each row is: the
+next token of each row [B]."""
 
 LEAVE = 1 / 8
 """Ended rows leave once they are this share of a batch: taking them out copies the others."""
@@ -49,7 +50,7 @@ def can_decode(model: PreTrainedModel | PeftModel) -> bool:
     return bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
 
 
-def most_likely(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor) -> Tensor:
+def most_likely(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, rows: Sequence[int]) -> Tensor:
     return logits.argmax(1)
 
 
@@ -64,25 +65,30 @@ def rows_that_fit(model: PreTrainedModel | PeftModel, tokens: int) -> int:
 
 
 def greedy(config: GenerationConfig) -> Choose | None:
-    """The most likely token, after the checkpoint's repetition penalty; None if it asks for anything beyond that."""
+    """The most likely token, `penalized`."""
+    return penalized(config, most_likely)
+
+
+def penalized(config: GenerationConfig, choose: Choose) -> Choose | None:
+    """The same after the checkpoint's repetition penalty; None if it asks for anything beyond that."""
     if {name for name, value in config.to_diff_dict().items() if value} - KNOWN:
         return None
     if config.repetition_penalty in (None, 1.0):
-        return most_likely
-    penalized = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
-    return lambda logits, answers, ids: penalized(cast(Any, ids), cast(Any, logits)).argmax(1)
+        return choose
+    penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+    return lambda logits, answers, ids, rows: choose(penalty(cast(Any, ids), cast(Any, logits)), answers, ids, rows)
 
 
 def sampled(temperature: float) -> Choose:
     """A token with the probability that the model gives it, at a temperature."""
-    return lambda logits, answers, ids: torch.multinomial((logits / temperature).softmax(1), 1)[:, 0]
+    return lambda logits, answers, ids, rows: torch.multinomial((logits / temperature).softmax(1), 1)[:, 0]
 
 
 def constrained(choose: Choose, constraint: Constraint) -> Choose:
     """The same among the tokens that may still become one of a few answers."""
 
-    def chosen(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor) -> Tensor:
-        return choose(logits + constraint.masks(answers, logits.shape[1]).to(logits), answers, ids)
+    def chosen(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, rows: Sequence[int]) -> Tensor:
+        return choose(logits + constraint.masks(answers, logits.shape[1]).to(logits), answers, ids, rows)
 
     return chosen
 
@@ -101,9 +107,11 @@ class Writing:
     ends: Collection[int]
     """The tokens that end an answer; they belong to it."""
     choose: Choose
+    stopped: Callable[[Sequence[int]], bool] = lambda answer: False
+    """Whether an answer has ended for another reason."""
 
     def is_open(self, answer: Sequence[int]) -> bool:
-        return len(answer) < self.max_new_tokens and answer[-1] not in self.ends
+        return len(answer) < self.max_new_tokens and answer[-1] not in self.ends and not self.stopped(answer)
 
 
 class Batch:
@@ -143,7 +151,7 @@ class Batch:
                 last = torch.tensor([answer[-1:] for answer in self.answers], device=self.mask.device)
                 self.ids, self.mask = torch.cat([self.ids, last], 1), torch.cat([self.mask, torch.ones_like(last)], 1)
                 logits = forward_cached(self.model, last, self.mask, self.cache, keep=1)[:, -1]
-                following = self.writing.choose(logits, self.answers, self.ids).tolist()
+                following = self.writing.choose(logits, self.answers, self.ids, self.rows).tolist()
                 for place in still:
                     self.answers[place].append(following[place])
                 still = [place for place in still if self.writing.is_open(self.answers[place])]
@@ -245,5 +253,5 @@ class _Reader:
         if len(once) < len(rows):
             cache.batch_select_indices(of_row)
         ids, mask = ids[of_row], mask[of_row]
-        following = self.batch.writing.choose(logits[of_row], [[] for _ in rows], ids)
+        following = self.batch.writing.choose(logits[of_row], [[] for _ in rows], ids, rows)
         return following[:, None].tolist(), ids, mask, cache

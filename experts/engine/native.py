@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from threading import Event, RLock
 from typing import Any, cast
@@ -22,9 +22,10 @@ from transformers import (
 from experts.engine.batches import pad_batch, plan_batches, plan_queues
 from experts.engine.constrained import Constraint
 from experts.engine.context import check_context
-from experts.engine.decoding import Choose, Writing, can_decode, constrained, decode, end_tokens, greedy
+from experts.engine.decoding import Writing, can_decode, constrained, decode, end_tokens, most_likely, penalized
 from experts.engine.forward import evaluating, last_positions, mixed, position_ids
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
+from experts.engine.sampling import GREEDY, DrawnTokens, Draws, Sampling, Stops, cut, cut_stream
 from experts.engine.streaming import stream_from_thread
 from experts.expert import Expert
 from experts.mixture import Mixture
@@ -37,6 +38,17 @@ from experts.svf.names import plain_modules
 
 BASE = "base"  # the name of the identity expert; no expert of a library may have it
 _carrying = RLock()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call wants of its answers."""
+
+    max_new_tokens: int
+    constraint: Constraint | None
+    draws: Draws | None
+    """None takes the most likely token."""
+    stopped: Stops
 
 
 @dataclass(eq=False)
@@ -69,12 +81,14 @@ class NativeEngine:
         max_new_tokens: int,
         mixture: Mixture | None = None,
         batch_size: int = 32,
+        sampling: Sampling = GREEDY,
         on_batch: Callable[[int], None] = lambda answered: None,
         constraint: Constraint | None = None,
     ) -> list[str]:
         """As `Engine.generate`.
 
         Args:
+            sampling: how tokens are chosen, and what ends an answer; greedy if not given.
             on_batch: hears how many more prompts are answered.
             constraint: the answers that may be given; None allows any.
         """
@@ -84,8 +98,7 @@ class NativeEngine:
         ids = tokenize(self.tokenizer, prompts)
         lengths = [len(row) for row in ids]
         check_context(self.model.config, max(lengths, default=0), max_new_tokens)
-        choose = self._choice(constraint)
-        ends = end_tokens(self.generation_config)
+        asked = self._asked(max_new_tokens, sampling, ids, mixture, constraint)
         decoder = cast(Any, text_tokenizer(self.tokenizer))
         answers = [""] * len(ids)
 
@@ -93,43 +106,48 @@ class NativeEngine:
             """The places in a queue, and the tokens of their answers, as they come."""
             own = [ids[row] for row in queue]
             under = None if mixture is None else mixture.rows(queue)
-            if choose is not None:
-                yield from decode(
-                    self.model, own, Writing(max_new_tokens, ends, choose), rows_at_once=batch_size, mixture=under
-                )
+            if (writing := self._writing(asked, queue)) is not None:
+                yield from decode(self.model, own, writing, rows_at_once=batch_size, mixture=under)
                 return
             for start in range(0, len(queue), batch_size):
                 places = range(start, min(start + batch_size, len(queue)))
                 batch = self._batch([prompts[queue[place]] for place in places], [own[place] for place in places])
+                length = batch["input_ids"].shape[1]
+                options = self._options(asked, length, [queue[place] for place in places])
                 with self._mixed(under, places):
-                    yield from zip(places, self._generated(batch, max_new_tokens, constraint), strict=True)
+                    output = self._base.generate(**batch, **options)
+                yield from zip(places, output[:, length:].tolist(), strict=True)
 
         with evaluating(self.model):
             for queue in plan_queues(self.model, lengths, max_new_tokens, mixture, batch_size):
                 for place, tokens in written(queue):
-                    answers[queue[place]] = decoder.decode(tokens, skip_special_tokens=True)
+                    answers[queue[place]] = cut(decoder.decode(tokens, skip_special_tokens=True), sampling.stop)
                     on_batch(1)
         return answers
 
-    def stream(self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture) -> Iterator[str]:
+    def stream(
+        self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
         """As `Engine.stream`. A thread of its own writes; any thread may ask for the next piece."""
         check_whole("max_new_tokens", max_new_tokens)
         ids = tokenize(self.tokenizer, [prompt])
         check_context(self.model.config, len(ids[0]), max_new_tokens)
         batch = self._batch([prompt], ids)
+        asked = self._asked(max_new_tokens, sampling, ids, mixture, None)
+        options = self._options(asked, batch["input_ids"].shape[1], [0])
         decoder = cast(Any, text_tokenizer(self.tokenizer))
         pieces = TextIteratorStreamer(decoder, skip_prompt=True, skip_special_tokens=True)
 
         def write(abandoned: Event) -> None:
-            with torch.inference_mode(), evaluating(self.model), mixed(self.model, mixture):
-                self._base.generate(
-                    **batch,
-                    **self._greedy(max_new_tokens),
-                    streamer=pieces,
-                    stopping_criteria=[lambda ids, scores: torch.full((len(ids),), abandoned.is_set())],
-                )
+            def left(ids: Tensor, scores: Any) -> Tensor:
+                return torch.full((len(ids),), abandoned.is_set(), device=ids.device)
 
-        yield from stream_from_thread(write, pieces)
+            options["stopping_criteria"].append(left)
+            with torch.inference_mode(), evaluating(self.model), mixed(self.model, mixture):
+                self._base.generate(**batch, **options, streamer=pieces)
+
+        with closing(stream_from_thread(write, pieces)) as written:
+            yield from cut_stream(written, sampling.stop)
 
     @torch.inference_mode()
     def loglikelihood(
@@ -196,19 +214,53 @@ class NativeEngine:
         """What generates. PEFT's own `generate` changes the model while it runs, under the eyes of other threads."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    def _choice(self, constraint: Constraint | None) -> Choose | None:
-        """How `decode` finds the next token; None if it cannot write this model's answers, and `generate` must."""
+    def _asked(
+        self,
+        max_new_tokens: int,
+        sampling: Sampling,
+        ids: Sequence[Sequence[int]],
+        mixture: Mixture | None,
+        constraint: Constraint | None,
+    ) -> _Asked:
+        draws = None if sampling.greedy else Draws(sampling, sampling.row_seeds(ids, mixture))
+        return _Asked(max_new_tokens, constraint, draws, Stops(text_tokenizer(self.tokenizer), sampling.stop))
+
+    def _writing(self, asked: _Asked, queue: Sequence[int]) -> Writing | None:
+        """How `decode` writes the rows of a queue; None if it cannot for this model, and `generate` must."""
         if isinstance(self.tokenizer, ProcessorMixin) or not can_decode(self.model):
             return None
-        choose = greedy(self.generation_config)
-        return choose if choose is None or constraint is None else constrained(choose, constraint)
 
-    def _generated(self, batch: Any, max_new_tokens: int, constraint: Constraint | None) -> list[list[int]]:
-        """The new tokens of a batch, by transformers' `generate`."""
-        length = batch["input_ids"].shape[1]
-        processors = [] if constraint is None else [constraint.processor(length)]
-        output = self._base.generate(**batch, **self._greedy(max_new_tokens), logits_processor=processors)
-        return output[:, length:].tolist()
+        def drawn(logits: Tensor, answers: Any, ids: Tensor, rows: Sequence[int]) -> Tensor:
+            return cast(Draws, asked.draws)(logits, [queue[place] for place in rows])
+
+        chosen = penalized(self.generation_config, most_likely if asked.draws is None else drawn)
+        if chosen is None:
+            return None
+        if asked.constraint is not None:
+            chosen = constrained(chosen, asked.constraint)
+        return Writing(asked.max_new_tokens, end_tokens(self.generation_config), chosen, asked.stopped)
+
+    def _options(self, asked: _Asked, start: int, rows: Sequence[int]) -> dict[str, Any]:
+        """Options of transformers' `generate` for one answer to each of some rows, whose prompts take `start` tokens.
+
+        A checkpoint's penalties and ends count; what it asks for of samples and beams does not.
+        """
+        processors: list[Any] = [] if asked.constraint is None else [asked.constraint.processor(start)]
+        if asked.draws is not None:
+            processors.append(DrawnTokens(asked.draws, rows))
+
+        def stopped(ids: Tensor, scores: Any) -> Tensor:
+            return torch.tensor([asked.stopped(row) for row in ids[:, start:].tolist()], device=ids.device)
+
+        return {
+            "max_new_tokens": asked.max_new_tokens,
+            "tokenizer": text_tokenizer(self.tokenizer),
+            "do_sample": False,  # what is drawn is the one token that is left
+            "num_beams": 1,
+            "return_dict_in_generate": False,
+            "logits_processor": processors,
+            "stopping_criteria": [stopped] if asked.stopped.texts else [],
+        }
 
     def _mixed(self, mixture: Mixture | None, rows: Sequence[int]) -> AbstractContextManager[None]:
         return nullcontext() if mixture is None else mixed(self.model, mixture.rows(rows))
@@ -220,11 +272,3 @@ class NativeEngine:
         padding = {"padding": True, "padding_side": "left"}
         batch = tokenize_seen(self.tokenizer, prompts, return_tensors="pt", processor_kwargs=padding)
         return batch.to(self.model.device, self.model.dtype)  # the dtype is that of the pictures
-
-    def _greedy(self, max_new_tokens: int) -> dict[str, Any]:
-        """Options of `generate` for one greedy answer a row, whatever a checkpoint asks for of samples and beams.
-
-        Its penalties and ends count.
-        """
-        one = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": False}
-        return {"max_new_tokens": max_new_tokens, "tokenizer": text_tokenizer(self.tokenizer), **one}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from threading import Event, Thread, current_thread
 
 from transformers import TextIteratorStreamer
 
 
-def stream_from_thread(write: Callable[[Event], None], pieces: TextIteratorStreamer) -> Iterator[str]:
+def stream_from_thread(write: Callable[[Event], None], pieces: TextIteratorStreamer) -> Generator[str, None, None]:
     """What `write` puts into `pieces`, while it still does so in a thread of its own.
 
     Args:

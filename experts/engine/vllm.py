@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from experts.engine.context import check_context
 from experts.engine.likelihoods import tokenize_pairs
 from experts.engine.lora_cache import LoraCache
+from experts.engine.sampling import GREEDY, Sampling, cut
 from experts.engine.vllm_requests import Requests
 from experts.expert import Expert
 from experts.library import ExpertLibrary
@@ -104,25 +105,39 @@ class VLLMEngine:
         return () if self.loras is None else self.loras.experts
 
     def generate(
-        self, prompts: Sequence[str | Chat], *, max_new_tokens: int, mixture: Mixture, batch_size: int = 32
+        self,
+        prompts: Sequence[str | Chat],
+        *,
+        max_new_tokens: int,
+        mixture: Mixture,
+        batch_size: int = 32,
+        sampling: Sampling = GREEDY,
     ) -> list[str]:
         """As `Engine.generate`; at most `batch_size` prompts are in vLLM at once."""
         check_whole("max_new_tokens", max_new_tokens)
         ids = tokenize(self.tokenizer, prompts)
         check_context(self._config, max(map(len, ids), default=0), max_new_tokens)
-        outputs = self._run(ids, self._parameters(max_new_tokens, detokenize=False), mixture, batch_size)
-        return self.tokenizer.batch_decode([each.outputs[0].token_ids for each in outputs], skip_special_tokens=True)
+        parameters = [
+            self._parameters(max_new_tokens, sampling, seed, detokenize=bool(sampling.stop))
+            for seed in sampling.row_seeds(ids, mixture)
+        ]
+        outputs = self._run(ids, parameters, mixture, batch_size)
+        tokens = [each.outputs[0].token_ids for each in outputs]
+        return [cut(text, sampling.stop) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
-    def stream(self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture) -> Iterator[str]:
+    def stream(
+        self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
         """As `Engine.stream`."""
         from vllm.sampling_params import RequestOutputKind
 
         check_whole("max_new_tokens", max_new_tokens)
         (ids,) = tokenize(self.tokenizer, [prompt])
         check_context(self._config, len(ids), max_new_tokens)
-        parameters = self._parameters(max_new_tokens, output_kind=RequestOutputKind.DELTA)
+        (seed,) = sampling.row_seeds([ids], mixture)
+        parameters = self._parameters(max_new_tokens, sampling, seed, output_kind=RequestOutputKind.DELTA)
         with self._lora_requests(mixture) as loras:
-            for _, output in self._requests.run([ids], loras, parameters):
+            for _, output in self._requests.run([ids], loras, [parameters]):
                 if output.outputs[0].text:
                     yield output.outputs[0].text
 
@@ -133,7 +148,8 @@ class VLLMEngine:
         heads, tails = tokenize_pairs(self.tokenizer, prompts, continuations)
         ids = [head + tail for head, tail in zip(heads, tails, strict=True)]
         check_context(self._config, max(map(len, ids), default=0), 1)  # vLLM always writes a token
-        outputs = self._run(ids, self._parameters(1, prompt_logprobs=0, detokenize=False), mixture, batch_size)
+        parameters = self._parameters(1, GREEDY, 0, prompt_logprobs=0, detokenize=False)
+        outputs = self._run(ids, [parameters] * len(ids), mixture, batch_size)
         scores = [
             sum(logps[token].logprob for logps, token in zip(output.prompt_logprobs[-len(tail) :], tail, strict=True))
             for output, tail in zip(outputs, tails, strict=True)
@@ -152,7 +168,7 @@ class VLLMEngine:
             raise unknown("expert", name, ())
         self.loras.remove(name)
 
-    def _run(self, ids: list[list[int]], parameters: Any, mixture: Mixture, batch_size: int) -> list[Any]:
+    def _run(self, ids: list[list[int]], parameters: list[Any], mixture: Mixture, batch_size: int) -> list[Any]:
         """vLLM's output for each row of token ids, rows of one mixture together."""
         check_whole("batch_size", batch_size)
         if self.loras is not None:
@@ -163,7 +179,8 @@ class VLLMEngine:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             with self._lora_requests(mixture.rows(rows)) as loras:
-                for index, output in self._requests.run([ids[row] for row in rows], loras, parameters):
+                own = [parameters[row] for row in rows]
+                for index, output in self._requests.run([ids[row] for row in rows], loras, own):
                     outputs[rows[index]] = output
         return [outputs[row] for row in range(len(ids))]
 
@@ -180,13 +197,19 @@ class VLLMEngine:
         with self.loras.hold(mixture) as adapters:
             yield [adapter and LoRARequest(adapter.name, adapter.number, str(adapter.path)) for adapter in adapters]
 
-    def _parameters(self, max_new_tokens: int, **more: Any) -> Any:
-        """Greedy `vllm.SamplingParams` that end where the base ends, for whole answers unless told otherwise."""
+    def _parameters(self, max_new_tokens: int, sampling: Sampling, seed: int, **more: Any) -> Any:
+        """One row's `vllm.SamplingParams`, which end where the base ends, for whole answers unless told otherwise."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         more = {"output_kind": RequestOutputKind.FINAL_ONLY} | more
-        return SamplingParams(temperature=0, max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
+        if not sampling.greedy:
+            more |= {"top_p": sampling.top_p, "seed": seed}
+        if sampling.stop:
+            more["stop"] = list(sampling.stop)
+        return SamplingParams(
+            temperature=sampling.temperature, max_tokens=max_new_tokens, stop_token_ids=self._ends, **more
+        )
 
 
 def mend_base_rows() -> None:

@@ -25,20 +25,23 @@ class Requests:
         self._stepping = False
         self._coming = 0  # threads that want to add or end requests between two steps
 
-    def run(self, ids: Sequence[list[int]], loras: Sequence[Any], parameters: Any) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, ids: Sequence[list[int]], loras: Sequence[Any], parameters: Sequence[Any]
+    ) -> Iterator[tuple[int, Any]]:
         """The outputs of some requests as they come: which of them, and vLLM's `RequestOutput`.
 
         Args:
             ids: the prompts' tokens.
             loras: the `LoRARequest` of each, None for the base.
+            parameters: the `SamplingParams` of each.
         """
         names = [f"selfadapt-{next(self._numbers)}" for _ in ids]
         waiting = dict(zip(names, range(len(names)), strict=True))
         with self._between_steps():
             self._outputs |= {name: deque() for name in names}
             inside = [
-                self._engine.add_request(name, {"prompt_token_ids": tokens}, parameters, lora_request=lora)
-                for name, tokens, lora in zip(names, ids, loras, strict=True)
+                self._engine.add_request(name, {"prompt_token_ids": tokens}, own, lora_request=lora)
+                for name, tokens, own, lora in zip(names, ids, parameters, loras, strict=True)
             ]
         try:
             while waiting:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
 from dataclasses import asdict, is_dataclass
-from typing import Any, cast
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -13,12 +18,23 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from experts.outside.errors import UserError
 from experts.outside.pictures import load_pictures, words
 
+logger = logging.getLogger(__name__)
+
+Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase | ProcessorMixin)
+
 Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
 
 TEXT = ("text", "input_text", "output_text")  # what parts of text are called, here and in OpenAI's requests
 PICTURE = ("image", "image_url", "input_image")
 PICTURE_SOURCES = ("image", "image_url", "url", "path", "base64")
 SILENT = ("assistant", "tool")  # roles that may have nothing to say: tool calls alone, a tool without a result
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{{ '\\n' if message['role'] == 'user' else '\\n\\n' }}"
+    "{% endfor %}"
+)
+"""What a base without a chat template reads: the user's text and a newline, behind which the answer begins. An empty
+line ends any other turn."""
 
 
 def read_prompts(prompts: Iterable[str | Chat]) -> list[str | Chat]:
@@ -92,8 +108,63 @@ def refused(what: str, error: Exception) -> UserError:
     return UserError(f"the base's chat template does not take {what}: {_said(error)}")
 
 
+def template_of(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> Any:
+    """A tokenizer's chat template, or `PLAIN_TEMPLATE`, which is said once; the tokenizer stays as it is.
+
+    Raises:
+        UserError: if a processor has none: only its own template knows where pictures go.
+    """
+    if tokenizer.chat_template is not None:
+        return tokenizer.chat_template
+    if isinstance(tokenizer, ProcessorMixin):
+        raise UserError(
+            "this base has no chat template, and ours knows no pictures; choose a base that chats, or give its "
+            "processor a template (processor.chat_template)"
+        )
+    _say_plain(tokenizer.name_or_path)
+    begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return "{{ bos_token }}" + PLAIN_TEMPLATE if begins else PLAIN_TEMPLATE
+
+
+def with_template_arguments(tokenizer: Tokenizer, arguments: Mapping[str, Any]) -> Tokenizer:
+    """A copy of a tokenizer whose chat template has these arguments (Qwen3's `enable_thinking`) wherever it is used.
+
+    Where there are none it is the tokenizer itself.
+
+    Raises:
+        UserError: for an argument that the template does not know, or a value that is not JSON's.
+    """
+    if not arguments:
+        return tokenizer
+    template = template_of(tokenizer)
+    for name, value in arguments.items():
+        named = [template] if isinstance(template, str) else template.values()
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or not any(re.search(rf"\b{name}\b", each) for each in named):
+            raise UserError(f"the base's chat template does not know the argument {name!r}; leave it out")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the chat template's argument {name} must be a value of JSON's: {_said(error)}") from error
+    # Jinja reads Python's literals. The newline is the tag's.
+    set_ = "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in arguments.items())
+    own = copy(tokenizer)
+    own.chat_template = (
+        set_ + template if isinstance(template, str) else {name: set_ + each for name, each in template.items()}
+    )
+    return own
+
+
+@cache
+def _say_plain(name: str) -> None:
+    logger.warning(
+        "the base%s has no chat template: it reads the user's text and a newline; a chat_template.jinja beside its "
+        "tokenizer, or tokenizer.chat_template, is another",
+        f" {name}" if name else "",
+    )
+
+
 def check_template(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
-    """Raises UserError if a tokenizer has no chat template, or one that cannot show a single user turn."""
+    """Raises UserError if a tokenizer has a chat template that cannot show a single user turn."""
     render(tokenizer, ["?"])
 
 
@@ -102,15 +173,10 @@ def render(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterabl
 
     Raises:
         UserError: naming the prompt that is none, that the base's chat template refuses, or that has a picture where
-            the base reads text alone; or if there is no chat template.
+            the base reads text alone; or as `template_of` does.
     """
-    if tokenizer.chat_template is None:
-        raise UserError(
-            "this base has no chat template, so it cannot be shown a prompt; choose a base that chats, or give its "
-            "tokenizer a template (tokenizer.chat_template)"
-        )
-    chats = _shown(tokenizer, prompts)
-    return [_rendered(tokenizer, chat, _name(number, len(chats))) for number, chat in enumerate(chats, 1)]
+    chats, template = _shown(tokenizer, prompts), template_of(tokenizer)
+    return [_rendered(tokenizer, template, chat, _name(number, len(chats))) for number, chat in enumerate(chats, 1)]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[list[int]]:
@@ -157,12 +223,14 @@ def _shown(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterabl
     return [[{**message, "content": words(message["content"])} for message in chat] for chat in chats]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, chat: Chat, what: str) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, template: Any, chat: Chat, what: str) -> str:
+    # A choice of several templates is the tokenizer's own.
+    options: dict[str, Any] = {} if template is tokenizer.chat_template else {"chat_template": template}
     try:
-        text = tokenizer.apply_chat_template(cast(Any, chat), add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(cast(Any, chat), add_generation_prompt=True, tokenize=False, **options)
     except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
         raise refused(what, error) from error
-    if not (text := whole_text(cast(str, text), what)).strip():
+    if not (text := whole_text(cast(str, text), what)).strip() and not options:
         raise UserError(f"the base's chat template shows nothing of {what}; choose a base that chats")
     return text
 

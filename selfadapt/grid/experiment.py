@@ -84,6 +84,8 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
     if both := sorted(domains.keys() & unseen.keys()):
         raise UserError(f"{path}: {both[0]} is trained on, and so not unseen")
     recipes = {name: _untrained(recipe, f"{path}: {name}") for name, recipe in (domains | unseen).items()}
+    if any(recipe.chat_template_kwargs for recipe in recipes.values()):
+        raise UserError(f"{path}: an experiment asks in the base's usual way, without chat_template_kwargs")
     bases = {(recipe.model, recipe.dtype) for recipe in recipes.values()}
     if len(bases) > 1:
         said = sorted(f"{model} in {dtype}" if dtype else model for model, dtype in bases)

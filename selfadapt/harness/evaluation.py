@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def evaluate(
     include_path: Path | None = None,
     output_path: Path | None = None,
     seed: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """lm-eval's result dictionary, with the mean mixture and the seconds of each pass.
@@ -37,6 +38,7 @@ def evaluate(
         include_path: a folder with task files of one's own.
         output_path: the folder for lm-eval's result files, which then hold the samples, too.
         seed: of all random choices; None for lm-eval's own.
+        chat_template_kwargs: lm-eval's `chat_template_args` of a model.
         options: for `lm_eval.simple_evaluate`.
 
     Raises:
@@ -48,10 +50,14 @@ def evaluate(
         model = model or experts.base
     manager, loaded = load_tasks(tasks, include_path)
     tracker = EvaluationTracker(output_path=str(output_path)) if output_path else None
-    arguments = {"pretrained": model or BUILT_IN, "dispatch": dispatch}
+    arguments: dict[str, Any] = {"pretrained": model or BUILT_IN, "dispatch": dispatch}
+    if library:
+        arguments["library"] = str(library)
+    if chat_template_kwargs:
+        arguments["chat_template_args"] = dict(chat_template_kwargs)
     results = lm_eval.simple_evaluate(
         model="selfadapt",
-        model_args={**arguments, **({"library": str(library)} if library else {})},
+        model_args=arguments,
         tasks=loaded,
         task_manager=manager,
         evaluation_tracker=tracker,

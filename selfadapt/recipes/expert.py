@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -12,6 +12,7 @@ import tyro
 
 from dispatch.embedding import PROMPTS, write_prompts
 from experts.domains import KINDS
+from experts.outside.chats import with_template_arguments
 from experts.outside.errors import SEEDS, UserError, check_whole
 from experts.training.expert import HeldOut, TrainedExpert, train_expert
 from experts.training.methods import METHODS, SVF, Adapt
@@ -23,6 +24,7 @@ from selfadapt.recipes.classification import Classification
 from selfadapt.recipes.configuration import Choice, make, read_yaml, spell_out
 
 DOMAINS: dict[str, type] = {**KINDS, "classification": Classification}
+SINCE = ("chat_template_kwargs",)  # fields that recipes have not always had
 OBJECTIVES: dict[str, type] = {"reinforce": Reinforce, "next_token": NextToken}
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Recipe:
     float32 all the same."""
     test_size: int = 256
     """Held-out problems on which the base and the finished expert are compared."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments of the base's chat template, in training and in every answer: Qwen3's enable_thinking: false."""
 
     def __post_init__(self) -> None:
         check_whole("test_size", self.test_size)
@@ -81,8 +85,13 @@ class Recipe:
         return Run(output, self.to_dict(), resume, replace, log_completions, beside)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the YAML file would say, every default spelled out."""
-        return spell_out(self)
+        """What the YAML file would say, every default spelled out.
+
+        Fields that recipes have not always had are there only where they say something: results are found by a hash of
+        this.
+        """
+        document = spell_out(self)
+        return {name: value for name, value in document.items() if value or name not in SINCE}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -105,5 +114,6 @@ def train_recipe(recipe: Recipe, base: LoadedBase, run: Run, base_scores: list[f
     Args:
         base_scores: the base's own on the recipe's held-out problems, where they are known.
     """
+    base = replace(base, tokenizer=with_template_arguments(base.tokenizer, recipe.chat_template_kwargs))
     held_out = HeldOut(recipe.test_size, base_scores)
     return train_expert(base, recipe.domain, recipe.adapt.config(), recipe.training, run, held_out)

@@ -19,6 +19,7 @@ def evaluate(
     limit: float | None = None,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None,
     batch_size: str = "1",
     output_path: Path | None = None,
     log_samples: bool = False,
@@ -36,6 +37,7 @@ def evaluate(
         limit: only the first so many documents of each task, or that share of them if less than 1.
         num_fewshot: how many examples stand before each question; by default the task's own number.
         apply_chat_template: make every context a chat.
+        chat_template_kwargs: arguments of the base's chat template, such as Qwen3's "enable_thinking False".
         batch_size: requests at a time, or "auto".
         output_path: the folder for lm-eval's result files.
         log_samples: log every document and its answer, into --output-path or else with --json.
@@ -53,6 +55,8 @@ def evaluate(
         raise UserError(f"--limit must be a whole number of documents, or a share of them above 0, not {limit:g}")
     if num_fewshot is not None:
         check_whole("--num-fewshot", num_fewshot, least=0)
+    if chat_template_kwargs and not apply_chat_template:
+        raise UserError("--chat-template-kwargs are of chats: give --apply-chat-template, too")
     if seed is not None:
         check_whole("--seed", seed, least=0, most=SEEDS)
     if log_samples and output_path is None and not json:
@@ -76,6 +80,7 @@ def evaluate(
             include_path=include_path,
             output_path=output_path,
             seed=seed,
+            chat_template_kwargs=chat_template_kwargs,
             limit=int(limit) if limit is not None and limit >= 1 else limit,
             num_fewshot=num_fewshot,
             apply_chat_template=apply_chat_template,

@@ -14,7 +14,7 @@ from dispatch import Calibration, PromptDispatcher
 from dispatch.prompt import category_question, named
 from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
-from experts.outside.chats import tokenize
+from experts.outside.chats import PLAIN_TEMPLATE, tokenize
 from experts.outside.errors import UserError
 
 CATEGORIES = {"math": "Sums of numbers.", "maps": "Sums of distances.", "cats": "Questions about animals."}
@@ -149,11 +149,16 @@ def test_any_prompt_is_dispatched_whatever_stands_beside_it(
         torch.testing.assert_close(dispatcher([prompt]).weights[0], together[row], atol=1e-4, rtol=1e-4)
 
 
-def test_a_base_without_a_chat_template_or_an_end_is_refused_at_once(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    tokenizer = copy(tiny_tokenizer)
-    tokenizer.chat_template = None
-    with pytest.raises(UserError, match="has no chat template"):
-        PromptDispatcher(NativeEngine(tiny_model, tokenizer), CATEGORIES)
+def test_a_base_without_a_chat_template_dispatches(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    plain, named = copy(tiny_tokenizer), copy(tiny_tokenizer)
+    plain.chat_template, named.chat_template = None, PLAIN_TEMPLATE
+    scores = [
+        PromptDispatcher(NativeEngine(tiny_model, each), CATEGORIES).scores(["1 + 1?"]) for each in (plain, named)
+    ]
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_a_base_without_an_end_is_refused_at_once(tiny_model: Any, tiny_tokenizer: Any) -> None:
     endless = deepcopy(tiny_tokenizer)
     endless.eos_token = None
     with pytest.raises(UserError, match="has no end token"):

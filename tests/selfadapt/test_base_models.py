@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -328,3 +329,61 @@ def test_a_path_that_is_not_there_is_refused_like_its_name(tmp_path: Path) -> No
     for given in (tmp_path / "none", str(tmp_path / "none")):
         with pytest.raises(UserError, match="no such folder"):
             load_base(given)
+
+
+# What else may be said of a base
+
+
+def test_attention_and_place_are_as_one_says(tiny_folder: Path) -> None:
+    base, _ = load_base(tiny_folder, attn_implementation="eager", device_map="cpu")
+    plain, tokenizer = load_base(tiny_folder)
+    assert base.config._attn_implementation == "eager" != plain.config._attn_implementation
+    assert base.device.type == "cpu"
+    ids = tokenizer("2 + 2?", return_tensors="pt")
+    torch.testing.assert_close(base(**ids).logits, plain(**ids).logits)
+
+
+def test_the_template_has_its_arguments(tiny_folder: Path) -> None:
+    (tiny_folder / "chat_template.jinja").write_text("{% if thinks %}<think>{% endif %}{{ messages[0].content }}")
+    _, tokenizer = load_base(tiny_folder, chat_template_kwargs={"thinks": True})
+    assert tokenizer.apply_chat_template(QUESTION, tokenize=False).startswith("<think>")  # type: ignore[union-attr]
+    _, tokenizer = load_base(tiny_folder)
+    assert not tokenizer.apply_chat_template(QUESTION, tokenize=False).startswith("<think>")  # type: ignore[union-attr]
+
+
+def test_the_code_of_a_checkpoint_runs_only_if_one_says_so(tiny_folder: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (tiny_folder / "own.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((tiny_folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (tiny_folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
+    with pytest.raises(UserError, match="trust_remote_code=True"):
+        load_base(tiny_folder)
+    assert not ran.exists()
+    base, _ = load_base(tiny_folder, trust_remote_code=True)
+    assert type(base).__name__ == "OwnModel"
+    assert ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"revision": "main"}, "has no revision 'main'"),
+        ({"device": "cpu", "device_map": "auto"}, "give one of them"),
+        ({"atn_implementation": "eager"}, "did you mean 'attn_implementation'"),
+        ({"attn_implementation": "nothing"}, "nothing"),
+        ({"chat_template_kwargs": {"thinks": True}}, "does not know the argument 'thinks'"),
+    ],
+)
+def test_an_option_that_does_not_go_with_a_base_is_one_line(
+    tiny_folder: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        load_base(tiny_folder, **options)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Bases that have no chat template, or one that refuses what they are asked: one line, before any work."""
+"""Bases that have no chat template read plain text; one that refuses what it is asked is one line, before any work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from experts import ExpertLibrary
 
@@ -15,7 +16,7 @@ NO_SYSTEM = """{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exc
 
 
 def shown_by(folder: Path, template: str | None) -> None:
-    """Gives the checkpoint in a folder another chat template."""
+    """Gives the checkpoint in a folder another chat template, or none."""
     (folder / "chat_template.jinja").unlink()
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
@@ -38,18 +39,18 @@ def refused(run: Any, *args: object) -> str:
     return err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("template", [None, NO_SYSTEM, "{{ messages[0].content"])
+@pytest.mark.parametrize("template", [NO_SYSTEM, "{{ messages[0].content"])
 def test_every_verb_says_so(
     run: Any,
     library: ExpertLibrary,
     recipe: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    template: str | None,
+    template: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shown_by(Path(library.base), template)
-    said = {None: "no chat template", NO_SYSTEM: "System role not supported"}.get(template, "TemplateSyntaxError")
+    said = {NO_SYSTEM: "System role not supported"}.get(template, "TemplateSyntaxError")
     system = template == NO_SYSTEM
     if not system:
         assert said in refused(run, "generate", "2 + 2?", "--library", library.folder, "--dispatch", "a")
@@ -60,6 +61,64 @@ def test_every_verb_says_so(
     assert not (tmp_path / "expert").exists()
     assert not (tmp_path / "expert.unfinished").exists()
     assert not (tmp_path / "MIX.json").exists()
+
+
+@pytest.mark.parametrize("objective", ["reinforce", "next_token"])
+def test_a_base_without_a_chat_template_learns_answers_and_is_exported(
+    run: Any,
+    tiny_folder: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    objective: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown_by(tiny_folder, None)
+    if objective == "next_token":
+        document = yaml.safe_load(recipe.read_text())
+        document["training"] = {"objective": objective, "learning_rate": 0.05, "steps": 1, "sequences_per_step": 2}
+        recipe.write_text(yaml.safe_dump(document | {"test_size": 4}))
+    code, _, err = run("train", recipe, "--output", tmp_path / "expert")
+    assert code == 0, err
+    said = [record.getMessage() for record in caplog.records if record.name == "experts.outside.chats"]
+    assert len(said) == 1
+    shared = ["--library", tmp_path / "library"]
+    assert run("experts", "add", tmp_path / "expert", *shared)[0] == 0
+    assert run("generate", "2 + 2?", *shared, "--dispatch", "expert", "--max-new-tokens", 4)[0] == 0
+    assert run("dispatch", "2 + 2?", *shared, "--dispatch", "prompt")[0] == 0
+    given = examples(tmp_path / "examples.jsonl", chat=True)
+    assert run("adapt", given, "--output", tmp_path / "MIX.json", *shared)[0] == 0
+    assert run("export", "expert", *shared, "--format", "merged", "--output", tmp_path / "merged")[0] == 0
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tiny_folder / name).read_bytes()
+    for folder in (tmp_path / "expert", tmp_path / "merged"):
+        assert not list(folder.glob("chat_template*"))
+
+
+MUST_NOT_THINK = """{% if enable_thinking is not defined or enable_thinking %}{{ raise_exception('it thinks') }}
+{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"""
+
+
+def test_arguments_of_the_template_reach_every_prompt(
+    run: Any, tiny_folder: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown_by(tiny_folder, MUST_NOT_THINK)
+    assert "it thinks" in refused(run, "train", recipe, "--output", tmp_path / "expert")
+    document = yaml.safe_load(recipe.read_text()) | {"chat_template_kwargs": {"enable_thinking": False}}
+    recipe.write_text(yaml.safe_dump(document))
+    code, _, err = run("train", recipe, "--output", tmp_path / "expert")
+    assert code == 0, err
+    assert "chat_template_kwargs:\n  enable_thinking: false" in (tmp_path / "expert" / "README.md").read_text()
+
+    shared = ["--library", tmp_path / "library"]
+    assert run("experts", "add", tmp_path / "expert", *shared)[0] == 0
+    asked = ["generate", "2 + 2?", *shared, "--dispatch", "expert", "--max-new-tokens", 4]
+    assert "it thinks" in refused(run, *asked)
+    assert run(*asked, "--chat-template-kwargs", "enable_thinking", "False")[0] == 0
+    assert "it thinks" in refused(run, *asked, "--chat-template-kwargs", "enable_thinking", "True")
+    assert "does not know" in refused(run, *asked, "--chat-template-kwargs", "thinking", "False")
 
 
 @pytest.mark.parametrize("objective", ["reinforce", "next_token"])

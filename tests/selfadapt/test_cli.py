@@ -32,7 +32,9 @@ def test_train_and_compare_refuse_programs_before_any_work(
         assert len(err.splitlines()) == 1
 
 
-def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_train_add_list_show_and_generate(
+    run: Any, recipe: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, err = run("train", recipe, "--output", tmp_path / "expert", "--json", "--steps", 1)
     assert code == 0, err
     report = json.loads(out)
@@ -59,6 +61,25 @@ def test_train_add_list_show_and_generate(run: Any, recipe: Path, tiny_folder: P
         document = json.loads(out)
         assert [answer["mixture"] for answer in document["answers"]] == [mixture, mixture]
         assert all(isinstance(answer["text"], str) for answer in document["answers"])
+
+    warm = ("--temperature", 0.9, "--top-p", 0.9, "--seed", 3)
+    texts = [
+        [answer["text"] for answer in json.loads(run("generate", *prompts, *args, *more, "--json")[1])["answers"]]
+        for prompts, more in ((["1 + 1 =", "2 + 2 ="], warm), (["1 + 1 ="], warm), (["1 + 1 ="], ()))
+    ]
+    assert texts[0][:1] == texts[1] != texts[2]
+    stop = texts[2][0][-1]
+    stopped = run("generate", "1 + 1 =", *args, "--stop", stop, "never")
+    assert stopped[:2] == (0, texts[2][0].partition(stop)[0] + "\n")
+    code, out, err = run("generate", "1 + 1 =", *args, "--top-p", 2)
+    assert (code, out) == (1, "")
+    assert "top_p" in err.splitlines()[-1]
+
+    with monkeypatch.context() as terminal:
+        terminal.setattr(sys.stdout, "isatty", lambda: True)
+        assert run("generate", "1 + 1 =", *args)[1] == f"{texts[2][0]}\n[expert 1.00]\n"
+        both = run("generate", "1 + 1 =", "2 + 2 =", *args)[1]
+    assert both.startswith(f"{texts[2][0]}\n[expert 1.00; pass one ")
 
     assert run("experts", "remove", "expert", "--library", library)[0] == 0
     assert ExpertLibrary.open(library).names == []

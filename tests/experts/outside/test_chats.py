@@ -12,9 +12,18 @@ import numpy as np
 import pandas
 import pytest
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from experts.engine import NativeEngine
-from experts.outside.chats import check_template, read_prompts, render, tokenize
+from experts.outside.chats import (
+    PLAIN_TEMPLATE,
+    check_template,
+    read_prompts,
+    render,
+    tokenize,
+    with_template_arguments,
+)
 from experts.outside.errors import UserError
 
 USER = {"role": "user", "content": "2 + 2?"}
@@ -234,7 +243,6 @@ not supported') }}{% endif %}{{ messages[0]['content'] }}"""
 @pytest.mark.parametrize(
     ("template", "chat", "said"),
     [
-        (None, "a", "this base has no chat template"),
         (NO_SYSTEM, CHAT, "does not take prompt 2: System role not supported"),
         (NEEDS_TURNS, [USER, USER], "does not take prompt 2: Conversation roles must alternate user/assistant"),
         (NEEDS_TURNS, [{"role": "assistant", "content": "4"}], "does not take prompt 2: Conversation roles"),
@@ -259,6 +267,86 @@ def test_a_template_that_fails_says_so_in_one_line(
         assert said in refusal(check_template, tokenizer)
     else:
         check_template(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("2 + 2?", "2 + 2?\n"),
+        ("", "\n"),
+        (CHAT, "Be brief.\n\n2 + 2?\n"),
+        ([USER, {"role": "assistant", "content": "4"}, USER], "2 + 2?\n4\n\n2 + 2?\n"),
+    ],
+)
+def test_a_base_without_a_template_reads_plain_text(
+    tiny_model: Any, tiny_tokenizer: Any, prompt: Any, wanted: str
+) -> None:
+    plain, named = with_template(tiny_tokenizer, None), with_template(tiny_tokenizer, PLAIN_TEMPLATE)
+    assert render(plain, [prompt]) == [wanted]
+    if prompt:
+        assert render(named, [prompt]) == [wanted]
+    check_template(plain)
+    assert plain.chat_template is None  # the tokenizer stays as it is
+    assert tokenize(plain, [prompt]) == [plain.encode(wanted, add_special_tokens=False)]
+    answers = [NativeEngine(tiny_model, each).generate([prompt or "a"], max_new_tokens=4) for each in (plain, named)]
+    assert answers[0] == answers[1]
+
+
+def test_plain_text_begins_as_the_tokenizer_has_texts_begin(tiny_tokenizer: Any) -> None:
+    backend = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    tokenizer = type(tiny_tokenizer)(tokenizer_object=backend, **tiny_tokenizer.special_tokens_map)
+    assert tokenize(tokenizer, ["2 + 2?"]) == [tokenizer("2 + 2?\n")["input_ids"]]
+
+
+def test_what_a_base_without_a_template_reads_is_said_once(
+    tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = with_template(tiny_tokenizer, None)
+    plain.name_or_path = "folder/of-a-base"
+    for _ in range(2):
+        render(plain, ["2 + 2?"])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "folder/of-a-base has no chat template" in said
+
+
+def test_a_processor_without_a_template_is_refused(seeing: Any) -> None:
+    processor = seeing[1]
+    processor.chat_template = None
+    assert "ours knows no pictures" in refusal(check_template, processor)
+
+
+THINKS = """
+{% macro head() %}{{ 'T' if thinks is not defined or thinks else 'N' }}{% endmacro %}
+{% for m in messages %}{{ m.content }}
+{{ head() }}{{ words | default('-') }}{% if words is not defined %}!{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"thinks": True}, {"thinks": False}, {"thinks": None}, {"thinks": 0}, {"words": 'it\'s\n"ü" {{ 1 }}'}],
+)
+def test_a_template_gets_its_arguments_wherever_it_is_shown(tiny_tokenizer: Any, arguments: dict[str, Any]) -> None:
+    tokenizer = with_template(tiny_tokenizer, THINKS)
+    own = with_template_arguments(tokenizer, arguments)
+    wanted = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True, **arguments)
+    assert render(own, ["2 + 2?"]) == [wanted]
+    assert tokenizer.chat_template == THINKS
+    assert (own is tokenizer) == (not arguments)
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "said"),
+    [
+        (THINKS, {"think": True}, "does not know the argument 'think'"),
+        (THINKS, {"thinks = 3 %}": True}, "does not know the argument"),
+        (None, {"thinks": True}, "does not know the argument 'thinks'"),
+        (THINKS, {"thinks": object()}, "thinks must be a value of JSON's"),
+        (THINKS, {"thinks": float("nan")}, "thinks must be a value of JSON's"),
+    ],
+)
+def test_an_argument_that_is_none_is_refused(tiny_tokenizer: Any, template: Any, arguments: Any, said: str) -> None:
+    assert said in refusal(with_template_arguments, with_template(tiny_tokenizer, template), arguments)
 
 
 def test_tokens_are_those_of_the_template(tiny_tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,19 @@ def test_every_method_of_the_issue_is_in_the_grid_and_only_the_named_setting_is_
 
 def cells_of(name: str) -> list[Any]:
     return [cell for cell in read_experiment(find_experiment(name)).cells if isinstance(cell, TrainedCell)]
+
+
+@pytest.mark.parametrize("name", ["methods", "unseen", "ablations"])
+def test_results_that_there_are_stay_those_of_the_shipped_experiments(name: str) -> None:
+    results = Path(__file__).parents[3] / "docs" / "results" / name / "results.jsonl"
+    known = {json.loads(line)["settings"] for line in results.read_text().splitlines()}
+    assert known <= {cell.settings for cell in read_experiment(configs_folder() / "experiments" / f"{name}.yaml").cells}
+
+
+def test_a_recipe_of_a_grid_asks_in_the_bases_usual_way(tmp_path: Path) -> None:
+    document = yaml.safe_load((configs_folder() / "experiments" / "unseen.yaml").read_text())
+    document["recipe"] = {**document.get("recipe", {}), "chat_template_kwargs": {"enable_thinking": False}}
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match="without chat_template_kwargs"):
+        read_experiment(path)

@@ -90,3 +90,14 @@ def test_a_mistake_of_the_users_is_one_line(
     assert "unknown task 'wrting'; did you mean 'writing'" in error("--tasks", "wrting")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert 'pip install "selfadapt[eval]"' in error("--tasks", "choice")
+
+
+def test_a_chats_template_has_its_arguments(run: Any, library: ExpertLibrary, task_folder: Path) -> None:
+    template = "{% if thinks is not defined or thinks %}{{ raise_exception('it thinks') }}{% endif %}{{ messages }}"
+    (Path(library.base) / "chat_template.jinja").write_text(template)
+    asked = ["eval", "--tasks", "choice", "--include-path", task_folder, "--limit", 2, "--model", library.base]
+    assert run(*asked, "--apply-chat-template", "--chat-template-kwargs", "thinks", "False")[0] == 0
+    code, _, err = run(*asked, "--apply-chat-template")
+    assert (code, "it thinks" in err) == (1, True)
+    code, _, err = run(*asked, "--chat-template-kwargs", "thinks", "False")
+    assert (code, "give --apply-chat-template, too" in err) == (1, True)

@@ -154,3 +154,13 @@ def test_fields_are_overridden_from_the_command_line(tmp_path: Path) -> None:
         adapt=replace(recipe.adapt, rank=8),
         model="other",
     )
+
+
+def test_what_a_recipe_does_not_use_is_not_in_its_settings(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, MINIMAL))
+    assert list(recipe.to_dict()) == ["domain", "training", "adapt", "model", "dtype", "test_size"]
+    thinking = override(recipe, ["--chat-template-kwargs", "enable_thinking", "False"], prog="train")
+    assert thinking.to_dict()["chat_template_kwargs"] == {"enable_thinking": False}
+    assert read_recipe(written(tmp_path, thinking.to_dict())) == thinking
+    with pytest.raises(UserError, match="chat_template_kwargs"):
+        read_recipe(written(tmp_path, MINIMAL | {"chat_template_kwargs": {"words": ["a"]}}))

@@ -1,0 +1,160 @@
+"""How the tokens of an answer are chosen, and which texts end it.
+
+A row draws from numbers of its own, which follow from the seed and its prompt: its answer is the same in whatever batch
+it is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from experts.mixture import Mixture
+from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole
+
+MARGIN = 8
+"""Tokens at the end of an answer that are looked at beyond those that a stop text can have: some show no text."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """By default greedy, up to where the base ends.
+
+    Raises:
+        UserError: for a number out of range, or a stop text that is empty or no string.
+    """
+
+    temperature: float = 0.0
+    """What logits are divided by; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Only the most likely tokens are drawn from, as few as have this probability together."""
+    seed: int | None = None
+    """The same seed draws the same answer to a prompt; None takes one from PyTorch's own generator."""
+    stop: Sequence[str] = ()
+    """Texts that end an answer, and do not belong to it."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least=[("temperature", 0)], positive=["top_p"])
+        if self.top_p > 1:
+            raise UserError(f"top_p must be at most 1, not {self.top_p}")
+        if self.seed is not None:
+            check_whole("seed", self.seed, least=0, most=SEEDS)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise UserError("stop must be texts of one letter or more")
+        object.__setattr__(self, "stop", stop)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def row_seeds(self, prompts: Sequence[Sequence[int]], mixture: Mixture | None) -> list[int]:
+        """A seed for each row, from that of the call and the row's prompt (token ids).
+
+        Rows that are equal in prompt and mixture draw differently: the first, the second and so on.
+        """
+        drawn = self.seed is None and not self.greedy  # which draws nothing
+        seed = int(torch.randint(SEEDS, ())) if drawn else self.seed
+        groups = [0] * len(prompts) if mixture is None else mixture.groups()
+        seen: Counter[Any] = Counter()
+        seeds = []
+        for prompt, group in zip(prompts, groups, strict=True):
+            key = (group, *prompt)
+            named = f"{seed} {seen[key]} {list(prompt)}".encode()
+            seen[key] += 1
+            seeds.append(int.from_bytes(hashlib.sha256(named).digest()[:7]))  # 56 bits: any generator takes them
+        return seeds
+
+
+GREEDY = Sampling()
+
+
+class Draws:
+    """Draws the next token of rows, each from a generator of its own; one a call.
+
+    Args:
+        seeds: of all rows that may be named.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        self.sampling = sampling
+        self._generators = [Random(seed) for seed in seeds]
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Logits [B, V] of some rows → a token of each [B]."""
+        tempered = (logits - logits.amax(1, keepdim=True)) / self.sampling.temperature
+        # In the vocabulary's order, so that nearly equal probabilities may change places without any consequence.
+        upto = nucleus(tempered.softmax(1), self.sampling.top_p).cumsum(1)  # [B, V]
+        # A little below 1, so that rounding does not reach the sum.
+        drawn = [self._generators[row].random() * (1 - 2**-20) for row in rows]
+        wanted = torch.tensor(drawn, dtype=upto.dtype, device=upto.device)[:, None] * upto[:, -1:]
+        return torch.searchsorted(upto, wanted, right=True)[:, 0]
+
+
+def nucleus(p: Tensor, top_p: float) -> Tensor:
+    """Probabilities [B, V], 0 for all but the most likely tokens, of which as few are kept as have `top_p` together."""
+    if top_p >= 1:
+        return p
+    ordered, tokens = p.sort(1, descending=True)
+    before = ordered.cumsum(1) - ordered  # what the more likely ones have
+    return torch.zeros_like(p).scatter(1, tokens, ordered.masked_fill(before >= top_p, 0))
+
+
+class DrawnTokens(LogitsProcessor):
+    """For transformers' `generate`: leaves the token that is drawn as the only one.
+
+    Args:
+        rows: which of the draws' rows the batch has.
+    """
+
+    def __init__(self, draws: Draws, rows: Sequence[int]) -> None:
+        self.draws, self.rows = draws, rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.full_like(scores, -torch.inf).scatter(1, self.draws(scores, self.rows)[:, None], 0)
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Whether an answer (token ids) shows one of the stop texts."""
+
+    tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[str]
+
+    def __call__(self, answer: Sequence[int]) -> bool:
+        if not self.texts:
+            return False
+        # A token that shows any text shows a byte or more. The whole is looked at only where the end says so.
+        longest = max(len(text.encode()) for text in self.texts)
+        return self._shown(answer[-longest - MARGIN :]) and self._shown(answer)
+
+    def _shown(self, tokens: Sequence[int]) -> bool:
+        text = cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return any(stop in text for stop in self.texts)
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop texts."""
+    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=None)]
+
+
+def cut_stream(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """`cut` of a text that comes in pieces; what may be the beginning of a stop text waits for the next piece."""
+    waiting = ""
+    for piece in pieces:
+        waiting += piece
+        if len(shown := cut(waiting, stop)) < len(waiting):
+            yield from filter(None, [shown])
+            return
+        begun = max((n for each in stop for n in range(len(each)) if waiting.endswith(each[:n])), default=0)
+        yield from filter(None, [waiting[: len(waiting) - begun]])
+        waiting = waiting[len(waiting) - begun :]
+    yield from filter(None, [waiting])
