@@ -39,7 +39,8 @@ class Log:
 
     def append_validation(self, step: int, figure: Figure) -> None:
         if isinstance(figure, Accuracy):
-            self.append(step=step, right=figure.right, n=figure.n)
+            reward = {} if figure.reward is None else {"mean_reward": figure.reward}
+            self.append(step=step, right=figure.right, n=figure.n, **reward)
         else:
             self.append(step=step, validation_loss=figure)
 
@@ -50,7 +51,7 @@ class Log:
 
     def accuracies(self) -> dict[int, Accuracy]:
         """Step → accuracy on the validation split."""
-        return {e["step"]: Accuracy(e["right"], e["n"]) for e in self.entries() if "right" in e}
+        return {e["step"]: Accuracy(e["right"], e["n"], e.get("mean_reward")) for e in self.entries() if "right" in e}
 
     def validations(self) -> dict[int, Figure]:
         """Step → what its validation measured."""
@@ -181,7 +182,9 @@ class StepLog(TrainerCallback):
         speed = {"tokens_per_second": tokens / self.seconds} if tokens else {}
         entry = {"step": state.global_step, **entry, **speed, "seconds": self.seconds}
         self.tokens, self.seconds = state.num_input_tokens_seen, 0.0
-        self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
+        # JSON has no NaN, which is the reward of a step that no reward function has an opinion on.
+        rounded = {key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()}
+        self.log.append(**{key: None if v != v else v for key, v in rounded.items()})
         self.progress.stepped(entry)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
