@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from experts.domains.base import Completion, Domain, Split, answers_of, check_domain, own_reward
 from experts.outside.errors import UserError
@@ -25,7 +25,9 @@ class Module:
     """`my_domain.py:MyDomain` or `package.module:MyDomain`; the file is relative to the current folder or else to
     `$SELFADAPT_DATA`."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What it is called with, by name."""
+    """What it is called with, by name; in a recipe, whatever other fields the block has."""
+
+    further: ClassVar = "options"
 
     @cached_property
     def domain(self) -> Domain:

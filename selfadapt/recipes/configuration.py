@@ -178,12 +178,22 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
 
 
 def _own_names(cls: type, block: dict[Any, Any], at: Callable[[Any], str]) -> dict[Any, Any]:
-    """A block with its fields by their own names; `also_called` of the dataclass has the others that they may have."""
+    """A block with its fields by their own names: `also_called` of the dataclass has the others that they may have.
+
+    Where it has `further`, the name of a field, what is no field goes into the mapping there.
+    """
     names: Mapping[str, str] = getattr(cls, "also_called", {})
     for other, name in names.items():
         if other in block and name in block:
             raise UserError(f"{at(other)} and {at(name)} are one field: give one of them")
-    return {names.get(name, name): value for name, value in block.items()}
+    block = {names.get(name, name): value for name, value in block.items()}
+    further = getattr(cls, "further", None)
+    if further is None or not isinstance(block.get(further, {}), dict):
+        return block
+    known = {field.name for field in fields(cls)}
+    rest = {name: value for name, value in block.items() if name not in known}
+    own = {name: value for name, value in block.items() if name in known}
+    return own | {further: own.get(further, {}) | rest}
 
 
 _validator = functools.cache(TypeAdapter)

@@ -105,9 +105,10 @@ def test_a_domain_of_ones_own(mine: Path, run: Any, tmp_path: Path) -> None:
         "from experts.domains.hub import Hub\n\n\ndef mine(**fields):\n    return Hub('mine', 'Sums.', **fields)\n"
     )
     document = yaml.safe_load(mine.read_text())
-    fields = {"path": "mine.csv", "prompt_column": "question", "answer_column": "target", "judged_by": "last_number"}
-    document["domain"] = {"kind": "module", "path": "my_domain.py:mine", "options": fields}
+    fields = {"prompt_column": "question", "answer_column": "target", "judged_by": "last_number"}
+    document["domain"] = {"kind": "module", "path": "my_domain.py:mine", "options": {"path": "mine.csv"}, **fields}
     mine.write_text(yaml.safe_dump(document))
+    assert read_recipe(mine).to_dict()["domain"]["options"] == {"path": "mine.csv", **fields}
     code, out, err = run("train", mine, "--output", tmp_path / "expert", "--json")
     assert code == 0, err
     assert json.loads(out)["n"] == 4

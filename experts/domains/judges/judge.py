@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from experts.domains.base import Completion, Domain, load_rows, scores_of, text_of
@@ -36,7 +37,10 @@ def judged(judged_by: str, completions: Sequence[Completion], columns: Mapping[s
         chats = [[{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions]
         besides = {"trainer_state": None, "log_extra": _nothing, "log_metric": _nothing}
         given = find_object(judged_by, "reward function")(completions=chats, **besides | dict(columns))
-        return asyncio.run(given) if inspect.iscoroutine(given) else given
+        if inspect.iscoroutine(given):  # in a thread, for a notebook has a loop of its own in this one
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(asyncio.run, given).result()
+        return given
     rows = zip(completions, columns["answer"], columns["choices"], strict=True)
     return [score(judged_by, text_of(completion), answer, choices) for completion, answer, choices in rows]
 

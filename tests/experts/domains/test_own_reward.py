@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -84,6 +85,11 @@ def mine(prompts, completions, completion_ids, answer, trainer_state, log_extra,
 def test_it_may_be_asynchronous(tmp_path: Path) -> None:
     mine = domain(tmp_path, "async def mine(completions, **columns):\n    return [2.0] * len(completions)\n")
     assert scores_of(mine, ["a", "b"]) == [2.0, 2.0]
+
+    async def in_a_notebook() -> list[float]:
+        return scores_of(mine, ["a"])
+
+    assert asyncio.run(in_a_notebook()) == [2.0]
 
 
 def test_the_check_finds_what_fails_for_an_empty_completion(tmp_path: Path) -> None:
