@@ -94,11 +94,11 @@ class Progress:
     def stepped(self, entry: Mapping[str, Any]) -> None:
         """After a step, with the entry that goes to the log."""
         step = entry["step"]
-        learned = (
-            f"reward {entry['reward']:+.2f}  right {entry['accuracy']:.0%}"
-            if "reward" in entry
-            else f"loss {entry['loss']:.3f}"
-        )
+        if "reward" in entry:
+            reward = "none" if entry["reward"] is None else f"{entry['reward']:+.2f}"
+            learned = f"reward {reward}  right {entry['accuracy']:.0%}"
+        else:
+            learned = f"loss {entry['loss']:.3f}"
         speed = f"  {entry['tokens_per_second']:,.0f} tok/s" if "tokens_per_second" in entry else ""
         if self._bars:
             self._bars.update(self._task, completed=step, figures=f"{learned}{speed}  {self._latest}")
@@ -182,9 +182,8 @@ class StepLog(TrainerCallback):
         speed = {"tokens_per_second": tokens / self.seconds} if tokens else {}
         entry = {"step": state.global_step, **entry, **speed, "seconds": self.seconds}
         self.tokens, self.seconds = state.num_input_tokens_seen, 0.0
-        # JSON has no NaN, which is the reward of a step that no reward function has an opinion on.
-        rounded = {key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()}
-        self.log.append(**{key: None if v != v else v for key, v in rounded.items()})
+        # TRL logs None as the reward of a step on which a reward function has no opinion.
+        self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
         self.progress.stepped(entry)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -51,7 +51,7 @@ def accuracy(scores: Sequence[float], *, rewards: bool = False) -> Accuracy:
             left out.
     """
     opinions = [score for score in scores if not math.isnan(score)]
-    mean = (math.fsum(opinions) / len(opinions) if opinions else -math.inf) if rewards else None
+    mean = math.fsum(opinions) / len(opinions) if rewards and opinions else None
     return Accuracy(sum(score >= 1 for score in scores), len(scores), mean)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from experts.training.log import Log
 from selfadapt.recipes import read_recipe
@@ -75,6 +76,17 @@ def test_train(mine: Path, run: Any, tmp_path: Path) -> None:
     assert "mean reward -" in card
     assert "reward: raw" in card
     assert "judged_by: rewards.py:closeness" in card
+
+
+def test_a_reward_without_any_opinion_changes_nothing(mine: Path, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("def closeness(prompts, **columns):\n    return [None] * len(prompts)\n")
+    code, out, err = run("train", mine, "--output", tmp_path / "expert", "--log-completions", "--json")
+    assert code == 0, err
+    assert json.loads(out)["expert_reward"] is None
+    entries = Log(tmp_path / "expert" / "training_log.jsonl").entries()
+    assert [entry["reward"] for entry in entries if "reward" in entry] == [None]
+    z = load_file(tmp_path / "expert" / "adapter_model.safetensors")
+    assert all((value == 1).all() for value in z.values())
 
 
 def test_what_is_wrong_with_a_reward_is_said_before_the_base_is_loaded(mine: Path, run: Any, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_rewards_of_ones_own_compare_by_their_mean() -> None:
     scores = [3.0, -2.0, math.nan, 0.5]
     assert accuracy(scores, rewards=True) == Accuracy(1, 4, 0.5)
     assert float(accuracy(scores, rewards=True)) == 0.5
-    assert float(accuracy([math.nan], rewards=True)) == -math.inf  # worse than any
+    assert accuracy([math.nan], rewards=True) == Accuracy(0, 1)
     assert "mean reward 0.500, right 25.0%" in str(accuracy(scores, rewards=True))
     assert constant_answer(["", ""]) == Accuracy(0, 2)
 
