@@ -157,7 +157,11 @@ def rank_candidates(
     def ask(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         texts, likelihoods = population.answer(pairs)
         asked = {name: [values[example] for _, example in pairs] for name, values in columns.items()}
-        return torch.tensor(reward(texts, **asked)), likelihoods
+        # Where a reward function has no opinion, nothing is earned.
+        rewards = torch.tensor(reward(texts, **asked)).nan_to_num(0.0)
+        if not ((rewards >= 0) & (rewards <= 1)).all():  # which the race relies on
+            raise UserError("a search compares rewards from 0 to 1, and this reward function gives others")
+        return rewards, likelihoods
 
     # Three times as many rows as make computing take longer than reading the weights.
     round_size = 3 * ROWS_PER_READ.get(engine.model.device.type, 256)

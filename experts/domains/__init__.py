@@ -13,6 +13,7 @@ from experts.domains.base import (
     answers_of,
     check_domain,
     load_rows,
+    own_reward,
     scores_of,
     text_of,
 )
@@ -22,6 +23,8 @@ from experts.domains.base import (
 HOMES = {
     "reasoning_gym": "reasoning_gym.ReasoningGym",
     "jsonl": "jsonl.Jsonl",
+    "hub": "hub.Hub",
+    "module": "module.Module",
     "word_problems": "word_problems.WordProblems",
     "gsm8k": "gsm8k.Gsm8k",
     "math": "hendrycks_math.HendrycksMath",
@@ -49,6 +52,7 @@ __all__ = [
     "answers_of",
     "check_domain",
     "load_rows",
+    "own_reward",
     "scores_of",
     "text_of",
 ]

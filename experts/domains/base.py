@@ -19,9 +19,10 @@ Completion = str | Sequence[Message]
 class Domain(Protocol):
     """Prompts, a reward, and a one-sentence description.
 
-    A domain may have two things more, which `answers_of` and `check_domain` read: `answers`, the strings that are all
-    that a completion may say, where they are a few; and `check()`, which raises UserError where answers cannot be
-    judged on this machine.
+    A domain may have three things more, which `answers_of`, `check_domain` and `own_reward` read: `answers`, the
+    strings that are all that a completion may say, where they are a few; `check()`, which raises UserError where
+    answers cannot be judged on this machine; and `own_reward`, the place of a reward function of the user's own, whose
+    scores are any finite numbers, or None for no opinion.
     """
 
     @property
@@ -61,15 +62,25 @@ def check_domain(domain: Domain) -> None:
     getattr(domain, "check", lambda: None)()
 
 
+def own_reward(domain: Domain) -> str | None:
+    """The place of the reward function of the user's own that judges, None where the domain judges itself."""
+    return getattr(domain, "own_reward", None)
+
+
 ROUNDING = 1e-6  # by which a score that was computed may leave [0, 1]
 
 
 def scores_of(domain: Domain, completions: Sequence[Completion], **columns: Any) -> list[float]:
     """What a domain says that completions earn, as plain numbers: it may count with NumPy, PyTorch or booleans.
 
+    A reward function of the user's own may give any finite number, and None or NaN where it has no opinion: NaN.
+
     Raises:
-        UserError: naming the domain, if it fails, or does not give each completion one number from 0 to 1.
+        UserError: naming the domain or the function, if it fails, or does not give each completion one number: of a
+            domain from 0 to 1.
     """
+    own = own_reward(domain)
+    who = f"the reward function {own}" if own else f"the reward of {domain.name}"
     try:
         given: Any = domain.reward(completions, **columns)
         given = list(given) if isinstance(given, Iterator) else given
@@ -77,24 +88,38 @@ def scores_of(domain: Domain, completions: Sequence[Completion], **columns: Any)
         raise
     except Exception as error:
         said = " ".join(str(error).split())
-        raise UserError(f"the reward of {domain.name} failed with {type(error).__name__}: {said}") from error
+        raise UserError(f"{who} failed with {type(error).__name__}: {said}") from error
     many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set)
     if not many or getattr(given, "ndim", 1) != 1:
-        raise UserError(f"the reward of {domain.name} must be a list of scores, one a completion, not {_short(given)}")
-    scores = [_score(domain, score) for score in given]
+        raise UserError(f"{who} must be a list of scores, one a completion, not {_short(given)}")
+    scores = [_own_score(who, score) if own else _score(who, score) for score in given]
     if len(scores) != len(completions):
-        raise UserError(f"the reward of {domain.name} gave {len(scores)} scores for {len(completions)} completions")
+        raise UserError(f"{who} gave {len(scores)} scores for {len(completions)} completions")
     return scores
 
 
-def _score(domain: Domain, given: Any) -> float:
-    try:
-        score = math.nan if isinstance(given, str | bytes) or getattr(given, "ndim", None) else float(given)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError):
-        score = math.nan
-    if not -ROUNDING <= score <= 1 + ROUNDING:
-        raise UserError(f"the reward of {domain.name} must give each completion a score in [0, 1], not {_short(given)}")
+def _score(who: str, given: Any) -> float:
+    score = _number(given)
+    if score is None or not -ROUNDING <= score <= 1 + ROUNDING:
+        raise UserError(f"{who} must give each completion a score in [0, 1], not {_short(given)}")
     return min(max(score, 0.0), 1.0)
+
+
+def _own_score(who: str, given: Any) -> float:
+    score = math.nan if given is None else _number(given)
+    if score is None or math.isinf(score):
+        raise UserError(f"{who} must give each completion a finite number, or None, not {_short(given)}")
+    return score
+
+
+def _number(given: Any) -> float | None:
+    """None for what is no single number."""
+    if isinstance(given, str | bytes) or getattr(given, "ndim", None):
+        return None
+    try:
+        return float(given)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        return None
 
 
 def _short(value: Any) -> str:

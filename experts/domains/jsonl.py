@@ -6,18 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.judges.rewards import REWARDS, choice
+from experts.domains.base import Completion, Split, with_instruction
+from experts.domains.judges.judge import check_function, check_name, finds_right, judged, own_function
 from experts.outside.chats import as_chat, read_prompt
-from experts.outside.errors import UserError, unknown
+from experts.outside.errors import UserError
 from experts.outside.reading import find_path, read_objects
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-RewardName = Literal["exact", "last_number", "choice", "math_verify", "last_word"]
 ROLES = ("system", "user", "assistant")
 
 
@@ -37,16 +36,26 @@ class Jsonl:
     description: str
     path: str
     """Relative to the current folder or else to `$SELFADAPT_DATA`, as are the other two."""
-    judged_by: RewardName
-    """The reward's name in `experts.domains.judges.rewards`."""
+    judged_by: str
+    """The reward's name in `experts.domains.judges.rewards`, or the place of a reward function in TRL's signature:
+    `rewards.py:function` or `package.module:function`."""
     validation_path: str | None = None
     test_path: str | None = None
     instruction: str = ""
     """Follows the prompt's last message after a blank line."""
 
+    also_called: ClassVar = {"reward": "judged_by"}
+
     def __post_init__(self) -> None:
-        if self.judged_by not in REWARDS:
-            raise unknown("reward", self.judged_by, REWARDS)
+        check_name(self.judged_by)
+
+    @property
+    def own_reward(self) -> str | None:
+        return own_function(self.judged_by)
+
+    def check(self) -> None:
+        """Raises UserError, as `check_function` does."""
+        check_function(self, self.judged_by)
 
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer` and `choices` (empty where there are none).
@@ -67,14 +76,8 @@ class Jsonl:
         return self._instructed(self._rows(path or self.path))
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """The named reward of each completion; needs the columns `answer` and `choices`."""
-        return [
-            self._score(text_of(completion), answer, choices)
-            for completion, answer, choices in zip(completions, columns["answer"], columns["choices"], strict=True)
-        ]
-
-    def _score(self, text: str, answer: str, choices: Sequence[str]) -> float:
-        return choice(text, answer, choices) if self.judged_by == "choice" else REWARDS[self.judged_by](text, answer)
+        """The reward of each completion: a ready one's of the columns `answer` and `choices`, a function's of all."""
+        return judged(self.judged_by, completions, columns)
 
     def _instructed(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         rows = list(rows)
@@ -122,8 +125,7 @@ class Jsonl:
             raise UserError(f"{where}: 'choices' must be a list of strings")
         if not isinstance(id_, str | int | None):
             raise UserError(f"{where}: 'id' must be a string or a number")
-        # math-verify takes too long to do this for every row.
-        if self.judged_by != "math_verify" and self._score(answer, answer, choices) < 1:
+        if not finds_right(self.judged_by, answer, choices):
             raise UserError(f"{where}: {self.judged_by} would not find this row's own answer right")
         return ({} if id_ is None else {"id": str(id_)}) | {"prompt": chat, "answer": answer, "choices": choices}
 

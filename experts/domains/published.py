@@ -52,24 +52,24 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """A row on its way to a split."""
+
     id: str
     where: str
     fields: Fields
     question: str
     """In small letters, with single spaces: what rows are dealt out by."""
-
-    @property
-    def asks(self) -> str:
-        """The letters and digits of the question: the same in rows that may not stand in different splits."""
-        return "".join(filter(str.isalnum, self.question))
+    asks: str
+    """The same in rows that may not stand in different splits."""
 
 
 def load_published(source: Source, path: str | None, split: Split, read: Callable[[Fields], dict[str, Any]]) -> Dataset:
     """The rows of a split as `read` makes them of the published fields, with an `id`: official split and row number.
 
     Args:
-        path: A folder with files named like the official splits, or one file whose rows are dealt out to all splits.
+        path: A folder with files named like the official splits, or one file: a split by its name, or else rows that
+            are dealt out to all splits.
         read: May raise KeyError for a field that is missing, and TypeError, ValueError … for what it cannot read.
 
     Raises:
@@ -81,19 +81,15 @@ def load_published(source: Source, path: str | None, split: Split, read: Callabl
         raise unknown("split", split, get_args(Split))
     if split != "test" and source.train is None:
         raise UserError(f"{source.folder} has no {split} split: it is there to evaluate on")
-    asked: set[str] = set()
-    dealt = _deal(_find(source, path))
-    for part in ("test", "validation", "train"):
-        rows = [row for row in dealt[part] if row.asks not in asked]
-        asked.update(row.asks for row in rows)
-        if part == split:
-            break
+    found = _find(source, path)
+    rows = rows_of_split(found, split)
     if not rows:
-        raise UserError(f"{source.folder}: there are too few rows for a {split} split, add some")
+        only = "" if "train" in found else f" beside {' and '.join(found)}"
+        raise UserError(f"{path or source.folder}: there are too few rows for a {split} split{only}, add some")
     return Dataset.from_list([{"id": row.id, **_read(read, row)} for row in rows])
 
 
-def _read(read: Callable[[Fields], dict[str, Any]], row: _Row) -> dict[str, Any]:
+def _read(read: Callable[[Fields], dict[str, Any]], row: Row) -> dict[str, Any]:
     try:
         return read(row.fields)
     except KeyError as error:
@@ -102,14 +98,29 @@ def _read(read: Callable[[Fields], dict[str, Any]], row: _Row) -> dict[str, Any]
         raise UserError(f"{row.where}: {error}") from error
 
 
-def _deal(rows: dict[Split, list[_Row]]) -> dict[Split, list[_Row]]:
-    """The rows of three splits, where train gives a tenth to each of the others that is not there.
+def rows_of_split(official: Mapping[Split, list[Row]], split: Split, *, other_copies: bool = True) -> list[Row]:
+    """The rows of a split, dealt out of train where it is not there; what is asked in an earlier one is not in it.
 
-    The tenth for test is never trained on: another copy of the data may have no other test.
+    Args:
+        other_copies: whether there are copies of the data without a test, whose test is a tenth of train: that tenth
+            is not trained on here either.
     """
+    asked: set[str] = set()
+    dealt = _deal(official, other_copies)
+    for part in ("test", "validation", "train"):
+        rows = [row for row in dealt[part] if row.asks not in asked]
+        asked.update(row.asks for row in rows)
+        if part == split:
+            break
+    return rows
+
+
+def _deal(rows: Mapping[Split, list[Row]], other_copies: bool) -> dict[Split, list[Row]]:
+    """The rows of three splits, where train gives a tenth to each of the others that is not there."""
     shares: list[Split] = ["train"] * 8
-    shares += ["train" if "validation" in rows else "validation", "test"]
-    dealt: dict[Split, list[_Row]] = {split: [] for split in get_args(Split)}
+    shares.append("train" if "validation" in rows else "validation")
+    shares.append("train" if "test" in rows and not other_copies else "test")
+    dealt: dict[Split, list[Row]] = {split: [] for split in get_args(Split)}
     dealt |= {split: given for split, given in rows.items() if split != "train"}
     share_of: dict[str, Split] = {}
     for row in rows.get("train", []):
@@ -120,13 +131,16 @@ def _deal(rows: dict[Split, list[_Row]]) -> dict[Split, list[_Row]]:
     return dealt
 
 
-def _find(source: Source, path: str | None) -> dict[Split, list[_Row]]:
+def _find(source: Source, path: str | None) -> dict[Split, list[Row]]:
     official = source.official()
     folder = data_folder()
     if path is not None:
         place = find_path(path)
         if place.is_file():
-            return {"train" if source.train else "test": _local(source, place, "row")}
+            # A file that is named like an official split is that split.
+            stem = place.name.partition(".")[0]
+            own: Split = next((split for split, name in official.items() if name == stem), "train")
+            return {own if source.train else "test": _local(source, place, "row")}
     else:
         place = (folder or Path()) / source.folder
         if folder is None or not _file(place, next(iter(official.values()))):
@@ -163,12 +177,12 @@ def _rows_to_drop(source: Source, place: Path) -> set[tuple[str, int]]:
     }
 
 
-def _local(source: Source, file: Path, split: str) -> list[_Row]:
+def _local(source: Source, file: Path, split: str) -> list[Row]:
     objects = ((where, fields) for where, _, fields in read_objects(file))
     return list(_rows(source, split, objects))
 
 
-def _from_hub(source: Source, split: str, folder: Path | None) -> list[_Row]:
+def _from_hub(source: Source, split: str, folder: Path | None) -> list[Row]:
     from datasets import load_dataset
 
     try:
@@ -184,10 +198,11 @@ def _from_hub(source: Source, split: str, folder: Path | None) -> list[_Row]:
     return list(_rows(source, split, objects))
 
 
-def _rows(source: Source, split: str, objects: Iterator[tuple[str, Fields]]) -> Iterator[_Row]:
+def _rows(source: Source, split: str, objects: Iterator[tuple[str, Fields]]) -> Iterator[Row]:
     for index, (where, fields) in enumerate(objects):
         question = fields.get(source.question)
         if not isinstance(question, str) or not question.strip():
             state = "must be a text" if source.question in fields else "is missing"
             raise UserError(f"{where}: the field {source.question!r} {state}")
-        yield _Row(f"{split}:{index}", where, fields, " ".join(question.casefold().split()))
+        question = " ".join(question.casefold().split())
+        yield Row(f"{split}:{index}", where, fields, question, "".join(filter(str.isalnum, question)))

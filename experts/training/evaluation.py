@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
-from experts.domains.base import Domain, scores_of
+from experts.domains.base import Domain, own_reward, scores_of
 from experts.engine import NativeEngine
 from experts.engine.constrained import constraint_of
 from experts.mixture import Mixture
+from experts.outside.pictures import text_tokenizer
 from experts.training.processes import processes
 
 
@@ -36,7 +37,7 @@ def held_out_scores(
     mixture: Mixture | None = None,
     on_batch: Callable[[int], None] = lambda answered: None,
 ) -> list[float]:
-    """The domain's score in [0, 1] of the model's answer to each problem, in order; shared out over processes.
+    """The domain's score (`scores_of`) of the model's answer to each problem, in order; shared out over processes.
 
     A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
     A mixture has a row for each problem, of experts that `model` carries; None leaves the model as it is.
@@ -60,5 +61,8 @@ def held_out_scores(
         constraint=constraint_of(problems.domain, tokenizer, new_tokens),
     )
     columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
+    if own_reward(problems.domain):  # takes what TRL gives
+        tokens = text_tokenizer(tokenizer)(answers, add_special_tokens=False)["input_ids"] if answers else []
+        columns |= {"prompts": mine["prompt"][:], "completion_ids": tokens}
     scores = scores_of(problems.domain, answers, **columns)
     return gather_object(scores)[: len(rows)]

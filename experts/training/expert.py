@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from experts.domains.base import Domain, Split, load_rows
+from experts.domains.base import Domain, Split, load_rows, own_reward
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.card import Card, Origin, plot_curve, write_trained
@@ -37,11 +37,26 @@ class TrainedExpert(Result):
     expert_scores: list[float]
     constant: Accuracy
     """What always giving the most common right answer would score on the same problems."""
+    own_reward: bool = False
+    """Whether the scores are rewards of a function of the user's own, any numbers, and not in [0, 1]."""
+
+    @property
+    def base_accuracy(self) -> Accuracy:
+        return accuracy(self.base_scores, rewards=self.own_reward)
+
+    @property
+    def expert_accuracy(self) -> Accuracy:
+        return accuracy(self.expert_scores, rewards=self.own_reward)
 
     def comparison(self) -> dict[str, Any]:
-        """Accuracies with 95 % Wilson intervals, and the exact McNemar p-value, on the same `n` problems."""
-        base, expert = accuracy(self.base_scores), accuracy(self.expert_scores)
+        """Accuracies with 95 % Wilson intervals, and the exact McNemar p-value, on the same `n` problems.
+
+        Where a reward function of the user's own gives the scores, the mean rewards too.
+        """
+        base, expert = self.base_accuracy, self.expert_accuracy
+        rewards = {"base_reward": base.reward, "expert_reward": expert.reward} if self.own_reward else {}
         return {
+            **rewards,
             "base_accuracy": base.value,
             "base_interval": base.interval,
             "expert_accuracy": expert.value,
@@ -131,7 +146,8 @@ def train_expert(
             trainer.add_callback(KeepCompletions(trainer, run.completions))
 
         def validate(model: PeftModel) -> Accuracy:
-            return accuracy(held_out_scores(model, base.tokenizer, problems["validation"]))
+            scores = held_out_scores(model, base.tokenizer, problems["validation"])
+            return accuracy(scores, rewards=own_reward(domain) is not None)
 
         validation = Validation(validate, "higher", options.validate_every, options.patience)
         trained = run.train(trainer, progress, validation)
@@ -171,6 +187,7 @@ def _compare(
         base_scores=known,
         expert_scores=scores("expert"),
         constant=constant_answer(problems.rows["answer"]),
+        own_reward=own_reward(problems.domain) is not None,
     )
 
 
@@ -183,8 +200,8 @@ def _card(result: TrainedExpert, run: Run, origin: Origin, adapter: PeftConfig, 
         best_step=result.best_step,
         train_seconds=result.train_seconds,
         validations=run.log.accuracies(),
-        base_accuracy=accuracy(result.base_scores),
-        expert_accuracy=accuracy(result.expert_scores),
+        base_accuracy=result.base_accuracy,
+        expert_accuracy=result.expert_accuracy,
         constant_accuracy=result.constant,
         peft_type=PeftType(adapter.peft_type).value,
         objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",

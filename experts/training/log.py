@@ -39,7 +39,8 @@ class Log:
 
     def append_validation(self, step: int, figure: Figure) -> None:
         if isinstance(figure, Accuracy):
-            self.append(step=step, right=figure.right, n=figure.n)
+            reward = {} if figure.reward is None else {"mean_reward": figure.reward}
+            self.append(step=step, right=figure.right, n=figure.n, **reward)
         else:
             self.append(step=step, validation_loss=figure)
 
@@ -50,7 +51,7 @@ class Log:
 
     def accuracies(self) -> dict[int, Accuracy]:
         """Step → accuracy on the validation split."""
-        return {e["step"]: Accuracy(e["right"], e["n"]) for e in self.entries() if "right" in e}
+        return {e["step"]: Accuracy(e["right"], e["n"], e.get("mean_reward")) for e in self.entries() if "right" in e}
 
     def validations(self) -> dict[int, Figure]:
         """Step → what its validation measured."""
@@ -93,11 +94,11 @@ class Progress:
     def stepped(self, entry: Mapping[str, Any]) -> None:
         """After a step, with the entry that goes to the log."""
         step = entry["step"]
-        learned = (
-            f"reward {entry['reward']:+.2f}  right {entry['accuracy']:.0%}"
-            if "reward" in entry
-            else f"loss {entry['loss']:.3f}"
-        )
+        if "reward" in entry:
+            reward = "none" if entry["reward"] is None else f"{entry['reward']:+.2f}"
+            learned = f"reward {reward}  right {entry['accuracy']:.0%}"
+        else:
+            learned = f"loss {entry['loss']:.3f}"
         speed = f"  {entry['tokens_per_second']:,.0f} tok/s" if "tokens_per_second" in entry else ""
         if self._bars:
             self._bars.update(self._task, completed=step, figures=f"{learned}{speed}  {self._latest}")
@@ -181,6 +182,7 @@ class StepLog(TrainerCallback):
         speed = {"tokens_per_second": tokens / self.seconds} if tokens else {}
         entry = {"step": state.global_step, **entry, **speed, "seconds": self.seconds}
         self.tokens, self.seconds = state.num_input_tokens_seen, 0.0
+        # TRL logs None as the reward of a step on which a reward function has no opinion.
         self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
         self.progress.stepped(entry)
 

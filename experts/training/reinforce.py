@@ -32,8 +32,8 @@ Baseline = Literal["leave-one-out", "batch-mean", "none"]
 
 
 def signed(scores: Sequence[float], wrong: float = -1.0) -> list[float]:
-    """r(y): +1 for a right answer, whose score is 1, and `wrong` for any other."""
-    return [1.0 if score >= 1 else wrong for score in scores]
+    """r(y): +1 for a right answer, whose score is 1 or more, and `wrong` for any other; NaN, no opinion, stays."""
+    return [score if math.isnan(score) else 1.0 if score >= 1 else wrong for score in scores]
 
 
 def kl_to_base(expert_logps: Tensor, base_logps: Tensor, mask: Tensor) -> Tensor:
@@ -53,12 +53,18 @@ def advantages(rewards: Tensor, samples: int, baseline: Baseline) -> Tensor:
         samples: S, of each prompt.
         baseline: "leave-one-out" is the mean of the other samples of the same prompt, "batch-mean" that of all
             completions, "none" is 0. The first and the last leave the gradient's expectation as it is.
+
+    A reward that is NaN is no opinion: its completion is in no mean, and A is 0, as it is where no other of the prompt
+    has one.
     """
     if baseline == "leave-one-out":
         of_prompt = rewards.view(-1, samples)  # [P, S]
-        others = (of_prompt.sum(1, keepdim=True) - of_prompt) / (samples - 1)
-        return (of_prompt - others).flatten()
-    return rewards - rewards.mean() if baseline == "batch-mean" else rewards
+        counts = (~of_prompt.isnan()).sum(1, keepdim=True)
+        others = (of_prompt.nansum(1, keepdim=True) - of_prompt) / (counts - 1)
+        found = (of_prompt - others).flatten()
+    else:
+        found = rewards - rewards.nanmean() if baseline == "batch-mean" else rewards
+    return found.where(~found.isnan(), 0.0)
 
 
 def policy_loss(logps: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
@@ -86,8 +92,9 @@ class Reinforce(ExpertTraining):
     prompts_per_step: int = 16
     samples_per_prompt: int = 4
     temperature: float = 1.0
-    reward: Literal["signed", "raw"] = "signed"
-    """signed: +1 for a right answer and `wrong_reward` for any other. raw: the domain's score in [0, 1]."""
+    reward: Literal["signed", "raw"] | None = None
+    """signed: +1 for a right answer, whose score is 1 or more, and `wrong_reward` for any other. raw: the score itself.
+    None is raw where a reward function of the user's own gives the scores, signed elsewhere."""
     wrong_reward: float = -1.0
     baseline: Baseline = "leave-one-out"
     kl: float = 0.0
@@ -102,6 +109,10 @@ class Reinforce(ExpertTraining):
         check_numbers(self, least=[("kl", 0)], positive=["temperature"])
         if not math.isfinite(self.wrong_reward):
             raise UserError(f"wrong_reward must be a number, not {self.wrong_reward}")
+
+    def rewards(self, own: bool) -> Literal["signed", "raw"]:
+        """What `reward` means, where a function of the user's own gives the scores or does not."""
+        return self.reward or ("raw" if own else "signed")
 
     @property
     def sequences_per_row(self) -> int:

@@ -22,13 +22,15 @@ class Accuracy:
 
     right: int
     n: int
+    reward: float | None = None
+    """The mean reward, where a function of the user's own gives it: the best has most of it, whatever is right."""
 
     @property
     def value(self) -> float:
         return self.right / self.n
 
     def __float__(self) -> float:
-        return self.value
+        return self.value if self.reward is None else self.reward
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -37,17 +39,27 @@ class Accuracy:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n})"
+        reward = "" if self.reward is None else f"mean reward {self.reward:.3f}, right "
+        return f"{reward}{self.value:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n})"
 
 
-def accuracy(scores: Sequence[float]) -> Accuracy:
-    """A problem is solved when its score is 1; partial credit trains, but does not count."""
-    return Accuracy(sum(score >= 1 for score in scores), len(scores))
+def accuracy(scores: Sequence[float], *, rewards: bool = False) -> Accuracy:
+    """A problem is solved when its score is 1 or more; partial credit trains, but does not count.
+
+    Args:
+        rewards: whether the scores are rewards of the user's own, whose mean counts, those without an opinion (NaN)
+            left out.
+    """
+    opinions = [score for score in scores if not math.isnan(score)]
+    mean = math.fsum(opinions) / len(opinions) if rewards and opinions else None
+    return Accuracy(sum(score >= 1 for score in scores), len(scores), mean)
 
 
 def constant_answer(answers: Sequence[Any]) -> Accuracy:
     """What always giving the most common right answer would score: an expert that beats only the base may have
-    learned no more than that."""
+    learned no more than that. Where there are no answers, it is right nowhere."""
+    if not any(answers):
+        return Accuracy(0, len(answers))
     return Accuracy(Counter(map(repr, answers)).most_common(1)[0][1], len(answers))  # they may be lists
 
 

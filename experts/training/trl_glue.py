@@ -18,6 +18,7 @@ What one hook leaves for another in the trainer is `_rewards` alone: TRL scores 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import selective_log_softmax_and_entropy, split_tensor_dict
 
-from experts.domains.base import Domain, load_rows, scores_of, text_of
+from experts.domains.base import Domain, load_rows, own_reward, scores_of, text_of
 from experts.engine import check_context
 from experts.engine.constrained import Constraint, constraint_of
 from experts.outside.chats import tokenize, words
@@ -211,16 +212,20 @@ class KeepCompletions(TrainerCallback):
             for prompt, completion, reward in zip(sampled["prompt"], sampled["completion"], rewards, strict=True):
                 chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
                 said = [turn | {"content": words(turn["content"])} for turn in chat]  # without pictures
+                reward = None if math.isnan(reward) else reward  # no opinion
                 self.log.append(step=state.global_step, reward=reward, prompt=said, completion=text_of(completion))
 
 
 def reward_function(domain: Domain, options: Reinforce) -> Any:
     """The domain's scores as TRL rewards, with the share of right answers logged as `accuracy`."""
 
+    raw = options.rewards(own_reward(domain) is not None) == "raw"
+
     def reward(completions: list[Any], log_metric: Any, **columns: Any) -> list[float]:
-        scores = scores_of(domain, completions, **columns)
-        log_metric("accuracy", sum(score >= 1 for score in scores) / len(scores))
-        return scores if options.reward == "raw" else signed(scores, options.wrong_reward)
+        scores = scores_of(domain, completions, log_metric=log_metric, **columns)
+        opinions = [score for score in scores if not math.isnan(score)]
+        log_metric("accuracy", sum(score >= 1 for score in opinions) / max(len(opinions), 1))
+        return scores if raw else signed(scores, options.wrong_reward)
 
     return reward
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -182,6 +182,7 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
     cls = kind
     if choice := _choice(kind):
         cls, block = choice.chosen(block, ".".join(path))
+    block = _own_names(cls, block, at)
     hints, known = get_type_hints(cls, include_extras=True), {field.name: field for field in fields(cls)}
     for name in block:
         if name not in known:
@@ -203,6 +204,25 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, bool) and not isinstance(getattr(made, name), bool):  # as which pydantic takes 1 and 0
             raise UserError(f"{at(name)}: must be a number, not {str(value).lower()}")
     return made
+
+
+def _own_names(cls: type, block: dict[Any, Any], at: Callable[[Any], str]) -> dict[Any, Any]:
+    """A block with its fields by their own names: `also_called` of the dataclass has the others that they may have.
+
+    Where it has `further`, the name of a field, what is no field goes into the mapping there.
+    """
+    names: Mapping[str, str] = getattr(cls, "also_called", {})
+    for other, name in names.items():
+        if other in block and name in block:
+            raise UserError(f"{at(other)} and {at(name)} are one field: give one of them")
+    block = {names.get(name, name): value for name, value in block.items()}
+    further = getattr(cls, "further", None)
+    if further is None or not isinstance(block.get(further, {}), dict):
+        return block
+    known = {field.name for field in fields(cls)}
+    rest = {name: value for name, value in block.items() if name not in known}
+    own = {name: value for name, value in block.items() if name in known}
+    return own | {further: own.get(further, {}) | rest}
 
 
 _validator = functools.cache(TypeAdapter)

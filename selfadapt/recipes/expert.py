@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 
 from dispatch.embedding import PROMPTS, write_prompts
-from experts.domains import KINDS
+from experts.domains import KINDS, own_reward
 from experts.outside.chats import with_template_arguments
 from experts.outside.errors import SEEDS, UserError, check_whole
 from experts.training.expert import HeldOut, TrainedExpert, train_expert
@@ -60,6 +60,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_whole("test_size", self.test_size)
+        if isinstance(self.training, Reinforce):  # the model card says what was done
+            rewards = self.training.rewards(own_reward(self.domain) is not None)
+            object.__setattr__(self, "training", replace(self.training, reward=rewards))
         check_whole("training.seed", self.training.seed, least=0, most=SEEDS)
         try:
             self.adapt.config()

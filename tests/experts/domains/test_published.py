@@ -101,6 +101,18 @@ def test_a_path_goes_before_the_data_folder(put: Put, tmp_path: Path) -> None:
         Gsm8k(path=str(tmp_path / "empty")).load("train")
 
 
+def test_a_single_file_that_is_named_like_a_split_is_that_split(put: Put) -> None:
+    file = put("elsewhere/test.jsonl.gz", [row(number) for number in range(30)])
+    assert ids(Gsm8k(path=str(file)), "test") == [f"row:{number}" for number in range(30)]
+    with pytest.raises(UserError, match=r"test\.jsonl\.gz: there are too few rows for a train split beside test"):
+        Gsm8k(path=str(file)).load("train")
+    train = put("elsewhere/train.jsonl", [row(number) for number in range(60)])
+    assert sum(len(ids(Gsm8k(path=str(train)), split)) for split in get_args(Split)) == 60
+    yes_or_no = [{"question": f"is {n} even", "passage": "Numbers.", "answer": True} for n in range(9)]
+    validation = put("elsewhere/validation.jsonl", yes_or_no)  # which is what everybody's test is
+    assert len(ids(MultipleChoice(kind="boolq", path=str(validation)), "test")) == 9
+
+
 def test_the_hub_is_asked_where_there_is_no_file(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
@@ -74,3 +75,14 @@ def test_the_loss_has_the_gradient_of_the_expected_reward_less_kl(baseline: Base
 
 def test_a_score_below_one_is_wrong() -> None:
     assert signed([1.0, 0.99, 0.0], wrong=-0.1) == [1.0, -0.1, -0.1]
+    assert signed([3.0, -2.0, math.nan]) == pytest.approx([1.0, -1.0, math.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("baseline", ["leave-one-out", "batch-mean", "none"])
+def test_a_completion_without_an_opinion_teaches_nothing(baseline: Baseline) -> None:
+    rewards = torch.tensor([1.0, -1.0, math.nan, 2.0, math.nan, math.nan])
+    found = advantages(rewards, 3, baseline)
+    assert found[[2, 4, 5]].tolist() == [0, 0, 0]
+    # Leave-one-out has no other to compare the single one of a prompt with.
+    wanted = {"leave-one-out": [2, -2, 0], "batch-mean": [1 / 3, -5 / 3, 4 / 3], "none": [1, -1, 2]}[baseline]
+    assert found[[0, 1, 3]].tolist() == pytest.approx(wanted)

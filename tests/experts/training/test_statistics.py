@@ -21,6 +21,15 @@ def test_partial_credit_does_not_count() -> None:
     assert accuracy([1.0, 0.99, 0.0, 1.0]) == Accuracy(2, 4)
 
 
+def test_rewards_of_ones_own_compare_by_their_mean() -> None:
+    scores = [3.0, -2.0, math.nan, 0.5]
+    assert accuracy(scores, rewards=True) == Accuracy(1, 4, 0.5)
+    assert float(accuracy(scores, rewards=True)) == 0.5
+    assert accuracy([math.nan], rewards=True) == Accuracy(0, 1)
+    assert "mean reward 0.500, right 25.0%" in str(accuracy(scores, rewards=True))
+    assert constant_answer(["", ""]) == Accuracy(0, 2)
+
+
 def test_a_constant_answer_is_as_right_as_the_most_common_one() -> None:
     assert constant_answer(["1", "2", "1", "3", "1"]) == Accuracy(3, 5)
 

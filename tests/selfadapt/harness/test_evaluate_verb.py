@@ -89,7 +89,7 @@ def test_a_mistake_of_the_users_is_one_line(
     (task_folder / "torn.yaml").unlink()
     assert "unknown task 'wrting'; did you mean 'writing'" in error("--tasks", "wrting")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert 'pip install "selfadapt[eval]"' in error("--tasks", "choice")
+    assert "pip install 'selfadapt[eval]'" in error("--tasks", "choice")
 
 
 def test_a_chats_template_has_its_arguments(run: Any, library: ExpertLibrary, task_folder: Path) -> None:

@@ -1,0 +1,244 @@
+"""Any data set of the hub, or a local file or folder, as a domain: the recipe names its columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+from experts.domains.base import Completion, Split, with_instruction
+from experts.domains.judges.judge import check_function, check_name, finds_right, judged, own_function
+from experts.domains.published import Row, rows_of_split
+from experts.outside.chats import as_chat, read_prompt, words
+from experts.outside.errors import UserError, unknown
+from experts.outside.reading import find_path
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+ZIPPED = (".gz", ".bz2", ".xz", ".zst")
+# Columns that mean something here or to TRL, which are what the recipe says or are not there.
+TAKEN = {
+    *("id", "prompt", "answer", "choices", "solution", "completion", "image", "images"),
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
+}
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Rows of any data set that `datasets.load_dataset` reads: of the hub, or CSV, Parquet, JSON and JSON Lines.
+
+    A split is the data set's own where it has it. Validation and test are a tenth of its train rows each where it does
+    not, chosen by a hash of the prompt (`experts.domains.published`). A prompt that stands in several splits stays in
+    the first of test, validation, train.
+    """
+
+    name: str
+    description: str
+    path: str
+    """A file or folder, relative to the current folder or else to `$SELFADAPT_DATA`; if there is none, the hub's id."""
+    judged_by: str
+    """As in `experts.domains.jsonl.Jsonl`."""
+    config: str | None = None
+    """The hub's configuration of the data set, what `load_dataset` calls its name."""
+    revision: str | None = None
+    """A branch, tag or commit of the hub's."""
+    prompt_column: str = "prompt"
+    """Texts, or lists of messages."""
+    answer_column: str | None = "answer"
+    """Texts or numbers. None, where a reward function needs no answers."""
+    solution_column: str | None = None
+    """Texts that next-token prediction learns instead of the answers."""
+    choices_column: str | None = None
+    """Lists of texts, for the reward `choice`."""
+    train_split: str | None = None
+    """What the data set calls it; as are the other two, by default train, validation and test where they are there."""
+    validation_split: str | None = None
+    test_split: str | None = None
+    system_prompt: str = ""
+    """Goes before the prompt's messages as the system's."""
+    instruction: str = ""
+    """Follows the prompt's last message after a blank line."""
+
+    also_called: ClassVar = {"reward": "judged_by"}
+
+    def __post_init__(self) -> None:
+        check_name(self.judged_by)
+        if self.answer_column is None and not self.own_reward:
+            raise UserError(f"answer_column: {self.judged_by} needs answers; only a reward function may do without")
+
+    @property
+    def own_reward(self) -> str | None:
+        return own_function(self.judged_by)
+
+    def check(self) -> None:
+        """Raises UserError, as `check_function` does."""
+        check_function(self, self.judged_by)
+
+    def load(self, split: Split) -> Dataset:
+        """Rows with `id`, `prompt`, `answer`, `choices` and perhaps `solution`, and the data set's other columns.
+
+        Raises:
+            UserError: if the data set cannot be read, a column or a split is not there, a cell is empty or of another
+                kind, or there are too few rows for the split.
+        """
+        data = self._read()
+        official = self._official(list(data))
+        rows = {own: list(self._rows(data[name], name)) for own, name in official.items()}
+        dealt = rows_of_split(rows, split, other_copies=False)
+        if not dealt:
+            raise UserError(f"{self.path}: there are too few rows for a {split} split, add some")
+        own = data[official.get(split, official["train"])]
+        kept = own.select([row.fields["index"] for row in dealt])
+        kept = kept.remove_columns([name for name in kept.column_names if name in TAKEN])
+        return _with_columns(kept, [{"id": row.id, **self._row(row)} for row in dealt])
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """The reward of each completion: a ready one's of the columns `answer` and `choices`, a function's of all."""
+        return judged(self.judged_by, completions, columns)
+
+    def _read(self) -> dict[str, Any]:
+        """The splits of the data set by its own names."""
+        from datasets import Dataset, load_dataset
+
+        place = self._place()
+        try:
+            if place is None:
+                data = load_dataset(self.path, self.config, revision=self.revision)
+            elif place.is_dir():
+                data = load_dataset(str(place), self.config, **self._csv_options(place.rglob("*")))
+            else:
+                stem = place.name.lower().partition(".")[0]
+                split = stem if stem in get_args(Split) else "train"
+                options = self._csv_options([place])
+                data = load_dataset(BUILDERS[_suffix(place)], data_files={split: str(place)}, **options)
+        # datasets and the hub's clients raise what their libraries do: OSError, httpx.HTTPError, ValueError, …
+        except Exception as error:
+            what = f"the hub's data set {self.path}" if place is None else str(place)
+            local = "there is no such file or folder, and " if place is None else ""
+            cause = error.__cause__ or error
+            raise UserError(f"{local}{what} cannot be read ({' '.join(str(cause).split())})") from error
+        if not isinstance(data, dict) or not all(isinstance(own, Dataset) for own in data.values()):
+            raise UserError(f"{self.path} has no splits of rows")
+        return data
+
+    def _place(self) -> Path | None:
+        """The file or folder that `path` names; None, where it is the hub's id."""
+        try:
+            place = find_path(self.path)
+        except UserError:
+            if HUB_ID.fullmatch(self.path) and _suffix(Path(self.path)) not in BUILDERS:
+                return None
+            raise
+        if place.is_file() and _suffix(place) not in BUILDERS:
+            raise UserError(f"{place} is of no known kind; there are {', '.join(BUILDERS)}")
+        return place
+
+    def _csv_options(self, files: Any) -> dict[str, Any]:
+        """Texts stay as they are written: 007 is not 7, and NA is no empty cell."""
+        kinds = {_suffix(file) for file in files}
+        if not kinds & {".csv", ".tsv"}:
+            return {}
+        columns = (self.prompt_column, self.answer_column, self.solution_column)
+        separator = {"sep": "\t"} if ".tsv" in kinds else {}
+        return {"converters": dict.fromkeys(filter(None, columns), str), **separator}
+
+    def _official(self, names: list[str]) -> dict[Split, str]:
+        """Which of the data set's splits are ours."""
+        asked = dict(zip(get_args(Split), (self.train_split, self.validation_split, self.test_split), strict=True))
+        for name in filter(None, asked.values()):
+            if name not in names:
+                raise UserError(f"{self.path}: {unknown('split', name, names)}")
+        free = [name for name in names if name not in asked.values()]
+        official = {split: asked[split] or (split if split in free else None) for split in asked}
+        if official["train"] is None:
+            raise UserError(
+                f"{self.path} has no split 'train', but {', '.join(names)}: name the one to train on as train_split"
+            )
+        return {split: name for split, name in official.items() if name}
+
+    def _rows(self, own: Any, name: str) -> Iterator[Row]:
+        wanted = (self.prompt_column, self.answer_column, self.solution_column, self.choices_column)
+        for column in filter(None, wanted):
+            if column not in own.column_names:
+                raise UserError(f"{self.path}: {unknown('column', column, own.column_names)}")
+        columns = {column: own[column][:] for column in filter(None, wanted)}
+        for index in range(len(own)):
+            where = f"{self.path} {name}:{index}"
+            fields = {"index": index} | {column: values[index] for column, values in columns.items()}
+            chat = self._chat(fields[self.prompt_column], where)
+            question = " ".join(" ".join(words(message["content"]) for message in chat).casefold().split())
+            yield Row(f"{name}:{index}", where, fields | {"chat": chat}, question, question)
+
+    def _chat(self, prompt: Any, where: str) -> list[dict[str, str]]:
+        what = f"{where}: the column {self.prompt_column!r}"
+        if prompt is None or (isinstance(prompt, str) and not prompt.strip()) or prompt == []:
+            raise UserError(f"{what} is empty")
+        try:
+            chat = [{"role": m["role"], "content": m["content"]} for m in as_chat(read_prompt(prompt, "it"))]
+        except UserError as error:
+            raise UserError(f"{what} must be a text or a list of messages: {error}") from error
+        if not all(isinstance(message["content"], str) for message in chat):
+            raise UserError(f"{what} must be text alone")
+        if chat[-1]["role"] != "user":
+            raise UserError(f"{what} must end with a message of the user's, not of the {chat[-1]['role']}'s")
+        return chat
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        chat = [dict(message) for message in row.fields["chat"]]
+        chat[-1]["content"] = with_instruction(chat[-1]["content"], self.instruction)
+        if self.system_prompt and chat[0]["role"] == "system":
+            raise UserError(f"{row.where}: the prompt has a system message of its own; leave system_prompt out")
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        made: dict[str, Any] = {"prompt": system + chat, "answer": self._text(row, self.answer_column)}
+        made["choices"] = self._choices(row)
+        if self.solution_column:
+            made["solution"] = self._text(row, self.solution_column)
+        if not finds_right(self.judged_by, made["answer"], made["choices"]):
+            raise UserError(f"{row.where}: {self.judged_by} would not find this row's own answer right")
+        return made
+
+    def _text(self, row: Row, column: str | None) -> str:
+        if column is None:
+            return ""
+        given = row.fields[column]
+        if given is None or (isinstance(given, str) and not given.strip()):
+            raise UserError(f"{row.where}: the column {column!r} is empty")
+        if not isinstance(given, str | int | float):
+            raise UserError(f"{row.where}: the column {column!r} must be a text or a number")
+        return str(given)
+
+    def _choices(self, row: Row) -> list[str]:
+        given = row.fields[self.choices_column] if self.choices_column else []
+        if not (isinstance(given, list) and all(isinstance(one, str) and one.strip() for one in given)):
+            raise UserError(f"{row.where}: the column {self.choices_column!r} must be a list of texts")
+        return given
+
+
+def _suffix(file: Path) -> str:
+    """Of a file's name, without that of its compression."""
+    return Path(file.stem).suffix.lower() if file.suffix in ZIPPED else file.suffix.lower()
+
+
+def _with_columns(kept: Dataset, rows: list[dict[str, Any]]) -> Dataset:
+    """The rows' columns before those that are kept."""
+    from datasets import Dataset, Features, List, Value, concatenate_datasets
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    chat = List({"role": Value("string"), "content": Value("string")})
+    types = {"prompt": chat, "choices": List(Value("string"))}
+    features = Features({name: types.get(name, Value("string")) for name in rows[0]})
+    made = Dataset.from_list(rows, features=features)
+    if not kept.column_names:
+        return made
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # of what takes no time
+    try:
+        return concatenate_datasets([made, kept], axis=1)
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -1,0 +1,77 @@
+"""A domain from a file or a module of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from experts.domains.base import Completion, Domain, Split, answers_of, check_domain, own_reward
+from experts.outside.errors import UserError
+from experts.outside.imports import find_object
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PARTS = ("name", "description", "load", "reward")
+
+
+@dataclass(frozen=True)
+class Module:
+    """What a class or function of the user's own makes: an object with all that `experts.domains.base.Domain` has."""
+
+    path: str
+    """`my_domain.py:MyDomain` or `package.module:MyDomain`; the file is relative to the current folder or else to
+    `$SELFADAPT_DATA`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What it is called with, by name; in a recipe, whatever other fields the block has."""
+
+    further: ClassVar = "options"
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The user's domain.
+
+        Raises:
+            UserError: as `find_object` does, or if it fails, or lacks a part of a domain.
+        """
+        try:
+            made = find_object(self.path, "domain")(**self.options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            said = " ".join(str(error).split())
+            raise UserError(f"the domain {self.path} failed with {type(error).__name__}: {said}") from error
+        for part in PARTS:
+            if not hasattr(made, part):
+                raise UserError(f"the domain {self.path} has no {part!r}; a domain has {', '.join(PARTS)}")
+        return made
+
+    @property
+    def name(self) -> str:
+        return self.domain.name
+
+    @property
+    def description(self) -> str:
+        return self.domain.description
+
+    @property
+    def answers(self) -> Sequence[str]:
+        return answers_of(self.domain)
+
+    @property
+    def own_reward(self) -> str | None:
+        return own_reward(self.domain)
+
+    def check(self) -> None:
+        """Raises UserError, as `domain` and its own check do."""
+        check_domain(self.domain)
+
+    def load(self, split: Split) -> Dataset:
+        """The rows of the user's domain."""
+        return self.domain.load(split)
+
+    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """The scores of the user's domain."""
+        return self.domain.reward(completions, **columns)

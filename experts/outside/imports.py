@@ -1,0 +1,74 @@
+"""Functions and classes of the user's own, by the place that a recipe names."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experts.outside.errors import UserError, unknown
+from experts.outside.reading import find_path
+
+
+def find_object(where: str, what: str) -> Any:
+    """What `file.py:name` or `package.module:name` names; its file is run once.
+
+    Args:
+        where: A file is looked for from the current folder on, or else in `$SELFADAPT_DATA`; a module from the current
+            folder on too.
+        what: it is, for errors.
+
+    Raises:
+        UserError: for a place of another form, a file or module that is not there or fails, or a name that it lacks.
+    """
+    home, _, name = where.rpartition(":")
+    if not home or not name.isidentifier():
+        raise UserError(f"the {what} {where!r} must be file.py:name or package.module:name")
+    try:
+        module = _from_file(find_path(home)) if home.endswith(".py") else _from_package(home)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        said = " ".join(str(error).split())
+        raise UserError(f"the {what} {where} cannot be imported: {type(error).__name__}: {said}") from error
+    if not hasattr(module, name):
+        raise unknown(f"{what} in {home}", name, [known for known in vars(module) if not known.startswith("_")])
+    found = getattr(module, name)
+    if not callable(found):
+        raise UserError(f"the {what} {where} is a {type(found).__name__}, which cannot be called")
+    return found
+
+
+def _from_package(name: str) -> ModuleType:
+    _look_in(Path.cwd())
+    return importlib.import_module(name)
+
+
+def _from_file(file: Path) -> ModuleType:
+    file = file.resolve()
+    # No other module's name, and another one for another text.
+    digest = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]
+    name = f"{file.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _look_in(file.parent)  # for the files beside it
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their own
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _look_in(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -1,0 +1,65 @@
+"""A domain from a file of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experts.domains import answers_of, check_domain, load_rows, scores_of
+from experts.domains.module import Module
+from experts.outside.errors import UserError
+
+CODE = """
+from dataclasses import dataclass
+from datasets import Dataset
+from experts.domains import text_of
+
+@dataclass
+class Mine:
+    right: str
+    name: str = "mine"
+    description: str = "One question."
+    answers = ("yes", "no")
+
+    def load(self, split):
+        return Dataset.from_list([{"id": "0", "prompt": [{"role": "user", "content": "?"}], "answer": self.right}])
+
+    def reward(self, completions, **columns):
+        return [text_of(c) == a for c, a in zip(completions, columns["answer"])]
+
+def nothing():
+    return object()
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_domain.py"
+    path.write_text(CODE, encoding="utf-8")
+    return path
+
+
+def test_it_is_the_users_domain(file: Path) -> None:
+    domain = Module(f"{file}:Mine", {"right": "yes"})
+    check_domain(domain)
+    assert (domain.name, domain.description) == ("mine", "One question.")
+    assert list(answers_of(domain)) == ["yes", "no"]
+    rows = load_rows(domain, "train")
+    assert scores_of(domain, ["yes"], answer=rows["answer"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("Mine", {}, "my_domain.py:Mine failed with TypeError: .*right"),
+        ("Mine", {"left": 1}, "failed with TypeError: .*left"),
+        ("Mime", {}, "did you mean 'Mine'"),
+        ("nothing", {}, "has no 'name'; a domain has name, description, load, reward"),
+    ],
+)
+def test_mistakes_are_one_line(file: Path, name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        check_domain(Module(f"{file}:{name}", options))
+    assert "\n" not in str(error.value)
