@@ -58,7 +58,7 @@ class Mixture:
         """
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, Real):
-                raise UserError(f"the weight of {name} must be a number, not {weight!r}")
+                raise UserError(f"the weight of {name!r:.60} must be a number, not {weight!r:.60}")
         return cls(tuple(weights), torch.tensor([list(weights.values())] * prompts).view(prompts, len(weights)))
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -150,10 +150,11 @@ def in_our_names(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
         UserError: for a block that has a field under both names.
     """
     translated = dict(document)
-    for block, theirs in _also_called(cls).items():
+    for block, choice in choices_of(cls).items():
         fields_of_block = document.get(block)
         if not isinstance(fields_of_block, dict):
             continue
+        theirs = _also_called(choice, fields_of_block.get(choice.key))
         for name, ours in theirs.items():
             if name in fields_of_block and ours in fields_of_block:
                 raise UserError(f"{block} has both {name} and {ours}, two names of one thing: leave one of them out")
@@ -161,14 +162,11 @@ def in_our_names(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
     return translated
 
 
-def _also_called(cls: type) -> dict[str, dict[str, str]]:
-    """Block → what a field of any class that it may choose is called elsewhere → its name here."""
-    return {
-        block: {
-            name: ours for kind in choice.classes.values() for name, ours in getattr(kind, "also_called", {}).items()
-        }
-        for block, choice in choices_of(cls).items()
-    }
+def _also_called(choice: Choice, name: Any = None) -> dict[str, str]:
+    """What the fields of a class are called elsewhere → their names here; of any class, where none is named."""
+    named = choice.classes.get(str(name))
+    kinds = choice.classes.values() if named is None else [named]
+    return {theirs: ours for kind in kinds for theirs, ours in getattr(kind, "also_called", {}).items()}
 
 
 def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
@@ -182,7 +180,7 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
     cls = kind
     if choice := _choice(kind):
         cls, block = choice.chosen(block, ".".join(path))
-    block = _own_names(cls, block, at)
+    block = _with_further(cls, block)
     hints, known = get_type_hints(cls, include_extras=True), {field.name: field for field in fields(cls)}
     for name in block:
         if name not in known:
@@ -206,16 +204,8 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
     return made
 
 
-def _own_names(cls: type, block: dict[Any, Any], at: Callable[[Any], str]) -> dict[Any, Any]:
-    """A block with its fields by their own names: `also_called` of the dataclass has the others that they may have.
-
-    Where it has `further`, the name of a field, what is no field goes into the mapping there.
-    """
-    names: Mapping[str, str] = getattr(cls, "also_called", {})
-    for other, name in names.items():
-        if other in block and name in block:
-            raise UserError(f"{at(other)} and {at(name)} are one field: give one of them")
-    block = {names.get(name, name): value for name, value in block.items()}
+def _with_further(cls: type, block: dict[Any, Any]) -> dict[Any, Any]:
+    """A block with what is no field in a mapping of its own, which the class names by `further`; as it is without."""
     further = getattr(cls, "further", None)
     if further is None or not isinstance(block.get(further, {}), dict):
         return block
@@ -281,10 +271,10 @@ def _in_our_options(cls: type, args: Sequence[str]) -> list[str]:
     """Options of a dataclass, with what fields are called elsewhere replaced by their names here."""
     hints = get_type_hints(cls, include_extras=True)
     options: dict[str, str] = {}
-    for block, theirs in _also_called(cls).items():
+    for block, choice in choices_of(cls).items():
         flat = any(getattr(each, "name", None) == "" for each in hints[block].__metadata__)  # tyro.conf.arg(name="")
         prefix = "" if flat else f"{block}."
-        options |= {f"{prefix}{name}": f"{prefix}{ours}" for name, ours in theirs.items()}
+        options |= {f"{prefix}{name}": f"{prefix}{ours}" for name, ours in _also_called(choice).items()}
 
     def translated(option: re.Match[str]) -> str:
         name = option[1].replace("-", "_")

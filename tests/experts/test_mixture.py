@@ -45,7 +45,7 @@ def test_weights_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         Mixture(("a",), torch.ones(1, 2))
     with pytest.raises(UserError, match="finite"):
         Mixture.of({"a": float("nan")})
-    with pytest.raises(UserError, match="the weight of a must be a number, not '1'"):
+    with pytest.raises(UserError, match="the weight of 'a' must be a number, not '1'"):
         Mixture.of({"a": "1"})  # type: ignore[dict-item]
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from experts.outside.errors import UserError
 from experts.training.log import Log
 from selfadapt.recipes import read_recipe
 
@@ -109,7 +110,7 @@ def test_a_reward_of_ones_own_is_raw_and_others_are_signed(mine: Path, run: Any)
     change(mine, "domain", reward="last_number")
     assert read_recipe(mine).training.reward == "signed"  # type: ignore[union-attr]
     change(mine, "domain", judged_by="exact")
-    assert "domain.reward and domain.judged_by are one field: give one of them" in run("train", mine)[2]
+    assert "domain has both reward and judged_by, two names of one thing" in run("train", mine)[2]
 
 
 def test_a_domain_of_ones_own(mine: Path, run: Any, tmp_path: Path) -> None:
@@ -121,6 +122,11 @@ def test_a_domain_of_ones_own(mine: Path, run: Any, tmp_path: Path) -> None:
     document["domain"] = {"kind": "module", "path": "my_domain.py:mine", "options": {"path": "mine.csv"}, **fields}
     mine.write_text(yaml.safe_dump(document))
     assert read_recipe(mine).to_dict()["domain"]["options"] == {"path": "mine.csv", **fields}
+    whole = mine.read_text()
+    change(mine, "domain", reward="what other kinds call judged_by is this one's own affair")
+    with pytest.raises(UserError, match="unexpected keyword argument 'reward'"):
+        read_recipe(mine)
+    mine.write_text(whole)
     code, out, err = run("train", mine, "--output", tmp_path / "expert", "--json")
     assert code == 0, err
     assert json.loads(out)["n"] == 4
