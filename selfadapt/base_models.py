@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
-from selfadapt.built_in import BUILT_IN, fetch_gguf
-from selfadapt.gguf_files import (
+from selfadapt.bases.built_in import BUILT_IN, fetch_gguf
+from selfadapt.bases.gguf_files import (
     check_room,
     converted_folder,
     file_state,
@@ -26,7 +26,7 @@ from selfadapt.gguf_files import (
     restore_steps,
     tie_head,
 )
-from selfadapt.special_tokens import settle_special_tokens
+from selfadapt.bases.special_tokens import settle_special_tokens
 
 if TYPE_CHECKING:
     import torch

@@ -103,18 +103,12 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
     if dispatchers := _dispatchers(document, path):
         library = find_library(model, document.get("library"))
         cells += _dispatched(dispatchers, library, (model, dtype), {name: evaluations[name] for name in unseen}, path)
-    trained = [
-        cell
-        for method, changes in document["methods"].items()
-        for name in domains
-        for cell in _trained(
-            method,
-            name,
-            _recipes(domains[name], changes, document.get("seeds"), f"{path}: {method} on {name}"),
-            {each: evaluations[each] for each in (name, *unseen)},
-            reference=changes.get("reference", False),
-        )
-    ]
+    trained: list[TrainedCell] = []
+    for method, changes in document["methods"].items():
+        for name in domains:
+            made = _recipes(domains[name], changes, document.get("seeds"), f"{path}: {method} on {name}")
+            seen = {each: evaluations[each] for each in (name, *unseen)}
+            trained += _trained(method, name, made, seen, reference=changes.get("reference", False))
     for cell in trained:
         if cell.recipe.training.max_new_tokens != evaluations[cell.trained_on].max_new_tokens:
             raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")

@@ -17,7 +17,7 @@ from transformers.trainer_utils import align_special_tokens
 
 from experts.outside.errors import UserError
 from selfadapt import load_base
-from selfadapt.built_in import WHEEL
+from selfadapt.bases.built_in import WHEEL
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 UV = os.path.join(sysconfig.get_path("scripts"), "uv")

@@ -22,9 +22,10 @@ from transformers import (
 
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
-from selfadapt import gguf_files, load_base
+from selfadapt import load_base
 from selfadapt.base_models import load_config
-from selfadapt.gguf_files import check_room, converted_folder
+from selfadapt.bases import gguf_files
+from selfadapt.bases.gguf_files import check_room, converted_folder
 
 Q4_0, Q5_0, Q8_0, F16, F32 = (GGMLQuantizationType[name] for name in ("Q4_0", "Q5_0", "Q8_0", "F16", "F32"))
 
