@@ -164,7 +164,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 def _contiguous(head: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
     """transformers' `generate` gives the head the last states of a batch as a slice, which PyTorch multiplies row by
-    row on a CPU. Our own calls use `experts.engine.last`, which any base profits from."""
+    row on a CPU. Our own calls use `experts.engine.last_positions`, which any base profits from."""
     return (args[0].contiguous(),)
 
 
