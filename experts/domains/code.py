@@ -8,13 +8,13 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.published import Fields, Source, load_published
 from experts.domains.sandbox import run_python
-from experts.outside.errors import unknown
+from experts.outside.errors import check_whole, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,10 +106,13 @@ class Code:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str = "Answer with one block of Python code."
     """Follows the problem after a blank line."""
+    shots: int = field(default=0, repr=False)
+    """Solved examples of train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:
         if self.kind not in DATASETS:
             raise unknown("data set", self.kind, DATASETS)
+        check_whole("shots", self.shots, least=0)
         object.__setattr__(self, "name", self.name or self.kind)
         object.__setattr__(self, "description", self.description or DATASETS[self.kind].description)
 
@@ -119,7 +122,7 @@ class Code:
         Raises:
             UserError: as `load_published` does.
         """
-        return load_published(DATASETS[self.kind].source, self.path, split, self._row)
+        return load_published(DATASETS[self.kind].source, self.path, split, self._row, self.shots)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """Whether each completion's code passes the column `tests`, after the column `header`.

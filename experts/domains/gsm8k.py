@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.numbers import final_line, find_number
 from experts.domains.judges.rewards import last_number
 from experts.domains.published import Fields, Source, load_published
+from experts.outside.errors import check_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +39,11 @@ class Gsm8k:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str = 'Reason step by step. Give the final answer as a number on the last line, after "####".'
     """Follows the question after a blank line."""
+    shots: int = field(default=0, repr=False)
+    """Solved examples of train that precede every prompt, as turns of the chat."""
+
+    def __post_init__(self) -> None:
+        check_whole("shots", self.shots, least=0)
 
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer` and `solution`, the worked solution that ends in `#### answer`.
@@ -45,7 +51,7 @@ class Gsm8k:
         Raises:
             UserError: as `load_published` does.
         """
-        return load_published(SOURCE, self.path, split, self._row)
+        return load_published(SOURCE, self.path, split, self._row, self.shots)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """Whether each completion's final number is the column `answer`'s."""

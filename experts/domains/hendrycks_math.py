@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.rewards import math_verify
 from experts.domains.published import Fields, Source, load_published
+from experts.outside.errors import check_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,6 +35,11 @@ class HendrycksMath:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str = r"Reason step by step, and put the final answer within \boxed{}."
     """Follows the problem after a blank line."""
+    shots: int = field(default=0, repr=False)
+    """Solved examples of train that precede every prompt, as turns of the chat."""
+
+    def __post_init__(self) -> None:
+        check_whole("shots", self.shots, least=0)
 
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer` (LaTeX) and `solution`.
@@ -41,7 +47,7 @@ class HendrycksMath:
         Raises:
             UserError: as `load_published` does.
         """
-        return load_published(SOURCE, self.path, split, self._row)
+        return load_published(SOURCE, self.path, split, self._row, self.shots)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """Whether each completion's final expression equals the column `answer`, as math-verify judges it."""

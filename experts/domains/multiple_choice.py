@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.rewards import choice
 from experts.domains.published import Fields, Source, load_published
-from experts.outside.errors import unknown
+from experts.outside.errors import check_whole, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,10 +112,13 @@ class MultipleChoice:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str | None = None
     """Follows the question after a blank line; None for the data set's own."""
+    shots: int = field(default=0, repr=False)
+    """Solved examples of train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:
         if self.kind not in DATASETS:
             raise unknown("data set", self.kind, DATASETS)
+        check_whole("shots", self.shots, least=0)
         own = DATASETS[self.kind]
         asks_for = "the letter of the right choice only" if own.lettered else "yes or no only"
         object.__setattr__(self, "name", self.name or self.kind)
@@ -129,7 +132,7 @@ class MultipleChoice:
         Raises:
             UserError: as `load_published` does.
         """
-        return load_published(DATASETS[self.kind].source, self.path, split, self._row)
+        return load_published(DATASETS[self.kind].source, self.path, split, self._row, self.shots)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """Whether each completion names the right choice and no other."""

@@ -13,7 +13,7 @@ whatever its case, spacing and punctuation, stays in the first of test, validati
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -64,16 +64,21 @@ class Row:
     """The same in rows that may not stand in different splits."""
 
 
-def load_published(source: Source, path: str | None, split: Split, read: Callable[[Fields], dict[str, Any]]) -> Dataset:
+def load_published(
+    source: Source, path: str | None, split: Split, read: Callable[[Fields], dict[str, Any]], shots: int = 0
+) -> Dataset:
     """The rows of a split as `read` makes them of the published fields, with an `id`: official split and row number.
 
     Args:
         path: A folder with files named like the official splits, or one file: a split by its name, or else rows that
             are dealt out to all splits.
         read: May raise KeyError for a field that is missing, and TypeError, ValueError … for what it cannot read.
+        shots: So many solved examples, the first rows of train, precede every prompt as turns of the chat; train is
+            what follows them.
 
     Raises:
-        UserError: if the data are nowhere to be found, a row cannot be read, or there are no rows for the split.
+        UserError: if the data are nowhere to be found, a row cannot be read, or there are no rows for the split, or
+            too few for the examples.
     """
     from datasets import Dataset
 
@@ -86,7 +91,23 @@ def load_published(source: Source, path: str | None, split: Split, read: Callabl
     if not rows:
         only = "" if "train" in found else f" beside {' and '.join(found)}"
         raise UserError(f"{path or source.folder}: there are too few rows for a {split} split{only}, add some")
-    return Dataset.from_list([{"id": row.id, **_read(read, row)} for row in rows])
+    read_rows = [{"id": row.id, **_read(read, row)} for row in rows]
+    if shots:
+        train = read_rows if split == "train" else [_read(read, row) for row in rows_of_split(found, "train")[:shots]]
+        if len(train) < shots + (split == "train"):
+            raise UserError(f"{path or source.folder}: train has {len(train)} rows, too few for {shots} shots")
+        solved = as_turns(train[:shots])
+        read_rows = [row | {"prompt": solved + row["prompt"]} for row in read_rows[shots if split == "train" else 0 :]]
+    return Dataset.from_list(read_rows)
+
+
+def as_turns(examples: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows as a chat in which every prompt is answered: by its `solution`, or where it has none by its `answer`."""
+    return [
+        turn
+        for row in examples
+        for turn in (*row["prompt"], {"role": "assistant", "content": row.get("solution", row["answer"])})
+    ]
 
 
 def _read(read: Callable[[Fields], dict[str, Any]], row: Row) -> dict[str, Any]:

@@ -62,7 +62,12 @@ class Evaluation:
 
 def settings_of(made_by: Any, evaluations: Sequence[Evaluation]) -> str:
     """A hash of all that a cell's results follow from."""
-    text = json.dumps([made_by, [repr(evaluation) for evaluation in evaluations]], sort_keys=True)
+    # What later versions ask is said only where it is asked, so that results that are there stay in force.
+    asked = [
+        f"{evaluation!r} after {shots} shots" if (shots := getattr(evaluation.domain, "shots", 0)) else repr(evaluation)
+        for evaluation in evaluations
+    ]
+    text = json.dumps([made_by, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

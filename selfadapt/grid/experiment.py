@@ -55,8 +55,15 @@ def find_experiment(name: str) -> Path:
     return find_file("experiment", name, root.glob("*.yaml"), root)
 
 
-def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
+def read_experiment(
+    path: Path, *, quick: bool = False, model: str | None = None, test_size: int | None = None
+) -> Experiment:
     """Reads an experiment and every recipe in it.
+
+    Args:
+        quick: the smaller grid of its quick block.
+        model: another base, or another place of it, than the recipes name.
+        test_size: the first so many rows of every test split, whatever the recipes say.
 
     Raises:
         UserError: one line that names the file and what is wrong.
@@ -76,7 +83,8 @@ def read_experiment(path: Path, *, quick: bool = False) -> Experiment:
     if quick:
         document = _quick(document, path)
 
-    shared = _with_blocks(document.get("recipe"), f"{path}: recipe", RECIPE_FIELDS)
+    told = {name: value for name, value in (("model", model), ("test_size", test_size)) if value is not None}
+    shared = _with_blocks(document.get("recipe"), f"{path}: recipe", RECIPE_FIELDS) | told
     domains, unseen = (
         {name: overlay(Recipe, recipe, shared) for name, recipe in document[block].items()}
         for block in ("domains", "unseen")

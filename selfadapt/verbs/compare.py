@@ -21,6 +21,8 @@ def compare(
     resume: bool = False,
     only: str | None = None,
     cells: str | None = None,
+    model: str | None = None,
+    test_size: int | None = None,
     json: bool = False,
 ) -> None:
     """Train and evaluate a grid of methods × domains × seeds, and write tables and plots.
@@ -34,6 +36,8 @@ def compare(
         only: only the cells whose names match this pattern, such as 'svf-*/sums/*'.
         cells: I/N, to run only the I-th of N shares of the cells and report nothing: for N jobs of a cluster, none of
             which waits for another. Then `compare` with the results.jsonl, or with --resume, reports.
+        model: another base than the recipes name, or where it lies: a folder, a .gguf file or a hub id.
+        test_size: evaluate on the first so many rows of every test split.
         json: print the rows of the tables as JSON.
     """
     from experts.outside.errors import UserError
@@ -41,8 +45,9 @@ def compare(
 
     failed = []
     if experiment.endswith(".jsonl"):
-        if cells is not None:
-            raise UserError("--cells divides the cells of an experiment; a results file has none to run")
+        for name, given in (("cells", cells), ("model", model), ("test-size", test_size)):
+            if given is not None:
+                raise UserError(f"--{name} is of an experiment; a results file has no cells to run")
         results = Path(experiment)
         output = output or results.parent
     else:
@@ -50,7 +55,7 @@ def compare(
         from selfadapt.grid.run import run_experiment
 
         share = None if cells is None else _share(cells)
-        grid = read_experiment(find_experiment(experiment), quick=quick)
+        grid = read_experiment(find_experiment(experiment), quick=quick, model=model, test_size=test_size)
         output = output or Path("runs") / grid.name
         results = output / "results.jsonl"
         lines = run_experiment(grid, output, resume=resume, only=only, share=share)

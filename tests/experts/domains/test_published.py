@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,9 @@ import datasets
 import pytest
 
 from experts.domains import KINDS, Domain, Split
+from experts.domains.code import Code
 from experts.domains.gsm8k import Gsm8k
+from experts.domains.hendrycks_math import HendrycksMath
 from experts.domains.multiple_choice import MultipleChoice
 from experts.outside.errors import UserError
 from tests.experts.domains.conftest import Put
@@ -99,6 +102,34 @@ def test_a_path_goes_before_the_data_folder(put: Put, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"none of train\.jsonl\[\.gz\], test"):
         Gsm8k(path=str(tmp_path / "empty")).load("train")
+
+
+def test_shots_are_solved_examples_of_train_before_every_prompt(put: Put) -> None:
+    put("gsm8k/train.jsonl", [row(number) for number in range(100)])
+    bare = {split: Gsm8k().load(split) for split in get_args(Split)}
+    shot = {split: Gsm8k(shots=2).load(split) for split in get_args(Split)}
+    examples = [
+        turn
+        for prompt, solution in zip(bare["train"]["prompt"][:2], bare["train"]["solution"][:2], strict=True)
+        for turn in (*prompt, {"role": "assistant", "content": solution})
+    ]
+    assert list(shot["train"]["id"]) == list(bare["train"]["id"][2:])  # nothing is asked that stands solved above it
+    for split, skipped in (("train", 2), ("validation", 0), ("test", 0)):
+        asked = list(bare[split]["prompt"])[skipped:]
+        assert list(shot[split]["prompt"]) == [[*examples, *prompt] for prompt in asked]
+
+
+@pytest.mark.parametrize("shots", [-1, 1.5, True])
+def test_shots_that_are_no_number_of_examples(shots: Any) -> None:
+    for make in (Gsm8k, partial(MultipleChoice, "arc_easy"), partial(Code, "mbpp"), HendrycksMath):
+        with pytest.raises(UserError, match=rf"shots must be a whole number of 0 or more, not {shots}"):
+            make(shots=shots)
+
+
+def test_more_shots_than_train_has_rows(put: Put) -> None:
+    put("gsm8k/train.jsonl", [row(number) for number in range(100)])
+    with pytest.raises(UserError, match=r"gsm8k: train has \d+ rows, too few for 100 shots"):
+        Gsm8k(shots=100).load("test")
 
 
 def test_a_single_file_that_is_named_like_a_split_is_that_split(put: Put) -> None:

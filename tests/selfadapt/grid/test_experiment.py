@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from experts.domains.gsm8k import Gsm8k
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.training.methods import IA3, SVF, LoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
-from selfadapt.grid.cells import Cell, TrainedCell
+from selfadapt.grid.cells import Cell, Evaluation, TrainedCell, settings_of
 from selfadapt.grid.experiment import Experiment, find_experiment, read_experiment
 from selfadapt.grid.results import Line
 from selfadapt.recipes import Recipe, configs_folder
@@ -172,6 +173,21 @@ def test_mistakes_are_one_line_that_names_the_file(tmp_path: Path, change: dict[
         read_experiment(path, quick="quick" in change)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value) or "sumz" in message
+
+
+def test_another_base_and_fewer_rows_than_the_recipes_say(tmp_path: Path) -> None:
+    path = written(tmp_path, DOCUMENT)
+    told = read_experiment(path, model="some/base", test_size=7)
+    assert {cell.model for cell in told.cells} == {"some/base"}
+    assert {each.size for cell in told.cells for each in cell.evaluations.values()} == {7}
+    assert {cell.settings for cell in told.cells}.isdisjoint(cell.settings for cell in read_experiment(path).cells)
+    with pytest.raises(UserError, match="test_size"):
+        read_experiment(path, test_size=0)
+
+
+def test_shots_are_among_what_results_follow_from() -> None:
+    settings = {settings_of([], [Evaluation(Gsm8k(shots=shots), 8, 8)]) for shots in (0, 1, 2)}
+    assert len(settings) == 3
 
 
 @pytest.mark.parametrize("quick", [False, True])
