@@ -124,6 +124,12 @@ class DispatchedCell(Cell):
     """The experts of a library on one domain, as a dispatcher, a few-shot search, or an expert's name mixes them."""
 
     library: ExpertLibrary
+    reference: bool = False
+    """Whether the other dispatchers are tested against it."""
+
+    def line(self) -> Line:
+        """As `Cell.line`."""
+        return replace(super().line(), reference=self.reference)
 
     def run(self, folder: Path, lines: Sequence[Line]) -> list[Line]:
         """As `Cell.run`."""

@@ -4,6 +4,7 @@
     unseen: {groups: smollm2-135m/groups} # only evaluated on
     dispatchers: [embedding, few-shot]    # who of a library answers there; also an expert's name
     library: my/experts                   # by default the experts that come with the base
+    references: [sums]                    # those of the dispatchers that all are tested against
     recipe: {test_size: 256}              # laid over the recipe of every domain
     seeds: [0]
     methods:                              # name → what it lays over that
@@ -13,8 +14,8 @@
 
 A list of learning rates are candidates: all are trained with the smallest seed, and the one that is best on the
 validation split is kept for the other seeds. Dispatchers, which train nothing, are evaluated on the unseen domains
-alone. The base is always part of the grid; every method and dispatcher is tested against it and against each method
-that is a `reference`.
+alone; an experiment may have nothing but them. The base is always part of the grid; every method and dispatcher is
+tested against it and against each method that is a `reference`, and dispatchers against those of `references`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from selfadapt.recipes import Recipe, configs_folder, find_recipe
 from selfadapt.recipes.configuration import choices_of, find_file, in_our_names, make, merge, overlay, read_yaml
 from selfadapt.two_pass import find_library
 
-FIELDS = ("domains", "methods", "unseen", "dispatchers", "library", "recipe", "seeds", "quick")
+FIELDS = ("domains", "methods", "unseen", "dispatchers", "references", "library", "recipe", "seeds", "quick")
 RECIPE_FIELDS = [field.name for field in fields(Recipe)]
 METHOD_FIELDS = ("adapt", "training", "seeds", "reference")
 
@@ -74,10 +75,15 @@ def read_experiment(
         for name in names:
             if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)):
                 raise UserError(f"{path}: {name!r} cannot be a name: use letters, digits, '-', '_' and '.'")
-        if not names and block != "unseen":
-            raise UserError(f"{path}: {block} is missing: an experiment has domains and methods")
         read = _method if block == "methods" else _recipe
         document[block] = {name: read(value, f"{path}: {name}") for name, value in names.items()}
+    asked = ["unseen"] if document.get("dispatchers") else ["domains", "methods"]
+    asked += ["domains", "methods"] if document["domains"] or document["methods"] else []
+    if missing := [block for block in asked if not document[block]]:
+        raise UserError(
+            f"{path}: {missing[0]} is missing: an experiment has domains and methods, dispatchers and unseen domains, "
+            "or both"
+        )
     if BASE in document["methods"]:
         raise UserError(f"{path}: {BASE} is part of every grid, and no name for a method")
     if quick:
@@ -108,9 +114,12 @@ def read_experiment(
         Cell(BASE, model, dtype, {name: evaluation}, settings_of([model, dtype], [evaluation]))
         for name, evaluation in evaluations.items()
     ]
-    if dispatchers := _dispatchers(document, path):
+    dispatchers, references = _dispatchers(document, path)
+    if dispatchers:
         library = find_library(model, document.get("library"))
-        cells += _dispatched(dispatchers, library, (model, dtype), {name: evaluations[name] for name in unseen}, path)
+        of_unseen = {name: evaluations[name] for name in unseen}
+        dispatched = [*_dispatched(dispatchers, library, (model, dtype), of_unseen, path)]
+        cells += [replace(cell, reference=cell.method in references) for cell in dispatched]
     trained: list[TrainedCell] = []
     for method, changes in document["methods"].items():
         for name in domains:
@@ -124,15 +133,20 @@ def read_experiment(
     return Experiment(path.stem + ("-quick" if quick else ""), [*cells, *sorted(trained, key=lambda cell: cell.seed)])
 
 
-def _dispatchers(document: Mapping[str, Any], path: Path) -> list[str]:
-    names = document.get("dispatchers") or []
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{path}: dispatchers must be a list of names")
+def _dispatchers(document: Mapping[str, Any], path: Path) -> tuple[list[str], list[str]]:
+    """The dispatchers, and those of them that are references."""
+    names, references = (document.get(field) or [] for field in ("dispatchers", "references"))
+    for field, given in (("dispatchers", names), ("references", references)):
+        if not (isinstance(given, list) and all(isinstance(name, str) for name in given)):
+            raise UserError(f"{path}: {field} must be a list of names")
+    for name in references:
+        if name not in names:
+            raise UserError(f"{path}: references: {unknown('dispatcher of this experiment', name, names)}")
     if both := sorted(document["methods"].keys() & set(names)):
         raise UserError(f"{path}: {both[0]} is a dispatcher, and no name for a method")
     if not isinstance(document.get("library"), str | None):
         raise UserError(f"{path}: library must be a folder")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(names)), references
 
 
 def _dispatched(
@@ -141,7 +155,7 @@ def _dispatched(
     base: tuple[str, str | None],
     unseen: Mapping[str, Evaluation],
     path: Path,
-) -> Iterator[Cell]:
+) -> Iterator[DispatchedCell]:
     """A cell for every dispatcher on every unseen domain; `base` is its name and dtype."""
     experts = _contents(library.folder)
     for name in names:
@@ -204,7 +218,7 @@ def _quick(document: dict[str, Any], path: Path) -> dict[str, Any]:
     quick = _mapping(document.get("quick"), f"{path}: quick", FIELDS[:-1])
     if not quick:
         raise UserError(f"{path} has no quick block, and so no quick grid")
-    smaller = document | {key: quick[key] for key in ("seeds", "dispatchers", "library") if key in quick}
+    smaller = document | {key: quick[key] for key in ("seeds", "dispatchers", "references", "library") if key in quick}
     smaller["recipe"] = merge(
         *(_with_blocks(d.get("recipe"), f"{path}: recipe", RECIPE_FIELDS) for d in (document, quick))
     )

@@ -31,7 +31,9 @@ def write_report(results: Path, output: Path) -> list[Row]:
         raise UserError(f"{results} has no results to report")
     with atomic_file(output / "report.md") as temporary:
         temporary.write_text(page(lines, rows), encoding="utf-8")
-    plots = {"accuracy.png": plot_accuracy, "gain.png": plot_gain}
+    plots = {"accuracy.png": plot_accuracy}
+    if any(row.trained_on for row in rows):
+        plots["gain.png"] = plot_gain
     if any(row.mixture for row in rows):
         plots["weights.png"] = plot_weights
     for name, plot in plots.items():
@@ -63,7 +65,8 @@ search) alone, a mean over the seeds; memory is the process's peak, the base inc
             *_weights(rows),
             *_learning_rates(lines),
             *_failures(lines),
-            "![accuracy](accuracy.png)\n\n![gain against parameters](gain.png)\n"
+            "![accuracy](accuracy.png)\n"
+            + ("\n![gain against parameters](gain.png)\n" if trained else "")
             + ("\n![weights of the experts](weights.png)\n" if any(row.mixture for row in rows) else ""),
         ]
     )

@@ -48,7 +48,7 @@ class Row:
     """MiB, the largest of the seeds'."""
     best_steps: list[int]
     against: dict[str, Paired]
-    """The base, and every reference that was trained on the same domain; for a dispatcher, on any."""
+    """The base, and every reference that was trained on the same domain; for a dispatcher, on any, or on none."""
     mixture: dict[str, float] | None
     """A dispatcher's: the mean weight of each expert over the items."""
 
@@ -72,7 +72,7 @@ def make_rows(lines: Sequence[Line]) -> list[Row]:
     for (name, method, trained_on), group in groups.items():
         scores = _scores(group)
         rivals = {BASE: groups.get((name, BASE, None))} | {
-            other if trained_on else f"{other} ({domain})": rival
+            other if trained_on or domain is None else f"{other} ({domain})": rival
             for (where, other, domain), rival in groups.items()
             if where == name and rival[0].reference and trained_on in (domain, None)
         }

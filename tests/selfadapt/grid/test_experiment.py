@@ -112,6 +112,23 @@ def test_dispatchers_have_a_cell_on_each_unseen_domain_and_change_no_other(
     assert {cell.settings for cell in read_experiment(path).cells[3:5]}.isdisjoint(cell.settings for cell in new)
 
 
+def test_dispatchers_alone_and_those_that_are_references(tmp_path: Path, library: ExpertLibrary) -> None:
+    alone = {key: DOCUMENT[key] for key in ("unseen", "recipe")} | {"library": str(library.folder)}
+    document = alone | {"dispatchers": ["few-shot", "a", "b"], "references": ["a"]}
+    experiment = read_experiment(written(tmp_path, document))
+    assert names(experiment) == ["base/letters", "few-shot/letters", "a/letters", "b/letters"]
+    assert [cell.name for cell in experiment.cells if cell.line().reference] == ["a/letters"]
+    for change, message in (
+        ({"references": ["c"]}, "references: unknown dispatcher of this experiment 'c'"),
+        ({"references": "a"}, "references must be a list of names"),
+        ({"unseen": {}}, "unseen is missing"),
+        ({"methods": DOCUMENT["methods"]}, "domains is missing"),
+        ({"dispatchers": []}, "domains is missing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_experiment(written(tmp_path, document | change))
+
+
 def test_later_seeds_wait_for_the_choice_of_a_rate(tmp_path: Path) -> None:
     experiment = read_experiment(written(tmp_path, DOCUMENT))
     cells = {cell.name: cell for cell in experiment.cells}

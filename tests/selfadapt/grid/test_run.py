@@ -284,6 +284,25 @@ def test_rows_average_the_seeds_at_the_chosen_rate() -> None:
     assert three[0].p_holm == pytest.approx(min(1, 3 * three[0].p))
 
 
+def test_dispatchers_are_tested_against_those_that_are_references(tmp_path: Path) -> None:
+    untrained: dict[str, Any] = {"trained_on": None, "learning_rate": None}
+    lines = [
+        line("base", "00001111"),
+        line("embedding", "01111111", **untrained),
+        line("a-lora", "00111111", **untrained, reference=True),
+    ]
+    rows = {row.method: row for row in make_rows(lines)}
+    assert {other: paired.points for other, paired in rows["embedding"].against.items()} == {
+        "base": pytest.approx(3 / 8),
+        "a-lora": pytest.approx(1 / 8),
+    }
+    assert set(rows["a-lora"].against) == {"base"}
+    add_results(tmp_path / "results.jsonl", lines)
+    write_report(tmp_path / "results.jsonl", tmp_path)
+    assert not (tmp_path / "gain.png").exists()  # nothing was trained
+    assert "gain.png" not in (tmp_path / "report.md").read_text()
+
+
 def test_a_comparison_counts_once_though_both_sides_show_it() -> None:
     base = line("base", "0000000000")
     first = line("svf", "1111111111", reference=True)
