@@ -8,7 +8,7 @@ the same few prompts. What is left serves those who run a model themselves.
 from experts.engine.base import Engine
 from experts.engine.constrained import Constraint, constraint_of
 from experts.engine.context import check_context, context_of
-from experts.engine.forward import evaluating, last_positions, mixed, position_ids
+from experts.engine.forward import allows_holes, evaluating, last_positions, mixed, position_ids
 from experts.engine.native import NativeEngine
 from experts.engine.population import Population
 from experts.engine.sampling import GREEDY, Sampling
@@ -20,6 +20,7 @@ __all__ = [
     "NativeEngine",
     "Population",
     "Sampling",
+    "allows_holes",
     "check_context",
     "constraint_of",
     "context_of",

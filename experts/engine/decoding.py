@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from experts.engine.constrained import Constraint
-from experts.engine.forward import forward_cached, mixed
+from experts.engine.forward import allows_holes, forward_cached, mixed
 from experts.engine.growing_cache import GrowingLayer, growing_cache, join, select
 from experts.mixture import Mixture
 
@@ -218,8 +218,10 @@ class _Reader:
         self.place_of = {group: place for place, group in enumerate(first_of)}
         columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
         shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
-        # One prompt shares nothing; and what is kept for every mixture must not be more than a batch.
-        self.shared = shared if len(prompts) > 1 and len(first_of) <= rows_at_once else []
+        # One prompt shares nothing; what is kept for every mixture must not be more than a batch; and prompts of
+        # different lengths leave holes between what they share and the rest.
+        many = len(prompts) > 1 and len(first_of) <= rows_at_once
+        self.shared = shared if many and allows_holes(cast(Any, batch.model.config)) else []
         self.cache = self._empty()
         if self.shared:
             ids = torch.tensor([self.shared] * len(first_of), device=batch.model.device)  # [G, P]

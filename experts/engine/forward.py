@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -66,6 +66,11 @@ def forward_cached(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor
         logits_to_keep=last_positions(keep),
     )
     return output.logits.float()
+
+
+def allows_holes(config: PreTrainedConfig) -> bool:
+    """Whether padding between two tokens changes nothing. MPT's attention falls off with the columns between them."""
+    return config.get_text_config().model_type != "mpt"
 
 
 def position_ids(mask: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The completions of one prompt share its computation: it is read once, in sampling and in training.
 
-With S samples of C tokens to a prompt of P, a step passes P + S·C tokens through the base instead of S·(P + C). The
-gradient is the same: that of the prompt's keys and values is the sum over the completions that look at them.
+With S samples of C tokens to a prompt of P, a step passes P + S·C tokens through the base instead of S·(P + C). What
+all prompts begin with, a system's turn or solved examples, is read once for all of them. The gradient is the same: that
+of the keys and values is the sum over all that look at them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from trl.trainer.utils import pad
 
-from experts.engine import last_positions, position_ids
+from experts.engine import allows_holes, last_positions, position_ids
 from experts.engine.constrained import Constraint
 from experts.engine.decoding import (
     Writing,
@@ -29,40 +30,71 @@ from experts.engine.decoding import (
 )
 
 
-def read(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor]:
+def read(
+    model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache | None = None
+) -> tuple[DynamicCache | None, Tensor]:
     """The keys and values of prompts [P, L], padded on the left, and the logits [P, 1, V] of what comes next.
 
     None in place of a cache that cannot be shared, because it holds recurrent states.
+
+    Args:
+        cache: what comes before `ids`, which the mask covers as well.
     """
-    positions = position_ids(mask)
     output = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last_positions(1)
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask)[:, -ids.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last_positions(1),
     )
     cache = output.get("past_key_values")
     shared = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
-    return (cache if shared and cache.get_seq_length() == ids.shape[1] else None), output.logits
+    return (cache if shared and cache.get_seq_length() == mask.shape[1] else None), output.logits
+
+
+def read_behind_prefix(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor, Tensor]:
+    """As `read`, with what all prompts begin with read once; also the mask [P, L] of the cache's columns.
+
+    The columns are those of the prefix, and behind it the rest of each prompt, padded on its left.
+    """
+    P, L = ids.shape
+    lengths = mask.sum(1)
+    places = torch.arange(int(lengths.min()) - 1, device=ids.device)  # the rest is never empty
+    beginnings = ids.gather(1, (L - lengths)[:, None] + places)
+    K = int((beginnings == beginnings[:1]).all(0).long().cumprod(0).sum())
+    if P > 1 and K and allows_holes(getattr(model, "module", model).config):  # perhaps of DDP
+        cache, _ = read(model, beginnings[:1, :K], mask.new_ones(1, K))
+        # Layers that look back so many columns would count the padding between a prefix and a rest.
+        if cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers):
+            cache.batch_select_indices(torch.zeros(P, dtype=torch.long, device=ids.device))
+            rest = torch.arange(L - K, device=ids.device) >= (L - lengths)[:, None]
+            mask = torch.cat([mask.new_ones(P, K), rest.to(mask)], 1)
+            return *read(model, ids[:, K:], mask, cache), mask
+    return *read(model, ids, mask), mask
 
 
 def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, share: bool) -> Tensor:
     """The logits [B, C, V] from which the last C = `length` tokens of each row were drawn, prompts before them.
 
     Args:
-        share: read the prompt of rows that are neighbours once; gradient checkpointing does not allow it.
+        share: read the prompt of rows that are neighbours once, and what all begin with; gradient checkpointing does
+            not allow it.
     """
-    positions = position_ids(mask)
     prompts, of_row = torch.unique_consecutive(ids[:, :-length], dim=0, return_inverse=True)  # [P, L], [B]
     cache = None
     if share and len(prompts) < len(ids):
         firsts = torch.searchsorted(of_row, torch.arange(len(prompts), device=ids.device))  # [P]
-        cache, first_logits = read(model, prompts, mask[firsts, :-length])
+        cache, first_logits, prompt_mask = read_behind_prefix(model, prompts, mask[firsts, :-length])
     if cache is None:
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
         return model(**inputs, logits_to_keep=last_positions(length + 1)[:-1], use_cache=False).logits
     logits = [first_logits[of_row]]
     if length > 1:
         cache.batch_select_indices(of_row)
-        inputs = {"input_ids": ids[:, -length:-1], "attention_mask": mask[:, :-1]}
-        inputs["position_ids"] = positions[:, -length:-1]
+        mask = torch.cat([prompt_mask[of_row], mask[:, -length:-1]], 1)
+        inputs = {"input_ids": ids[:, -length:-1], "attention_mask": mask}
+        inputs["position_ids"] = position_ids(mask)[:, 1 - length :]
         logits.append(model(**inputs, past_key_values=cache, use_cache=True).logits)
     return torch.cat(logits, 1)
 

@@ -26,6 +26,7 @@ class Headless:
 
     def __init__(self, model: nn.Module, head: nn.Linear) -> None:
         self.model, self.head = model, head
+        self.config = getattr(model, "module", model).config  # perhaps of DDP
 
     def __call__(self, **inputs: Any) -> Any:
         read: list[Tensor] = []

@@ -8,7 +8,15 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, MambaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MptConfig,
+)
 
 from experts.svf import SVFConfig
 from experts.training.shared_prompts import completion_logits, read, sample
@@ -20,6 +28,9 @@ CONFIGS = {
     "mistral, prompts beyond its window": MistralConfig(**SIZES, **HEADS, sliding_window=6),
     "gpt2, whose positions are learned": GPT2Config(
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, pad_token_id=0, eos_token_id=1
+    ),
+    "mpt, whose attention falls off with distance": MptConfig(
+        vocab_size=64, d_model=32, n_layers=2, n_heads=4, pad_token_id=0, eos_token_id=1
     ),
     "mamba, whose state cannot be shared": MambaConfig(**SIZES, state_size=4),
 }
@@ -38,8 +49,8 @@ def model(request: pytest.FixtureRequest) -> Any:
     return model.eval()  # without dropout
 
 
-@pytest.fixture
-def prompts() -> tuple[Tensor, Tensor]:
+@pytest.fixture(params=[0, 3], ids=["prompts of different beginnings", "prompts of one beginning"])
+def prompts(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     """Ids and mask [P, L] of prompts of different lengths, padded on the left."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(2, 64, (P, L), generator=generator)
@@ -47,6 +58,7 @@ def prompts() -> tuple[Tensor, Tensor]:
     for row, padding in enumerate((0, 2, 5)):
         ids[row, :padding] = 0
         mask[row, :padding] = 0
+        ids[row, padding : padding + request.param] = ids[0, : request.param].clone()
     return ids, mask
 
 
@@ -89,5 +101,7 @@ def test_a_prompt_is_read_once(tiny_model: Any, prompts: tuple[Tensor, Tensor]) 
     ids, mask = (each.repeat_interleave(S, 0) for each in prompts)
     full = torch.cat([ids, ids[:, :C]], 1)
     completion_logits(tiny_model, full, torch.cat([mask, torch.ones_like(ids[:, :C])], 1), C, share=True)
-    assert [tuple(shape) for shape in seen] == [(P, L), (P * S, C - 1)]
+    K = 3 * (ids[0, 0] == ids[2 * S, 5]).item()  # all prompts begin with
+    prefix = [(1, K)] if K else []
+    assert [tuple(shape) for shape in seen] == [*prefix, (P, L - K), (P * S, C - 1)]
     assert read(tiny_model, *prompts)[0] is not None
