@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, MptConfig
 
 from experts.engine import NativeEngine
 from experts.engine.decoding import Choose, Writing, can_decode, decode, end_tokens, greedy, most_likely, sampled
@@ -52,6 +52,20 @@ def test_decoding_is_greedy_generation(talkative: Any, tiny_tokenizer: Any, rows
         answers = dict(decode(talkative, ids, writing(talkative, most_likely), rows_at_once=rows_at_once))
     assert [answers[row] for row in range(len(ids))] == wanted
     assert len({*map(len, wanted)}) > 2, "no row leaves before another"
+
+
+def test_attention_that_counts_columns_reads_no_holes(tiny_tokenizer: Any) -> None:
+    config = MptConfig(vocab_size=len(tiny_tokenizer), d_model=32, n_layers=2, n_heads=4)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    masks: list[torch.Tensor] = []
+    model.transformer.register_forward_pre_hook(
+        lambda module, args, inputs: masks.append(inputs["attention_mask"]), with_kwargs=True
+    )
+    ids = tokens_of(tiny_tokenizer, PROMPTS, "what all of them begin with: ")
+    with torch.no_grad():
+        answered = dict(decode(model, ids, writing(model, most_likely), rows_at_once=3))
+    assert answered.keys() == set(range(len(ids)))
+    assert all((mask.diff(dim=1) >= 0).all() for mask in masks)
 
 
 def test_the_checkpoints_penalty_counts(talkative: Any, tiny_tokenizer: Any) -> None:
