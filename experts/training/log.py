@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from experts.outside.files import atomic_file
 from experts.outside.reading import read_objects
+from experts.training import advice
 from experts.training.processes import processes
 from experts.training.statistics import Accuracy
 
@@ -150,6 +151,7 @@ FIGURES = {
     "entropy": "entropy",
     "completions/mean_length": "completion_tokens",
     "completions/clipped_ratio": "truncated",
+    "frac_reward_zero_std": "unanimous",
     "kl": "kl",
 }
 
@@ -185,6 +187,10 @@ class StepLog(TrainerCallback):
         # TRL logs None as the reward of a step on which a reward function has no opinion.
         self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
         self.progress.stepped(entry)
+        if state.global_step == advice.STEPS and "accuracy" in entry:
+            first = [step for step in self.log.entries() if "accuracy" in step]
+            if said := advice.advice(first):
+                self.progress.say(f"{self.progress.title}: {said}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress.end()

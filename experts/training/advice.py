@@ -1,0 +1,38 @@
+"""Why a run by REINFORCE may not learn, as far as its first steps tell; docs/training.md goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+STEPS = 3
+"""After so many steps a run is looked at, once."""
+
+
+def advice(entries: Sequence[Mapping[str, Any]]) -> str | None:
+    """One line on what stands in the way of learning; None where nothing does.
+
+    Args:
+        entries: the log's of some steps: `accuracy`, the share of samples that were right; `unanimous`, that of prompts
+            whose samples all earned the same; `truncated`, that of samples that were cut off.
+    """
+    right, unanimous, truncated = (
+        fmean(entry.get(name) or 0.0 for entry in entries) for name in ("accuracy", "unanimous", "truncated")
+    )
+    if right == 0 and unanimous >= 0.9:  # a reward of the user's own may be any number, and teach below 1
+        return (
+            "no sample was right so far, and what is never right is not reinforced: look at samples "
+            "(--log-completions), give the prompt solved examples (shots), or let more tokens be written"
+        )
+    if unanimous >= 0.9:
+        return (
+            f"the samples of {unanimous:.0%} of the prompts all earned the same, and nothing is learned of these: draw "
+            "more samples, raise temperature, or choose problems that are sometimes right"
+        )
+    if truncated >= 0.5:
+        return (
+            f"{truncated:.0%} of the samples were cut off at max_new_tokens: the first lesson will be to write less; "
+            "raise it, if answers need the room"
+        )
+    return None
