@@ -65,6 +65,12 @@ class Card:
             return f"An SVF expert (arXiv 2501.06252): {self.parameters:,} multipliers of singular values"
         return f"A PEFT adapter ({self.peft_type}): {self.parameters:,} parameters"
 
+    @property
+    def _loaded(self) -> list[str]:
+        """What `load_base` has to be told for this base to be the one that it is."""
+        options = self.recipe.get("base", {})
+        return [f"{name}={options[name]!r}" for name in ("revision", "trust_remote_code") if name in options]
+
     def __str__(self) -> str:
         header = yaml.safe_dump(
             {"library_name": "peft", "base_model": self.origin.base, "tags": [self.peft_type.lower(), "selfadapt"]},
@@ -101,7 +107,7 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 >>> from peft import PeftModel
 >>> import experts  # registers SVF with PEFT
 >>> from selfadapt import load_base
->>> base, tokenizer = load_base("{self.origin.base}")
+>>> base, tokenizer = load_base({", ".join([f'"{self.origin.base}"', *self._loaded])})
 >>> model = PeftModel.from_pretrained(base, "path/to/{self.name}")
 ```
 

@@ -34,6 +34,7 @@ class NextToken(ExpertTraining):
     """How an adapter is trained on given answers, which are read whole; `max_new_tokens` is of those that it gives."""
 
     rows_option: ClassVar[str] = "sequences_per_step"
+    config_class: ClassVar[type] = TrainingArguments
 
     sequences_per_step: int = 64
 
@@ -105,7 +106,7 @@ def make_next_token_trainer(
     pad = cast(int, tokenizer.pad_token_id)
     return RunTrainer(
         model=get_peft_model(model, adapter),
-        args=TrainingArguments(**arguments, include_num_input_tokens_seen="non_padding"),
+        args=options.configuration(**arguments, include_num_input_tokens_seen="non_padding"),
         train_dataset=token_rows(tokenizer, rows, context),
         data_collator=lambda rows: collate(rows, pad),
         compute_loss_func=answer_loss,

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from peft import PeftConfig, PeftType
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from trl import RLOOConfig, RLOOTrainer
+from trl import RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import selective_log_softmax_and_entropy, split_tensor_dict
@@ -41,6 +41,7 @@ from experts.svf import SVFConfig, SVFLinear
 from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.log import Log
 from experts.training.options import check_step
+from experts.training.passthrough import DRAWING
 from experts.training.reinforce import Reinforce, advantages, kl_to_base, policy_loss, signed
 from experts.training.shared_prompts import completion_logits, sample
 from experts.training.token_logps import Headless, head_of, token_logps
@@ -110,7 +111,9 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
             gradient_checkpointing_kwargs=cast(Any, self.args.gradient_checkpointing_kwargs),
         ) as model:
             samples = self.options.samples_per_prompt
-            completions = sample(model, prompt_ids[::samples], samples, self.generation_config, self.constraint)
+            plainly = not DRAWING & self.options.trainer.keys()
+            config = self.generation_config
+            completions = sample(model, prompt_ids[::samples], samples, config, self.constraint, plainly=plainly)
         return [self._until_end(completion) for completion in completions]
 
     def _until_end(self, tokens: list[int]) -> list[int]:
@@ -149,7 +152,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         """`policy_loss`. TRL's clipped ratio to π_old has the same gradient where π_old = π."""
         logps, entropies = self._token_logps(model, inputs)
         mask = inputs["completion_mask"]  # [B, T]
-        self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum()).item())
+        self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
         return policy_loss(logps, mask, inputs["advantages"])
 
     def _get_per_token_logps_and_entropies(
@@ -180,7 +183,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
 
     def _part_logps(self, model: Any, ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """`_token_logps` of some rows, whose completions are the last `length` columns; those that all lack are cut."""
-        longest = int(mask[:, -length:].sum(1).max())
+        longest = max(1, int(mask[:, -length:].sum(1).max()))
         shown = slice(int(mask.any(0).int().argmax()), ids.shape[1] - length + longest)
         ids, mask = ids[:, shown], mask[:, shown]
         completions, share = ids[:, -longest:], not self.options.gradient_checkpointing
@@ -251,7 +254,7 @@ def make_trainer(
     arguments = trainer_arguments(options, check_step(options, len(rows)), base.model.device, folder)
     if sigmoid:  # its optimiser clips the gradient of p
         arguments["max_grad_norm"] = 0.0
-    args = RLOOConfig(
+    args = options.configuration(
         **arguments,
         num_generations=options.samples_per_prompt,
         max_completion_length=options.max_new_tokens,

@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from experts.outside.errors import UserError
 from experts.training.methods import DoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
+from experts.training.trainer import trainer_arguments
 from selfadapt.recipes import Recipe, configs_folder, find_recipe, override, read_recipe
 
 MINIMAL = {
@@ -82,6 +84,49 @@ def test_two_names_of_one_thing_and_a_folder_are_refused(
     with pytest.raises(UserError, match=message) as caught:
         read_recipe(written(tmp_path, MINIMAL | change))
     assert "recipe.yaml" in str(caught.value)
+
+
+def test_the_base_and_the_trainer_are_told_more_by_blocks_that_change_nothing_where_they_are_absent(
+    tmp_path: Path,
+) -> None:
+    plain = read_recipe(written(tmp_path, MINIMAL))
+    assert not {"base", "chat_template_kwargs"} & plain.to_dict().keys()
+    assert "trainer" not in plain.to_dict()["training"]
+    told = {"base": {"revision": "v1", "attn_implementation": "eager"}, "trainer": {"top_p": 0.9, "weight_decay": 0.1}}
+    recipe = read_recipe(written(tmp_path, MINIMAL | told))
+    assert recipe.base.options() == told["base"]
+    assert recipe.training.trainer == told["trainer"]
+    assert recipe.to_dict()["base"] == told["base"]
+    assert read_recipe(written(tmp_path, recipe.to_dict())) == recipe
+    got = override(recipe, ["--base.revision", "v2", "--trainer.top-p", "0.5"], prog="train")
+    assert (got.base.revision, got.training.trainer["top_p"]) == ("v2", 0.5)
+    with pytest.raises(UserError, match="trainer is there twice, at the top and in training"):
+        read_recipe(written(tmp_path, {**recipe.to_dict(), "trainer": {}}))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"top_pp": 0.9}, "unknown argument of RLOOConfig in trainer: 'top_pp'; did you mean 'top_p'"),
+        ({"num_generations": 4}, "num_generations is not handed on to RLOOConfig: use training.samples_per_prompt"),
+        ({"output_dir": "x"}, "output_dir is not handed on to RLOOConfig: `selfadapt train` has --output"),
+        ({"vllm_mode": "server"}, "vllm_mode is not handed on"),
+        ({"top_p": "high"}, "trainer: top_p: .*number"),
+    ],
+)
+def test_what_is_no_business_of_the_trainer_block_is_one_line(tmp_path: Path, trainer: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        read_recipe(written(tmp_path, MINIMAL | {"trainer": trainer}))
+    assert "\n" not in str(error.value)
+
+
+def test_every_argument_is_handed_on_or_refused() -> None:
+    """Those that trainers here are told themselves are refused, so that none is given twice."""
+    options = Reinforce(learning_rate=1, steps=1)
+    told = {*trainer_arguments(options, (1, 1), torch.device("cpu"), Path())} | {"num_generations", "temperature"}
+    for name in told:
+        with pytest.raises(UserError, match=f"{name} is not handed on"):
+            replace(options, trainer={name: None})
 
 
 @pytest.mark.parametrize(
