@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
@@ -17,6 +18,8 @@ from experts.engine.constrained import constraint_of
 from experts.mixture import Mixture
 from experts.outside.pictures import text_tokenizer
 from experts.training.processes import processes
+
+LOSSES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,7 @@ def held_out_scores(
     A mixture has a row for each problem, of experts that `model` carries; None leaves the model as it is.
     """
     rows, new_tokens = problems.rows, problems.max_new_tokens
-    # Equally many rows for each process, some twice: those that share the base out must run it equally often.
-    state = processes()
-    most = -(-len(rows) // state.num_processes)
-    share = [row % len(rows) for row in range(most * state.process_index, most * (state.process_index + 1))]
+    share = _share(len(rows))
     mine = rows.select(share)
     prompts = list(mine["prompt"])
     if "image" in mine.column_names:
@@ -66,3 +66,30 @@ def held_out_scores(
         columns |= {"prompts": mine["prompt"][:], "completion_ids": tokens}
     scores = scores_of(problems.domain, answers, **columns)
     return gather_object(scores)[: len(rows)]
+
+
+def held_out_losses(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+    rows: Dataset,
+    target: str,
+    *,
+    on_batch: Callable[[int], None] = lambda read: None,
+) -> list[float]:
+    """−log p of the text in the column `target` after each row's prompt, in nats a token; shared out over processes."""
+    mine = rows.select(_share(len(rows)))
+    engine, losses = NativeEngine(model, tokenizer), []
+    for start in range(0, len(mine), LOSSES_AT_ONCE):
+        part = mine[start : start + LOSSES_AT_ONCE]
+        tokens = [len(ids) for ids in text_tokenizer(tokenizer)(part[target], add_special_tokens=False)["input_ids"]]
+        losses += (-engine.loglikelihood(part["prompt"], part[target]) / torch.tensor(tokens)).tolist()
+        on_batch(len(tokens))
+    return gather_object(losses)[: len(rows)]
+
+
+def _share(rows: int) -> list[int]:
+    """The rows of this process: equally many for each, some twice, for those that share a base out must run it equally
+    often."""
+    state = processes()
+    most = -(-rows // state.num_processes)
+    return [row % rows for row in range(most * state.process_index, most * (state.process_index + 1))]

@@ -39,13 +39,18 @@ class NextToken(ExpertTraining):
     sequences_per_step: int = 64
 
 
+def target_of(rows: Dataset) -> str:
+    """The column that holds what the model should write."""
+    return next(name for name in TARGETS if name in rows.column_names)
+
+
 def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int | None) -> Dataset:
     """`input_ids` and `labels`: prompt, answer, end token; a label of −100 is not trained on.
 
     Raises:
         UserError: if a row has no answer, or does not fit into `context` tokens.
     """
-    target = next(name for name in TARGETS if name in rows.column_names)
+    target = target_of(rows)
     examples = []
     for id_, prompt, text in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), rows[target], strict=True):
         if not (isinstance(text, str) and text):

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dispatch import DISPATCHERS, FEW_SHOT, check_dispatcher
+from experts.domains import is_judged
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError, unknown
 from experts.svf.fingerprint import FILE as SKETCH
@@ -102,6 +103,8 @@ def read_experiment(
     if both := sorted(domains.keys() & unseen.keys()):
         raise UserError(f"{path}: {both[0]} is trained on, and so not unseen")
     recipes = {name: _untrained(recipe, f"{path}: {name}") for name, recipe in (domains | unseen).items()}
+    if unjudged := [name for name, recipe in recipes.items() if not is_judged(recipe.domain)]:
+        raise UserError(f"{path}: {unjudged[0]}: an experiment compares right answers: give judged_by")
     if any(recipe.chat_template_kwargs for recipe in recipes.values()):
         raise UserError(f"{path}: an experiment asks in the base's usual way, without chat_template_kwargs")
     base = _base([*recipes.values()], path)

@@ -3,7 +3,7 @@
 The dataclass says everything: its fields and their types are what the file may hold, a field that is a dataclass is a
 block of the file, and a field with a `Choice` is a block that first chooses its own class. A class may say what its
 fields are called elsewhere (`also_called`), and which fields of a block may stand at the top (`at_top`). The command
-line has an option for every field.
+line has an option for every field. What names alone do not say, a class translates itself (`in_our_names`).
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ def in_our_names(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
         fields_of_block = translated.get(block)
         if not isinstance(fields_of_block, dict):
             continue
+        chosen = choice.classes.get(str(fields_of_block.get(choice.key)))
+        fields_of_block = getattr(chosen, "in_our_names", dict)(fields_of_block)
         theirs = _also_called(choice, fields_of_block.get(choice.key))
         for name, ours in theirs.items():
             if name in fields_of_block and ours in fields_of_block:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 import tyro
 
 from dispatch.embedding import PROMPTS, write_prompts
-from experts.domains import KINDS, own_reward
+from experts.domains import KINDS, is_judged, own_reward, reinforced
 from experts.outside.chats import with_template_arguments
 from experts.outside.errors import SEEDS, UserError, check_whole
 from experts.outside.fields import added
@@ -65,9 +65,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_whole("test_size", self.test_size)
-        if isinstance(self.training, Reinforce):  # the model card says what was done
-            rewards = self.training.rewards(own_reward(self.domain) is not None)
-            object.__setattr__(self, "training", replace(self.training, reward=rewards))
+        if isinstance(self.training, Reinforce):
+            if not is_judged(self.domain):
+                raise UserError(
+                    "domain.judged_by: reinforce needs what says which answers are right; next_token does not"
+                )
+            if len(reinforced(self.domain)) == 1:  # the model card says what was done
+                rewards = self.training.rewards(own_reward(self.domain) is not None)
+                object.__setattr__(self, "training", replace(self.training, reward=rewards))
         check_whole("training.seed", self.training.seed, least=0, most=SEEDS)
         try:
             self.adapt.config()
