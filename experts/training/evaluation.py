@@ -15,7 +15,9 @@ from trl.data_utils import prepare_multimodal_messages
 from experts.domains.base import Domain, own_reward, scores_of
 from experts.engine import NativeEngine
 from experts.engine.constrained import constraint_of
+from experts.engine.decoding import can_decode, rows_that_fit
 from experts.mixture import Mixture
+from experts.outside.chats import tokenize
 from experts.outside.pictures import text_tokenizer
 from experts.training.processes import processes
 
@@ -42,6 +44,7 @@ def held_out_scores(
 ) -> list[float]:
     """The domain's score (`scores_of`) of the model's answer to each problem, in order; shared out over processes.
 
+    At most `batch_size` problems are answered at once, and no more than there is room for.
     A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
     A mixture has a row for each problem, of experts that `model` carries; None leaves the model as it is.
     """
@@ -52,6 +55,9 @@ def held_out_scores(
     if "image" in mine.column_names:
         pictures = mine["image"]
         prompts = [prepare_multimodal_messages(p, images=[i]) for p, i in zip(prompts, pictures, strict=True)]
+    elif prompts and can_decode(model):  # whose batches need not be equally many on all processes
+        longest = max(map(len, tokenize(tokenizer, prompts))) + new_tokens
+        batch_size = min(batch_size, rows_that_fit(model, longest))
     answers = NativeEngine(model, tokenizer).generate(
         prompts,
         max_new_tokens=new_tokens,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,3 +211,29 @@ def test_what_a_recipe_does_not_use_is_not_in_its_settings(tmp_path: Path) -> No
     assert read_recipe(written(tmp_path, thinking.to_dict())) == thinking
     with pytest.raises(UserError, match="chat_template_kwargs"):
         read_recipe(written(tmp_path, MINIMAL | {"chat_template_kwargs": {"words": ["a"]}}))
+
+
+def test_recipes_that_fit_a_card_say_what_the_arithmetic_gives() -> None:
+    """Their headers, and the settings for 24 GB."""
+    spec = importlib.util.spec_from_file_location("fits", configs_folder().parent / "benchmarks" / "fits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fits = importlib.util.module_from_spec(spec)
+    sys.modules["fits"] = fits  # where dataclasses look for their own
+    spec.loader.exec_module(fits)
+    found = 0
+    for folder, name in [("qwen3-4b", "Qwen3-4B"), ("llama-3.1-8b-instruct", "Llama-3.1-8B-Instruct")]:
+        for domain, tokens in fits.TOKENS.items():
+            path = find_recipe(f"{folder}/{domain}")
+            recipe, header = read_recipe(path), path.read_text()
+            own = fits.needs(fits.BASES[name], 64, fits.Step(tokens, recipe.training.micro_batch_size, True))
+            assert recipe.training.gradient_checkpointing
+            assert (
+                f"the base in bfloat16 {own.base / 1e9:.1f} and the factors of rank 64 {own.factors / 1e9:.1f}"
+                in header
+            )
+            assert f"sampled {own.sequences(24e9)} at a time" in header
+            assert f"takes {own.backward / 1e9:.1f}, peak {(own.stays + own.backward) / 1e9:.1f}" in header
+            assert own.stays + max(own.backward, own.sequences(24e9) * own.cache) < 24e9
+            found += 1
+    assert found == 6
