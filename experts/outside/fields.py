@@ -6,9 +6,9 @@ from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
 
-def added(default: Any = MISSING, *, default_factory: Any = MISSING) -> Any:
+def added(default: Any = MISSING, *, default_factory: Any = MISSING, repr: bool = True) -> Any:
     """A field of a dataclass that is in no document, and in no `told` text, where it has its default."""
-    return field(default=default, default_factory=default_factory, metadata={"added": True})
+    return field(default=default, default_factory=default_factory, repr=repr, metadata={"added": True})
 
 
 def said(made: Any) -> list[Field[Any]]:

@@ -223,3 +223,13 @@ def test_chats_may_end_with_their_answer(mine: Path, tmp_path: Path) -> None:
     row = read_recipe(mine).domain.load("train")[0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user", "assistant", "user"]
     assert row["answer"] == row["prompt"][-1]["content"].replace("?", "!")
+
+
+def test_the_base_is_loaded_as_its_block_says(mine: Path, run: Any) -> None:
+    assert "is no hub id, and has no revision 'v1'" in run("train", mine, "--base.revision", "v1")[2]
+    document = yaml.safe_load(mine.read_text())
+    mine.write_text(yaml.safe_dump(document | {"base": {"attn_implementation": "nothing"}}))
+    code, _, err = run("train", mine)
+    assert code == 1
+    assert "nothing" in err
+    assert "\n" not in err.strip()
