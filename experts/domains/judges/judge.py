@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,7 @@ def is_function(judge: str) -> bool:
 
 
 def is_model(judge: str) -> bool:
-    return not is_ready(judge) and not is_function(judge) and ("/" in judge or expand(judge).is_dir())
+    return not is_ready(judge) and not is_function(judge) and ("/" in judge or os.path.isdir(expand(judge)))
 
 
 def check_name(judge: str) -> None:
@@ -40,7 +41,7 @@ def check_name(judge: str) -> None:
 
 def named(judge: str) -> str:
     """What TRL calls it in logs."""
-    return Path(judge).name if is_model(judge) else judge.rpartition(":")[2]
+    return (Path(judge).name or judge) if is_model(judge) else judge.rpartition(":")[2]
 
 
 def spoken_of(judge: str) -> str:

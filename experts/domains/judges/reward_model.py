@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -80,7 +81,7 @@ def _shown(name: str, tokenizer: Any, chat: list[Any]) -> str:
 
 def _source(name: str) -> str:
     folder = expand(name)
-    return str(folder) if folder.is_dir() else name
+    return str(folder) if os.path.isdir(folder) else name
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
