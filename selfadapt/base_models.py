@@ -96,17 +96,17 @@ def load_base(
     return model if "device_map" in options else model.to(place), tokenizer  # type: ignore[arg-type]
 
 
-def load_config(name: str | Path = BUILT_IN) -> PreTrainedConfig:
-    """The configuration of a base, without its weights.
+def load_config(name: str | Path = BUILT_IN, **options: Unpack[BaseOptions]) -> PreTrainedConfig:
+    """The configuration of a base, without its weights; of `BaseOptions` those count that say which it is.
 
     Raises:
         UserError: where the name means nothing, or what it means cannot be fetched or read.
     """
     from transformers import AutoConfig
 
-    source, options = _locate(name)
+    source, found = _locate(name, options.get("revision"))
     try:
-        return AutoConfig.from_pretrained(source, **options)
+        return AutoConfig.from_pretrained(source, trust_remote_code=options.get("trust_remote_code", False), **found)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
 

@@ -12,8 +12,10 @@ from experts.domains.base import (
     Split,
     answers_of,
     check_domain,
+    is_judged,
     load_rows,
     own_reward,
+    reinforced,
     scores_of,
     text_of,
 )
@@ -51,8 +53,10 @@ __all__ = [
     "Split",
     "answers_of",
     "check_domain",
+    "is_judged",
     "load_rows",
     "own_reward",
+    "reinforced",
     "scores_of",
     "text_of",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from experts.outside.errors import UserError
@@ -19,10 +20,11 @@ Completion = str | Sequence[Message]
 class Domain(Protocol):
     """Prompts, a reward, and a one-sentence description.
 
-    A domain may have three things more, which `answers_of`, `check_domain` and `own_reward` read: `answers`, the
-    strings that are all that a completion may say, where they are a few; `check()`, which raises UserError where
-    answers cannot be judged on this machine; and `own_reward`, the place of a reward function of the user's own, whose
-    scores are any finite numbers, or None for no opinion.
+    A domain may have some things more, which the functions below read: `answers`, the strings that are all that a
+    completion may say, where they are a few; `check()`, which raises UserError where answers cannot be judged on this
+    machine; `own_reward`, the place of a reward function of the user's own, whose scores are any finite numbers, or
+    None for no opinion; `reinforced`, where training is about several rewards, a list of `Reward`; and `is_judged`,
+    False where nothing says what is right, and only next-token prediction can be done.
     """
 
     @property
@@ -67,6 +69,39 @@ def own_reward(domain: Domain) -> str | None:
     return getattr(domain, "own_reward", None)
 
 
+def is_judged(domain: Domain) -> bool:
+    """Whether anything says what an answer is worth."""
+    return getattr(domain, "is_judged", True)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One of the things that a completion earns while it is trained on."""
+
+    name: str
+    """As TRL names it in logs."""
+    who: str
+    """It is, for errors."""
+    give: Callable[..., Any]
+    """As `Domain.reward`."""
+    ready: bool
+    """Whether it is a score in [0, 1], 1 for a right answer; else any finite number, or None for no opinion."""
+    weight: float = 1.0
+    judges: bool = True
+    """Whether it alone says what is right."""
+
+    def scores(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        """What completions earn, as plain numbers, NaN for no opinion; raises UserError, as `scores_of` does."""
+        return _checked(self, completions, columns)
+
+
+def reinforced(domain: Domain) -> list[Reward]:
+    """All that training reinforces: a domain's own reward, where it has not several."""
+    own = own_reward(domain)
+    who = f"the reward function {own}" if own else f"the reward of {domain.name}"
+    return getattr(domain, "reinforced", None) or [Reward("reward", who, domain.reward, ready=own is None)]
+
+
 ROUNDING = 1e-6  # by which a score that was computed may leave [0, 1]
 
 
@@ -81,8 +116,13 @@ def scores_of(domain: Domain, completions: Sequence[Completion], **columns: Any)
     """
     own = own_reward(domain)
     who = f"the reward function {own}" if own else f"the reward of {domain.name}"
+    return Reward("reward", who, domain.reward, ready=own is None).scores(completions, **columns)
+
+
+def _checked(reward: Reward, completions: Sequence[Completion], columns: Mapping[str, Any]) -> list[float]:
+    who = reward.who
     try:
-        given: Any = domain.reward(completions, **columns)
+        given: Any = reward.give(completions, **columns)
         given = list(given) if isinstance(given, Iterator) else given
     except UserError:
         raise
@@ -92,7 +132,7 @@ def scores_of(domain: Domain, completions: Sequence[Completion], **columns: Any)
     many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set)
     if not many or getattr(given, "ndim", 1) != 1:
         raise UserError(f"{who} must be a list of scores, one a completion, not {_short(given)}")
-    scores = [_own_score(who, score) if own else _score(who, score) for score in given]
+    scores = [_score(who, score) if reward.ready else _own_score(who, score) for score in given]
     if len(scores) != len(completions):
         raise UserError(f"{who} gave {len(scores)} scores for {len(completions)} completions")
     return scores
@@ -161,6 +201,15 @@ def text_of(completion: Completion) -> str:
         return completion
     content = completion[-1].get("content") if completion else None
     return content if isinstance(content, str) else ""
+
+
+def with_system(chat: Sequence[Message], system_prompt: str, where: str) -> list[Message]:
+    """The chat, and before it the system's message, if there is one; raises UserError for a chat that has its own."""
+    if not system_prompt:
+        return list(chat)
+    if chat[0]["role"] == "system":
+        raise UserError(f"{where}: the prompt has a system message of its own; leave system_prompt out")
+    return [{"role": "system", "content": system_prompt}, *chat]
 
 
 def with_instruction(question: str, instruction: str) -> str:

@@ -8,13 +8,14 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.published import Fields, Source, load_published
 from experts.domains.sandbox import run_python
 from experts.outside.errors import check_whole, unknown
+from experts.outside.fields import added
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,7 +107,7 @@ class Code:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str = "Answer with one block of Python code."
     """Follows the problem after a blank line."""
-    shots: int = field(default=0, repr=False)
+    shots: int = added(0, repr=False)
     """Solved examples of train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
@@ -12,6 +12,7 @@ from experts.domains.judges.numbers import final_line, find_number
 from experts.domains.judges.rewards import last_number
 from experts.domains.published import Fields, Source, load_published
 from experts.outside.errors import check_whole
+from experts.outside.fields import added
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,7 +40,7 @@ class Gsm8k:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str = 'Reason step by step. Give the final answer as a number on the last line, after "####".'
     """Follows the question after a blank line."""
-    shots: int = field(default=0, repr=False)
+    shots: int = added(0, repr=False)
     """Solved examples of train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:

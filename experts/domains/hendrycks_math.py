@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.rewards import math_verify
 from experts.domains.published import Fields, Source, load_published
 from experts.outside.errors import check_whole
+from experts.outside.fields import added
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +36,7 @@ class HendrycksMath:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str = r"Reason step by step, and put the final answer within \boxed{}."
     """Follows the problem after a blank line."""
-    shots: int = field(default=0, repr=False)
+    shots: int = added(0, repr=False)
     """Solved examples of train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from experts.domains.base import Completion, Split, with_instruction
-from experts.domains.judges.judge import check_function, check_name, finds_right, judged, own_function
+from experts.domains.base import Split, with_instruction, with_system
+from experts.domains.judges.judged import Judged
 from experts.domains.published import Row, rows_of_split
 from experts.outside.chats import as_chat, read_prompt, words
 from experts.outside.errors import UserError, unknown
+from experts.outside.fields import added, told
 from experts.outside.reading import find_path
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ TAKEN = {
 
 
 @dataclass(frozen=True)
-class Hub:
+class Hub(Judged):
     """Rows of any data set that `datasets.load_dataset` reads: of the hub, or CSV, Parquet, JSON and JSON Lines.
 
     A split is the data set's own where it has it. Validation and test are a tenth of its train rows each where it does
@@ -41,7 +42,7 @@ class Hub:
     description: str
     path: str
     """A file or folder, relative to the current folder or else to `$SELFADAPT_DATA`; if there is none, the hub's id."""
-    judged_by: str
+    judged_by: str | None = None
     """As in `experts.domains.jsonl.Jsonl`."""
     config: str | None = None
     """The hub's configuration of the data set, what `load_dataset` calls its name."""
@@ -50,7 +51,8 @@ class Hub:
     prompt_column: str = "prompt"
     """Texts, or lists of messages."""
     answer_column: str | None = "answer"
-    """Texts or numbers. None, where a reward function needs no answers."""
+    """Texts or numbers. None, where a reward function or model needs no answers, or where prompts are chats that end
+    with the answer."""
     solution_column: str | None = None
     """Texts that next-token prediction learns instead of the answers."""
     choices_column: str | None = None
@@ -64,20 +66,17 @@ class Hub:
     instruction: str = ""
     """Follows the prompt's last message after a blank line."""
 
-    also_called: ClassVar = {"reward": "judged_by"}
+    image_column: str | None = added(None)
+    """Pictures that the prompts are about, for a base that sees; in a file, their paths from the file's folder. Rows
+    are then dealt out by their numbers."""
+    rewards: list[str] = added(default_factory=list)
+    """As in `experts.domains.jsonl.Jsonl`, and the next one too."""
+    reward_weights: list[float] | None = added(None)
+
+    __repr__ = told
 
     def __post_init__(self) -> None:
-        check_name(self.judged_by)
-        if self.answer_column is None and not self.own_reward:
-            raise UserError(f"answer_column: {self.judged_by} needs answers; only a reward function may do without")
-
-    @property
-    def own_reward(self) -> str | None:
-        return own_function(self.judged_by)
-
-    def check(self) -> None:
-        """Raises UserError, as `check_function` does."""
-        check_function(self, self.judged_by)
+        self._check_judges()
 
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer`, `choices` and perhaps `solution`, and the data set's other columns.
@@ -94,12 +93,9 @@ class Hub:
             raise UserError(f"{self.path}: there are too few rows for a {split} split, add some")
         own = data[official.get(split, official["train"])]
         kept = own.select([row.fields["index"] for row in dealt])
-        kept = kept.remove_columns([name for name in kept.column_names if name in TAKEN])
-        return _with_columns(kept, [{"id": row.id, **self._row(row)} for row in dealt])
-
-    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """The reward of each completion: a ready one's of the columns `answer` and `choices`, a function's of all."""
-        return judged(self.judged_by, completions, columns)
+        pictures = self._pictures(kept) if self.image_column else None
+        kept = kept.remove_columns([name for name in kept.column_names if name in TAKEN or name == self.image_column])
+        return _with_columns(kept, [{"id": row.id, **self._row(row)} for row in dealt], pictures)
 
     def _read(self) -> dict[str, Any]:
         """The splits of the data set by its own names."""
@@ -163,7 +159,7 @@ class Hub:
 
     def _rows(self, own: Any, name: str) -> Iterator[Row]:
         wanted = (self.prompt_column, self.answer_column, self.solution_column, self.choices_column)
-        for column in filter(None, wanted):
+        for column in filter(None, (*wanted, self.image_column)):
             if column not in own.column_names:
                 raise UserError(f"{self.path}: {unknown('column', column, own.column_names)}")
         columns = {column: own[column][:] for column in filter(None, wanted)}
@@ -172,6 +168,8 @@ class Hub:
             fields = {"index": index} | {column: values[index] for column, values in columns.items()}
             chat = self._chat(fields[self.prompt_column], where)
             question = " ".join(" ".join(words(message["content"]) for message in chat).casefold().split())
+            if self.image_column:  # many are asked the same of other pictures
+                question = f"{question} {name}:{index}"
             yield Row(f"{name}:{index}", where, fields | {"chat": chat}, question, question)
 
     def _chat(self, prompt: Any, where: str) -> list[dict[str, str]]:
@@ -184,22 +182,28 @@ class Hub:
             raise UserError(f"{what} must be a text or a list of messages: {error}") from error
         if not all(isinstance(message["content"], str) for message in chat):
             raise UserError(f"{what} must be text alone")
-        if chat[-1]["role"] != "user":
-            raise UserError(f"{what} must end with a message of the user's, not of the {chat[-1]['role']}'s")
+        asks = chat[:-1] if chat[-1]["role"] == "assistant" and self.answer_column is None else chat
+        if not asks or asks[-1]["role"] != "user":
+            ends = f", or with the answer where answer_column is null, not with one of the {chat[-1]['role']}'s"
+            raise UserError(f"{what} must end with a message of the user's{ends}")
         return chat
 
     def _row(self, row: Row) -> dict[str, Any]:
         chat = [dict(message) for message in row.fields["chat"]]
+        answer = self._text(row, self.answer_column)
+        if chat[-1]["role"] == "assistant":
+            answer = chat.pop()["content"]
         chat[-1]["content"] = with_instruction(chat[-1]["content"], self.instruction)
-        if self.system_prompt and chat[0]["role"] == "system":
-            raise UserError(f"{row.where}: the prompt has a system message of its own; leave system_prompt out")
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        made: dict[str, Any] = {"prompt": system + chat, "answer": self._text(row, self.answer_column)}
+        made: dict[str, Any] = {"prompt": with_system(chat, self.system_prompt, row.where), "answer": answer}
         made["choices"] = self._choices(row)
+        if not answer and self.needs_answers:
+            raise UserError(
+                f"{row.where}: {self.needs_answers[0]} needs answers; only a reward function or model may do without"
+            )
         if self.solution_column:
             made["solution"] = self._text(row, self.solution_column)
-        if not finds_right(self.judged_by, made["answer"], made["choices"]):
-            raise UserError(f"{row.where}: {self.judged_by} would not find this row's own answer right")
+        if judge := self.finds_right(made["answer"], made["choices"]):
+            raise UserError(f"{row.where}: {judge} would not find this row's own answer right")
         return made
 
     def _text(self, row: Row, column: str | None) -> str:
@@ -211,6 +215,25 @@ class Hub:
         if not isinstance(given, str | int | float):
             raise UserError(f"{row.where}: the column {column!r} must be a text or a number")
         return str(given)
+
+    def _pictures(self, rows: Any) -> Any:
+        """The column of pictures alone, called `image`."""
+        from datasets import Dataset, Image
+
+        pictures = rows.select_columns([self.image_column])
+        if self.image_column != "image":
+            pictures = pictures.rename_column(self.image_column, "image")
+        place = self._place()
+        if getattr(pictures.features["image"], "dtype", "") in ("string", "large_string") and place is not None:
+            folder = place if place.is_dir() else place.parent
+            files = [folder / str(name) for name in pictures["image"]]
+            if missing := [file for file in files if not file.is_file()]:
+                raise UserError(f"{self.path}: there is no picture {missing[0]}")
+            pictures = Dataset.from_dict({"image": [str(file) for file in files]})
+        try:
+            return pictures.cast_column("image", Image())
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise UserError(f"{self.path}: the column {self.image_column!r} holds no pictures") from error
 
     def _choices(self, row: Row) -> list[str]:
         given = row.fields[self.choices_column] if self.choices_column else []
@@ -224,8 +247,8 @@ def _suffix(file: Path) -> str:
     return Path(file.stem).suffix.lower() if file.suffix in ZIPPED else file.suffix.lower()
 
 
-def _with_columns(kept: Dataset, rows: list[dict[str, Any]]) -> Dataset:
-    """The rows' columns before those that are kept."""
+def _with_columns(kept: Dataset, rows: list[dict[str, Any]], pictures: Dataset | None) -> Dataset:
+    """The rows' columns before those that are kept, with the pictures between them."""
     from datasets import Dataset, Features, List, Value, concatenate_datasets
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -233,12 +256,13 @@ def _with_columns(kept: Dataset, rows: list[dict[str, Any]]) -> Dataset:
     types = {"prompt": chat, "choices": List(Value("string"))}
     features = Features({name: types.get(name, Value("string")) for name in rows[0]})
     made = Dataset.from_list(rows, features=features)
-    if not kept.column_names:
+    parts = [part for part in (made, pictures, kept) if part is not None and part.column_names]
+    if len(parts) == 1:
         return made
     shown = not are_progress_bars_disabled()
     disable_progress_bars()  # of what takes no time
     try:
-        return concatenate_datasets([made, kept], axis=1)
+        return concatenate_datasets(parts, axis=1)
     finally:
         if shown:
             enable_progress_bars()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from experts.domains.base import Completion, Split, with_instruction
-from experts.domains.judges.judge import check_function, check_name, finds_right, judged, own_function
+from experts.domains.base import Split, with_instruction, with_system
+from experts.domains.judges.judged import Judged
 from experts.outside.chats import as_chat, read_prompt
 from experts.outside.errors import UserError
+from experts.outside.fields import added, told
 from experts.outside.reading import find_path, read_objects
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Jsonl:
+class Jsonl(Judged):
     """Prompts and answers from JSON Lines, plain or gzipped.
 
     A line is an object with `prompt` (a string or a chat), `answer` (a string), and optionally `choices` (a list of
@@ -36,26 +37,24 @@ class Jsonl:
     description: str
     path: str
     """Relative to the current folder or else to `$SELFADAPT_DATA`, as are the other two."""
-    judged_by: str
-    """The reward's name in `experts.domains.judges.rewards`, or the place of a reward function in TRL's signature:
-    `rewards.py:function` or `package.module:function`."""
+    judged_by: str | None = None
+    """The reward's name in `experts.domains.judges.rewards`, the place of a reward function in TRL's signature
+    (`rewards.py:function` or `package.module:function`), or a reward model: a folder or a hub id."""
     validation_path: str | None = None
     test_path: str | None = None
     instruction: str = ""
     """Follows the prompt's last message after a blank line."""
+    system_prompt: str = added("")
+    """Goes before the prompt's messages as the system's."""
+    rewards: list[str] = added(default_factory=list)
+    """What training reinforces beside `judged_by`, or in its place: judges of the same kinds."""
+    reward_weights: list[float] | None = added(None)
+    """Of `judged_by` and the rewards, in this order; 1 each, where they are not given."""
 
-    also_called: ClassVar = {"reward": "judged_by"}
+    __repr__ = told
 
     def __post_init__(self) -> None:
-        check_name(self.judged_by)
-
-    @property
-    def own_reward(self) -> str | None:
-        return own_function(self.judged_by)
-
-    def check(self) -> None:
-        """Raises UserError, as `check_function` does."""
-        check_function(self, self.judged_by)
+        self._check_judges()
 
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer` and `choices` (empty where there are none).
@@ -75,15 +74,12 @@ class Jsonl:
         """All rows of `path`, or of the domain's own, in order; raises what `load` raises for a file."""
         return self._instructed(self._rows(path or self.path))
 
-    def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """The reward of each completion: a ready one's of the columns `answer` and `choices`, a function's of all."""
-        return judged(self.judged_by, completions, columns)
-
     def _instructed(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         rows = list(rows)
         for row in rows:
             last = row["prompt"][-1]
             last["content"] = with_instruction(last["content"], self.instruction)
+            row["prompt"] = with_system(row["prompt"], self.system_prompt, row["id"])
         return rows
 
     def _deal(self) -> dict[str, list[dict[str, Any]]]:
@@ -125,8 +121,8 @@ class Jsonl:
             raise UserError(f"{where}: 'choices' must be a list of strings")
         if not isinstance(id_, str | int | None):
             raise UserError(f"{where}: 'id' must be a string or a number")
-        if not finds_right(self.judged_by, answer, choices):
-            raise UserError(f"{where}: {self.judged_by} would not find this row's own answer right")
+        if judge := self.finds_right(answer, choices):
+            raise UserError(f"{where}: {judge} would not find this row's own answer right")
         return ({} if id_ is None else {"id": str(id_)}) | {"prompt": chat, "answer": answer, "choices": choices}
 
     def _chat(self, prompt: Any, where: str) -> list[dict[str, str]]:

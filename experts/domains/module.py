@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from experts.domains.base import Completion, Domain, Split, answers_of, check_domain, own_reward
+from experts.domains.base import (
+    Completion,
+    Domain,
+    Reward,
+    Split,
+    answers_of,
+    check_domain,
+    is_judged,
+    own_reward,
+    reinforced,
+)
 from experts.outside.errors import UserError
 from experts.outside.imports import find_object
 
@@ -63,6 +73,14 @@ class Module:
     @property
     def own_reward(self) -> str | None:
         return own_reward(self.domain)
+
+    @property
+    def is_judged(self) -> bool:
+        return is_judged(self.domain)
+
+    @property
+    def reinforced(self) -> list[Reward]:
+        return reinforced(self.domain)
 
     def check(self) -> None:
         """Raises UserError, as `domain` and its own check do."""

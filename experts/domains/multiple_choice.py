@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.rewards import choice
 from experts.domains.published import Fields, Source, load_published
 from experts.outside.errors import check_whole, unknown
+from experts.outside.fields import added
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,7 +113,7 @@ class MultipleChoice:
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str | None = None
     """Follows the question after a blank line; None for the data set's own."""
-    shots: int = field(default=0, repr=False)
+    shots: int = added(0, repr=False)
     """Solved examples of train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:

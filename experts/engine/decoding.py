@@ -60,7 +60,10 @@ def rows_that_fit(model: PreTrainedModel | PeftModel, tokens: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
-    room = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else ROOM
+    room = ROOM
+    if model.device.type == "cuda":  # what PyTorch keeps for itself and nothing uses is free, too
+        own = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        room = (torch.cuda.mem_get_info(model.device)[0] + own) // 2
     return max(1, room // row)
 
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, write_sketch
-from experts.training.statistics import Accuracy
+from experts.training.statistics import Accuracy, Loss
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Card:
     parameters: int
     best_step: int
     train_seconds: float
-    validations: Mapping[int, Accuracy]
-    base_accuracy: Accuracy
-    expert_accuracy: Accuracy
+    validations: Mapping[int, Accuracy | Loss | float]
+    base_accuracy: Accuracy | Loss
+    expert_accuracy: Accuracy | Loss
     constant_accuracy: Accuracy
     """Of always giving the most common right answer."""
     peft_type: str = "SVF"
@@ -65,11 +65,23 @@ class Card:
             return f"An SVF expert (arXiv 2501.06252): {self.parameters:,} multipliers of singular values"
         return f"A PEFT adapter ({self.peft_type}): {self.parameters:,} parameters"
 
+    @property
+    def _loaded(self) -> list[str]:
+        """What `load_base` has to be told for this base to be the one that it is."""
+        options = self.recipe.get("base", {})
+        return [f"{name}={options[name]!r}" for name in ("revision", "trust_remote_code") if name in options]
+
     def __str__(self) -> str:
         header = yaml.safe_dump(
             {"library_name": "peft", "base_model": self.origin.base, "tags": [self.peft_type.lower(), "selfadapt"]},
             sort_keys=False,
         )
+        adapter = "expert" if self.peft_type == "SVF" else "adapter"
+        results = f"| base | {self.base_accuracy} |\n| {adapter} | {self.expert_accuracy} |"
+        measured, held_out = "loss", "held-out rows of the test split | of their own answers"
+        if isinstance(self.base_accuracy, Accuracy):
+            results += f"\n| always the most common answer | {self.constant_accuracy} |"
+            measured, held_out = "right", "greedy, held-out problems of the test split | right"
         validations = "\n".join(f"| {step} | {result} |" for step, result in self.validations.items())
         return f"""---
 {header}---
@@ -81,17 +93,15 @@ class Card:
 (fingerprint `{self.origin.fingerprint}`), trained by {self.objective} on the domain `{self.origin.domain}` for
 {self.train_seconds / 60:.1f} minutes.
 
-| greedy, held-out problems of the test split | right |
+| {held_out} |
 |---|---|
-| base | {self.base_accuracy} |
-| {"expert" if self.peft_type == "SVF" else "adapter"} | {self.expert_accuracy} |
-| always the most common answer | {self.constant_accuracy} |
+{results}
 
 The test split chose nothing: the step ({self.best_step}) is the best on the validation split.
 
 ![training curve](curve.png)
 
-| step | right on the validation split |
+| step | {measured} on the validation split |
 |---|---|
 {validations}
 
@@ -101,7 +111,7 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 >>> from peft import PeftModel
 >>> import experts  # registers SVF with PEFT
 >>> from selfadapt import load_base
->>> base, tokenizer = load_base("{self.origin.base}")
+>>> base, tokenizer = load_base({", ".join([f'"{self.origin.base}"', *self._loaded])})
 >>> model = PeftModel.from_pretrained(base, "path/to/{self.name}")
 ```
 
@@ -113,7 +123,8 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 
 
 def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Sampled accuracy of each step, if any, and greedy validation accuracy with its 95 % interval, as a PNG."""
+    """Sampled accuracy of each step, if any, and greedy validation accuracy with its 95 % interval, as a PNG; of a run
+    that nothing judges, the validation losses."""
     from matplotlib.figure import Figure  # without pyplot, which would start a GUI backend
 
     steps = [e for e in entries if "accuracy" in e]
@@ -123,6 +134,13 @@ def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
     if steps:
         sampled = [e["accuracy"] for e in steps]
         axes.plot([e["step"] for e in steps], sampled, color="tab:gray", label="sampled, training")
+    losses = {e["step"]: e["validation_loss"] for e in entries if "validation_loss" in e}
+    if losses:
+        axes.plot(list(losses), list(losses.values()), marker="o", color="tab:blue", label="validation")
+        axes.set(title=title, xlabel="optimiser step", ylabel="nats a token")
+        axes.legend(loc="upper right")
+        figure.savefig(path, dpi=120)
+        return
     values = [v.value for v in validations.values()]
     below = [v.value - v.interval[0] for v in validations.values()]
     above = [v.interval[1] - v.value for v in validations.values()]

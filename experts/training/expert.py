@@ -10,18 +10,18 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from experts.domains.base import Domain, Split, load_rows, own_reward
+from experts.domains.base import Domain, Split, is_judged, load_rows, own_reward
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.card import Card, Origin, plot_curve, write_trained
-from experts.training.evaluation import Problems, held_out_scores
+from experts.training.evaluation import Problems, held_out_losses, held_out_scores
 from experts.training.log import Progress
 from experts.training.methods import check_targets
 from experts.training.options import ExpertTraining, check_prompts, check_step, check_tokenizer
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, Run
-from experts.training.statistics import Accuracy, accuracy, constant_answer, mcnemar
-from experts.training.supervised import NextToken, make_next_token_trainer
+from experts.training.statistics import Accuracy, Loss, accuracy, constant_answer, loss, mcnemar, sign_test
+from experts.training.supervised import NextToken, make_next_token_trainer, target_of
 from experts.training.trainer import LoadedBase, RunTrainer
 from experts.training.trl_glue import KeepCompletions, ReinforceTrainer, make_trainer
 from experts.training.validation import Validation
@@ -29,7 +29,10 @@ from experts.training.validation import Validation
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedExpert(Result):
-    """What the training of an expert leaves behind. Scores are in [0, 1], one a held-out problem of the test split."""
+    """What the training of an expert leaves behind. Scores are in [0, 1], one a held-out problem of the test split.
+
+    Where nothing judges answers, they are the losses of the rows' own answers.
+    """
 
     model: PeftModel
     """With the best expert active."""
@@ -39,21 +42,30 @@ class TrainedExpert(Result):
     """What always giving the most common right answer would score on the same problems."""
     own_reward: bool = False
     """Whether the scores are rewards of a function of the user's own, any numbers, and not in [0, 1]."""
+    judged: bool = True
+    """Whether the scores are no losses."""
 
     @property
-    def base_accuracy(self) -> Accuracy:
-        return accuracy(self.base_scores, rewards=self.own_reward)
+    def base_accuracy(self) -> Accuracy | Loss:
+        return self._figure(self.base_scores)
 
     @property
-    def expert_accuracy(self) -> Accuracy:
-        return accuracy(self.expert_scores, rewards=self.own_reward)
+    def expert_accuracy(self) -> Accuracy | Loss:
+        return self._figure(self.expert_scores)
+
+    def _figure(self, scores: list[float]) -> Accuracy | Loss:
+        return accuracy(scores, rewards=self.own_reward) if self.judged else loss(scores)
 
     def comparison(self) -> dict[str, Any]:
         """Accuracies with 95 % Wilson intervals, and the exact McNemar p-value, on the same `n` problems.
 
-        Where a reward function of the user's own gives the scores, the mean rewards too.
+        Where a reward function of the user's own gives the scores, the mean rewards too; where nothing judges, losses
+        and the p-value of a sign test.
         """
         base, expert = self.base_accuracy, self.expert_accuracy
+        if isinstance(base, Loss) or isinstance(expert, Loss):
+            p_value = sign_test(self.base_scores, self.expert_scores)
+            return {"base_loss": base.value, "expert_loss": expert.value, "n": base.n, "p_value": p_value}
         rewards = {"base_reward": base.reward, "expert_reward": expert.reward} if self.own_reward else {}
         return {
             **rewards,
@@ -68,6 +80,11 @@ class TrainedExpert(Result):
 
     def summary(self) -> str:
         """The comparison in one line."""
+        if not self.judged:
+            p_value = sign_test(self.base_scores, self.expert_scores)
+            return (
+                f"held-out rows: base {self.base_accuracy}, expert {self.expert_accuracy}, sign test p = {p_value:.2g}"
+            )
         base, expert = accuracy(self.base_scores), accuracy(self.expert_scores)
         p_value = mcnemar(self.base_scores, self.expert_scores)
         return (
@@ -86,6 +103,10 @@ def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[
         UserError: as `Run.check`, `load_rows` and `check_step` do.
     """
     run.check()
+    if isinstance(options, Reinforce) and not is_judged(domain):
+        raise UserError(
+            f"{domain.name}: nothing says what is right, which reinforce needs: give judged_by, or a reward"
+        )
     if run.log_completions and not isinstance(options, Reinforce):
         raise UserError("there are no completions to log: next-token prediction samples nothing")
     rows: dict[Split, Dataset] = {split: load_rows(domain, split) for split in get_args(Split)}
@@ -145,11 +166,14 @@ def train_expert(
         if isinstance(trainer, ReinforceTrainer) and run.log_completions:
             trainer.add_callback(KeepCompletions(trainer, run.completions))
 
-        def validate(model: PeftModel) -> Accuracy:
+        def validate(model: PeftModel) -> Accuracy | Loss:
+            if not is_judged(domain):
+                return loss(_losses(model, base.tokenizer, problems["validation"]))
             scores = held_out_scores(model, base.tokenizer, problems["validation"])
             return accuracy(scores, rewards=own_reward(domain) is not None)
 
-        validation = Validation(validate, "higher", options.validate_every, options.patience)
+        better: Any = "higher" if is_judged(domain) else "lower"
+        validation = Validation(validate, better, options.validate_every, options.patience)
         trained = run.train(trainer, progress, validation)
         model, known = cast(PeftModel, trainer.model), held_out.base_scores
         result = _compare(trained, model, base.tokenizer, problems["test"], known, progress)
@@ -176,7 +200,8 @@ def _compare(
     def scores(who: str) -> list[float]:
         number = len(problems.rows)
         with progress.bar(f"{who} on {number} held-out problems", number) as advance:
-            return held_out_scores(model, tokenizer, problems, on_batch=advance)
+            held_out: Any = held_out_scores if is_judged(problems.domain) else _losses
+            return held_out(model, tokenizer, problems, on_batch=advance)
 
     if known is None:
         with model.disable_adapter():
@@ -188,7 +213,12 @@ def _compare(
         expert_scores=scores("expert"),
         constant=constant_answer(problems.rows["answer"]),
         own_reward=own_reward(problems.domain) is not None,
+        judged=is_judged(problems.domain),
     )
+
+
+def _losses(model: PeftModel, tokenizer: Any, problems: Problems, **options: Any) -> list[float]:
+    return held_out_losses(model, tokenizer, problems.rows, target_of(problems.rows), **options)
 
 
 def _card(result: TrainedExpert, run: Run, origin: Origin, adapter: PeftConfig, options: Reinforce | NextToken) -> Card:
@@ -199,7 +229,7 @@ def _card(result: TrainedExpert, run: Run, origin: Origin, adapter: PeftConfig, 
         parameters=result.parameters,
         best_step=result.best_step,
         train_seconds=result.train_seconds,
-        validations=run.log.accuracies(),
+        validations=run.log.validations(),
         base_accuracy=result.base_accuracy,
         expert_accuracy=result.expert_accuracy,
         constant_accuracy=result.constant,

@@ -18,9 +18,9 @@ from experts.outside.files import atomic_file
 from experts.outside.reading import read_objects
 from experts.training import advice
 from experts.training.processes import processes
-from experts.training.statistics import Accuracy
+from experts.training.statistics import Accuracy, Loss
 
-Figure = Accuracy | float
+Figure = Accuracy | Loss | float
 """What a validation measures: a share of right answers, or a loss."""
 
 
@@ -43,7 +43,7 @@ class Log:
             reward = {} if figure.reward is None else {"mean_reward": figure.reward}
             self.append(step=step, right=figure.right, n=figure.n, **reward)
         else:
-            self.append(step=step, validation_loss=figure)
+            self.append(step=step, validation_loss=float(figure))
 
     def entries(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -109,8 +109,11 @@ class Progress:
         self.say(f"{self.title}: step {step}/{self.steps}  {figures}")
 
     def validated(self, step: int, figure: Figure) -> None:
-        self._latest = f"validation {figure.value:.1%}" if isinstance(figure, Accuracy) else f"validation {figure:.4f}"
-        said = figure if isinstance(figure, Accuracy) else f"{figure:.4f}"
+        number = isinstance(figure, float)
+        self._latest = (
+            f"validation {figure.value:.1%}" if isinstance(figure, Accuracy) else f"validation {float(figure):.4f}"
+        )
+        said = f"{figure:.4f}" if number else figure
         self.say(f"{self.title}: validation at step {step}: {said}")
 
     def end(self) -> None:
@@ -180,6 +183,8 @@ class StepLog(TrainerCallback):
         entry = {name: logs[key] for key, name in FIGURES.items() if key in logs}
         if "reward" in entry:
             del entry["loss"]  # which says nothing: its mean is that of the advantages
+            each = {key: value for key, value in logs.items() if key.startswith("rewards/") and key.endswith("/mean")}
+            entry |= each if len(each) > 1 else {}
         tokens = state.num_input_tokens_seen - self.tokens
         speed = {"tokens_per_second": tokens / self.seconds} if tokens else {}
         entry = {"step": state.global_step, **entry, **speed, "seconds": self.seconds}

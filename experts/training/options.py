@@ -16,7 +16,9 @@ from transformers.integrations.integration_utils import (
 from experts.engine import context_of
 from experts.outside.chats import check_template, tokenize
 from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole, unknown
+from experts.outside.fields import added
 from experts.outside.pictures import text_tokenizer
+from experts.training.passthrough import check_passthrough, configured
 from experts.training.processes import processes
 
 
@@ -57,6 +59,8 @@ class ExpertTraining(TrainingOptions):
 
     rows_option: ClassVar[str]
     """The name of the option that says how many rows one step takes."""
+    config_class: ClassVar[type]
+    """Of the trainer's configuration."""
     also_called: ClassVar[Mapping[str, str]] = {
         **TrainingOptions.also_called,
         "max_completion_length": "max_new_tokens",
@@ -75,11 +79,15 @@ class ExpertTraining(TrainingOptions):
     gradient_checkpointing: bool = False
     report_to: str = "none"
     """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
+    trainer: dict[str, Any] = added(default_factory=dict)
+    """Further arguments of TRL's RLOOConfig, or of transformers' TrainingArguments for next_token, by their names. In a
+    file it is a block of its own, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = ("max_new_tokens", "validate_every", "validation_size", "patience", "micro_batch_size")
         check_numbers(self, least=[(name, 1) for name in (*counts, self.rows_option)])
+        check_passthrough(self.config_class, self.trainer)
 
     def arguments(self) -> dict[str, Any]:
         return {
@@ -92,6 +100,10 @@ class ExpertTraining(TrainingOptions):
             "save_total_limit": 2,
             "ddp_find_unused_parameters": False,
         }
+
+    def configuration(self, **arguments: Any) -> Any:
+        """The trainer's, of our arguments and of those in `trainer`; raises UserError, as `configured` does."""
+        return configured(self.config_class, arguments, self.trainer)
 
     @property
     def rows_per_step(self) -> int:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
+from trl import RLOOConfig
 
 from experts.outside.errors import UserError, check_numbers
 from experts.training.options import ExpertTraining
@@ -83,6 +84,7 @@ class Reinforce(ExpertTraining):
     """How an expert is trained by reinforcement."""
 
     rows_option: ClassVar[str] = "prompts_per_step"
+    config_class: ClassVar[type] = RLOOConfig
     also_called: ClassVar[Mapping[str, str]] = {
         **ExpertTraining.also_called,
         "num_generations": "samples_per_prompt",

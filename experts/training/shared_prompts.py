@@ -106,13 +106,16 @@ def sample(
     samples: int,
     config: GenerationConfig,
     constraint: Constraint | None = None,
+    *,
+    plainly: bool = True,
 ) -> list[list[int]]:
     """`samples` completions of each prompt, side by side, perhaps with something behind the end token.
 
     Args:
         config: its `max_new_tokens`, `do_sample`, `temperature` and `eos_token_id` count.
+        plainly: whether nothing else of it does; otherwise transformers' `generate` draws.
     """
-    if can_decode(model):
+    if plainly and can_decode(model):
         longest = max(map(len, prompts)) + config.max_new_tokens
         choose = sampled(config.temperature or 1.0) if config.do_sample else most_likely
         if constraint is not None:

@@ -43,6 +43,30 @@ class Accuracy:
         return f"{reward}{self.value:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {self.n})"
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The mean of n rows' losses, each in nats a token of the row's own answer."""
+
+    value: float
+    n: int
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"loss {self.value:.4f} nats a token (n = {self.n})"
+
+
+def loss(losses: Sequence[float]) -> Loss:
+    return Loss(math.fsum(losses) / len(losses), len(losses))
+
+
+def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
+    """The exact two-sided p-value that as many rows lose as gain, whatever they lose or gain."""
+    lower, higher = (sum(sign * (a - b) < 0 for b, a in zip(before, after, strict=True)) for sign in (1, -1))
+    return float(binomtest(lower, lower + higher).pvalue) if lower + higher else 1.0
+
+
 def accuracy(scores: Sequence[float], *, rewards: bool = False) -> Accuracy:
     """A problem is solved when its score is 1 or more; partial credit trains, but does not count.
 

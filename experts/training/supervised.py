@@ -34,8 +34,14 @@ class NextToken(ExpertTraining):
     """How an adapter is trained on given answers, which are read whole; `max_new_tokens` is of those that it gives."""
 
     rows_option: ClassVar[str] = "sequences_per_step"
+    config_class: ClassVar[type] = TrainingArguments
 
     sequences_per_step: int = 64
+
+
+def target_of(rows: Dataset) -> str:
+    """The column that holds what the model should write."""
+    return next(name for name in TARGETS if name in rows.column_names)
 
 
 def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int | None) -> Dataset:
@@ -44,7 +50,7 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int |
     Raises:
         UserError: if a row has no answer, or does not fit into `context` tokens.
     """
-    target = next(name for name in TARGETS if name in rows.column_names)
+    target = target_of(rows)
     examples = []
     for id_, prompt, text in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), rows[target], strict=True):
         if not (isinstance(text, str) and text):
@@ -105,7 +111,7 @@ def make_next_token_trainer(
     pad = cast(int, tokenizer.pad_token_id)
     return RunTrainer(
         model=get_peft_model(model, adapter),
-        args=TrainingArguments(**arguments, include_num_input_tokens_seen="non_padding"),
+        args=options.configuration(**arguments, include_num_input_tokens_seen="non_padding"),
         train_dataset=token_rows(tokenizer, rows, context),
         data_collator=lambda rows: collate(rows, pad),
         compute_loss_func=answer_loss,

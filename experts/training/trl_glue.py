@@ -27,12 +27,13 @@ import torch.nn.functional as F
 from peft import PeftConfig, PeftType
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from trl import RLOOConfig, RLOOTrainer
+from trl import RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import selective_log_softmax_and_entropy, split_tensor_dict
 
-from experts.domains.base import Domain, load_rows, own_reward, scores_of, text_of
+from experts.domains.base import Domain, Reward, load_rows, reinforced, text_of
+from experts.domains.judges.judged import total
 from experts.engine import check_context
 from experts.engine.constrained import Constraint, constraint_of
 from experts.outside.chats import tokenize, words
@@ -41,6 +42,7 @@ from experts.svf import SVFConfig, SVFLinear
 from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.log import Log
 from experts.training.options import check_step
+from experts.training.passthrough import DRAWING
 from experts.training.reinforce import Reinforce, advantages, kl_to_base, policy_loss, signed
 from experts.training.shared_prompts import completion_logits, sample
 from experts.training.token_logps import Headless, head_of, token_logps
@@ -56,9 +58,17 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
 
     _buffered_inputs: Any  # TRL's
 
-    def __init__(self, *args: Any, options: Reinforce, constraint: Constraint | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        options: Reinforce,
+        constraint: Constraint | None = None,
+        sum_judges: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.options = options
         self.constraint = constraint
+        self.sum_judges = sum_judges  # whether no reward alone says what is right
         super().__init__(*args, **kwargs)
         several = constraint is None and not isinstance(self.processing_class, ProcessorMixin)
         self.head = head_of(cast(Any, self.model).get_base_model()) if several else None
@@ -110,7 +120,9 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
             gradient_checkpointing_kwargs=cast(Any, self.args.gradient_checkpointing_kwargs),
         ) as model:
             samples = self.options.samples_per_prompt
-            completions = sample(model, prompt_ids[::samples], samples, self.generation_config, self.constraint)
+            plainly = not DRAWING & self.options.trainer.keys()
+            config = self.generation_config
+            completions = sample(model, prompt_ids[::samples], samples, config, self.constraint, plainly=plainly)
         return [self._until_end(completion) for completion in completions]
 
     def _until_end(self, tokens: list[int]) -> list[int]:
@@ -118,8 +130,12 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         return tokens[: end + 1]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards = super()._calculate_rewards(*args, **kwargs)  # [B on all processes, 1]
-        self._rewards = rewards.sum(1)
+        rewards = super()._calculate_rewards(*args, **kwargs)  # [B on all processes, number of rewards]
+        weighted = rewards * self.reward_weights.to(rewards.device)
+        self._rewards = weighted.nansum(1).masked_fill(rewards.isnan().all(1), math.nan)
+        if self.sum_judges:
+            opinions = self._rewards[~self._rewards.isnan()]
+            self._metrics["train"]["accuracy"].append((opinions >= 1).float().mean().nan_to_num(0.0).item())
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -149,7 +165,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         """`policy_loss`. TRL's clipped ratio to π_old has the same gradient where π_old = π."""
         logps, entropies = self._token_logps(model, inputs)
         mask = inputs["completion_mask"]  # [B, T]
-        self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum()).item())
+        self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
         return policy_loss(logps, mask, inputs["advantages"])
 
     def _get_per_token_logps_and_entropies(
@@ -180,7 +196,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
 
     def _part_logps(self, model: Any, ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """`_token_logps` of some rows, whose completions are the last `length` columns; those that all lack are cut."""
-        longest = int(mask[:, -length:].sum(1).max())
+        longest = max(1, int(mask[:, -length:].sum(1).max()))
         shown = slice(int(mask.any(0).int().argmax()), ids.shape[1] - length + longest)
         ids, mask = ids[:, shown], mask[:, shown]
         completions, share = ids[:, -longest:], not self.options.gradient_checkpointing
@@ -208,25 +224,39 @@ class KeepCompletions(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             sampled: Any = self.trainer._logs
-            (rewards,) = sampled["rewards"].values()
-            for prompt, completion, reward in zip(sampled["prompt"], sampled["completion"], rewards, strict=True):
+            weights: Any = self.trainer.reward_weights.tolist()
+            each = zip(*sampled["rewards"].values(), strict=True)
+            for prompt, completion, rewards in zip(sampled["prompt"], sampled["completion"], each, strict=True):
+                reward = total([*zip(weights, rewards, strict=True)])
+                own = dict(zip(sampled["rewards"], map(_opinion, rewards), strict=True))
+                several = {"rewards": own} if len(own) > 1 else {}
                 chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
                 said = [turn | {"content": words(turn["content"])} for turn in chat]  # without pictures
-                reward = None if math.isnan(reward) else reward  # no opinion
-                self.log.append(step=state.global_step, reward=reward, prompt=said, completion=text_of(completion))
+                step = {"step": state.global_step, "reward": _opinion(reward), **several}
+                self.log.append(**step, prompt=said, completion=text_of(completion))
 
 
-def reward_function(domain: Domain, options: Reinforce) -> Any:
-    """The domain's scores as TRL rewards, with the share of right answers logged as `accuracy`."""
+def _opinion(reward: float) -> float | None:
+    return None if math.isnan(reward) else reward
 
-    raw = options.rewards(own_reward(domain) is not None) == "raw"
+
+def reward_function(domain: Domain, options: Reinforce, one: Reward | None = None) -> Any:
+    """The domain's scores as TRL rewards, with the share of right answers logged as `accuracy`.
+
+    Args:
+        one: of the domain's rewards, where it has several.
+    """
+    (earned,) = [one] if one else reinforced(domain)
+    raw = options.rewards(not earned.ready) == "raw"
 
     def reward(completions: list[Any], log_metric: Any, **columns: Any) -> list[float]:
-        scores = scores_of(domain, completions, log_metric=log_metric, **columns)
-        opinions = [score for score in scores if not math.isnan(score)]
-        log_metric("accuracy", sum(score >= 1 for score in opinions) / max(len(opinions), 1))
+        scores = earned.scores(completions, log_metric=log_metric, **columns)
+        if earned.judges:
+            opinions = [score for score in scores if not math.isnan(score)]
+            log_metric("accuracy", sum(score >= 1 for score in opinions) / max(len(opinions), 1))
         return scores if raw else signed(scores, options.wrong_reward)
 
+    reward.__name__ = earned.name  # by which TRL logs it
     return reward
 
 
@@ -251,21 +281,24 @@ def make_trainer(
     arguments = trainer_arguments(options, check_step(options, len(rows)), base.model.device, folder)
     if sigmoid:  # its optimiser clips the gradient of p
         arguments["max_grad_norm"] = 0.0
-    args = RLOOConfig(
+    rewards = reinforced(domain)
+    args = options.configuration(
         **arguments,
         num_generations=options.samples_per_prompt,
         max_completion_length=options.max_new_tokens,
         temperature=options.temperature,
         beta=0.0,  # KL is taken off here
+        reward_weights=[reward.weight for reward in rewards],
     )
     return ReinforceTrainer(
         model=base.model,
-        reward_funcs=reward_function(domain, options),
+        reward_funcs=[reward_function(domain, options, reward) for reward in rewards],
         args=args,
         train_dataset=rows,
         processing_class=base.tokenizer,
         peft_config=adapter,
         options=options,
         constraint=constraint,
+        sum_judges=not any(reward.judges for reward in rewards),
         shard_base=base.shard,
     )

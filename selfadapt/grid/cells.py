@@ -30,6 +30,7 @@ from selfadapt.base_models import load_base
 from selfadapt.grid.memory import PeakMemory
 from selfadapt.grid.results import BASE, Line, chosen_rate
 from selfadapt.recipes import Recipe, train_recipe
+from selfadapt.recipes.base import BaseBlock
 from selfadapt.two_pass import SelfAdaptiveModel
 
 EXAMPLES = 10
@@ -71,6 +72,12 @@ def settings_of(made_by: Any, evaluations: Sequence[Evaluation]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def base_settings(model: str, dtype: str | None, base: BaseBlock, evaluations: Sequence[Evaluation]) -> str:
+    """`settings_of` what the base itself answers."""
+    options = base.options()
+    return settings_of([model, dtype, *([options] if options else [])], evaluations)
+
+
 @dataclass(frozen=True)
 class Cell:
     """The base, evaluated on one domain; also what every other cell has."""
@@ -79,6 +86,8 @@ class Cell:
     model: str
     dtype: str | None
     """Of the base, as in a recipe."""
+    base: BaseBlock
+    """As in a recipe."""
     evaluations: Mapping[str, Evaluation]
     """What the cell is evaluated on, by name."""
     settings: str
@@ -113,7 +122,7 @@ class Cell:
             lines: the results of other cells so far.
         """
         ((_, evaluation),) = self.evaluations.items()
-        base, tokenizer = load_base(self.model, dtype=self.dtype)
+        base, tokenizer = load_base(self.model, dtype=self.dtype, **self.base.options())
         rows = evaluation.rows()
         scores = evaluation.scores(base, tokenizer, rows)
         return [scored(replace(self.line(), fingerprint=fingerprint(base)), rows, scores)]
@@ -136,7 +145,11 @@ class DispatchedCell(Cell):
         ((_, evaluation),) = self.evaluations.items()
         few_shot = self.method == FEW_SHOT
         adaptive = SelfAdaptiveModel.from_pretrained(
-            self.model, self.library, "none" if few_shot else self.method, dtype=self.dtype
+            self.model,
+            self.library,
+            "none" if few_shot else self.method,
+            dtype=self.dtype,
+            **self.base.options(),
         )
         rows, line = evaluation.rows(), self.line()
         if few_shot:
@@ -209,7 +222,7 @@ class TrainedCell(Cell):
     def run(self, folder: Path, lines: Sequence[Line]) -> list[Line]:
         """As `Cell.run`; goes on with a run that has begun in `folder`."""
         with PeakMemory() as memory:
-            base, tokenizer = load_base(self.model, dtype=self.dtype)
+            base, tokenizer = load_base(self.model, dtype=self.dtype, **self.base.options())
             base_fingerprint = fingerprint(base)
             result = train_recipe(
                 self.recipe,
@@ -241,7 +254,7 @@ class TrainedCell(Cell):
 
     def _base_scores(self, lines: Sequence[Line]) -> list[float] | None:
         """The base's scores on the items of the trained domain, if it has answered them already."""
-        settings = settings_of([self.model, self.dtype], [self.evaluations[self.trained_on]])
+        settings = base_settings(self.model, self.dtype, self.base, [self.evaluations[self.trained_on]])
         own = (BASE, self.trained_on, settings, None)
         known = [line for line in lines if (line.method, line.evaluated_on, line.settings, line.error) == own]
         return [float(digit) for digit in known[0].scores] if known else None

@@ -28,18 +28,23 @@ from pathlib import Path
 from typing import Any
 
 from dispatch import DISPATCHERS, FEW_SHOT, check_dispatcher
+from experts.domains import is_judged
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError, unknown
 from experts.svf.fingerprint import FILE as SKETCH
-from selfadapt.grid.cells import EXAMPLES, Cell, DispatchedCell, Evaluation, TrainedCell, settings_of
+from selfadapt.grid.cells import EXAMPLES, Cell, DispatchedCell, Evaluation, TrainedCell, base_settings, settings_of
 from selfadapt.grid.results import BASE
 from selfadapt.recipes import Recipe, configs_folder, find_recipe
+from selfadapt.recipes.base import BaseBlock
 from selfadapt.recipes.configuration import choices_of, find_file, in_our_names, make, merge, overlay, read_yaml
 from selfadapt.two_pass import find_library
 
 FIELDS = ("domains", "methods", "unseen", "dispatchers", "references", "library", "recipe", "seeds", "quick")
-RECIPE_FIELDS = [field.name for field in fields(Recipe)]
-METHOD_FIELDS = ("adapt", "training", "seeds", "reference")
+RECIPE_FIELDS = [*(field.name for field in fields(Recipe)), *Recipe.at_top]
+METHOD_FIELDS = ("adapt", "training", *Recipe.at_top, "seeds", "reference")
+
+BaseOf = tuple[str, str | None, BaseBlock]
+"""The name, dtype and block of a base."""
 
 
 @dataclass(frozen=True)
@@ -98,27 +103,26 @@ def read_experiment(
     if both := sorted(domains.keys() & unseen.keys()):
         raise UserError(f"{path}: {both[0]} is trained on, and so not unseen")
     recipes = {name: _untrained(recipe, f"{path}: {name}") for name, recipe in (domains | unseen).items()}
+    if unjudged := [name for name, recipe in recipes.items() if not is_judged(recipe.domain)]:
+        raise UserError(f"{path}: {unjudged[0]}: an experiment compares right answers: give judged_by")
     if any(recipe.chat_template_kwargs for recipe in recipes.values()):
         raise UserError(f"{path}: an experiment asks in the base's usual way, without chat_template_kwargs")
-    bases = {(recipe.model, recipe.dtype) for recipe in recipes.values()}
-    if len(bases) > 1:
-        said = sorted(f"{model} in {dtype}" if dtype else model for model, dtype in bases)
-        raise UserError(f"{path}: one experiment has one base, not {' and '.join(said)}")
-    ((model, dtype),) = bases
+    base = _base([*recipes.values()], path)
+    model = base[0]
     evaluations = {
         name: Evaluation(recipe.domain, recipe.training.max_new_tokens, recipe.test_size)
         for name, recipe in recipes.items()
     }
 
     cells = [
-        Cell(BASE, model, dtype, {name: evaluation}, settings_of([model, dtype], [evaluation]))
+        Cell(BASE, *base, {name: evaluation}, base_settings(*base, [evaluation]))
         for name, evaluation in evaluations.items()
     ]
     dispatchers, references = _dispatchers(document, path)
     if dispatchers:
         library = find_library(model, document.get("library"))
         of_unseen = {name: evaluations[name] for name in unseen}
-        dispatched = [*_dispatched(dispatchers, library, (model, dtype), of_unseen, path)]
+        dispatched = [*_dispatched(dispatchers, library, base, of_unseen, path)]
         cells += [replace(cell, reference=cell.method in references) for cell in dispatched]
     trained: list[TrainedCell] = []
     for method, changes in document["methods"].items():
@@ -131,6 +135,20 @@ def read_experiment(
             raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")
     # The smallest seeds first: they choose the learning rates.
     return Experiment(path.stem + ("-quick" if quick else ""), [*cells, *sorted(trained, key=lambda cell: cell.seed)])
+
+
+def _base(recipes: Sequence[Recipe], path: Path) -> BaseOf:
+    """The one base that all recipes have; raises UserError, if there are several."""
+    bases = [(recipe.model, recipe.dtype, recipe.base) for recipe in recipes]
+    if any(base != bases[0] for base in bases):
+        said = {
+            " ".join(
+                [model, *([f"in {dtype}"] if dtype else []), *([f"with {own}"] if (own := block.options()) else [])]
+            )
+            for model, dtype, block in bases
+        }
+        raise UserError(f"{path}: one experiment has one base, not {' and '.join(sorted(said))}")
+    return bases[0]
 
 
 def _dispatchers(document: Mapping[str, Any], path: Path) -> tuple[list[str], list[str]]:
@@ -152,12 +170,12 @@ def _dispatchers(document: Mapping[str, Any], path: Path) -> tuple[list[str], li
 def _dispatched(
     names: Sequence[str],
     library: ExpertLibrary,
-    base: tuple[str, str | None],
+    base: BaseOf,
     unseen: Mapping[str, Evaluation],
     path: Path,
 ) -> Iterator[DispatchedCell]:
-    """A cell for every dispatcher on every unseen domain; `base` is its name and dtype."""
-    experts = _contents(library.folder)
+    """A cell for every dispatcher on every unseen domain; `base` is its name, dtype and block."""
+    experts, options = _contents(library.folder), base[2].options()
     for name in names:
         known = [*(each for each in DISPATCHERS if each != "none"), *library.names]
         if name not in known:
@@ -166,7 +184,8 @@ def _dispatched(
             check_dispatcher(name, library)
         for domain, evaluation in unseen.items():
             searched = [repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else []
-            settings = settings_of([library.base, base[1], experts, name, *searched], [evaluation])
+            told = [library.base, base[1], *([options] if options else []), experts, name, *searched]
+            settings = settings_of(told, [evaluation])
             yield DispatchedCell(name, *base, {domain: evaluation}, settings, library)
 
 
@@ -179,7 +198,7 @@ def _trained(
     first_seed = min(recipe.training.seed for recipe in recipes)
     for recipe in recipes:
         settings = settings_of(recipe.to_dict(), list(evaluations.values()))
-        base = (recipe.model, recipe.dtype)
+        base = (recipe.model, recipe.dtype, recipe.base)
         yield TrainedCell(method, *base, evaluations, settings, recipe, domain, reference, rates, first_seed)
 
 

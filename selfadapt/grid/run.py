@@ -11,12 +11,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from experts.domains import check_domain
+from experts.domains import check_domain, load_rows
 from experts.outside.errors import UserError
 from experts.outside.files import check_writable
+from experts.training.options import check_step
 from experts.training.processes import processes
 from experts.training.run import Interrupted
-from selfadapt.grid.cells import Cell
+from selfadapt.grid.cells import Cell, TrainedCell
 from selfadapt.grid.experiment import Experiment
 from selfadapt.grid.results import RESULTS, Line, add_results, check_results_folder, read_results
 from selfadapt.grid.shares import Share
@@ -59,10 +60,9 @@ def run_experiment(
     cells = {cell.name: cell for cell in (matching if share is None else share.of(matching))}
     if not resume and (there := _own_lines(results, cells)):
         raise UserError(f"{results} has results of {there[0].cell} already; resume them, or choose another folder")
-    for domain in {name: each.domain for cell in cells.values() for name, each in cell.evaluations.items()}.values():
-        check_domain(domain)
-    check_writable(output / "cells")
     to_retry = {line.cell for line in _own_lines(results, cells) if line.error}
+    check_domains([cell for cell in cells.values() if not _is_settled(cell, _own_lines(results, cells), to_retry)])
+    check_writable(output / "cells")
     while True:
         lines = _own_lines(results, cells)
         # What is asked for by name does not wait for the choice of its learning rate.
@@ -75,6 +75,22 @@ def run_experiment(
         begun = [_claim_and_run(cell, cells, output, to_retry) for cell in open_cells if needed[cell.name]]
         if not any(begun):
             time.sleep(POLL)
+
+
+def check_domains(cells: Sequence[Cell]) -> None:
+    """Reads what cells are trained and evaluated on, before any base is loaded.
+
+    Raises:
+        UserError: if rows cannot be read, or answers cannot be judged here; or as `check_step` does.
+    """
+    for domain in {name: each.domain for cell in cells for name, each in cell.evaluations.items()}.values():
+        check_domain(domain)
+        load_rows(domain, "test")
+    trained = {(cell.trained_on, cell.method): cell for cell in cells if isinstance(cell, TrainedCell)}
+    rows = {name: len(load_rows(cell.recipe.domain, "train")) for (name, _), cell in trained.items()}
+    for (name, _), cell in trained.items():
+        load_rows(cell.recipe.domain, "validation")
+        check_step(cell.recipe.training, rows[name])
 
 
 def _claim_and_run(cell: Cell, cells: Mapping[str, Cell], output: Path, to_retry: set[str]) -> bool:

@@ -2,7 +2,8 @@
 
 The dataclass says everything: its fields and their types are what the file may hold, a field that is a dataclass is a
 block of the file, and a field with a `Choice` is a block that first chooses its own class. A class may say what its
-fields are called elsewhere (`also_called`). The command line has an option for every field.
+fields are called elsewhere (`also_called`), and which fields of a block may stand at the top (`at_top`). The command
+line has an option for every field. What names alone do not say, a class translates itself (`in_our_names`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -19,6 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from experts.outside.errors import UserError, unknown
+from experts.outside.fields import as_document
 from experts.outside.reading import read_text
 
 T = TypeVar("T")
@@ -147,19 +149,33 @@ def in_our_names(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
     """A document of a dataclass, with what its blocks' fields are called elsewhere replaced by their names here.
 
     Raises:
-        UserError: for a block that has a field under both names.
+        UserError: for a block that has a field under both names, or a field that stands in two places.
     """
-    translated = dict(document)
+    translated = _in_their_blocks(cls, document)
     for block, choice in choices_of(cls).items():
-        fields_of_block = document.get(block)
+        fields_of_block = translated.get(block)
         if not isinstance(fields_of_block, dict):
             continue
+        chosen = choice.classes.get(str(fields_of_block.get(choice.key)))
+        fields_of_block = getattr(chosen, "in_our_names", dict)(fields_of_block)
         theirs = _also_called(choice, fields_of_block.get(choice.key))
         for name, ours in theirs.items():
             if name in fields_of_block and ours in fields_of_block:
                 raise UserError(f"{block} has both {name} and {ours}, two names of one thing: leave one of them out")
         translated[block] = {theirs.get(name, name): value for name, value in fields_of_block.items()}
     return translated
+
+
+def _in_their_blocks(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with what stands at the top, and by the class's `at_top` belongs into a block, in that block."""
+    placed = dict(document)
+    for name, block in getattr(cls, "at_top", {}).items():
+        inner = placed.get(block) or {}
+        if name in placed and isinstance(inner, dict):
+            if name in inner:
+                raise UserError(f"{name} is there twice, at the top and in {block}: leave one of them out")
+            placed[block] = inner | {name: placed.pop(name)}
+    return placed
 
 
 def _also_called(choice: Choice, name: Any = None) -> dict[str, str]:
@@ -223,8 +239,8 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def spell_out(made: Any) -> dict[str, Any]:
-    """What the file of a dataclass would say, every default spelled out."""
-    document = asdict(made)
+    """What the file of a dataclass would say, every default spelled out but those of fields that were added."""
+    document = as_document(made)
     for field, choice in choices_of(type(made)).items():
         name = next(name for name, cls in choice.classes.items() if type(getattr(made, field)) is cls)
         if name != choice.default:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 import tyro
 
 from dispatch.embedding import PROMPTS, write_prompts
-from experts.domains import KINDS, own_reward
+from experts.domains import KINDS, is_judged, own_reward, reinforced
 from experts.outside.chats import with_template_arguments
 from experts.outside.errors import SEEDS, UserError, check_whole
+from experts.outside.fields import added
 from experts.training.expert import HeldOut, TrainedExpert, train_expert
 from experts.training.methods import METHODS, SVF, Adapt
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken
 from experts.training.trainer import LoadedBase
+from selfadapt.recipes.base import BaseBlock
 from selfadapt.recipes.classification import Classification
 from selfadapt.recipes.configuration import Choice, make, read_yaml, spell_out
 
 DOMAINS: dict[str, type] = {**KINDS, "classification": Classification}
-SINCE = ("chat_template_kwargs",)  # fields that recipes have not always had
 OBJECTIVES: dict[str, type] = {"reinforce": Reinforce, "next_token": NextToken}
 
 if TYPE_CHECKING:
@@ -38,8 +40,10 @@ class Recipe:
     """Base, domain, adapted matrices and training of one expert.
 
     In the file, `training.objective` is reinforce or next_token, and `adapt.method` is svf or one of its rivals; the
-    first of each, where it is not given.
+    first of each, where it is not given. `trainer` is a field of the training that may stand at the top.
     """
+
+    at_top: ClassVar[Mapping[str, str]] = {"trainer": "training"}
 
     domain: Annotated[AnyDomain, Choice("kind", DOMAINS, noun="domain")]
     training: Annotated[
@@ -55,14 +59,20 @@ class Recipe:
     float32 all the same."""
     test_size: int = 256
     """Held-out problems on which the base and the finished expert are compared."""
-    chat_template_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    base: BaseBlock = added(default_factory=BaseBlock)
+    chat_template_kwargs: dict[str, bool | int | float | str] = added(default_factory=dict)
     """Arguments of the base's chat template, in training and in every answer: Qwen3's enable_thinking: false."""
 
     def __post_init__(self) -> None:
         check_whole("test_size", self.test_size)
-        if isinstance(self.training, Reinforce):  # the model card says what was done
-            rewards = self.training.rewards(own_reward(self.domain) is not None)
-            object.__setattr__(self, "training", replace(self.training, reward=rewards))
+        if isinstance(self.training, Reinforce):
+            if not is_judged(self.domain):
+                raise UserError(
+                    "domain.judged_by: reinforce needs what says which answers are right; next_token does not"
+                )
+            if len(reinforced(self.domain)) == 1:  # the model card says what was done
+                rewards = self.training.rewards(own_reward(self.domain) is not None)
+                object.__setattr__(self, "training", replace(self.training, reward=rewards))
         check_whole("training.seed", self.training.seed, least=0, most=SEEDS)
         try:
             self.adapt.config()
@@ -88,13 +98,8 @@ class Recipe:
         return Run(output, self.to_dict(), resume, replace, log_completions, beside)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the YAML file would say, every default spelled out.
-
-        Fields that recipes have not always had are there only where they say something: results are found by a hash of
-        this.
-        """
-        document = spell_out(self)
-        return {name: value for name, value in document.items() if value or name not in SINCE}
+        """What the YAML file would say, every default spelled out but those of fields that were added."""
+        return spell_out(self)
 
 
 def read_recipe(path: Path) -> Recipe:

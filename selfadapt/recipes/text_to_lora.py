@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experts.outside.errors import UserError
+from experts.outside.fields import added
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
 from experts.text_to_lora.encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.network import LoraOutput, SvfOutput
@@ -18,6 +19,7 @@ from experts.text_to_lora.tasks import TaskData
 from experts.text_to_lora.writer import Base, Design, Sizes, shipped_network
 from experts.training.run import Result, Run
 from selfadapt.base_models import BUILT_IN, load_base, load_config
+from selfadapt.recipes.base import BaseBlock
 from selfadapt.recipes.configuration import Choice, configs_folder, find_file, make, read_yaml, spell_out
 
 OUTPUTS: dict[str, type] = {"lora": LoraOutput, "svf": SvfOutput}
@@ -46,6 +48,7 @@ class TextToLoraRecipe:
     trust_remote_code: bool = False
     """Let an encoder of the hub run the code that it brings; the paper's needs it."""
     network: Sizes = field(default_factory=Sizes)
+    base: BaseBlock = added(default_factory=BaseBlock)
 
     def to_dict(self) -> dict[str, Any]:
         """What the YAML file would say, every default spelled out."""
@@ -76,7 +79,7 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
     Raises:
         UserError: for anything that the recipe, the data or the folders lack.
     """
-    base, tasks, training = base_named(recipe.model, recipe.dtype), recipe.data.load(), recipe.training
+    base, tasks, training = base_named(recipe.model, recipe.dtype, recipe.base), recipe.data.load(), recipe.training
     if isinstance(training, TaskAdapters):
         return train_adapters(base, tasks, recipe.output, training, output)
     design = Design(recipe.output, recipe.encoder, recipe.trust_remote_code, recipe.network)
@@ -86,10 +89,10 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
     return train_reconstruction(design, base, tasks, training, run)
 
 
-def base_named(name: str | None, dtype: str | None = None) -> Base:
+def base_named(name: str | None, dtype: str | None = None, block: BaseBlock = BaseBlock()) -> Base:
     """The base of a name, the built-in one by default, as Text-to-LoRA takes it: loaded when it is needed."""
-    name = name or BUILT_IN
-    return Base(name, lambda: load_config(name), lambda: load_base(name, dtype=dtype))
+    name, options = name or BUILT_IN, block.options()
+    return Base(name, lambda: load_config(name, **options), lambda: load_base(name, dtype=dtype, **options))
 
 
 def find_network(model: str | None) -> Path:

@@ -62,7 +62,8 @@ def train(args: list[str]) -> None:
     # A base that is to be shared out never is on the accelerator as a whole.
     shared_out = options.shard_base and torch.accelerator.is_available()
     place = {"device": "cpu", "dtype": recipe.dtype or "auto"} if shared_out else {"dtype": recipe.dtype}
-    base = LoadedBase(*load_base(recipe.model, **place), recipe.model, options.shard_base)
+    loaded = load_base(recipe.model, **place, **recipe.base.options())
+    base = LoadedBase(*loaded, recipe.model, options.shard_base)
     result = train_recipe(recipe, base, run)
     report = {
         "expert": str(result.folder),

@@ -131,3 +131,105 @@ def test_a_domain_of_ones_own(mine: Path, run: Any, tmp_path: Path) -> None:
     assert code == 0, err
     assert json.loads(out)["n"] == 4
     assert "--domain.path" in run("train", mine, "--help")[1]
+
+
+SEVERAL = """
+def closeness(completions, target, **columns):
+    return [-abs(len(said[-1]["content"]) - len(right)) for said, right in zip(completions, target)]
+
+def silent(completions, **columns):
+    return [None] * len(completions)
+
+def halves(completions, **columns):
+    return [1.0 if index % 2 else None for index, _ in enumerate(completions)]
+"""
+
+
+def test_several_rewards_are_summed_and_logged_each(mine: Path, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(SEVERAL)
+    names = ["closeness", "silent", "halves"]
+    change(mine, "domain", reward=[f"rewards.py:{name}" for name in names], reward_weights=[0.5, 1, 2])
+    code, out, err = run("train", mine, "--output", tmp_path / "out", "--json", "--log-completions")
+    assert code == 0, err
+    assert json.loads(out)["base_reward"] <= 2
+    (entry,) = [entry for entry in Log(tmp_path / "out" / "training_log.jsonl").entries() if "reward" in entry]
+    means = {name: entry[f"rewards/{name}/mean"] for name in names}
+    assert means["silent"] is None
+    assert means["halves"] == 1
+    assert entry["reward"] == pytest.approx(0.5 * means["closeness"] + 2 * 0.5, abs=1e-4)
+    assert entry["accuracy"] >= 0
+    for line in Log(tmp_path / "out" / "completions.jsonl").entries():
+        of_half = line["rewards"]["halves"] or 0
+        assert line["reward"] == pytest.approx(0.5 * line["rewards"]["closeness"] + 2 * of_half)
+        assert line["rewards"]["silent"] is None
+    assert "rewards.py:halves" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_is_right_is_judged_beside_what_is_reinforced(mine: Path, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(SEVERAL)
+    change(mine, "domain", reward=["rewards.py:closeness"], judged_by="last_number", reward_weights=[2, 0.1])
+    recipe = read_recipe(mine)
+    assert recipe.training.reward is None  # type: ignore[union-attr]
+    code, out, err = run("train", mine, "--output", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert "base_reward" not in json.loads(out)
+    (entry,) = [entry for entry in Log(tmp_path / "out" / "training_log.jsonl").entries() if "reward" in entry]
+    signed = 2 * entry["accuracy"] - 1
+    assert entry["rewards/last_number/mean"] == pytest.approx(signed)
+    assert entry["reward"] == pytest.approx(2 * signed + 0.1 * entry["rewards/closeness/mean"], abs=1e-4)
+
+
+def test_next_tokens_need_no_judge(mine: Path, run: Any, tmp_path: Path) -> None:
+    document = yaml.safe_load(mine.read_text())
+    del document["domain"]["reward"]
+    mine.write_text(yaml.safe_dump(document))
+    assert "domain.judged_by: reinforce needs what says which answers are right" in run("train", mine)[2]
+    document["training"] = {
+        **{"objective": "next_token", "learning_rate": 0.05, "steps": 3, "sequences_per_step": 8},
+        **{"max_new_tokens": 4, "validate_every": 1, "validation_size": 4},
+    }
+    mine.write_text(yaml.safe_dump(document))
+    code, out, err = run("train", mine, "--output", tmp_path / "out", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["expert_loss"] < report["base_loss"]
+    assert {"n", "p_value"} <= report.keys()
+    assert "base_accuracy" not in report
+    figures = Log(tmp_path / "out" / "training_log.jsonl").validations()
+    assert report["best_step"] == min((step for step in figures if step), key=figures.__getitem__)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "nats a token (n = 4)" in card
+    assert "most common answer" not in card
+    assert "held-out rows: base loss" in err
+
+
+def test_chats_may_end_with_their_answer(mine: Path, tmp_path: Path) -> None:
+    turns = [("user", "Hello"), ("assistant", "Yes?"), ("user", "{}?"), ("assistant", "{}!")]
+    rows = [{"messages": [{"role": r, "content": c.format(n)} for r, c in turns]} for n in range(40)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = yaml.safe_load(mine.read_text())
+    document["domain"] = {
+        **{
+            "kind": "hub",
+            "name": "chats",
+            "description": "Chats.",
+            "path": "chats.jsonl",
+            "system_prompt": "Be brief.",
+        },
+        **{"prompt_column": "messages", "answer_column": None},
+    }
+    document["training"] = {"objective": "next_token", "learning_rate": 0.05, "steps": 1}
+    mine.write_text(yaml.safe_dump(document))
+    row = read_recipe(mine).domain.load("train")[0]
+    assert [message["role"] for message in row["prompt"]] == ["system", "user", "assistant", "user"]
+    assert row["answer"] == row["prompt"][-1]["content"].replace("?", "!")
+
+
+def test_the_base_is_loaded_as_its_block_says(mine: Path, run: Any) -> None:
+    assert "is no hub id, and has no revision 'v1'" in run("train", mine, "--base.revision", "v1")[2]
+    document = yaml.safe_load(mine.read_text())
+    mine.write_text(yaml.safe_dump(document | {"base": {"attn_implementation": "nothing"}}))
+    code, _, err = run("train", mine)
+    assert code == 1
+    assert "nothing" in err
+    assert "\n" not in err.strip()

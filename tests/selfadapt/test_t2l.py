@@ -247,7 +247,7 @@ def test_shipped_recipes_are_right(path: Path) -> None:
 
 
 def test_recipes_that_are_compared_read_the_same_prompts() -> None:
-    recipes = {path.stem: read_recipe(path) for path in SHIPPED}
+    recipes = {path.stem: read_recipe(path) for path in SHIPPED if path.parents[1].name == "smollm2-135m"}
     styles = {
         recipe.training.prompt for recipe in recipes.values() if isinstance(recipe.training, Supervised | TaskAdapters)
     }

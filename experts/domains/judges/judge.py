@@ -1,70 +1,97 @@
-"""What `judged_by` names: a ready reward, or a reward function of the user's own in TRL's signature."""
+"""What a judge's name means: a ready reward, a reward function of the user's own in TRL's signature, or a model."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from experts.domains.base import Completion, Domain, load_rows, scores_of, text_of
+from experts.domains.base import Completion, Domain, Reward, load_rows, text_of
+from experts.domains.judges import reward_model
 from experts.domains.judges.rewards import REWARDS, choice
 from experts.outside.errors import UserError, unknown
+from experts.outside.files import expand
 from experts.outside.imports import find_object
 
 CHECKED = 2  # rows that a reward function is called with before anything is loaded
 
 
-def own_function(judged_by: str) -> str | None:
-    """The place of a reward function of the user's own, None for a ready reward."""
-    return judged_by if ":" in judged_by else None
+def is_ready(judge: str) -> bool:
+    return judge in REWARDS
 
 
-def check_name(judged_by: str) -> None:
-    """Raises UserError for what is neither a ready reward nor the place of a function."""
-    if judged_by not in REWARDS and not own_function(judged_by):
-        raise unknown("reward", judged_by, [*REWARDS, "file.py:function", "package.module:function"])
+def is_function(judge: str) -> bool:
+    return ":" in judge
 
 
-def judged(judged_by: str, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Any:
-    """What completions earn: of a ready reward from `answer` and `choices`, of a function what it gives.
+def is_model(judge: str) -> bool:
+    return not is_ready(judge) and not is_function(judge) and ("/" in judge or os.path.isdir(expand(judge)))
+
+
+def check_name(judge: str) -> None:
+    """Raises UserError for what is neither a ready reward, nor the place of a function, nor a model."""
+    if not (is_ready(judge) or is_function(judge) or is_model(judge)):
+        known = [*REWARDS, "file.py:function", "package.module:function", "owner/model"]
+        raise unknown("reward", judge, known)
+
+
+def named(judge: str) -> str:
+    """What TRL calls it in logs."""
+    return (Path(judge).name or judge) if is_model(judge) else judge.rpartition(":")[2]
+
+
+def spoken_of(judge: str) -> str:
+    """What errors call it."""
+    return f"the reward {'function ' if is_function(judge) else 'model ' if is_model(judge) else ''}{judge}"
+
+
+def judged(judge: str, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Any:
+    """What completions earn: of a ready reward from `answer` and `choices`, of a function or model what it gives.
 
     A function is called as TRL calls it, where prompts are chats: with `completions`, each a list of one message, and
     with all columns by name. What TRL gives besides while it trains does nothing elsewhere.
     """
-    if own_function(judged_by):
-        chats = [[{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions]
-        besides = {"trainer_state": None, "log_extra": _nothing, "log_metric": _nothing}
-        given = find_object(judged_by, "reward function")(completions=chats, **besides | dict(columns))
-        if inspect.iscoroutine(given):  # in a thread, for a notebook has a loop of its own in this one
-            with ThreadPoolExecutor(1) as thread:
-                return thread.submit(asyncio.run, given).result()
-        return given
-    rows = zip(completions, columns["answer"], columns["choices"], strict=True)
-    return [score(judged_by, text_of(completion), answer, choices) for completion, answer, choices in rows]
+    if is_ready(judge):
+        rows = zip(completions, columns["answer"], columns["choices"], strict=True)
+        return [score(judge, text_of(completion), answer, choices) for completion, answer, choices in rows]
+    chats = [[{"role": "assistant", "content": c}] if isinstance(c, str) else list(c) for c in completions]
+    if is_model(judge):
+        return reward_model.scores(judge, columns["prompts"], chats)
+    besides = {"trainer_state": None, "log_extra": _nothing, "log_metric": _nothing}
+    given = find_object(judge, "reward function")(completions=chats, **besides | dict(columns))
+    if inspect.iscoroutine(given):  # in a thread, for a notebook has a loop of its own in this one
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, given).result()
+    return given
 
 
-def score(judged_by: str, text: str, answer: str, choices: Sequence[str]) -> float:
+def score(judge: str, text: str, answer: str, choices: Sequence[str]) -> float:
     """The ready reward of one text."""
-    return choice(text, answer, choices) if judged_by == "choice" else REWARDS[judged_by](text, answer)
+    return choice(text, answer, choices) if judge == "choice" else REWARDS[judge](text, answer)
 
 
-def finds_right(judged_by: str, answer: str, choices: Sequence[str]) -> bool:
+def finds_right(judge: str, answer: str, choices: Sequence[str]) -> bool:
     """Whether an answer would earn 1, as far as that is quickly known: math-verify takes too long for every row."""
-    quick = judged_by != "math_verify" and not own_function(judged_by)
-    return not quick or score(judged_by, answer, answer, choices) >= 1
+    quick = is_ready(judge) and judge != "math_verify"
+    return not quick or score(judge, answer, answer, choices) >= 1
 
 
-def check_function(domain: Domain, judged_by: str) -> None:
+def check_judge(domain: Domain, judge: str, reward: Reward) -> None:
     """Calls a reward function with rows of the domain: once with their own answers, and once with empty completions.
+    Of a reward model, looks at what says of its files that it is one.
 
     Raises:
         UserError: if it is not there, fails, or gives no numbers; or as `load_rows` does.
     """
-    if not own_function(judged_by):
+    if is_model(judge):
+        reward_model.check(judge)
+    if not is_function(judge):
         return
-    find_object(judged_by, "reward function")
+    find_object(judge, "reward function")
     rows = load_rows(domain, "train")
     rows = rows.select(range(min(CHECKED, len(rows))))
     columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
@@ -72,7 +99,7 @@ def check_function(domain: Domain, judged_by: str) -> None:
         # The tokens are a base's; that there are some has to do here.
         tokens = [list(text.encode()) for text in texts]
         try:
-            scores_of(domain, texts, prompts=rows["prompt"][:], completion_ids=tokens, **columns)
+            reward.scores(texts, prompts=rows["prompt"][:], completion_ids=tokens, **columns)
         except UserError as error:
             raise UserError(str(error) if any(texts) else f"{error} (for an empty completion)") from error
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import datasets
 import pytest
+from PIL import Image
 
 from experts.domains import Split, load_rows
 from experts.domains.hub import Hub
@@ -154,3 +155,28 @@ def test_files_that_are_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
         domain(tmp_path / "mine.doc").load("train")
     with pytest.raises(UserError, match="has no split 'train', but test: name the one to train on as train_split"):
         domain(write(tmp_path / "test.csv", [row(0)])).load("train")
+
+
+def test_pictures_come_with_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    colours = ["red", "blue"] * 20
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / "pictures" / f"{number}.png")
+    rows = [row(number, picture=f"pictures/{number}.png") for number in range(40)]
+    mine = domain(write(tmp_path / "mine.csv", rows), image_column="picture", system_prompt="Look.")
+    for got in load_rows(mine, "train"):
+        number = int(got["question"].split()[2])
+        assert got["image"].getpixel((0, 0)) == ((255, 0, 0) if colours[number] == "red" else (0, 0, 255))
+        assert "picture" not in got
+    # What datasets has as a picture itself.
+    data = datasets.Dataset.from_list([row(n) | {"image": Image.new("RGB", (4, 4), c)} for n, c in enumerate(colours)])
+    data.to_parquet(tmp_path / "own.parquet")
+    inside = domain(tmp_path / "own.parquet", image_column="image")
+    assert load_rows(inside, "test")[0]["image"].size == (4, 4)
+    missing = domain(write(tmp_path / "bad.csv", [*rows[:20], row(99, picture="none.png")]), image_column="picture")
+    with pytest.raises(UserError, match=r"there is no picture .*none\.png"):
+        [load_rows(missing, split) for split in get_args(Split)]
+    with pytest.raises(UserError, match="unknown column 'pictur'; did you mean 'picture'"):
+        load_rows(domain(tmp_path / "mine.csv", image_column="pictur"), "train")
+    with pytest.raises(UserError, match="the column 'low' holds no pictures"):
+        load_rows(domain(write(tmp_path / "low.json", rows), image_column="low"), "train")

@@ -183,3 +183,20 @@ def test_unknown_reward(sums: Path) -> None:
 def test_from_a_recipe() -> None:
     recipe = {"name": "sums", "description": "Sums.", "path": "sums.jsonl", "judged_by": "exact"}
     assert TypeAdapter(Jsonl).validate_python(recipe) == Jsonl("sums", "Sums.", "sums.jsonl", "exact")
+
+
+def test_a_system_prompt_goes_before_several_turns(tmp_path: Path) -> None:
+    turns = [("user", "Hello"), ("assistant", "Yes?"), ("user", "What is {} + 1?")]
+    rows = [
+        {"prompt": [{"role": r, "content": c.format(n)} for r, c in turns], "answer": str(n + 1)} for n in range(40)
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = domain(file).load("train")
+    told = domain(file, system_prompt="Be brief.").load("train")
+    assert [[{"role": "system", "content": "Be brief."}, *prompt] for prompt in plain["prompt"]] == told["prompt"][:]
+    assert "system_prompt=" not in repr(domain(file))
+    rows[3]["prompt"] = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "?"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"chats\.jsonl:4: the prompt has a system message of its own"):
+        [domain(file, system_prompt="Be brief.").load(split) for split in ("train", "validation", "test")]

@@ -9,6 +9,7 @@ import pytest
 
 from experts.domains import answers_of, check_domain, load_rows, scores_of
 from experts.domains.module import Module
+from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 
 CODE = """
@@ -63,3 +64,11 @@ def test_mistakes_are_one_line(file: Path, name: str, options: dict[str, Any], s
     with pytest.raises(UserError, match=said) as error:
         check_domain(Module(f"{file}:{name}", options))
     assert "\n" not in str(error.value)
+
+
+def test_its_chats_may_have_a_system_message_and_several_turns(file: Path, tiny_tokenizer: Any) -> None:
+    turns = '[{"role": r, "content": "?"} for r in ("system", "user", "assistant", "user")]'
+    file.write_text(CODE.replace('[{"role": "user", "content": "?"}]', turns))
+    (prompt,) = load_rows(Module(f"{file}:Mine", {"right": "yes"}), "train")["prompt"]
+    assert [message["role"] for message in prompt] == ["system", "user", "assistant", "user"]
+    assert tokenize(tiny_tokenizer, [prompt])

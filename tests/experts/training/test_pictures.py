@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pytest
 import torch
 import yaml
 from datasets import Dataset
@@ -16,6 +18,7 @@ from transformers import ProcessorMixin
 
 from experts import Expert, ExpertLibrary, Mixture
 from experts.domains import text_of
+from experts.domains.hub import Hub
 from experts.engine import NativeEngine
 from experts.expert import read_config
 from experts.svf import SVFConfig, SVFLinear
@@ -143,3 +146,22 @@ def test_from_a_folder_of_pictures_to_an_expert_by_recipe(seeing: tuple[Any, Any
     parts = [{"type": "image", "image": solid("red")}, {"type": "text", "text": "Colour?"}]
     answers = adaptive.generate([[{"role": "user", "content": parts}], "And a question without one?"], max_new_tokens=3)
     assert [answer.mixture[0] for answer in answers] == [{"colours": 1.0}] * 2
+
+
+def test_a_table_with_a_column_of_pictures_and_a_system_prompt_trains(
+    seeing: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    model, processor = seeing
+    rows = [{"prompt": "Colour?", "answer": c, "seen": solid(c)} for c in ("red", "blue") * 20]
+    Dataset.from_list(rows).to_parquet(tmp_path / "colours.parquet")
+    domain = Hub(
+        **{"name": "colours", "description": "Colours.", "path": str(tmp_path / "colours.parquet")},
+        **{"judged_by": "last_word", "image_column": "seen", "system_prompt": "Look."},
+    )
+    options = Reinforce(
+        learning_rate=0.1, steps=1, prompts_per_step=2, samples_per_prompt=2, max_new_tokens=3, validation_size=2
+    )
+    base = LoadedBase(model, processor, "tiny")
+    result = train_expert(base, domain, SVFConfig(task_type="CAUSAL_LM"), options, Run(tmp_path / "x", {}), HeldOut(2))
+    assert len(result.expert_scores) == 2

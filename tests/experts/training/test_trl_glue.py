@@ -162,3 +162,33 @@ def test_a_tracker_that_is_none_is_refused(
     base = LoadedBase(tiny_model, tiny_tokenizer, "tiny")
     with pytest.raises(UserError, match="did you mean 'trackio'"):
         make_trainer(base, letters, SVFConfig(), replace(options, report_to="trackr"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [{"top_k": 1}, {"generation_kwargs": {"top_k": 1}}, {"mask_truncated_completions": True, "weight_decay": 0.1}],
+    ids=str,
+)
+def test_what_the_trainer_is_told_besides_counts(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path, trainer: dict[str, Any]
+) -> None:
+    options = replace(options, trainer=trainer, steps=1)
+    made = trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
+    rows = [row for row in letters.load("train").select(range(4)) for _ in range(4)]
+    batch = made._generate_and_score_completions(rows)
+    if "weight_decay" in trainer:
+        assert not batch["completion_mask"].any()  # of so few tokens all are truncated
+        assert made.create_optimizer().param_groups[0]["weight_decay"] == 0.1
+    else:  # of the most likely token alone all samples are one
+        assert (batch["completion_ids"].view(4, 4, -1) == batch["completion_ids"].view(4, 4, -1)[:, :1]).all()
+    made.train()
+    assert made.state.global_step == 1
+
+
+def test_what_the_trainer_refuses_is_one_line(
+    tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
+) -> None:
+    options = replace(options, trainer={"optim": "adamww"})
+    with pytest.raises(UserError, match=r"trainer: RLOOConfig refuses it: .*adamww.* is not a valid") as error:
+        trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
+    assert "\n" not in str(error.value)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -76,3 +78,57 @@ def test_another_adapter_of_the_same_configuration_begins_as_the_base(tiny_model
                 z.fill_(1.5)
     model.add_adapter("second", config)
     assert all((z == 1).all() for z in vectors(model, "second"))
+
+
+def chats(texts: list[str], role: str = "user") -> list[list[dict[str, str]]]:
+    return [[{"role": role, "content": text}] for text in texts]
+
+
+def from_the_base(kind: str, model: Any, tokenizer: Any, folder: Path, rank: int | None) -> Any:
+    """A trainer of TRL's that is given the base and `peft_config`."""
+    numbers = [str(number) for number in range(16)]
+    rows = {"prompt": chats(numbers)}
+    if kind == "SFT":
+        rows["completion"] = chats(["aaa"] * 16, "assistant")
+    if kind == "DPO":
+        rows |= {"chosen": chats(["aaa"] * 16, "assistant"), "rejected": chats(["zzz"] * 16, "assistant")}
+    sampled = {"num_generations": 2, "max_completion_length": 4, "beta": 0.1} if kind in ("GRPO", "RLOO") else {}
+    fused = {"learning_rate": 1e-2, "optim": "adamw_torch_fused", "save_steps": 2, "per_device_train_batch_size": 4}
+    args = getattr(trl, f"{kind}Config")(str(folder), **{**CHEAP, "max_steps": 4}, **fused, **sampled)
+    rewards = {"reward_funcs": lambda completions, **_: [float(i) for i, _ in enumerate(completions)]}
+    return getattr(trl, f"{kind}Trainer")(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=tokenizer,
+        peft_config=SVFConfig(rank=rank, task_type="CAUSAL_LM"),
+        **(rewards if sampled else {}),
+    )
+
+
+@pytest.mark.parametrize("rank", [8, None])
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO", "RLOO"])
+def test_a_trainer_that_is_given_the_base_trains_resumes_and_saves(
+    kind: str, rank: int | None, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    base = [copy.deepcopy(tiny_model) for _ in range(3)]
+    run = from_the_base(kind, base[0], tiny_tokenizer, tmp_path / "run", rank)
+    run.train()
+    z = vectors(run.model, "default")
+    assert any((each != 1).any() for each in z)
+    first = run.state.log_history[0]
+    if kind == "DPO":
+        assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
+    if kind in ("GRPO", "RLOO"):
+        assert first["kl"] == pytest.approx(0, abs=1e-5)
+    # What is merged for answers is what was trained last, and the base is as it was.
+    prompt = tiny_tokenizer("What is 1 + 1?", return_tensors="pt")["input_ids"]
+    run.save_model(str(tmp_path / "expert"))
+    loaded = PeftModel.from_pretrained(base[1], str(tmp_path / "expert")).eval()
+    with torch.no_grad():
+        assert torch.equal(run.model.eval()(prompt).logits, loaded(prompt).logits)
+        with run.model.disable_adapter(), loaded.disable_adapter():
+            assert torch.equal(run.model(prompt).logits, tiny_model(prompt).logits)
+    again = from_the_base(kind, base[2], tiny_tokenizer, tmp_path / "run", rank)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert all(map(torch.equal, vectors(again.model, "default"), z))

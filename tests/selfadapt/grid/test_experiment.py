@@ -252,3 +252,19 @@ def test_a_recipe_of_a_grid_asks_in_the_bases_usual_way(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(document))
     with pytest.raises(UserError, match="without chat_template_kwargs"):
         read_experiment(path)
+
+
+def test_the_blocks_of_base_and_trainer_are_part_of_the_settings(tmp_path: Path) -> None:
+    def settings(**changes: Any) -> dict[str, str]:
+        document = {"domains": {"sums": RECIPE}, "methods": {"svf": {}}, "recipe": {"test_size": 8}} | changes
+        return {cell.name: cell.settings for cell in read_experiment(written(tmp_path, document)).cells}
+
+    plain = settings()
+    revision = settings(recipe={"test_size": 8, "base": {"revision": "v1"}})
+    assert not set(plain.values()) & set(revision.values())
+    assert settings(recipe={"test_size": 8, "base": {}}) == plain
+    drawn = settings(methods={"svf": {"trainer": {"top_p": 0.9}}})
+    assert drawn["base/sums"] == plain["base/sums"]
+    assert drawn["svf/sums/lr0.01/seed0"] != plain["svf/sums/lr0.01/seed0"]
+    with pytest.raises(UserError, match="one experiment has one base, not smollm2-135m and smollm2-135m with"):
+        settings(unseen={"letters": {"domain": DOMAIN, "base": {"revision": "v1"}}})

@@ -368,3 +368,36 @@ def test_the_command(
     assert err.splitlines()[-1] == "error: failed: svf/numbers/lr0.05/seed0 (ZeroDivisionError: division by zero)"
     code, _, err = run("method")
     assert (code, err) == (1, "error: unknown experiment 'method'; did you mean 'methods'?\n")
+
+
+def test_domains_are_read_before_any_base_is_loaded(document: dict[str, Any], tmp_path: Path) -> None:
+    for block in ("numbers", "letters"):
+        where = document["domains" if block == "numbers" else "unseen"][block]
+        where["model"] = str(tmp_path / "no-such-base")
+    document["unseen"]["letters"]["domain"] = {
+        **{"kind": "jsonl", "name": "letters", "description": "Letters.", "judged_by": "exact"},
+        "path": str(tmp_path / "nowhere.jsonl"),
+    }
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        run_experiment(read_experiment(path), tmp_path / "out", resume=False)
+    document["unseen"] = {}
+    document["methods"]["svf"]["training"]["sequences_per_step"] = 33
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match="sequences_per_step is 33, and there are 32 rows"):
+        run_experiment(read_experiment(path), tmp_path / "out", resume=False)
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_what_nothing_judges_is_no_domain_of_an_experiment(document: dict[str, Any], tmp_path: Path) -> None:
+    document["unseen"]["letters"]["domain"] = {
+        "kind": "jsonl",
+        "name": "letters",
+        "description": "Letters.",
+        "path": "x",
+    }
+    document["unseen"]["letters"]["training"] = {"objective": "next_token"}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match="letters: an experiment compares right answers: give judged_by"):
+        read_experiment(tmp_path / "grid.yaml")

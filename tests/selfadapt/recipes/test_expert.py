@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from experts.outside.errors import UserError
 from experts.training.methods import DoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
+from experts.training.trainer import trainer_arguments
 from selfadapt.recipes import Recipe, configs_folder, find_recipe, override, read_recipe
 
 MINIMAL = {
@@ -82,6 +86,49 @@ def test_two_names_of_one_thing_and_a_folder_are_refused(
     with pytest.raises(UserError, match=message) as caught:
         read_recipe(written(tmp_path, MINIMAL | change))
     assert "recipe.yaml" in str(caught.value)
+
+
+def test_the_base_and_the_trainer_are_told_more_by_blocks_that_change_nothing_where_they_are_absent(
+    tmp_path: Path,
+) -> None:
+    plain = read_recipe(written(tmp_path, MINIMAL))
+    assert not {"base", "chat_template_kwargs"} & plain.to_dict().keys()
+    assert "trainer" not in plain.to_dict()["training"]
+    told = {"base": {"revision": "v1", "attn_implementation": "eager"}, "trainer": {"top_p": 0.9, "weight_decay": 0.1}}
+    recipe = read_recipe(written(tmp_path, MINIMAL | told))
+    assert recipe.base.options() == told["base"]
+    assert recipe.training.trainer == told["trainer"]
+    assert recipe.to_dict()["base"] == told["base"]
+    assert read_recipe(written(tmp_path, recipe.to_dict())) == recipe
+    got = override(recipe, ["--base.revision", "v2", "--trainer.top-p", "0.5"], prog="train")
+    assert (got.base.revision, got.training.trainer["top_p"]) == ("v2", 0.5)
+    with pytest.raises(UserError, match="trainer is there twice, at the top and in training"):
+        read_recipe(written(tmp_path, {**recipe.to_dict(), "trainer": {}}))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"top_pp": 0.9}, "unknown argument of RLOOConfig in trainer: 'top_pp'; did you mean 'top_p'"),
+        ({"num_generations": 4}, "num_generations is not handed on to RLOOConfig: use training.samples_per_prompt"),
+        ({"output_dir": "x"}, "output_dir is not handed on to RLOOConfig: `selfadapt train` has --output"),
+        ({"vllm_mode": "server"}, "vllm_mode is not handed on"),
+        ({"top_p": "high"}, "trainer: top_p: .*number"),
+    ],
+)
+def test_what_is_no_business_of_the_trainer_block_is_one_line(tmp_path: Path, trainer: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        read_recipe(written(tmp_path, MINIMAL | {"trainer": trainer}))
+    assert "\n" not in str(error.value)
+
+
+def test_every_argument_is_handed_on_or_refused() -> None:
+    """Those that trainers here are told themselves are refused, so that none is given twice."""
+    options = Reinforce(learning_rate=1, steps=1)
+    told = {*trainer_arguments(options, (1, 1), torch.device("cpu"), Path())} | {"num_generations", "temperature"}
+    for name in told:
+        with pytest.raises(UserError, match=f"{name} is not handed on"):
+            replace(options, trainer={name: None})
 
 
 @pytest.mark.parametrize(
@@ -164,3 +211,29 @@ def test_what_a_recipe_does_not_use_is_not_in_its_settings(tmp_path: Path) -> No
     assert read_recipe(written(tmp_path, thinking.to_dict())) == thinking
     with pytest.raises(UserError, match="chat_template_kwargs"):
         read_recipe(written(tmp_path, MINIMAL | {"chat_template_kwargs": {"words": ["a"]}}))
+
+
+def test_recipes_that_fit_a_card_say_what_the_arithmetic_gives() -> None:
+    """Their headers, and the settings for 24 GB."""
+    spec = importlib.util.spec_from_file_location("fits", configs_folder().parent / "benchmarks" / "fits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fits = importlib.util.module_from_spec(spec)
+    sys.modules["fits"] = fits  # where dataclasses look for their own
+    spec.loader.exec_module(fits)
+    found = 0
+    for folder, name in [("qwen3-4b", "Qwen3-4B"), ("llama-3.1-8b-instruct", "Llama-3.1-8B-Instruct")]:
+        for domain, tokens in fits.TOKENS.items():
+            path = find_recipe(f"{folder}/{domain}")
+            recipe, header = read_recipe(path), path.read_text()
+            own = fits.needs(fits.BASES[name], 64, fits.Step(tokens, recipe.training.micro_batch_size, True))
+            assert recipe.training.gradient_checkpointing
+            assert (
+                f"the base in bfloat16 {own.base / 1e9:.1f} and the factors of rank 64 {own.factors / 1e9:.1f}"
+                in header
+            )
+            assert f"sampled {own.sequences(24e9)} at a time" in header
+            assert f"takes {own.backward / 1e9:.1f}, peak {(own.stays + own.backward) / 1e9:.1f}" in header
+            assert own.stays + max(own.backward, own.sequences(24e9) * own.cache) < 24e9
+            found += 1
+    assert found == 6

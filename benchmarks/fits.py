@@ -1,0 +1,117 @@
+"""The memory that training an expert needs, by arithmetic: what stays, and what comes and goes on a card.
+
+python benchmarks/fits.py [--card 24]
+
+For every shipped recipe of rank 64 on bases of 4 to 8 billion parameters. `benchmarks/memory.py` measures the same
+components on the built-in base. None of this was run on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen3Config
+
+LLAMA = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_key_value_heads": 8}
+BASES: dict[str, PreTrainedConfig] = {
+    "Qwen3-4B": Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    ),
+    "Llama-3.1-8B-Instruct": LlamaConfig(**LLAMA, num_attention_heads=32, vocab_size=128_256),
+    "Mistral-7B-Instruct-v0.3": MistralConfig(**LLAMA, num_attention_heads=32, vocab_size=32_768),
+    "Mistral-7B-Instruct-v0.2": MistralConfig(**LLAMA, num_attention_heads=32, vocab_size=32_000),
+}
+"""As they are published."""
+LOGITS = 3 * 4 * 2**26
+"""A piece of logits, its softmax and its gradient, in float32 (`experts/training/token_logps.py`)."""
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of a recipe holds at once."""
+
+    tokens: int
+    """Of a prompt and its completion."""
+    micro_batch: int
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes."""
+
+    base: int
+    factors: int
+    backward: int
+    """What is kept of a micro-batch for the backward pass, and the logits."""
+    cache: int
+    """Keys and values of one sequence."""
+
+    @property
+    def stays(self) -> int:
+        return self.base + self.factors
+
+    def sequences(self, card: float) -> int:
+        """That are sampled at once on a card of so many bytes: their cache takes up half of what is left."""
+        return int((card - self.stays) / 2 // self.cache)
+
+
+def needs(config: PreTrainedConfig, rank: int | None, step: Step, targets: tuple[str, ...] = MLP) -> Needs:
+    """Of a base in bfloat16 with experts on its MLP matrices, or others.
+
+    A token keeps 2·h bytes a layer with gradient checkpointing, and 2·(4·i + 6·h) in a layer that is not, which is one
+    at a time then: 8 % more than was measured on the built-in base (hidden size h, intermediate size i).
+    """
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config)
+    shapes = [m.weight.shape for name, m in base.named_modules() if isinstance(m, nn.Linear) and name.endswith(targets)]
+    ranks = [min(*shape, rank or min(shape)) for shape in shapes]
+    h, i, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    whole = 2 * (4 * i + 6 * h)
+    kept = 2 * h * layers + whole if step.checkpointing else whole * layers
+    width = getattr(config, "head_dim", None) or h // config.num_attention_heads
+    return Needs(
+        base=2 * sum(parameter.numel() for parameter in base.parameters()),
+        factors=sum(2 * r * sum(shape) + 4 * r for r, shape in zip(ranks, shapes, strict=True)),
+        backward=step.tokens * step.micro_batch * kept + LOGITS,
+        cache=2 * layers * config.num_key_value_heads * width * 2 * step.tokens,
+    )
+
+
+SETTINGS = {24: (4, True), 80: (8, False)}
+"""Card → sequences of a micro-batch, and whether there is gradient checkpointing."""
+TOKENS = {"gsm8k": 300 + 512, "mbpp": 350 + 512, "arc_easy": 250 + 256}
+"""The longest prompts of the training split, and the new tokens of the recipe."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--card", type=int, choices=[*SETTINGS], help="GB of memory; all, if it is not given")
+    card = parser.parse_args().card
+    columns = ("base", "factors", "stay", "backward", "peak", "sequences sampled at once", "their cache", "peak")
+    print(f"| | card | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
+    for size in [card] if card else SETTINGS:
+        micro_batch, checkpointing = SETTINGS[size]
+        for name, config in BASES.items():
+            for domain, tokens in TOKENS.items():
+                own = needs(config, 64, Step(tokens, micro_batch, checkpointing))
+                rows = min(own.sequences(size * 1e9), 128)
+                sizes = (own.base, own.factors, own.stays, own.backward, own.stays + own.backward)
+                told = [f"{each / 1e9:.1f}" for each in sizes]
+                told += [str(rows), f"{rows * own.cache / 1e9:.1f}", f"{(own.stays + rows * own.cache) / 1e9:.1f}"]
+                print(f"| {name}, {domain} | {size} | {' | '.join(told)} |")
+
+
+if __name__ == "__main__":
+    main()

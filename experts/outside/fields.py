@@ -1,0 +1,34 @@
+"""Fields that recipes have not always had. Results are found by a hash of what a recipe says, which must stay."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from typing import Any
+
+
+def added(default: Any = MISSING, *, default_factory: Any = MISSING, repr: bool = True) -> Any:
+    """A field of a dataclass that is in no document, and in no `told` text, where it has its default."""
+    return field(default=default, default_factory=default_factory, repr=repr, metadata={"added": True})
+
+
+def said(made: Any) -> list[Field[Any]]:
+    """The fields of a dataclass but for those that were added and have their default."""
+    return [own for own in fields(made) if not (own.metadata.get("added") and getattr(made, own.name) == _default(own))]
+
+
+def told(made: Any) -> str:
+    """The repr that dataclasses have, of the fields that `said` gives."""
+    return f"{type(made).__qualname__}({', '.join(f'{own.name}={getattr(made, own.name)!r}' for own in said(made))})"
+
+
+def as_document(made: Any) -> Any:
+    """`dataclasses.asdict`, of the fields that `said` gives."""
+    if is_dataclass(made) and not isinstance(made, type):
+        return {own.name: as_document(getattr(made, own.name)) for own in said(made)}
+    if isinstance(made, dict):
+        return {key: as_document(value) for key, value in made.items()}
+    return [as_document(value) for value in made] if isinstance(made, list | tuple) else made
+
+
+def _default(own: Field[Any]) -> Any:
+    return own.default if own.default_factory is MISSING else own.default_factory()

@@ -1,0 +1,111 @@
+"""Arguments of TRL's and transformers' configurations that a recipe hands on as they are, in its `trainer` block.
+
+What an option of ours sets, or what has no effect on trainings here, is refused: the line says what to use instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from experts.outside.errors import UserError, unknown
+
+SAME = ("learning_rate", "max_grad_norm", "seed", "gradient_checkpointing", "report_to", "temperature")
+EVERY_STEP = "every step is logged and has a checkpoint"
+VALIDATION = "use training.validate_every, validation_size and patience; the best step is what is kept"
+DTYPE = "use the recipe's dtype; what is trained is float32"
+PLACE = "it follows from where the base is"
+SHARED_OUT = "`selfadapt train` has --shard-base"
+PUSHED = "push the finished folder"
+NATIVE = "the engine of this package samples"
+ONCE = "a step takes its own samples, once"
+BASELINE = "use training.baseline, and training.reward for the rewards"
+REFERENCE = "the reference of training.kl is the base without the expert"
+SHOWN = "`selfadapt train` has --log-completions"
+NO_EFFECT = "it has no effect here; leave it out"
+
+INSTEAD: Mapping[str, str] = {
+    **{name: f"use training.{name}" for name in SAME},
+    "output_dir": "`selfadapt train` has --output",
+    "resume_from_checkpoint": "`selfadapt train` has --resume",
+    "max_steps": "use training.steps",
+    "num_train_epochs": "use training.steps",
+    "per_device_train_batch_size": "use training.micro_batch_size",
+    **dict.fromkeys(
+        ("activation_checkpointing", "activation_checkpointing_kwargs"), "use training.gradient_checkpointing"
+    ),
+    "gradient_accumulation_steps": "use training.prompts_per_step (sequences_per_step) and micro_batch_size",
+    "auto_find_batch_size": "use training.micro_batch_size",
+    "lr_scheduler_type": "use training.schedule",
+    "num_generations": "use training.samples_per_prompt",
+    "max_completion_length": "use training.max_new_tokens",
+    "beta": "use training.kl",
+    "reward_weights": "use domain.reward_weights",
+    "chat_template_kwargs": "use the recipe's chat_template_kwargs",
+    "model_init_kwargs": "use the recipe's base block",
+    "trust_remote_code": "use the recipe's base block",
+    **dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step"), EVERY_STEP),
+    **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit", "save_only_model"), EVERY_STEP),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), VALIDATION),
+    **dict.fromkeys(("per_device_eval_batch_size", "num_generations_eval", "batch_eval_metrics"), VALIDATION),
+    **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), DTYPE),
+    **dict.fromkeys(("use_cpu", "dataloader_pin_memory"), PLACE),
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), SHARED_OUT),
+    **dict.fromkeys(("ds3_gather_for_generation", "ddp_broadcast_buffers", "ddp_find_unused_parameters"), NO_EFFECT),
+    **dict.fromkeys(("remove_unused_columns", "disable_tqdm", "include_num_input_tokens_seen"), NO_EFFECT),
+    **dict.fromkeys(("label_smoothing_factor", "label_names", "prediction_loss_only"), NO_EFFECT),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict", "include_for_metrics", "local_rank"), NO_EFFECT),
+    **dict.fromkeys(("router_aux_loss_coef", "log_multimodal", "train_sampling_strategy"), NO_EFFECT),
+    **dict.fromkeys(("num_iterations", "steps_per_generation", "generation_batch_size"), ONCE),
+    **dict.fromkeys(("epsilon", "epsilon_high"), ONCE),
+    **dict.fromkeys(("normalize_advantages", "reward_clip_range"), BASELINE),
+    **dict.fromkeys(("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), REFERENCE),
+    **dict.fromkeys(("log_completions", "num_completions_to_print", "log_unique_prompts"), SHOWN),
+    **dict.fromkeys(("cache_implementation", "use_vllm"), NATIVE),
+}
+BY_BEGINNING = {
+    "eval_": VALIDATION,
+    "hub_": PUSHED,
+    "push_to_hub": PUSHED,
+    "vllm_": NATIVE,
+    "use_transformers_": NATIVE,
+    "transformers_": NATIVE,
+}
+DRAWING = {"top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"}
+"""Arguments that say how tokens are drawn, beside the temperature."""
+
+
+def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
+    """Looks at arguments for a configuration class, and at their values' types.
+
+    Raises:
+        UserError: naming the first that the class does not know, that is not handed on, or whose value is another's.
+    """
+    hints = get_type_hints(config)
+    for name, value in given.items():
+        if name not in {field.name for field in fields(config)}:
+            raise unknown(f"argument of {config.__name__} in trainer:", name, set(hints) - {*INSTEAD})
+        instead = INSTEAD.get(name) or next((why for start, why in BY_BEGINNING.items() if name.startswith(start)), "")
+        if instead:
+            raise UserError(f"trainer: {name} is not handed on to {config.__name__}: {instead}")
+        try:
+            TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"trainer: {name}: {error.errors()[0]['msg']}") from error
+
+
+def configured(config: type, arguments: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """An instance of a configuration class, of our arguments and of those that a recipe hands on.
+
+    Raises:
+        UserError: if the class refuses them.
+    """
+    try:
+        return config(**arguments, **given)
+    except (ValueError, TypeError, ImportError) as error:
+        if not given:
+            raise
+        raise UserError(f"trainer: {config.__name__} refuses it: {' '.join(str(error).split())}") from error
