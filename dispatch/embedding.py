@@ -79,8 +79,7 @@ class EmbeddingDispatcher:
                 f"remove {FILE} from all but those of one"
             )
         encoder = encoders.pop()
-        descriptions = [library.config(name).description or name for name in library.names]
-        vectors = encode(descriptions, encoder)
+        vectors = encode([*library.descriptions().values()], encoder)
         prompts = [own if len(own) else vectors[:0] for _, own in stored]
         return cls(library.names, vectors, prompts, encoder=encoder, false_alarms=false_alarms, soft=soft)
 
