@@ -111,19 +111,26 @@ def attach_lora(model: PreTrainedModel | PeftModel, lora: Lora, name: str) -> Pe
 
 
 def check_lora(what: str, lora: Lora, model: PreTrainedModel | PeftModel) -> None:
-    """Raises UserError if a base lacks a matrix that a LoRA adapts, or has it in another shape."""
+    """Raises UserError, with the reason, if a LoRA does not fit a base."""
+    if (fault := fault_of_lora(lora, model)) is not None:
+        raise UserError(f"{what} {fault}")
+
+
+def fault_of_lora(lora: Lora, model: PreTrainedModel | PeftModel) -> str | None:
+    """Which matrix a LoRA adapts that a base lacks, or has in another shape; None for none."""
     modules = plain_modules(model.get_base_model() if isinstance(model, PeftModel) else model)
     for matrix, factors in lora.factors.items():
         module = modules.get(matrix)
         if module is None:
-            raise UserError(f"{what} adapts {matrix}, which the base does not have")
+            return f"adapts {matrix}, which the base does not have"
         if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
-            raise UserError(f"{what} adapts {matrix}, which is no linear layer of the base")
+            return f"adapts {matrix}, which is no linear layer of the base"
         shape, wanted = list(module.weight.shape), [len(factors.b), factors.a.shape[1]]
         if isinstance(module.base_layer if isinstance(module, SVFLinear) else module, Conv1D):
             shape.reverse()
         if shape != wanted:
-            raise UserError(f"{what} is for a {matrix} of shape {wanted}, and the base's has {shape}")
+            return f"is for a {matrix} of shape {wanted}, and the base's has {shape}"
+    return None
 
 
 def with_identity(base: PreTrainedModel, ranks: dict[str, int]) -> PeftModel:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.attaching import attach_expert, attach_lora, check_fit, check_lora, load_expert
-from experts.exchange.lora import Lora
+from experts.attaching import attach_expert, attach_lora, check_fit, check_lora, fault_of_lora, load_expert
+from experts.exchange.difference import Difference
+from experts.exchange.lora import Lora, mixed_loras
 from experts.exchange.lora_folder import peft_type, read_description, read_lora, write_description
 from experts.expert import Expert, read_config, read_z
 from experts.figures import ExpertFigures, LoraFigures
@@ -194,8 +195,11 @@ class ExpertLibrary:
         return ExpertFigures.of(name, self.config(name), self.z(name))
 
     def card(self, name: str) -> str:
-        """An expert's model card, Markdown."""
-        return read_text(self.path(name) / "README.md")
+        """An expert's model card, Markdown; of a LoRA without one, what it is for."""
+        card = self.path(name) / "README.md"
+        if self.is_lora(name) and not card.is_file():
+            return f"# {name}\n\n{self.descriptions()[name]}\n"
+        return read_text(card)
 
     def expert(self, name: str) -> Expert:
         """An expert to calculate with: `(0.5 * library.expert("a") + library.expert("b")).write(folder)`."""
@@ -209,25 +213,39 @@ class ExpertLibrary:
         Raises:
             UserError: if the mixture names an expert that the library does not have, or a LoRA, which no z amounts to.
         """
+        whole = self.difference(mixture)
+        if whole.loras:
+            raise UserError(f"a mixture with LoRAs in it ({mixture}) is no expert: it has more than z")
+        return whole.expert
+
+    def difference(self, mixture: Mixture) -> Difference:
+        """What a mixture for one prompt adds to the base: an expert's difference, and LoRAs' beside it.
+
+        Raises:
+            UserError: if the mixture names an expert that the library does not have.
+        """
+        loras = {name: self.lora(name) for name in mixture.names if self.is_lora(name)}
+        z = mixture.z(lambda name: {} if name in loras else self.z(name))
         description = f"The mixture {mixture}."
-        return Expert(mixture.z(self.z), self.base, self.fingerprint, description, sketch=self.sketch)
+        expert = Expert(z, self.base, self.fingerprint, description, sketch=self.sketch)
+        return Difference(expert, mixed_loras(mixture, loras))
 
     def fits(self, base: PreTrainedModel) -> bool:
         """Whether a base has the shapes that the experts need; its weights are not looked at."""
         modules = plain_modules(base)
-        experts = [name for name in self.names if not self.is_lora(name)]
-        for name in self.names:
-            try:
-                if name not in experts:
-                    check_lora(name, self.lora(name), base)
-            except UserError:
-                return False
 
         def has(matrix: str, z: Tensor) -> bool:
             module = modules.get(matrix)
             return isinstance(module, nn.Linear | Conv1D) and len(z) <= min(module.weight.shape)
 
-        return all(has(matrix, z) for name in experts for matrix, z in self.z(name).items())
+        for name in self.names:
+            adapter = self.lora(name) if self.is_lora(name) else self.z(name)
+            if isinstance(adapter, Lora):
+                if fault_of_lora(adapter, base) is not None:
+                    return False
+            elif not all(has(matrix, z) for matrix, z in adapter.items()):
+                return False
+        return True
 
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""
