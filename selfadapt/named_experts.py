@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from dispatch.embedding import embed_prompts, encoder_of
 from dispatch.few_shot import Found, Search, search
 from experts.attaching import check_lora
 from experts.domains.base import scores_of
@@ -19,9 +21,12 @@ from experts.exchange.lora_folder import peft_type, read_lora
 from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import Expert
 from experts.library import ExpertLibrary, UnknownBase, check_name
+from experts.outside.chats import read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import check_new_folder
+from experts.outside.reading import read_objects
 from experts.svf.fingerprint import fingerprint, refuse_other_base, sketch
+from experts.text_to_lora.encoder import BUILT_IN
 from selfadapt.base_models import load_base, load_shapes
 from selfadapt.two_pass import find_expert, find_library
 
@@ -97,6 +102,30 @@ def _for_lora(
         raise UnknownBase(what, f"names the base {lora.base!r}, which cannot be loaded ({error})") from error
     check_lora(what, lora, base)
     return into or ExpertLibrary.create(library, named, fingerprint(base), sketch(base)), base
+
+
+def embed_examples(examples: Path, library: Path) -> tuple[str, Tensor]:
+    """The encoder of a library, which need not exist yet, and by it the vectors [n, d] of the prompts in a file.
+
+    `dispatch.embedding.write_vectors` puts them beside an expert or a LoRA, which `embedding` then finds by them.
+
+    Args:
+        examples: JSON Lines with a `prompt` each, a string or a chat.
+
+    Raises:
+        UserError: naming the line, if one is malformed; if there is none, or the encoder is missing.
+    """
+    prompts = []
+    for where, _, fields in read_objects(examples):
+        try:
+            prompts.append(read_prompt(fields.get("prompt"), "its 'prompt'"))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    if not prompts:
+        raise UserError(f"{examples} holds no prompts")
+    exists = (library / "library.json").is_file()
+    encoder = encoder_of(ExpertLibrary.open(library)) if exists else BUILT_IN
+    return encoder, embed_prompts(prompts, encoder)
 
 
 @dataclass(frozen=True)

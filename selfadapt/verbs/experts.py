@@ -64,6 +64,7 @@ def experts_add(
     classifier: bool = False,
     model: str | None = None,
     description: str | None = None,
+    examples: Path | None = None,
 ) -> None:
     """Copy an expert, or a PEFT LoRA, into a library, which is made if there is none.
 
@@ -75,15 +76,23 @@ def experts_add(
         model: the base that it was trained on, if its folder does not say, as after TRL's trainers or a loop of one's
             own, or names another than the library: a built-in name, a hub id or a folder.
         description: what it is for, in one sentence, which dispatchers read; by default what its folder says.
+        examples: prompts that it is for, by whose embeddings `--dispatch embedding` finds it: JSON Lines with `prompt`,
+            of which vectors alone are kept. `selfadapt train` has put those of the training prompts beside an expert.
     """
-    from experts.library import UnknownBase
+    from dispatch.embedding import write_vectors
+    from experts.library import ExpertLibrary, UnknownBase
     from experts.outside.errors import UserError
-    from selfadapt.named_experts import add_expert
+    from selfadapt.named_experts import add_expert, embed_examples
 
+    embedded = None if examples is None else embed_examples(examples, library)  # what may fail comes first
     try:
-        print(add_expert(expert, library, name, classifier=classifier, model=model, description=description))
+        added = add_expert(expert, library, name, classifier=classifier, model=model, description=description)
     except UnknownBase as error:
         raise UserError(f"{error} with --model") from error
+    if embedded is not None and not classifier:
+        encoder, vectors = embedded
+        write_vectors(ExpertLibrary.open(library).path(added), vectors, encoder)
+    print(added)
 
 
 def experts_remove(name: Positional[str], library: Path) -> None:
