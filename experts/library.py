@@ -19,10 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from experts.attaching import attach_expert, attach_lora, check_fit, check_lora, fault_of_lora, load_expert
 from experts.exchange.difference import Difference
 from experts.exchange.lora import Lora, mixed_loras
-from experts.exchange.lora_folder import peft_type, read_description, read_lora, write_description
+from experts.exchange.lora_folder import peft_type, read_lora
 from experts.expert import Expert, read_config, read_z
 from experts.figures import ExpertFigures, LoraFigures
 from experts.mixture import Mixture
+from experts.outside.adapters import read_description, write_description
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
 from experts.outside.reading import read_json, read_text

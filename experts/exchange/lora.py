@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.mixture import Mixture
-from experts.outside.adapters import PREFIX, write_adapter
+from experts.outside.adapters import PREFIX, write_adapter, write_description
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
 from experts.outside.reading import read_json
@@ -140,6 +140,8 @@ class Lora:
         plain = f"# {folder.name}\n\n{self.description}\n\nA LoRA for the base `{self.base}`.\n"
         with new_folder(folder) as temporary:
             write_adapter(temporary, self.config, self._state_dict(), plain if card is None else card)
+            if self.description:
+                write_description(temporary, self.description)
 
     def attach(self, base: PreTrainedModel) -> PeftModel:
         """`base` with this LoRA active and frozen; `unload` of what is returned takes it off again."""

@@ -14,12 +14,9 @@ from torch import Tensor
 
 from experts.exchange.lora import A, B, Lora
 from experts.expert import EMBEDDING, FLOATS
-from experts.outside.adapters import PREFIX
+from experts.outside.adapters import PREFIX, read_description
 from experts.outside.errors import UserError
-from experts.outside.files import atomic_file
-from experts.outside.reading import read_json, read_text
-
-DESCRIPTION = "description.txt"  # beside a LoRA: what it is for, in one sentence, for which PEFT has no field
+from experts.outside.reading import read_json
 
 # What a LoRA may not have, since then it is more, or something else, than B A beside W: field → the value without it.
 PLAIN: dict[str, Any] = {
@@ -80,18 +77,6 @@ def read_lora(folder: Path) -> Lora:
         description=read_description(folder) or "",
         conv1d=bool(document.get("fan_in_fan_out")),
     )
-
-
-def read_description(folder: Path) -> str | None:
-    """What lies beside a LoRA about what it is for; None where nothing does."""
-    path = folder / DESCRIPTION
-    return " ".join(read_text(path).split()) or None if path.is_file() else None
-
-
-def write_description(folder: Path, description: str) -> None:
-    """Keeps beside a LoRA what it is for."""
-    with atomic_file(folder / DESCRIPTION) as temporary:
-        temporary.write_text(description + "\n", encoding="utf-8")
 
 
 def _scaling(document: dict[str, Any], matrix: str, rank: int) -> float:

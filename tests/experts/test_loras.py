@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,19 @@ def test_a_lora_of_another_base_is_refused(
         a.resize_(len(a), 7)
     with pytest.raises(UserError, match=r"of shape \[\d+, 7\], and the base's has \[\d+, 32\]"):
         NativeEngine(tiny_model, Any).carry("wide", wide)
+
+
+def test_a_lora_that_was_written_here_says_what_it_is_for(
+    library: ExpertLibrary, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    written = replace(read_lora(loras["plain"]), base=library.base, description="Capitals of countries.")
+    written.write(tmp_path / "capitals")
+    library.add(tmp_path / "capitals")
+    assert library.description("capitals") == "Capitals of countries."
+    for matrix, (a, b) in library.lora("capitals").factors.items():
+        close(b @ a, written.b[matrix] @ written.a[matrix])
+    library.add(tmp_path / "capitals", "others", description="Something else.")
+    assert library.description("others") == "Something else."
 
 
 def test_a_library_knows_its_loras(both: ExpertLibrary, loras: dict[str, Path]) -> None:
