@@ -14,13 +14,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from experts import ExpertLibrary, Mixture
+from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import NativeEngine, mixed
+from experts.exchange.difference import Difference
 from experts.exchange.lora_folder import read_lora
 from experts.library import UnknownBase
 from experts.outside.errors import UserError
 from experts.svf import SVFLinear
 from experts.svf.fingerprint import fingerprint
+from tests.experts.svf.test_architectures import ARCHITECTURES, make_base
 
 IDS = torch.arange(3, 63).view(4, 15)
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -276,3 +278,33 @@ def test_a_base_that_carries_a_lora_may_be_wrapped_again(
     close(under(both.load(tiny_model), plain=1.0, head=0.5), wanted)
     with pytest.raises(UserError, match="carries 'plain' already"):
         first.base_model.add_lora("plain", both.lora("stabilised").factors)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_carries_loras(name: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Rows, one shared mixture, and a merged export are as PEFT has it."""
+    base = make_base(name)
+    plain = base(IDS, use_cache=False).logits
+    fused = name in ("Mixtral", "Qwen3Moe")  # where PEFT's all-linear adapts what is no linear layer
+    matrices = ["q_proj", "o_proj"] if fused else "all-linear"
+    config = LoraConfig(target_modules=matrices, r=3, lora_alpha=5, fan_in_fan_out=name == "GPT2")
+    model = get_peft_model(copy.deepcopy(base), config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    wanted = model(IDS, use_cache=False).logits
+    assert (wanted - plain).abs().max() > 0.1
+    model.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=False)
+    lora = read_lora(tmp_path / "lora")
+    engine = NativeEngine(copy.deepcopy(base), tiny_tokenizer)
+    engine.carry("x", lora)
+    for weights in ([1.0] * 4, [1.0, 0.0, 1.0, 0.0]):
+        with torch.no_grad(), mixed(engine.model, Mixture(("x",), torch.tensor(weights)[:, None])):
+            found = engine.model(IDS, use_cache=False).logits
+        close(found[0::2], wanted[0::2])
+        if 0.0 in weights:
+            assert torch.equal(found[1::2], plain[1::2])
+    Difference(Expert({}), [lora.factors]).merge_into(base)
+    close(base(IDS, use_cache=False).logits, wanted)
