@@ -225,8 +225,11 @@ class ExpertLibrary:
         Raises:
             UserError: if the mixture names an expert that the library does not have.
         """
-        loras = {name: self.lora(name) for name in mixture.names if self.is_lora(name)}
-        z = mixture.z(lambda name: {} if name in loras else self.z(name))
+        for name in mixture.names:
+            self.path(name)
+        loras = {name: self.lora(name) for name in mixture.parts if self.is_lora(name)}
+        experts = [name for name in mixture.parts if name not in loras]
+        z = mixture.z(lambda name: self.z(name) if name in experts else {})
         description = f"The mixture {mixture}."
         expert = Expert(z, self.base, self.fingerprint, description, sketch=self.sketch)
         return Difference(expert, mixed_loras(mixture, loras))

@@ -71,8 +71,7 @@ def plan_queues(
     # must come out bit for bit.
     merges = sum(not mixture.rows(rows[:1]).is_base for rows in groups.values())
     no_base = all(mixture.rows([row]).weights.any() for row in range(len(mixture)))
-    named = [name for k, name in enumerate(mixture.names) if mixture.weights[:, k].any()]
-    in_factors, merging = _relative_costs(model, named, no_base)
+    in_factors, merging = _relative_costs(model, mixture.parts, no_base)
     return apart if cost(apart) + merges * merging < in_factors * cost(together) else together
 
 

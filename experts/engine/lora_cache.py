@@ -225,10 +225,11 @@ class LoraCache:
         for name in mixture.names:
             if name not in self.experts:
                 raise unknown("expert", name, self.experts)
-        z = mixture.z(lambda name: self._experts[name].z if name in self._experts else {})
+        own = [name for name in mixture.parts if name in self._experts]  # others would add ranks of zeros
+        z = mixture.z(lambda name: self._experts[name].z if name in own else {})
         experts = {
-            matrix: LoraFactors(vt[: len(own)], us[:, : len(own)] * (own - 1))
-            for matrix, own in z.items()
+            matrix: LoraFactors(vt[: len(of_matrix)], us[:, : len(of_matrix)] * (of_matrix - 1))
+            for matrix, of_matrix in z.items()
             for vt, us in [self._factors[matrix]]
         }
         a, b = joined([experts, *mixed_loras(mixture, self._loras)])

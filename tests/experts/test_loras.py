@@ -125,6 +125,25 @@ def test_rows_of_one_batch_are_what_they_are_alone(both: ExpertLibrary, tiny_mod
     assert torch.equal(under(model, plain=0.0, a=0.0), base)
 
 
+def test_pefts_adapter_names_may_be_loras(both: ExpertLibrary, tiny_model: Any) -> None:
+    base = logits(tiny_model)
+    model: Any = both.load(tiny_model)
+    wanted = [under(model, plain=1.0), base, under(model, b=1.0), under(model, head=1.0)]
+    with torch.no_grad():
+        found = model(IDS, adapter_names=["plain", "__base__", "b", "head"]).logits
+    for row, of_one in enumerate(wanted):
+        close(found[row], of_one[row])
+    assert torch.equal(found[1], base[1])
+
+
+def test_a_lora_may_name_domains(both: ExpertLibrary, loras: dict[str, Path], tiny_model: Any) -> None:
+    assert both.add(loras["head"], classifier=True) == "classifier"
+    both.remove("head")
+    wanted = in_peft(tiny_model, loras["head"])
+    model: Any = both.load(tiny_model)
+    close(under(model, classifier=1.0), wanted)
+
+
 def test_a_mixture_is_the_sum_of_the_differences(both: ExpertLibrary, tiny_model: Any) -> None:
     """W' x = W x + Σ_k α_k Δ_k x in every matrix, merged and row by row, with weights of the matrix's own or not."""
     model: Any = both.load(tiny_model)

@@ -77,6 +77,7 @@ def lora(tiny_model: Any, library: ExpertLibrary, tmp_path: Path) -> str:
     ("mixture", "rank"),
     [
         (Mixture.of({"x": 1.0}), 3),
+        (Mixture.of({"b": 0.0, "x": 1.0}), 3),
         (Mixture.of({"a": 0.5, "x": -0.25, "c": 1.0}), 7),
         (Mixture(("b", "x"), torch.tensor([[0.5, 0.5]]), {UP: torch.tensor([[1.0, 0.0]])}), 8),
     ],
