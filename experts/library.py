@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 
 from filelock import FileLock
@@ -23,6 +21,7 @@ from experts.exchange.lora_folder import peft_type, read_lora
 from experts.expert import Expert, read_config, read_z
 from experts.figures import ExpertFigures, LoraFigures
 from experts.mixture import Mixture
+from experts.naming import check_name
 from experts.outside.adapters import read_description, write_description
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
@@ -37,18 +36,13 @@ from experts.svf.fingerprint import (
     sketch,
     write_sketch,
 )
-from experts.svf.names import fault_in_adapter_name, plain_modules
+from experts.svf.names import plain_modules
 
 __all__ = ["CLASSIFIER", "ExpertFigures", "ExpertLibrary", "LoraFigures", "UnknownBase", "check_name", "load_expert"]
 
 CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
-# Who chooses among experts by their names reads some names otherwise, and says itself which: `RESERVED_NAMES`, name →
-# why no expert can have it. It stands above this package, and need not have been imported when an expert is added.
-CHOOSER = "dispatch"
-
-# An expert's name is an adapter's in PEFT, a folder's on any file system, and a word of the command line.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-WINDOWS_DEVICES = re.compile(r"CON|PRN|AUX|NUL|(COM|LPT)[0-9]", re.IGNORECASE)
+# What trainers leave in a checkpoint beside a LoRA: states, some of them pickled, and the base's tokenizer.
+BESIDE_LORA = ("*.bin", "*.pt", "*.pth", "trainer_state.json", "tokenizer*", "chat_template*", "checkpoint-*")
 
 
 class UnknownBase(UserError):
@@ -56,19 +50,6 @@ class UnknownBase(UserError):
 
     def __init__(self, adapter: str, says: str = "does not say which base it was trained on") -> None:
         super().__init__(f"{adapter} {says}; name that base")
-
-
-def check_name(name: str) -> None:
-    """Raises UserError, with the reason, if no expert of a library can have this name."""
-    fault = fault_in_adapter_name(name)
-    if fault is None:
-        fault = import_module(CHOOSER).RESERVED_NAMES.get(name.casefold())
-    if fault is None and WINDOWS_DEVICES.fullmatch(name):
-        fault = "Windows keeps it for a device"
-    if fault is None and not NAME.fullmatch(name):
-        fault = "it must have at most 100 letters from A to Z, digits, '-' and '_', a letter or digit first"
-    if fault is not None:
-        raise UserError(f"{name!r} cannot name an expert: {fault}; choose another name")
 
 
 @dataclass
@@ -314,7 +295,8 @@ class ExpertLibrary:
             if taken is not None:  # some file systems do not tell capitals apart
                 raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
             with atomic_folder(self.folder / name) as temporary:
-                shutil.copytree(expert, temporary, dirs_exist_ok=True)
+                left = shutil.ignore_patterns(*BESIDE_LORA) if lora else None
+                shutil.copytree(expert, temporary, ignore=left, dirs_exist_ok=True)
                 if config is None and description is not None:
                     write_description(temporary, description)
                 elif config is not None and (description is not None or config != read_config(expert)):
@@ -342,18 +324,21 @@ class ExpertLibrary:
             check_fit(expert, base)
             config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=self.base)
             base_sketch = sketch(base)
-        if is_other_base(self.fingerprint, self.sketch, config.base_fingerprint, base_sketch):
-            raise UserError(
-                f"the expert in {expert} belongs to a base with fingerprint {config.base_fingerprint}, "
-                f"the library {self.folder} to one with {self.fingerprint}"
-            )
+        self._refuse_of_other(f"the expert in {expert}", config.base_fingerprint, base_sketch)
         return config, base_sketch
+
+    def _refuse_of_other(self, what: str, found: str | None, base_sketch: Sketch | None) -> None:
+        if is_other_base(self.fingerprint, self.sketch, found, base_sketch):
+            raise UserError(
+                f"{what} belongs to a base with fingerprint {found}, the library {self.folder} to one with "
+                f"{self.fingerprint}"
+            )
 
     def _check_lora(self, folder: Path, base: PreTrainedModel | None) -> None:
         """Raises what `add` does for a LoRA."""
         what, lora = f"the LoRA in {folder}", read_lora(folder)
         if base is not None:
-            self.check_base(base)
+            self._refuse_of_other(what, fingerprint(base), sketch(base))
             check_lora(what, lora, base)
         elif lora.base is None:
             raise UnknownBase(what)

@@ -268,6 +268,14 @@ def test_a_lora_that_was_written_here_says_what_it_is_for(
     assert library.description("others") == "Something else."
 
 
+def test_a_trainers_checkpoint_leaves_its_states_behind(library: ExpertLibrary, loras: dict[str, Path]) -> None:
+    for name in ("optimizer.pt", "training_args.bin", "tokenizer.json", "trainer_state.json"):
+        (loras["plain"] / name).write_text("large")
+    library.add(loras["plain"], description="Sums.")
+    kept = {path.name for path in library.path("plain").iterdir()}
+    assert kept == {"README.md", "adapter_config.json", "adapter_model.safetensors", "description.txt"}
+
+
 def test_a_library_knows_its_loras(both: ExpertLibrary, loras: dict[str, Path]) -> None:
     assert both.names == ["a", "b", *loras]
     assert [name for name in both.names if both.is_lora(name)] == [*loras]
