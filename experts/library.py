@@ -303,12 +303,8 @@ class ExpertLibrary:
                     replace(config, description=description or config.description).save_pretrained(str(temporary))
                 if base_sketch is not None:
                     write_sketch(temporary, base_sketch)
-            if (
-                base_sketch is not None
-                and self.sketch is None
-                and config
-                and config.base_fingerprint == self.fingerprint
-            ):
+            ours = config is not None and config.base_fingerprint == self.fingerprint
+            if base_sketch is not None and self.sketch is None and ours:
                 write_sketch(self.folder, base_sketch)
             if not classifier:
                 self.names.append(name)

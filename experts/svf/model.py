@@ -126,7 +126,7 @@ class SVFModel(BaseTuner):
             raise UserError(f"the LoRA {name!r} adapts {matrix}, which the base does not have")
         if not isinstance(target, SVFLinear):
             self._refuse_other_than_dense(target, matrix)
-        layer = target if isinstance(target, SVFLinear) else SVFLinear(cast(nn.Linear, target))
+        layer = target if isinstance(target, SVFLinear) else SVFLinear(cast(nn.Linear, target)).train(target.training)
         shape, wanted = [layer.out_features, layer.in_features], [len(b), a.shape[1]]
         if wanted != shape:
             raise UserError(f"the LoRA {name!r} is for a {matrix} of shape {wanted}, and the base's has {shape}")

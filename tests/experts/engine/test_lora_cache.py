@@ -128,6 +128,15 @@ def test_a_mixture_whose_ranks_have_no_room_is_refused(library: ExpertLibrary, l
         loras.add("elsewhere", Lora({"lm_head": torch.zeros(1, 32)}, {"lm_head": torch.zeros(259, 1)}))
 
 
+def test_a_library_of_loras_alone_needs_no_decomposition(library: ExpertLibrary, lora: str, tiny_model: Any) -> None:
+    for name in ("a", "b", "c"):
+        library.remove(name)
+    loras = LoraCache(library, tiny_model)
+    assert {*loras.matrices} == {UP, "model.layers.0.self_attn.v_proj"}
+    with loras.hold(Mixture.of({"x": 0.5}, 2)) as (first, second):
+        assert first == second is not None
+
+
 def test_a_mixture_has_one_name_and_the_base_none(library: ExpertLibrary) -> None:
     assert mixture_name(Mixture.of({"b": 0.3, "a": 0.7, "c": 0.0})) == "mix:a=0.7,b=0.3"
     assert mixture_name(Mixture.of({"a": 0.0})) == mixture_name(Mixture.of({})) == ""
