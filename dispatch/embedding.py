@@ -72,15 +72,8 @@ class EmbeddingDispatcher:
             UserError: if they are damaged or of different encoders.
         """
         stored = [read_prompts(library.path(name)) for name in library.names]
-        encoders = {encoder for encoder, own in stored if len(own)} or {BUILT_IN}
-        if len(encoders) > 1:
-            raise UserError(
-                f"the experts of {library.folder} were embedded by different encoders ({', '.join(sorted(encoders))}); "
-                f"remove {FILE} from all but those of one"
-            )
-        encoder = encoders.pop()
-        descriptions = [library.config(name).description or name for name in library.names]
-        vectors = encode(descriptions, encoder)
+        encoder = encoder_of(library)
+        vectors = encode([*library.descriptions().values()], encoder)
         prompts = [own if len(own) else vectors[:0] for _, own in stored]
         return cls(library.names, vectors, prompts, encoder=encoder, false_alarms=false_alarms, soft=soft)
 
@@ -96,7 +89,20 @@ def write_prompts(folder: Path, prompts: Sequence[str | Chat], encoder: str = BU
     Raises:
         UserError: if the encoder is missing.
     """
-    vectors = encode([question(prompt) for prompt in prompts[:PROMPTS]], encoder)
+    write_vectors(folder, embed_prompts(prompts, encoder), encoder)
+
+
+def embed_prompts(prompts: Sequence[str | Chat], encoder: str = BUILT_IN) -> Tensor:
+    """The unit vectors [n, d] of as many of the prompts as are stored.
+
+    Raises:
+        UserError: if the encoder is missing.
+    """
+    return encode([question(prompt) for prompt in prompts[:PROMPTS]], encoder)
+
+
+def write_vectors(folder: Path, vectors: Tensor, encoder: str) -> None:
+    """Stores what `embed_prompts` gives beside an expert."""
     with atomic_file(folder / FILE) as temporary:
         save_file({"embeddings": vectors.half()}, temporary, metadata={"encoder": encoder})
 
@@ -115,6 +121,22 @@ def read_prompts(folder: Path) -> tuple[str, Tensor]:
             return file.metadata()["encoder"], F.normalize(file.get_tensor("embeddings").float(), dim=1)
     except (SafetensorError, OSError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and the expert's description will do") from error
+
+
+def encoder_of(library: ExpertLibrary) -> str:
+    """The name of the encoder that the prompts of a library's experts were embedded by.
+
+    Raises:
+        UserError: if they are damaged or of different encoders.
+    """
+    stored = [read_prompts(library.path(name)) for name in library.names]
+    encoders = {encoder for encoder, own in stored if len(own)} or {BUILT_IN}
+    if len(encoders) > 1:
+        raise UserError(
+            f"the experts of {library.folder} were embedded by different encoders ({', '.join(sorted(encoders))}); "
+            f"remove {FILE} from all but those of one"
+        )
+    return encoders.pop()
 
 
 def _left_out(sums: Tensor, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dispatch.base import Dispatcher, question
 from experts.engine import Engine, NativeEngine
+from experts.exchange.lora import Lora
 from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -22,7 +23,6 @@ from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import other_base
 from experts.text_to_lora.encoder import BASE, LastTokenEncoder, SentenceEncoder, TaskEncoder
-from experts.text_to_lora.network import SvfOutput
 from experts.text_to_lora.writer import TextToAdapter, read_network
 
 Describe = Callable[[Sequence[str | Chat]], list[str | None]]
@@ -63,7 +63,7 @@ class T2LDispatcher:
     used least recently go.
 
     Args:
-        writer: a network that writes SVF experts for the engine's base.
+        writer: a network that writes SVF experts, or LoRAs, for the engine's base.
         engine: carries the written experts beside those of its library.
         describe: prompts → descriptions.
         beside: a dispatcher of trained experts to mix with; None uses written ones alone.
@@ -71,7 +71,7 @@ class T2LDispatcher:
         kept: how many written experts the engine keeps.
 
     Raises:
-        UserError: if the network writes LoRAs, or experts for another base.
+        UserError: if the network writes for another base.
     """
 
     def __init__(
@@ -85,11 +85,6 @@ class T2LDispatcher:
         kept: int = 64,
     ) -> None:
         spec = writer.network.spec
-        if not isinstance(spec.output, SvfOutput):
-            raise UserError(
-                "the network writes LoRAs, which are not experts and do not mix; "
-                "write one with `selfadapt t2l generate`, and load it with PEFT"
-            )
         if spec.fingerprint is not None and spec.fingerprint != (found := engine.fingerprint):
             raise other_base("the network", spec.fingerprint, found)
         if not 0 <= share <= 1:
@@ -117,8 +112,8 @@ class T2LDispatcher:
             options: `beside`, `share` and `kept`.
 
         Raises:
-            UserError: if the folder holds no network, or not one that writes experts for this base, or the network
-                reads with the base, which the engine does not let it.
+            UserError: if the folder holds no network, or not one that writes for this base, or the network reads with
+                the base, which the engine does not let it.
         """
         read = read_network(network)
         encoder: TaskEncoder
@@ -154,10 +149,9 @@ class T2LDispatcher:
         with self._carrying:
             missing = [row for row, name in enumerate(names) if name not in self.engine.experts]
             if missing:
-                experts = self.writer.generate([texts[row] for row in missing])
-                for row, expert in zip(missing, experts, strict=True):
-                    assert isinstance(expert, Expert)
-                    self.engine.carry(names[row], expert)
+                written: list[Expert | Lora] = [*self.writer.generate([texts[row] for row in missing])]
+                for row, adapter in zip(missing, written, strict=True):
+                    self.engine.carry(names[row], adapter)
             self._in_use.update(names)
             for name in names:
                 self._carried[name] = None

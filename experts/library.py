@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import cast
 
-import torch
 from filelock import FileLock
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.expert import SUFFIX, Expert, read_config, read_z
+from experts.attaching import attach_expert, attach_lora, check_fit, check_lora, fault_of_lora, load_expert
+from experts.exchange.difference import Difference
+from experts.exchange.lora import Lora, mixed_loras
+from experts.exchange.lora_folder import peft_type, read_lora
+from experts.expert import Expert, read_config, read_z
+from experts.figures import ExpertFigures, LoraFigures
 from experts.mixture import Mixture
-from experts.outside.adapters import PREFIX
+from experts.naming import check_name
+from experts.outside.adapters import read_description, write_description
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
 from experts.outside.reading import read_json, read_text
@@ -34,137 +36,27 @@ from experts.svf.fingerprint import (
     sketch,
     write_sketch,
 )
-from experts.svf.layer import SVFLinear
-from experts.svf.names import fault_in_adapter_name, plain_modules
+from experts.svf.names import plain_modules
+
+__all__ = ["CLASSIFIER", "ExpertFigures", "ExpertLibrary", "LoraFigures", "UnknownBase", "check_name", "load_expert"]
 
 CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
-# Who chooses among experts by their names reads some names otherwise, and says itself which: `RESERVED_NAMES`, name →
-# why no expert can have it. It stands above this package, and need not have been imported when an expert is added.
-CHOOSER = "dispatch"
-
-# An expert's name is an adapter's in PEFT, a folder's on any file system, and a word of the command line.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-WINDOWS_DEVICES = re.compile(r"CON|PRN|AUX|NUL|(COM|LPT)[0-9]", re.IGNORECASE)
+# What trainers leave in a checkpoint beside a LoRA: states, some of them pickled, and the base's tokenizer.
+BESIDE_LORA = ("*.bin", "*.pt", "*.pth", "trainer_state.json", "tokenizer*", "chat_template*", "checkpoint-*")
 
 
 class UnknownBase(UserError):
-    """An expert's folder does not say which base it was trained on, and nobody else has said it."""
+    """An adapter's folder does not say which base it was trained on, or names another, and nobody else has said it."""
 
-    def __init__(self, expert: str) -> None:
-        super().__init__(f"{expert} does not say which base it was trained on; name that base")
-
-
-def check_name(name: str) -> None:
-    """Raises UserError, with the reason, if no expert of a library can have this name."""
-    fault = fault_in_adapter_name(name)
-    if fault is None:
-        fault = import_module(CHOOSER).RESERVED_NAMES.get(name.casefold())
-    if fault is None and WINDOWS_DEVICES.fullmatch(name):
-        fault = "Windows keeps it for a device"
-    if fault is None and not NAME.fullmatch(name):
-        fault = "it must have at most 100 letters from A to Z, digits, '-' and '_', a letter or digit first"
-    if fault is not None:
-        raise UserError(f"{name!r} cannot name an expert: {fault}; choose another name")
-
-
-def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """`base` with the expert of `folder` active and frozen.
-
-    Raises:
-        UserError: if the expert is damaged or was trained on another base.
-    """
-    wanted = read_config(folder).base_fingerprint
-    if wanted is not None:
-        refuse_other_base(f"the expert in {folder}", wanted, read_sketch(folder), base)
-    return _attach(base, folder, "default")
-
-
-def _attach(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
-    """Adds an expert to a model, after a look at every vector that PEFT would stumble over."""
-    config, vectors = _check_fit(folder, model)
-    if not isinstance(model, PeftModel):
-        _refuse_another(folder, vectors, model, name)
-    config.inference_mode = True
-    config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
-    try:
-        if isinstance(model, PeftModel):
-            model.add_adapter(name, config)
-        else:
-            model = cast(PeftModel, get_peft_model(model, config, name))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the expert in {folder} does not load: {' '.join(str(error).split())}") from error
-    modules = plain_modules(model.get_base_model())
-    adapted = {key for key, module in modules.items() if isinstance(module, SVFLinear) and name in module.svf_z}
-    if odd := sorted(adapted ^ set(vectors)):
-        where = "adapter_config.json" if odd[0] in adapted else "adapter_model.safetensors"
-        raise UserError(f"the expert in {folder} is damaged: only {where} speaks of {odd[0]}")
-    # Not by PEFT's own reader, which would load embeddings that the file may hold into the base.
-    set_peft_model_state_dict(model, {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in vectors.items()}, name)
-    return model.eval()
-
-
-def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedModel, name: str) -> None:
-    """Raises UserError if a base, which another PEFT model wraps already, carries another expert of this name.
-
-    PEFT would put the new one in its place, for that model, too.
-    """
-    for matrix, layer in plain_modules(base).items():
-        if isinstance(layer, SVFLinear) and name in layer.svf_z:
-            carried, wanted = layer.svf_z[name].detach(), vectors.get(matrix)
-            if wanted is None or not torch.equal(carried, wanted.to(carried)):
-                raise UserError(
-                    f"the base carries another expert {name!r} than that in {folder}; load a base of its own, or "
-                    "unload() the model that carries it"
-                )
-
-
-def _check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConfig, dict[str, Tensor]]:
-    """The configuration and z of an expert whose matrices a base has, with so many singular values.
-
-    Raises:
-        UserError: if it does not.
-    """
-    config, vectors = read_config(folder), read_z(folder)
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    modules = plain_modules(plain)
-    for matrix, z in vectors.items():
-        module = modules.get(matrix)
-        if module is None:
-            raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
-        if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
-            raise UserError(f"the expert in {folder} adapts {matrix}, which is no linear layer of the base")
-        rank = min(*module.weight.shape, config.rank_of(matrix) or len(z))
-        if len(z) != rank:
-            raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
-    return config, vectors
-
-
-@dataclass(frozen=True)
-class MatrixFigures:
-    """z of one matrix: how many values it has, the smallest and the largest."""
-
-    r: int
-    min: float
-    max: float
-
-
-@dataclass(frozen=True)
-class ExpertFigures:
-    """What an expert is for, and its z in figures."""
-
-    name: str
-    domain: str | None
-    description: str | None
-    rank: int | None
-    parameters: int
-    matrices: dict[str, MatrixFigures]
+    def __init__(self, adapter: str, says: str = "does not say which base it was trained on") -> None:
+        super().__init__(f"{adapter} {says}; name that base")
 
 
 @dataclass
 class ExpertLibrary:
     """Named experts for one base: a folder with `library.json` and one adapter folder an expert.
 
-    An empty library is the base.
+    It may hold PEFT LoRAs of the base beside experts; their names are among the others'. An empty library is the base.
     """
 
     folder: Path
@@ -239,9 +131,29 @@ class ExpertLibrary:
     def config(self, name: str) -> SVFConfig:
         return read_config(self.path(name))
 
+    def is_lora(self, name: str) -> bool:
+        """Whether a name of the library is a LoRA's."""
+        return peft_type(self.path(name)) == "LORA"
+
+    def lora(self, name: str) -> Lora:
+        """A LoRA of the library, as what it adds to the base.
+
+        Raises:
+            UserError: if it is damaged, or an expert.
+        """
+        return read_lora(self.path(name))
+
+    def adapter(self, name: str) -> Expert | Lora:
+        """What a name of the library stands for."""
+        return self.lora(name) if self.is_lora(name) else self.expert(name)
+
+    def description(self, name: str) -> str | None:
+        """What an expert or a LoRA is for, in one sentence."""
+        return read_description(self.path(name)) if self.is_lora(name) else self.config(name).description
+
     def descriptions(self) -> dict[str, str]:
-        """Expert's name → its domain in one sentence; the name itself where there is none."""
-        return {name: self.config(name).description or name for name in self.names}
+        """Name → what it is for, in one sentence; the name itself where there is none."""
+        return {name: self.description(name) or name for name in self.names}
 
     @property
     def classifier(self) -> Path | None:
@@ -258,19 +170,18 @@ class ExpertLibrary:
         """Matrix name → z [r] of an expert, float32."""
         return read_z(self.path(name))
 
-    def figures(self, name: str) -> ExpertFigures:
-        """What its configuration says of an expert, and its z in figures."""
-        config, vectors = self.config(name), self.z(name)
-        matrices = {
-            matrix: MatrixFigures(len(vector), vector.min().item(), vector.max().item())
-            for matrix, vector in vectors.items()
-        }
-        parameters = sum(matrix.r for matrix in matrices.values())
-        return ExpertFigures(name, config.domain, config.description, config.rank, parameters, matrices)
+    def figures(self, name: str) -> ExpertFigures | LoraFigures:
+        """What its configuration says of an expert, and its z in figures; of a LoRA, its ranks."""
+        if self.is_lora(name):
+            return LoraFigures.of(name, self.lora(name))
+        return ExpertFigures.of(name, self.config(name), self.z(name))
 
     def card(self, name: str) -> str:
-        """An expert's model card, Markdown."""
-        return read_text(self.path(name) / "README.md")
+        """An expert's model card, Markdown; of a LoRA without one, what it is for."""
+        card = self.path(name) / "README.md"
+        if self.is_lora(name) and not card.is_file():
+            return f"# {name}\n\n{self.descriptions()[name]}\n"
+        return read_text(card)
 
     def expert(self, name: str) -> Expert:
         """An expert to calculate with: `(0.5 * library.expert("a") + library.expert("b")).write(folder)`."""
@@ -282,10 +193,27 @@ class ExpertLibrary:
         """The expert that a mixture for one prompt amounts to: z = 1 + Σ_k α_k (z_k − 1).
 
         Raises:
+            UserError: if the mixture names an expert that the library does not have, or a LoRA, which no z amounts to.
+        """
+        whole = self.difference(mixture)
+        if whole.loras:
+            raise UserError(f"a mixture with LoRAs in it ({mixture}) is no expert: it has more than z")
+        return whole.expert
+
+    def difference(self, mixture: Mixture) -> Difference:
+        """What a mixture for one prompt adds to the base: an expert's difference, and LoRAs' beside it.
+
+        Raises:
             UserError: if the mixture names an expert that the library does not have.
         """
+        for name in mixture.names:
+            self.path(name)
+        loras = {name: self.lora(name) for name in mixture.parts if self.is_lora(name)}
+        experts = [name for name in mixture.parts if name not in loras]
+        z = mixture.z(lambda name: self.z(name) if name in experts else {})
         description = f"The mixture {mixture}."
-        return Expert(mixture.z(self.z), self.base, self.fingerprint, description, sketch=self.sketch)
+        expert = Expert(z, self.base, self.fingerprint, description, sketch=self.sketch)
+        return Difference(expert, mixed_loras(mixture, loras))
 
     def fits(self, base: PreTrainedModel) -> bool:
         """Whether a base has the shapes that the experts need; its weights are not looked at."""
@@ -295,7 +223,14 @@ class ExpertLibrary:
             module = modules.get(matrix)
             return isinstance(module, nn.Linear | Conv1D) and len(z) <= min(module.weight.shape)
 
-        return all(has(matrix, z) for name in self.names for matrix, z in self.z(name).items())
+        for name in self.names:
+            adapter = self.lora(name) if self.is_lora(name) else self.z(name)
+            if isinstance(adapter, Lora):
+                if fault_of_lora(adapter, base) is not None:
+                    return False
+            elif not all(has(matrix, z) for matrix, z in adapter.items()):
+                return False
+        return True
 
     def check_base(self, base: PreTrainedModel) -> None:
         """Raises UserError, naming both fingerprints, if the library was made for another base."""
@@ -304,17 +239,24 @@ class ExpertLibrary:
     def load(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
         """`base` with all experts of the library under their names, frozen; just the base, if there are none.
 
-        A classification expert is among them, under the name "classifier".
+        A classification expert is among them, under the name "classifier". LoRAs are carried beside the experts, where
+        mixtures find them by their names, and PEFT does not.
 
         Raises:
             UserError: if the library was made for another base, or an expert is damaged.
         """
         self.check_base(base)
         model: PreTrainedModel | PeftModel = base
-        for name in self.names:
-            model = _attach(model, self.path(name), name)
+        folders = {name: self.path(name) for name in self.names}
         if self.names and self.classifier:
-            model = _attach(model, self.classifier, CLASSIFIER)
+            folders[CLASSIFIER] = self.classifier
+        loras = [name for name, folder in folders.items() if peft_type(folder) == "LORA"]
+        for name in [name for name in folders if name not in loras]:
+            model = attach_expert(model, folders[name], name)
+        for name in loras:
+            lora = read_lora(folders[name])
+            check_lora(f"the LoRA in {folders[name]}", lora, base)
+            model = attach_lora(model, lora, name)
         return model
 
     def add(
@@ -324,16 +266,19 @@ class ExpertLibrary:
         *,
         classifier: bool = False,
         base: PreTrainedModel | None = None,
+        description: str | None = None,
     ) -> str:
-        """Copies an expert's folder into the library and returns its name there.
+        """Copies the folder of an expert, or of a PEFT LoRA, into the library and returns its name there.
 
         Args:
             classifier: whether it names domains instead of answering; it takes the place of an earlier one.
             base: the model that it was trained on, where its folder does not say: TRL's trainers and loops of one's own
-                leave that out.
+                leave that out. A LoRA's folder has the base's name alone, which must be the library's.
+            description: what it is for, in one sentence, in the place of what its folder says.
 
         Raises:
-            UserError: if the name is taken or cannot be an expert's, or the expert is damaged or of another base.
+            UserError: if the name is taken or cannot be an expert's, or the adapter is damaged, of another base, or
+                neither an expert nor a LoRA and nothing else.
         """
         expert = Path(expert)
         name = CLASSIFIER if classifier else name or expert.resolve().name
@@ -341,38 +286,63 @@ class ExpertLibrary:
             check_name(name)
         if self.folder.resolve().is_relative_to(expert.resolve()):
             raise UserError(f"the library {self.folder} lies inside {expert}, which it cannot copy")
-        config, base_sketch = read_config(expert), read_sketch(expert)
-        read_z(expert)
-        marked = config.base_fingerprint is not None
-        if not marked:
-            if base is None:
-                raise UnknownBase(f"the expert in {expert}")
-            _check_fit(expert, base)
-            config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=self.base)
-            base_sketch = sketch(base)
-        if is_other_base(self.fingerprint, self.sketch, config.base_fingerprint, base_sketch):
-            raise UserError(
-                f"the expert in {expert} belongs to a base with fingerprint {config.base_fingerprint}, "
-                f"the library {self.folder} to one with {self.fingerprint}"
-            )
+        lora = peft_type(expert) == "LORA"
+        config, base_sketch = (None, None) if lora else self._check_expert(expert, base)
+        if lora:
+            self._check_lora(expert, base)
         with self._changing():
             taken = next((other for other in self.names if other.casefold() == name.casefold()), None)
             if taken is not None:  # some file systems do not tell capitals apart
                 raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
             with atomic_folder(self.folder / name) as temporary:
-                shutil.copytree(expert, temporary, dirs_exist_ok=True)
-                if not marked:
-                    config.save_pretrained(str(temporary))
+                left = shutil.ignore_patterns(*BESIDE_LORA) if lora else None
+                shutil.copytree(expert, temporary, ignore=left, dirs_exist_ok=True)
+                if config is None and description is not None:
+                    write_description(temporary, description)
+                elif config is not None and (description is not None or config != read_config(expert)):
+                    replace(config, description=description or config.description).save_pretrained(str(temporary))
                 if base_sketch is not None:
                     write_sketch(temporary, base_sketch)
-            if base_sketch is not None and self.sketch is None and config.base_fingerprint == self.fingerprint:
+            ours = config is not None and config.base_fingerprint == self.fingerprint
+            if base_sketch is not None and self.sketch is None and ours:
                 write_sketch(self.folder, base_sketch)
             if not classifier:
                 self.names.append(name)
         return name
 
+    def _check_expert(self, expert: Path, base: PreTrainedModel | None) -> tuple[SVFConfig, Sketch | None]:
+        """The configuration and sketch that an expert has in this library; raises what `add` does."""
+        config, base_sketch = read_config(expert), read_sketch(expert)
+        read_z(expert)
+        if config.base_fingerprint is None:
+            if base is None:
+                raise UnknownBase(f"the expert in {expert}")
+            check_fit(expert, base)
+            config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=self.base)
+            base_sketch = sketch(base)
+        self._refuse_of_other(f"the expert in {expert}", config.base_fingerprint, base_sketch)
+        return config, base_sketch
+
+    def _refuse_of_other(self, what: str, found: str | None, base_sketch: Sketch | None) -> None:
+        if is_other_base(self.fingerprint, self.sketch, found, base_sketch):
+            raise UserError(
+                f"{what} belongs to a base with fingerprint {found}, the library {self.folder} to one with "
+                f"{self.fingerprint}"
+            )
+
+    def _check_lora(self, folder: Path, base: PreTrainedModel | None) -> None:
+        """Raises what `add` does for a LoRA."""
+        what, lora = f"the LoRA in {folder}", read_lora(folder)
+        if base is not None:
+            self._refuse_of_other(what, fingerprint(base), sketch(base))
+            check_lora(what, lora, base)
+        elif lora.base is None:
+            raise UnknownBase(what)
+        elif lora.base != self.base:
+            raise UnknownBase(what, f"names the base {lora.base!r}, and the library {self.folder} has {self.base!r}")
+
     def remove(self, name: str) -> None:
-        """Deletes an expert from the library."""
+        """Deletes an expert, or a LoRA, from the library."""
         with self._changing():
             path = self.path(name)
             self.names.remove(name)

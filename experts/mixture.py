@@ -139,6 +139,12 @@ class Mixture:
         return torch.unique(table, dim=0, return_inverse=True)[1].tolist() if table.numel() else [0] * len(self)
 
     @property
+    def parts(self) -> list[str]:
+        """The names of those who have a part in some row."""
+        everywhere = (self.weights, *self.per_matrix.values())
+        return [name for k, name in enumerate(self.names) if any(weights[:, k].any() for weights in everywhere)]
+
+    @property
     def is_base(self) -> bool:
         """Whether no expert has a part in any row."""
-        return not any(weights.any() for weights in (self.weights, *self.per_matrix.values()))
+        return not self.parts

@@ -8,16 +8,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dispatch.embedding import embed_prompts, encoder_of
 from dispatch.few_shot import Found, Search, search
+from experts.attaching import check_lora
 from experts.domains.base import scores_of
 from experts.domains.jsonl import Jsonl
 from experts.engine import NativeEngine
+from experts.exchange.lora_folder import peft_type, read_lora
 from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import Expert
 from experts.library import ExpertLibrary, UnknownBase, check_name
+from experts.outside.chats import read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import check_new_folder
+from experts.outside.reading import read_objects
 from experts.svf.fingerprint import fingerprint, refuse_other_base, sketch
+from experts.text_to_lora.encoder import BUILT_IN
 from selfadapt.base_models import load_base, load_shapes
 from selfadapt.two_pass import find_expert, find_library
 
@@ -29,26 +38,42 @@ def add_expert(
     *,
     classifier: bool = False,
     model: str | None = None,
+    description: str | None = None,
 ) -> str:
-    """Copies an expert's folder into a library, which is made if there is none, and returns its name there.
+    """Copies the folder of an expert, or of a LoRA, into a library, which is made if there is none.
 
     Args:
-        expert: the folder of an SVF adapter.
+        expert: the folder of an SVF adapter, or of a LoRA that PEFT saved.
         library: the library's folder.
         name: its name there; by default the folder's.
         classifier: whether it names domains instead of answering.
-        model: the base that it was trained on, which is loaded only if the expert's folder does not say: a built-in
-            name, a hub id or a folder.
+        model: the base that it was trained on, which is loaded only if the folder does not say, or, for a LoRA, if the
+            library calls its base otherwise: a built-in name, a hub id or a folder.
+        description: what it is for, in one sentence, in the place of what its folder says.
+
+    Returns:
+        Its name in the library.
 
     Raises:
         UnknownBase: if neither `model` nor the folder says which base it was trained on. No library is made then.
         UserError: as `ExpertLibrary.create` and `ExpertLibrary.add` do.
     """
     expert, library = Path(expert), Path(library)
-    read = Expert.read(expert)
     if not classifier:
         check_name(name or expert.resolve().name)
     into = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
+    if peft_type(expert) == "LORA":
+        into, base = _for_lora(expert, library, into, model)
+    else:
+        into, base = _for_expert(expert, library, into, model)
+    return into.add(expert, name, classifier=classifier, base=base, description=description)
+
+
+def _for_expert(
+    expert: Path, library: Path, into: ExpertLibrary | None, model: str | None
+) -> tuple[ExpertLibrary, PreTrainedModel | None]:
+    """The library that an expert goes into, and its base if that had to be loaded."""
+    read = Expert.read(expert)
     base = None
     if read.fingerprint is None and model is not None:
         base, _ = load_base(model)
@@ -56,9 +81,51 @@ def add_expert(
     base_name = model or read.base
     if read.fingerprint is None or base_name is None:
         raise UnknownBase(f"the expert in {expert}")
-    if into is None:
-        into = ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch)
-    return into.add(expert, name, classifier=classifier, base=base)
+    return into or ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch), base
+
+
+def _for_lora(
+    folder: Path, library: Path, into: ExpertLibrary | None, model: str | None
+) -> tuple[ExpertLibrary, PreTrainedModel | None]:
+    """The same for a LoRA, of whose base its folder has the name alone."""
+    what, lora = f"the LoRA in {folder}", read_lora(folder)
+    if (named := model or lora.base) is None:
+        raise UnknownBase(what)
+    if into is not None and named == into.base == lora.base:
+        check_lora(what, lora, load_shapes(into.base))
+        return into, None
+    try:
+        base, _ = load_base(named)
+    except UserError as error:
+        if model is not None:
+            raise
+        raise UnknownBase(what, f"names the base {lora.base!r}, which cannot be loaded ({error})") from error
+    check_lora(what, lora, base)
+    return into or ExpertLibrary.create(library, named, fingerprint(base), sketch(base)), base
+
+
+def embed_examples(examples: Path, library: Path) -> tuple[str, Tensor]:
+    """The encoder of a library, which need not exist yet, and by it the vectors [n, d] of the prompts in a file.
+
+    `dispatch.embedding.write_vectors` puts them beside an expert or a LoRA, which `embedding` then finds by them.
+
+    Args:
+        examples: JSON Lines with a `prompt` each, a string or a chat.
+
+    Raises:
+        UserError: naming the line, if one is malformed; if there is none, or the encoder is missing.
+    """
+    prompts = []
+    for where, _, fields in read_objects(examples):
+        try:
+            prompts.append(read_prompt(fields.get("prompt"), "its 'prompt'"))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    if not prompts:
+        raise UserError(f"{examples} holds no prompts")
+    exists = (library / "library.json").is_file()
+    encoder = encoder_of(ExpertLibrary.open(library)) if exists else BUILT_IN
+    return encoder, embed_prompts(prompts, encoder)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
 from experts.engine import GREEDY, Engine, NativeEngine, Sampling
 from experts.engine.vllm import VLLMEngine, check_installed
+from experts.exchange.difference import Difference
+from experts.exchange.lora_folder import peft_type, read_lora
 from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -250,6 +252,22 @@ def find_expert(name: str, library: str | Path | None, model: str | Path | None)
     if not Path(name).is_file():
         raise UserError(f"no such file: {name}")
     return find_library(model, library).mixed(Mixture.read(Path(name)))
+
+
+def find_difference(name: str, library: str | Path | None, model: str | Path | None) -> Difference:
+    """As `find_expert`, where LoRAs count too: the folder of one, one of a library, or those in a `MIX.json`."""
+    folder = Path(name)
+    if peft_type(folder) == "LORA":
+        lora = read_lora(folder)
+        return Difference(Expert({}, lora.base, description=lora.description or folder.name), [lora.factors])
+    if not (folder / "adapter_config.json").is_file() and not name.endswith(".json"):
+        experts = find_library(model, library)
+        if experts.is_lora(name):
+            of_library = experts.difference(Mixture.of({name: 1.0}))
+            return replace(of_library, expert=replace(of_library.expert, description=experts.descriptions()[name]))
+    elif name.endswith(".json") and folder.is_file():
+        return find_library(model, library).difference(Mixture.read(folder))
+    return Difference(find_expert(name, library, model))
 
 
 def _read(prompts: Iterable[str | Chat]) -> list[str | Chat]:

@@ -15,11 +15,12 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from dispatch.embedding import FILE as PROMPTS
 from dispatch.embedding import read_prompts
 from experts.domains.jsonl import Jsonl
+from experts.exchange.lora_folder import peft_type, read_lora
 from experts.expert import Expert, read_config, read_z
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -34,6 +35,20 @@ from selfadapt.grid.results import read_results
 from selfadapt.recipes import read_recipe
 
 CONFIG = Expert({"a": torch.ones(3)}, "tiny", "0" * 16, "Letters.").config.to_dict()
+LORA = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "tiny",
+    "r": 2,
+    "lora_alpha": 4,
+    "alpha_pattern": {"a": 1, "b|c": 2.5},
+    "rank_pattern": {"a": 1},
+    "use_rslora": False,
+    "bias": "none",
+    "init_lora_weights": True,
+}
+LORA_FILE = save(
+    {"base_model.model.a.lora_A.weight": torch.ones(2, 3), "base_model.model.a.lora_B.weight": torch.ones(4, 2)}
+)
 RECIPE = {
     "model": "tiny",
     "dtype": "float32",
@@ -188,6 +203,16 @@ def test_tensors(tmp_path: Path, data: Any) -> None:
     ):
         (tmp_path / name).write_bytes(data.draw(garbled(whole), label=name))
         survives(lambda read=read: read(tmp_path))
+
+
+@anything
+@given(files(LORA), st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_loras(tmp_path: Path, config: bytes, data: Any) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(config)
+    (tmp_path / "adapter_model.safetensors").write_bytes(data.draw(garbled(LORA_FILE), label="tensors"))
+    survives(lambda: peft_type(tmp_path))
+    survives(lambda: read_lora(tmp_path))
 
 
 @anything

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from experts.engine.sampling import GREEDY, Sampling
+from experts.exchange.lora import Lora
 from experts.expert import Expert
 from experts.mixture import Mixture
 from experts.outside.chats import Chat
@@ -26,7 +27,7 @@ class Engine(Protocol):
 
     @property
     def experts(self) -> Collection[str]:
-        """The names of the experts that mixtures may name."""
+        """The names of the experts and LoRAs that mixtures may name."""
 
     @property
     def fingerprint(self) -> str:
@@ -68,17 +69,17 @@ class Engine(Protocol):
             UserError: if the lists differ in length, a continuation is empty, or a pair does not fit the context.
         """
 
-    def carry(self, name: str, expert: Expert) -> None:
-        """Adds an expert, which mixtures may name from now on. Nothing changes for calls that do not name it.
+    def carry(self, name: str, adapter: Expert | Lora, /) -> None:
+        """Adds an expert or a LoRA, which mixtures may name from now on. Nothing changes for calls that do not.
 
-        That the expert belongs to this base is not checked.
+        That it belongs to this base is not checked.
 
         Raises:
-            UserError: if the name is taken, or the engine has no room for such an expert.
+            UserError: if the name is taken, or the engine has no room for it.
         """
 
     def drop(self, name: str) -> None:
-        """Lets an expert go; calls that run under it finish as they began.
+        """Lets an expert or a LoRA go; calls that run under it finish as they began.
 
         Raises:
             UserError: if there is none of that name.

@@ -71,17 +71,18 @@ def plan_queues(
     # must come out bit for bit.
     merges = sum(not mixture.rows(rows[:1]).is_base for rows in groups.values())
     no_base = all(mixture.rows([row]).weights.any() for row in range(len(mixture)))
-    in_factors, merging = _relative_costs(model, no_base)
+    in_factors, merging = _relative_costs(model, mixture.parts, no_base)
     return apart if cost(apart) + merges * merging < in_factors * cost(together) else together
 
 
-def _relative_costs(model: PeftModel, no_base: bool) -> tuple[float, float]:
+def _relative_costs(model: PeftModel, named: Sequence[str], no_base: bool) -> tuple[float, float]:
     """What a token costs in factor space, and what merging one mixture costs, in tokens through the base.
 
     A matrix [m, n] costs a token m·n multiplications, its factors of rank r cost r (m + n), beside the matrix or in its
-    place. Merging, U diag(…) Vᵀ, costs r·m·n.
+    place. Merging, U diag(…) Vᵀ, costs r·m·n. A LoRA of rank k costs k (m + n) and k·m·n more.
 
     Args:
+        named: who has a part in some row.
         no_base: no row is the base, so that full factors may stand for their matrix.
     """
     base = sum(
@@ -92,9 +93,11 @@ def _relative_costs(model: PeftModel, no_base: bool) -> tuple[float, float]:
     in_factors, merging = float(base), 0.0
     for layer in model.modules():
         if isinstance(layer, SVFLinear):
-            r, m, n = len(layer.svf_s), layer.out_features, layer.in_features
-            in_factors += r * (m + n) - (m * n if no_base and layer.whole_in_factors else 0)
-            merging += r * m * n
+            m, n = layer.out_features, layer.in_features
+            r = 0 if layer.svf_s is None else len(layer.svf_s)
+            k = sum(len(layer.svf_loras[name].a) for name in named if name in layer.svf_loras)
+            in_factors += (r + k) * (m + n) - (m * n if no_base and layer.whole_in_factors else 0)
+            merging += (r + k) * m * n
     return in_factors / base, merging / base
 
 

@@ -1,8 +1,9 @@
 """Mixtures as LoRAs on disk, made when they are asked for, and only so many of them at a time.
 
 Experts limited to the largest singular values share the factors of their base, so that a mixture of any number of them
-is one exact LoRA: A = Vᵀ and B = U diag(s · Σ_k α_k (z_k − 1)), of the largest rank among them. Engines that know
-nothing of SVF serve that.
+is one exact LoRA: A = Vᵀ and B = U diag(s · Σ_k α_k (z_k − 1)), of the largest rank among them. LoRAs in the mixture
+stand behind it, and add their ranks: A = [Vᵀ; A_1; …], B = [U diag(…), α_1 B_1, …]. Engines that know nothing of SVF
+serve that.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from experts.exchange.lora import Lora
+from experts.attaching import check_lora
+from experts.exchange.lora import Lora, joined, mixed_loras
 from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import decompose, each_matrix
+from experts.svf.mixing import LoraFactors
 
 PREFIX = "mix:"
 
@@ -80,25 +83,37 @@ class Adapter(NamedTuple):
 class LoraCache:
     """The LoRAs of mixtures, in a temporary folder that ends with the process. Safe for several threads.
 
-    Mixtures are of a library's experts, and of others that are added, which may adapt what the library's do.
+    Mixtures are of a library's experts and LoRAs, and of others that are added, which may adapt what the library's do.
 
     Args:
         base: what the library's experts adapt; it is not kept.
+        room: the largest rank that whoever serves the LoRAs has room for; None where that is not known.
         keep: how many LoRAs stay on disk; those least recently held make room for others, unless they are held.
 
     Raises:
         UserError: if the library was made for another base, or an expert is damaged.
     """
 
-    def __init__(self, library: ExpertLibrary, base: PreTrainedModel, *, keep: int = 32) -> None:
+    def __init__(
+        self, library: ExpertLibrary, base: PreTrainedModel, *, room: int | None = None, keep: int = 32
+    ) -> None:
         library.check_base(base)
         self.library = library
+        self.room = room
         self.keep = keep
-        self._experts = {name: library.expert(name) for name in library.names}
+        self._experts: dict[str, Expert] = {}
+        self._loras: dict[str, Lora] = {}
         weights: dict[str, Tensor] = {}
-        for expert in self._experts.values():
-            weights |= expert.weights_in(base)
-        self._conv1d = any(isinstance(base.get_submodule(matrix), Conv1D) for matrix in weights)
+        for name in library.names:
+            adapter = library.adapter(name)
+            if isinstance(adapter, Lora):
+                check_lora(f"the LoRA in {library.path(name)}", adapter, base)
+                self._loras[name] = adapter
+            else:
+                weights |= adapter.weights_in(base)
+                self._experts[name] = adapter
+        self._matrices = list(dict.fromkeys([*weights, *(m for lora in self._loras.values() for m in lora.a)]))
+        self._conv1d = any(isinstance(base.get_submodule(matrix), Conv1D) for matrix in self._matrices)
 
         def shared(matrix: str) -> tuple[Tensor, Tensor]:
             """Vᵀ [r, n] and U diag(s) [m, r]."""
@@ -115,20 +130,33 @@ class LoraCache:
 
     @property
     def matrices(self) -> list[str]:
-        """The names of all matrices that an expert of the library adapts."""
-        return list(self._factors)
+        """The names of all matrices that an expert or a LoRA of the library adapts."""
+        return self._matrices
 
     @property
     def experts(self) -> Collection[str]:
-        """The names of the experts that mixtures may name."""
-        return self._experts.keys()
+        """The names of the experts and LoRAs that mixtures may name."""
+        return self._experts.keys() | self._loras.keys()
 
-    def add(self, name: str, expert: Expert) -> None:
-        """Adds an expert, which mixtures may name from now on.
+    def add(self, name: str, adapter: Expert | Lora) -> None:
+        """Adds an expert or a LoRA, which mixtures may name from now on.
 
         Raises:
-            UserError: if the name is taken, or the expert adapts what the library's experts do not.
+            UserError: if the name is taken, or it adapts what those of the library do not.
         """
+        if isinstance(adapter, Lora):
+            self._refuse_without_room(name, adapter)
+        else:
+            self._refuse_other_values(name, adapter)
+        with self._lock:
+            if name in self.experts:
+                raise UserError(f"there is an expert {name!r} here already; remove it first, or choose another name")
+            if isinstance(adapter, Lora):
+                self._loras[name] = adapter
+            else:
+                self._experts[name] = adapter
+
+    def _refuse_other_values(self, name: str, expert: Expert) -> None:
         for matrix, z in expert.z.items():
             rank = len(self._factors[matrix][0]) if matrix in self._factors else 0
             if len(z) > rank:
@@ -136,20 +164,26 @@ class LoraCache:
                     f"the expert {name!r} adapts {len(z)} singular values of {matrix}, and those of the library "
                     f"{self.library.folder} at most {rank}, which is all that there is room for here"
                 )
-        with self._lock:
-            if name in self._experts:
-                raise UserError(f"there is an expert {name!r} here already; remove it first, or choose another name")
-            self._experts[name] = expert
+
+    def _refuse_without_room(self, name: str, lora: Lora) -> None:
+        for matrix, rank in lora.ranks.items():
+            if matrix not in self._matrices:
+                raise UserError(
+                    f"the LoRA {name!r} adapts {matrix}, and nothing in the library {self.library.folder} does: there "
+                    "is no room for it here"
+                )
+            if self.room is not None and rank > self.room:
+                raise UserError(f"the LoRA {name!r} has rank {rank}, and there is room for {self.room} here")
 
     def remove(self, name: str) -> None:
-        """Lets an expert go. LoRAs that are held stay.
+        """Lets an expert or a LoRA go. LoRAs that are held stay.
 
         Raises:
             UserError: if there is none of that name.
         """
         with self._lock:
-            if self._experts.pop(name, None) is None:
-                raise unknown("expert", name, self._experts)
+            if self._experts.pop(name, None) is None and self._loras.pop(name, None) is None:
+                raise unknown("expert", name, self.experts)
 
     @contextmanager
     def hold(self, mixture: Mixture) -> Iterator[list[Adapter | None]]:
@@ -188,18 +222,27 @@ class LoraCache:
             return self._adapters[name]
 
     def _lora(self, mixture: Mixture) -> Lora:
-        z = mixture.z(self._z)
-        a = {matrix: self._factors[matrix][0][: len(of_matrix)] for matrix, of_matrix in z.items()}
-        b = {matrix: self._factors[matrix][1][:, : len(of_matrix)] * (of_matrix - 1) for matrix, of_matrix in z.items()}
+        for name in mixture.names:
+            if name not in self.experts:
+                raise unknown("expert", name, self.experts)
+        own = [name for name in mixture.parts if name in self._experts]  # others would add ranks of zeros
+        z = mixture.z(lambda name: self._experts[name].z if name in own else {})
+        experts = {
+            matrix: LoraFactors(vt[: len(of_matrix)], us[:, : len(of_matrix)] * (of_matrix - 1))
+            for matrix, of_matrix in z.items()
+            for vt, us in [self._factors[matrix]]
+        }
+        a, b = joined([experts, *mixed_loras(mixture, self._loras)])
         if not all(factor.isfinite().all() for factor in b.values()):
             raise UserError(f"the weights of {mixture_name(mixture)} are too large: they make numbers without bounds")
+        rank = max(map(len, a.values()))
+        if self.room is not None and rank > self.room:
+            raise UserError(
+                f"{mixture_name(mixture)} is a LoRA of rank {rank}, and there is room for {self.room}: start vLLM with "
+                f"a max_lora_rank of {rank} or more"
+            )
         description = f"The mixture {mixture}."
         return Lora(a, b, base=self.library.base, description=description, conv1d=self._conv1d)
-
-    def _z(self, name: str) -> dict[str, Tensor]:
-        if name not in self._experts:
-            raise unknown("expert", name, self._experts)
-        return self._experts[name].z
 
     def _make_room(self) -> None:
         unheld = [name for name in self._adapters if not self._held[name]]

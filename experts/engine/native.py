@@ -9,7 +9,7 @@ from threading import Event, RLock
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -19,6 +19,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from experts.attaching import BASE, attach_lora, with_identity
 from experts.engine.batches import pad_batch, plan_batches, plan_queues
 from experts.engine.constrained import Constraint
 from experts.engine.context import check_context
@@ -27,6 +28,7 @@ from experts.engine.forward import evaluating, last_positions, mixed, position_i
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
 from experts.engine.sampling import GREEDY, DrawnTokens, Draws, Sampling, Stops, cut, cut_stream
 from experts.engine.streaming import stream_from_thread
+from experts.exchange.lora import Lora
 from experts.expert import Expert
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompts, tokenize, tokenize_seen
@@ -36,7 +38,6 @@ from experts.svf import SVFLinear, SVFModel
 from experts.svf.fingerprint import fingerprint
 from experts.svf.names import plain_modules
 
-BASE = "base"  # the name of the identity expert; no expert of a library may have it
 _carrying = RLock()
 
 
@@ -67,7 +68,10 @@ class NativeEngine:
 
     @property
     def experts(self) -> Collection[str]:
-        return self.model.peft_config.keys() - {BASE} if isinstance(self.model, PeftModel) else ()
+        if not isinstance(self.model, PeftModel):
+            return ()
+        loras = self.model.base_model.loras if isinstance(self.model.base_model, SVFModel) else set()
+        return (self.model.peft_config.keys() | loras) - {BASE}
 
     @property
     def fingerprint(self) -> str:
@@ -177,23 +181,23 @@ class NativeEngine:
                 scores[rows] = log_p_of_tails(output.logits, batch["input_ids"], own)
         return scores
 
-    def carry(self, name: str, expert: Expert) -> None:
-        """As `Engine.carry`. The expert is frozen, and not among those that are active."""
+    def carry(self, name: str, adapter: Expert | Lora) -> None:
+        """As `Engine.carry`. An expert is frozen, and not among those that are active."""
         with _carrying:
             if name == BASE or name in self.experts:
                 raise UserError(f"the engine carries an expert {name!r} already; drop it first, or choose another name")
             model = self.model
+            if isinstance(adapter, Lora):
+                self.model = attach_lora(model, adapter, name)
+                return
             if not isinstance(model, PeftModel):
-                # The first expert of a base would be the active one, which calls that are running would see. They see
-                # the identity, which is the base bit for bit.
-                identity = Expert({matrix: torch.ones_like(z) for matrix, z in expert.z.items()})
-                model = cast(PeftModel, get_peft_model(model, identity.config, BASE)).eval()
+                model = with_identity(model, {matrix: len(z) for matrix, z in adapter.z.items()})
             if not isinstance(model.base_model, SVFModel):
                 raise UserError("the model carries adapters of another kind, beside which there is no room for experts")
-            model.add_adapter(name, expert.config)
+            model.add_adapter(name, adapter.config)
             layers = plain_modules(model.get_base_model())
             with torch.no_grad():
-                for matrix, z in expert.z.items():
+                for matrix, z in adapter.z.items():
                     cast(SVFLinear, layers[matrix]).svf_z[name].copy_(z)
             self.model = model
 
@@ -202,7 +206,11 @@ class NativeEngine:
         with _carrying:
             if name not in self.experts:
                 raise unknown("expert", name, self.experts)
-            cast(PeftModel, self.model).delete_adapter(name)
+            model = cast(PeftModel, self.model)
+            if name in model.peft_config:
+                model.delete_adapter(name)
+            else:
+                cast(SVFModel, model.base_model).drop_lora(name)
 
     @property
     def generation_config(self) -> GenerationConfig:

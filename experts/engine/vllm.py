@@ -17,6 +17,7 @@ from experts.engine.likelihoods import tokenize_pairs
 from experts.engine.lora_cache import LoraCache
 from experts.engine.sampling import GREEDY, Sampling, cut
 from experts.engine.vllm_requests import Requests
+from experts.exchange.lora import Lora
 from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
@@ -38,14 +39,15 @@ def check_installed() -> None:
 
 
 class VLLMEngine:
-    """A base inside vLLM, and the LoRAs of the mixtures of its library's experts.
+    """A base inside vLLM, and the LoRAs of the mixtures of its library's experts and LoRAs.
 
-    It carries other experts, too, as far as they adapt matrices and singular values that the library's do: vLLM's room
-    for LoRAs is fixed when it starts.
+    It carries others, too, as far as they adapt matrices, and singular values, that the library's do: vLLM's room for
+    LoRAs is fixed when it starts. There is room for each expert and LoRA of the library and for mixtures of experts; a
+    mixture in which LoRAs add their ranks may need more, `options={"max_lora_rank": …}`.
 
     Args:
         base: where it was loaded from, its dtype and its end tokens are vLLM's too; its weights are not kept.
-        library: experts of limited rank; None for the plain base.
+        library: experts of limited rank, and LoRAs; None for the plain base.
         options: for `vllm.LLM`, over those chosen here.
 
     Raises:
@@ -85,8 +87,9 @@ class VLLMEngine:
                 chosen["kv_cache_memory_bytes"] = CPU_CACHE
         if library is not None:
             mend_base_rows()
-            rank = served_rank(library)  # before the decompositions, which may take a while
-            self.loras = LoraCache(library, base)
+            # Before the decompositions, which may take a while.
+            rank = (options or {}).get("max_lora_rank") or served_rank(library)
+            self.loras = LoraCache(library, base, room=rank)
             chosen |= {
                 "enable_lora": bool(library.names),
                 "max_lora_rank": rank,
@@ -156,11 +159,11 @@ class VLLMEngine:
         ]
         return torch.tensor(scores)
 
-    def carry(self, name: str, expert: Expert) -> None:
-        """As `Engine.carry`. There is room for what the library's experts adapt."""
+    def carry(self, name: str, adapter: Expert | Lora) -> None:
+        """As `Engine.carry`. There is room for what the library's experts and LoRAs adapt."""
         if self.loras is None:
             raise UserError("vLLM was started without a library, and so without room for experts")
-        self.loras.add(name, expert)
+        self.loras.add(name, adapter)
 
     def drop(self, name: str) -> None:
         """As `Engine.drop`."""
@@ -238,7 +241,7 @@ def mend_base_rows() -> None:
 
 
 def served_rank(library: ExpertLibrary) -> int:
-    """The smallest rank that vLLM has room for and that all experts of a library fit into.
+    """The smallest rank that vLLM has room for and that each expert and each LoRA of a library fits into.
 
     Raises:
         UserError: if there is none.
@@ -246,12 +249,17 @@ def served_rank(library: ExpertLibrary) -> int:
     from vllm.config.lora import MaxLoRARanks
 
     served = sorted(get_args(MaxLoRARanks))
-    ranks = {name: max(map(len, library.z(name).values())) for name in library.names}
+    ranks = {}
+    for name in library.names:
+        adapter = library.adapter(name)
+        ranks[name] = max(adapter.ranks.values() if isinstance(adapter, Lora) else map(len, adapter.z.values()))
     for name, rank in ranks.items():
         if rank > served[-1]:
+            has = f"LoRA {name!r} has rank {rank}" if library.is_lora(name) else ""
+            has = has or f"expert {name!r} adapts {rank} singular values of a matrix"
             nearest = f"the largest ranks of a LoRA there are {served[-2]} and {served[-1]}"
             raise UserError(
-                f"the expert {name!r} adapts {rank} singular values of a matrix, too many for vLLM: {nearest}; take it "
+                f"the {has}, too many for vLLM: {nearest}; take it "
                 "out of the library and serve what `selfadapt export` makes of it, merged or a LoRA of such a rank"
             )
     return min(rank for rank in served if rank >= max(ranks.values(), default=0))

@@ -1,8 +1,9 @@
-"""An expert or a fixed mixture for programs that know nothing of SVF: a merged checkpoint, or a LoRA.
+"""An expert, a LoRA or a fixed mixture for programs that know nothing of SVF: a merged checkpoint, or a LoRA.
 
 The difference that an expert makes, U diag(s(z−1)) Vᵀ, is a sum of r rank-one parts that are orthogonal to each other.
 As a LoRA with A = Vᵀ and B = U diag(s(z−1)) it is exact. A LoRA of a smaller rank does best with the parts of largest
-|s(z−1)| (Eckart-Young): it keeps their share of the energy Σ s²(z−1)² = ‖W' − W‖².
+|s(z−1)| (Eckart-Young): it keeps their share of the energy Σ s²(z−1)² = ‖W' − W‖². LoRAs in a mixture add to that
+difference, and their ranks to that of the exact one (`experts.exchange.difference`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from experts.exchange.difference import Difference
 from experts.exchange.lora import Lora
 from experts.exchange.measure import NEUTRAL_TEXTS, LogLikelihood, Texts, measure_lora
 from experts.expert import Expert
@@ -25,8 +27,8 @@ from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import refuse_other_base
 
 
-def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) -> tuple[Lora, float]:
-    """The LoRA nearest to an expert, of at most `rank` in each matrix; None is exact.
+def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | None = None) -> tuple[Lora, float]:
+    """The LoRA nearest to an expert, or to a mixture, of at most `rank` in each matrix; None is exact.
 
     Returns:
         The LoRA, and the share of Σ‖W' − W‖² over all matrices that it keeps; 1.0 is exact.
@@ -34,10 +36,14 @@ def best_lora(base: PreTrainedModel, expert: Expert, rank: int | None = None) ->
     Raises:
         UserError: if the expert is the base, does not fit it, or its exact LoRA would be as large as the matrices.
     """
-    if not expert.z:
-        raise UserError("the mixture is the base itself: there is nothing to export as a LoRA")
     if rank is not None and rank < 1:
         raise UserError(f"the rank of a LoRA is at least 1, not {rank}")
+    if isinstance(expert, Difference):
+        if expert.loras:
+            return (expert.small(base), 1.0) if rank is None else expert.nearest(base, rank)
+        expert = expert.expert
+    if not expert.z:
+        raise UserError("the mixture is the base itself: there is nothing to export as a LoRA")
     weights = expert.weights_in(base)
     if rank is None:
         exact = sum(len(z) * sum(weights[matrix].shape) for matrix, z in expert.z.items())
@@ -85,14 +91,16 @@ class Exported:
 
 
 def export_merged(
-    expert: Expert,
+    expert: Expert | Difference,
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     *,
     finish: Callable[[Path], None] = lambda unfinished: None,
 ) -> Exported:
-    """Writes the base with the expert merged into it as a plain checkpoint with a card. The base given is used up.
+    """Writes the base with an expert, or a mixture, merged into it as a plain checkpoint with a card.
+
+    The base given is used up.
 
     A weight in bfloat16 keeps changes of z below about 0.01 badly; merge into float32 where that matters.
 
@@ -103,10 +111,16 @@ def export_merged(
         UserError: if the folder exists, or the expert does not fit the base, or belongs to another.
     """
     folder = Path(folder)
+    whole = expert if isinstance(expert, Difference) else Difference(expert)
+    expert = whole.expert
     found = _fingerprint(expert, base)
     facts = f"Merged into the base's weights, {str(base.dtype).removeprefix('torch.')}."
     with new_folder(folder) as unfinished:
-        model: Any = expert.attach(base).merge_and_unload() if expert.z else base
+        model: Any = base
+        if whole.loras:
+            whole.merge_into(base)
+        elif expert.z:
+            model = cast(Any, expert.attach(base)).merge_and_unload()
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         finish(unfinished)
@@ -124,7 +138,7 @@ class ExportedLora(Exported):
 
 
 def export_lora(
-    expert: Expert,
+    expert: Expert | Difference,
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
@@ -132,7 +146,7 @@ def export_lora(
     rank: int | None = None,
     texts: Texts = NEUTRAL_TEXTS,
 ) -> ExportedLora:
-    """Writes the LoRA nearest to an expert as a PEFT folder, with a card that says what it loses.
+    """Writes the LoRA nearest to an expert, or to a mixture, as a PEFT folder, with a card that says what it loses.
 
     Args:
         rank: of the LoRA; None for what holds the expert exactly.
@@ -143,9 +157,11 @@ def export_lora(
             text.
     """
     folder = Path(folder)
+    whole = expert if isinstance(expert, Difference) else Difference(expert)
+    expert = whole.expert
     found = _fingerprint(expert, base)
-    lora, energy = best_lora(base, expert, rank)
-    measured = measure_lora(base, tokenizer, expert, lora, texts.lines)
+    lora, energy = best_lora(base, whole, rank)
+    measured = measure_lora(base, tokenizer, whole.exact(base) if whole.loras else expert, lora, texts.lines)
     largest = max(lora.ranks.values())
     facts = (
         f"A LoRA of rank {largest} that keeps {energy:.2%} of the energy of the expert's difference. "

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experts.outside.adapters import PREFIX, write_adapter
+from experts.mixture import Mixture
+from experts.outside.adapters import PREFIX, write_adapter, write_description
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
 from experts.outside.reading import read_json
+from experts.svf.mixing import LoraFactors
 
 A, B = ".lora_A.weight", ".lora_B.weight"  # behind a matrix's name in the keys of an adapter file
+
+
+def mixed_loras(mixture: Mixture, loras: Mapping[str, Lora]) -> list[dict[str, LoraFactors]]:
+    """What the LoRAs in a mixture for one prompt add to each matrix, α_k B_k A_k, where α_k is not 0."""
+    parts = []
+    for k, name in enumerate(mixture.names):
+        if name in loras:
+            alphas = {m: mixture.per_matrix.get(m, mixture.weights)[0, k].item() for m in loras[name].a}
+            own = {m: LoraFactors(a, alphas[m] * b) for m, (a, b) in loras[name].factors.items() if alphas[m]}
+            parts += [own] if own else []
+    return parts
+
+
+def joined(parts: Sequence[Mapping[str, LoraFactors]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A and B of each matrix whose product is the sum of the parts': their ranks stand one behind the other."""
+    a: dict[str, list[Tensor]] = {}
+    b: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for matrix, factors in part.items():
+            a.setdefault(matrix, []).append(factors.a)
+            b.setdefault(matrix, []).append(factors.b)
+    return {m: torch.cat(own) for m, own in a.items()}, {m: torch.cat(own, 1) for m, own in b.items()}
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,14 @@ class Lora:
         return {matrix: len(a) for matrix, a in self.a.items()}
 
     @property
+    def factors(self) -> dict[str, LoraFactors]:
+        """Matrix name → A and B, where B carries the scaling."""
+        return {matrix: LoraFactors(a, self._scaling(len(a)) * self.b[matrix]) for matrix, a in self.a.items()}
+
+    def _scaling(self, k: int) -> float:
+        return 1.0 if self.alpha is None else self.alpha / (k**0.5 if self.rslora else k)
+
+    @property
     def config(self) -> LoraConfig:
         """The PEFT configuration that its folder has."""
         largest = max(self.ranks.values())
@@ -106,6 +140,8 @@ class Lora:
         plain = f"# {folder.name}\n\n{self.description}\n\nA LoRA for the base `{self.base}`.\n"
         with new_folder(folder) as temporary:
             write_adapter(temporary, self.config, self._state_dict(), plain if card is None else card)
+            if self.description:
+                write_description(temporary, self.description)
 
     def attach(self, base: PreTrainedModel) -> PeftModel:
         """`base` with this LoRA active and frozen; `unload` of what is returned takes it off again."""

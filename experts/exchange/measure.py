@@ -65,9 +65,9 @@ class LogLikelihood:
 
 
 def measure_lora(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expert: Expert, lora: Lora, texts: Sequence[str]
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expert: Expert | Lora, lora: Lora, texts: Sequence[str]
 ) -> LogLikelihood:
-    """The texts under the base, the expert, and a LoRA.
+    """The texts under the base, the expert (or the exact LoRA of a mixture), and a LoRA that stands for it.
 
     Raises:
         UserError: if there is no text.

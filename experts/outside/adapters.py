@@ -9,8 +9,29 @@ from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experts.outside.reading import read_text
+
 PREFIX = "base_model.model."
 """Before a matrix's name in the keys of `adapter_model.safetensors`."""
+
+
+DESCRIPTION = "description.txt"
+"""Beside a LoRA: what it is for, in one sentence, for which PEFT has no field."""
+
+
+def read_description(folder: Path) -> str | None:
+    """What a LoRA's folder says that it is for; None where it says nothing.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    path = folder / DESCRIPTION
+    return " ".join(read_text(path).split()) or None if path.is_file() else None
+
+
+def write_description(folder: Path, description: str) -> None:
+    """Keeps in a LoRA's folder what it is for."""
+    (folder / DESCRIPTION).write_text(description + "\n", encoding="utf-8")
 
 
 def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], card: str) -> None:

@@ -227,6 +227,8 @@ def _matrices(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
         if isinstance(module, BaseTunerLayer):
             adapted += (f"{name}.",)
             base = module.get_base_layer()
+            if head in (module, base):
+                continue
             if isinstance(module, SVFLinear):
                 weight = module.pristine_weight
                 matrices[plain] = (weight.T, True) if module.transposed else (weight, False)

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from experts.svf.decomposition import decompose
-from experts.svf.mixing import LayerMixture, mixture_of
+from experts.svf.mixing import LayerMixture, LoraFactors, mixture_of
 
 # Fused optimisers change parameters without bumping their version counters, so a merged weight also remembers how many
 # optimiser steps this process had made when it was built. Which parameters a step changed is not asked: some optimisers
@@ -103,7 +103,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     - no gradient wanted: a merged weight;
     - a call with mixtures of its own (`SVFModel.mixed`): a merged weight where its rows share one mixture, else
       y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b, or
-      y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) where that is exact enough and no row is the base.
+      y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) where that is exact enough and no row is the base; and beside either
+      Σ_k α_bk B_k (A_k x_b) of the LoRAs that the layer carries, which mixtures alone can name.
 
     A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, new data
     (`z.data = …`), or any in-place operation that PyTorch counts. After `z.data.add_(…)` and the like, which it does
@@ -115,10 +116,16 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("svf_z",)
     svf_u: Tensor  # [m, r]
-    svf_s: Tensor  # [r]
+    svf_s: Tensor  # [r]; None without experts
     svf_vt: Tensor  # [r, n]
 
-    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, rank: int | None, inference: bool) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Linear | Conv1D,
+        adapter_name: str | None = None,  # None: without an expert, for the LoRAs that the layer is to carry
+        rank: int | None = None,
+        inference: bool = True,
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.transposed = isinstance(base_layer, Conv1D)  # its weight is [n, m]
@@ -127,20 +134,22 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.svf_z = nn.ParameterDict()
         for name in ("svf_u", "svf_s", "svf_vt"):
             self.register_buffer(name, None, persistent=False)
+        self.svf_loras: dict[str, LoraFactors] = {}
         self.merged_adapters = []
         self._disable_adapters = False
-        self._active_adapter = adapter_name
+        self._active_adapter = [] if adapter_name is None else adapter_name
         self._pristine: Tensor | None = None  # the base weight while adapters are merged into the layer
         self._merged_weight: tuple[Any, Tensor] | None = None  # and the version that it was built of
         self._invalidations = 0
         self.keeps_merged = True  # False where the base is shared out over processes: a merged copy would be whole
-        self.update_layer(adapter_name, rank, inference)
+        if adapter_name is not None:
+            self.update_layer(adapter_name, rank, inference)
 
     def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
         """Adds the expert z = 1 under a name, of the `rank` largest singular values, or of all."""
         rank = min(self.out_features, self.in_features, rank or self.in_features)
         with torch.inference_mode(False):  # where a model is loaded in that mode, z still counts its changes
-            z = torch.ones(rank, dtype=self._z_dtype, device=self.base_layer.weight.device)
+            z = torch.ones(rank, dtype=self.z_dtype, device=self.base_layer.weight.device)
             self.svf_z[adapter_name] = nn.Parameter(z)
         self.invalidate()
         self.set_adapter(self.active_adapters, inference_mode=inference)
@@ -148,7 +157,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def decompose(self) -> None:
         """Loads or computes the factors, as many as the experts of the layer need. Cheap when they are there."""
         rank = max((z.numel() for z in self.svf_z.values()), default=0)
-        if self.svf_s is None or len(self.svf_s) < rank:
+        if rank > (0 if self.svf_s is None else len(self.svf_s)):
             self.svf_u, self.svf_s, self.svf_vt = decompose(self.pristine_weight, rank)
 
     @property
@@ -158,9 +167,13 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return weight.T if self.transposed else weight
 
     @property
-    def _z_dtype(self) -> torch.dtype:
+    def z_dtype(self) -> torch.dtype:
         # float64 only serves to check the arithmetic.
         return torch.float64 if self.base_layer.weight.dtype == torch.float64 else torch.float32
+
+    def carries(self, name: str) -> bool:
+        """Whether an expert, or a LoRA, of this name adapts the layer."""
+        return name in self.svf_z or name in self.svf_loras
 
     def deltas(self, adapter_names: list[str]) -> Tensor:
         """z_k − 1 of each expert [K, r], zero where one of a smaller rank has nothing."""
@@ -172,16 +185,21 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return self.deltas(adapter_names).sum(0)
 
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
-        """Changes whenever one of these experts' z, or the base's weight, may have changed."""
-        experts = [self.svf_z[name] for name in adapter_names]
+        """Changes whenever one of these experts' z, one of these LoRAs, or the base's weight, may have changed."""
+        experts = [self.svf_z[name] for name in adapter_names if name in self.svf_z]
         if torch.compiler.is_compiling():  # which cannot trace more than this
             return (self._invalidations, _optimizer_steps, *((id(z), z._version) for z in experts))
-        return (self._invalidations, _optimizer_steps, *map(_Written, experts))
+        loras = [factor for name in adapter_names for factor in self.svf_loras.get(name, ())]
+        return (self._invalidations, _optimizer_steps, *map(_Written, (*experts, *loras)))
 
     @property
     def whole_in_factors(self) -> bool:
         """Whether U diag(s) Vᵀ is W to float32's precision: all singular values are there, and nothing was rounded."""
-        return len(self.svf_s) == min(self.out_features, self.in_features) and self.svf_u.dtype.itemsize >= 4
+        return (
+            self.svf_s is not None
+            and len(self.svf_s) == min(self.out_features, self.in_features)
+            and self.svf_u.dtype.itemsize >= 4
+        )
 
     def difference(self, delta: Tensor) -> Tensor:
         """U diag(s·δ) Vᵀ [m, n], in the precision of δ [r]."""
@@ -189,7 +207,11 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def merge_delta(self, delta: Tensor) -> Tensor:
         """W + U diag(s·δ) Vᵀ [m, n], rounded once to the base's dtype, laid out in memory like the base's weight."""
-        merged = self.difference(delta).add_(self.pristine_weight).to(self.pristine_weight.dtype)
+        return self.merge_difference(self.difference(delta))
+
+    def merge_difference(self, difference: Tensor) -> Tensor:
+        """W + a difference [m, n], which is used up, as of `merge_delta`."""
+        merged = difference.add_(self.pristine_weight).to(self.pristine_weight.dtype)
         return merged.T.contiguous().T if self.transposed else merged
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
@@ -281,14 +303,23 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """Each row of x [..., n] under its own mixture."""
         if mixture.weight is not None:
             return F.linear(x, mixture.weight, self.base_layer.bias)
-        if mixture.scale is None or mixture.u is None or mixture.vt is None or mixture.batch is None:
+        if mixture.batch is None:
             return self.base_layer(x)
-        hidden = F.linear(x, mixture.vt)  # [..., r]
-        hidden.mul_(mixture.batch.spread(mixture.scale, x, mixture.name))
-        if mixture.whole:
-            return F.linear(hidden, mixture.u, self.base_layer.bias)
-        y = self.base_layer(x)
-        y.view(-1, self.out_features).addmm_(hidden.view(-1, len(mixture.vt)), mixture.u.T)
+        y = None
+        if mixture.scale is not None and mixture.u is not None and mixture.vt is not None:
+            hidden = F.linear(x, mixture.vt)  # [..., r]
+            hidden.mul_(mixture.batch.spread(mixture.scale, x, mixture.name))
+            if mixture.whole:
+                y = F.linear(hidden, mixture.u, self.base_layer.bias)
+            else:
+                y = self.base_layer(x)
+                y.view(-1, self.out_features).addmm_(hidden.view(-1, len(mixture.vt)), mixture.u.T)
+        if y is None:
+            y = self.base_layer(x)
+        for alpha, (lora_a, lora_b) in mixture.loras:
+            hidden = F.linear(x, lora_a)  # [..., k]
+            hidden.mul_(mixture.batch.spread(alpha, x, mixture.name))
+            y.view(-1, self.out_features).addmm_(hidden.view(-1, len(lora_a)), lora_b.T)
         return y
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
@@ -299,11 +330,12 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         for name, data in kept.items():
             z = self.svf_z[name]
             if z.dtype != data.dtype and not z.is_meta:
-                z.data = data.to(z.device, self._z_dtype)
+                z.data = data.to(z.device, self.z_dtype)
         if s is not None and self.svf_s is not None:
-            self.svf_s = s.to(self.svf_s.device, self._z_dtype)
+            self.svf_s = s.to(self.svf_s.device, self.z_dtype)
         if self._pristine is not None:
             self._pristine = fn(self._pristine)
+        self.svf_loras = {name: LoraFactors(*map(fn, factors)) for name, factors in self.svf_loras.items()}
         self.invalidate()
         return self
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,16 @@ class Batch:
         return scale.view(len(x), *[1] * (x.ndim - 2), -1)
 
 
+class LoraFactors(NamedTuple):
+    """What a LoRA adds to one matrix: B A, where B carries the scaling."""
+
+    a: Tensor  # [k, n]
+    b: Tensor  # [m, k]
+
+
 @dataclass(frozen=True)
 class LayerMixture:
-    """How one layer runs the mixtures of a batch. Without a weight and a scale: the base.
+    """How one layer runs the mixtures of a batch. Without a weight, a scale and LoRAs: the base.
 
     It holds all that it needs, so that experts which come and go meanwhile do not disturb a call.
     """
@@ -62,6 +69,7 @@ class LayerMixture:
     scale: Tensor | None = None  # [B, r]: what each row multiplies the singular directions by
     u: Tensor | None = None  # [m, r]
     vt: Tensor | None = None  # [r, n]
+    loras: tuple[tuple[Tensor, LoraFactors], ...] = ()  # with α [B, 1] of each
     whole: bool = False  # the scale is s·(1 + δ), and the factors stand for all of W'; else s·δ, beside W
     name: str = ""  # the layer's, in the base
     batch: Batch | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, cast
@@ -21,8 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import each_matrix
 from experts.svf.layer import SVFLinear
-from experts.svf.mixing import Batch, LayerMixture, expect_rows, name_saved_rows, note_shape, running
+from experts.svf.mixing import Batch, LayerMixture, LoraFactors, expect_rows, name_saved_rows, note_shape, running
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
+from experts.svf.rows import merged, rows
 from experts.svf.targets import HEADS, check_names, module_names
 
 logger = logging.getLogger(__name__)
@@ -90,18 +91,78 @@ class SVFModel(BaseTuner):
         with _changing:
             super().delete_adapter(adapter_name)
 
+    @property
+    def loras(self) -> Set[str]:
+        """The names of the LoRAs that `mixed` knows beside the experts. PEFT knows nothing of them."""
+        return {name for module in self.model.modules() if isinstance(module, SVFLinear) for name in module.svf_loras}
+
+    def add_lora(self, name: str, factors: Mapping[str, LoraFactors]) -> None:
+        """Carries a LoRA beside the experts, for mixtures to name; nothing changes for calls that do not name it.
+
+        Args:
+            factors: of each matrix that it adapts, by the matrix's name in the base.
+
+        Raises:
+            UserError: if the name is taken, or a matrix is not a linear layer of the base with weights of that shape.
+        """
+        modules = plain_modules(self.model)
+        with _changing:
+            layers = {matrix: self._layer_for_lora(name, matrix, modules, *factors[matrix]) for matrix in factors}
+            if name in self.peft_config or self._carries_another(name, layers, factors):
+                raise UserError(f"the model carries {name!r} already; drop it first, or choose another name")
+            for matrix, layer in layers.items():
+                if layer is not modules[matrix]:
+                    parent, _, child = matrix.rpartition(".")
+                    self._replace_module(modules[parent], child, layer, modules[matrix])
+                weight = layer.base_layer.weight
+                layer.svf_loras[name] = LoraFactors(*(part.to(weight.device, weight.dtype) for part in factors[matrix]))
+
+    def _layer_for_lora(
+        self, name: str, matrix: str, modules: Mapping[str, nn.Module], a: Tensor, b: Tensor
+    ) -> SVFLinear:
+        """The layer of a matrix, or one to put in the place of the base's own."""
+        target = modules.get(matrix)
+        if target is None:
+            raise UserError(f"the LoRA {name!r} adapts {matrix}, which the base does not have")
+        if not isinstance(target, SVFLinear):
+            self._refuse_other_than_dense(target, matrix)
+        layer = target if isinstance(target, SVFLinear) else SVFLinear(cast(nn.Linear, target)).train(target.training)
+        shape, wanted = [layer.out_features, layer.in_features], [len(b), a.shape[1]]
+        if wanted != shape:
+            raise UserError(f"the LoRA {name!r} is for a {matrix} of shape {wanted}, and the base's has {shape}")
+        return layer
+
+    def _carries_another(self, name: str, layers: Mapping[str, SVFLinear], factors: Mapping[str, LoraFactors]) -> bool:
+        """Whether there is a LoRA of this name that is not the same: a base may be wrapped more than once."""
+        if name not in self.loras:
+            return False
+        carried = {matrix: layer.svf_loras.get(name) for matrix, layer in layers.items()}
+        return any(
+            own is None or not all(torch.equal(x, y.to(x)) for x, y in zip(own, factors[matrix], strict=True))
+            for matrix, own in carried.items()
+        )
+
+    def drop_lora(self, name: str) -> None:
+        """Lets a LoRA go; calls that run under it finish as they began."""
+        with _changing:
+            for module in self.model.modules():
+                if isinstance(module, SVFLinear):
+                    module.svf_loras.pop(name, None)
+
     @contextmanager
     def mixed(
         self, names: Sequence[str], weights: Tensor, per_matrix: Mapping[str, Tensor] | None = None
     ) -> Iterator[None]:
         """Within the block, this thread or task runs every row of a batch under its own z_b = 1 + Σ_k α_bk (z_k − 1).
 
+        A LoRA among them adds α_bk B_k A_k to its matrices.
+
         Rows that all share one mixture run on merged weights, which are kept for the next batch. Beam search and
         sampling several answers repeat the rows, which is understood. What others run meanwhile is under mixtures of
         their own, or under the active experts. For inference only.
 
         Args:
-            names: K experts of this model.
+            names: K experts of this model, or LoRAs that it carries beside them.
             weights: α [B, K]; a row of zeros is the base.
             per_matrix: α [B, K] for the matrices that have weights of their own, by the matrices' names in the base.
 
@@ -109,9 +170,10 @@ class SVFModel(BaseTuner):
             UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
                 adapted, or experts are merged into the base.
         """
+        known = self.peft_config.keys() | self.loras
         for name in names:
-            if name not in self.peft_config:
-                raise unknown("expert", name, self.peft_config)
+            if name not in known:
+                raise unknown("expert", name, known)
         layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
         alphas = dict.fromkeys(layers, weights)
         for matrix, own in (per_matrix or {}).items():
@@ -129,11 +191,11 @@ class SVFModel(BaseTuner):
             if not any(alpha.any() for alpha in alphas.values()):
                 mixtures |= dict.fromkeys(layers.values(), LayerMixture())
             elif all((alpha == alpha[:1]).all() for alpha in alphas.values()):
-                merged = self._shared_weights(names, alphas, layers)
-                mixtures |= {layer: LayerMixture(weight=merged[matrix]) for matrix, layer in layers.items()}
+                weights_of = self._shared_weights(names, alphas, layers)
+                mixtures |= {layer: LayerMixture(weight=weights_of[matrix]) for matrix, layer in layers.items()}
             else:
                 mixtures |= {
-                    layer: _rows(layer, names, alphas[matrix], matrix, batch) for matrix, layer in layers.items()
+                    layer: rows(layer, names, alphas[matrix], matrix, batch) for matrix, layer in layers.items()
                 }
         with running(self.model, batch, {**mixtures, **self._saved_modules(names, weights)}):
             yield
@@ -143,9 +205,9 @@ class SVFModel(BaseTuner):
     ) -> dict[str, Tensor | None]:
         """W' of the mixture that all rows share, from among those kept or made now; None where it is the base's W."""
         kept: OrderedDict[Any, dict[str, Tensor | None]] = self.__dict__.setdefault("_kept", OrderedDict())
-        own = {matrix: [name for name in names if name in layer.svf_z] for matrix, layer in layers.items()}
+        own = {m: [k for k, name in enumerate(names) if layer.carries(name)] for m, layer in layers.items()}
         key = tuple(
-            (matrix, tuple(alphas[matrix][0].tolist()), layer.version(own[matrix]))
+            (matrix, tuple(alphas[matrix][0, own[matrix]].tolist()), layer.version([names[k] for k in own[matrix]]))
             for matrix, layer in layers.items()
             if own[matrix]
         )
@@ -154,10 +216,9 @@ class SVFModel(BaseTuner):
                 kept.popitem(last=False)
             weights: dict[str, Tensor | None] = {}
             for matrix, layer in layers.items():
-                delta = _delta(layer, names, alphas[matrix][:1])
                 # Outside inference mode, so that any later forward may use it.
                 with torch.inference_mode(False), torch.no_grad():
-                    weights[matrix] = None if delta is None else layer.merge_delta(delta[0].clone())
+                    weights[matrix] = merged(layer, names, alphas[matrix][0].clone())
             kept[key] = weights
         kept.move_to_end(key)
         return kept[key]
@@ -286,6 +347,16 @@ class SVFModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
     def _refuse_unsuitable(self, target: nn.Module, name: str) -> None:
+        self._refuse_other_than_dense(target, name)
+        embeddings = getattr(self.model, "get_input_embeddings", lambda: None)()
+        if embeddings is not None and target.weight is embeddings.weight:
+            raise UserError(
+                f"{name} shares its weight with the input embeddings, which an expert must not change; "
+                "leave it out of target_modules"
+            )
+
+    @staticmethod
+    def _refuse_other_than_dense(target: nn.Module, name: str) -> None:
         kind = type(target).__name__
         if fused_matrices(target):
             raise UserError(
@@ -301,12 +372,6 @@ class SVFModel(BaseTuner):
             raise UserError(
                 f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): its singular values need "
                 "the dense weight; load the base without quantisation"
-            )
-        embeddings = getattr(self.model, "get_input_embeddings", lambda: None)()
-        if embeddings is not None and weight is embeddings.weight:
-            raise UserError(
-                f"{name} shares its weight with the input embeddings, which an expert must not change; "
-                "leave it out of target_modules"
             )
 
 
@@ -324,23 +389,3 @@ def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     if isinstance(module, nn.Conv1d):
         return {}
     return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) > 1}
-
-
-def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
-    """δ = Σ_k α_bk (z_k − 1) [B, r] of a layer; None where no expert adapts it or none has a part."""
-    own = [k for k, name in enumerate(names) if name in layer.svf_z]
-    if not alpha[:, own].any():
-        return None
-    deltas = layer.deltas([names[k] for k in own])  # [K', r]
-    return alpha[:, own].to(deltas) @ deltas
-
-
-def _rows(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch) -> LayerMixture:
-    """A mixture for each row of a batch, α [B, K], in factor space."""
-    delta = _delta(layer, names, alpha)  # [B, r]
-    if delta is None:
-        return LayerMixture()
-    # A row without experts must be the base bit for bit, which the factors alone are not.
-    whole = layer.whole_in_factors and bool(alpha.any(1).all())
-    scale = layer.svf_s * (delta + 1 if whole else delta)
-    return LayerMixture(None, scale, layer.svf_u, layer.svf_vt, whole, matrix, batch)

@@ -12,7 +12,7 @@ from selfadapt.verbs import show
 
 
 def experts_list(library: Path | None = None, model: str | None = None, json: bool = False) -> None:
-    """List a library's experts and what each is for.
+    """List a library's experts and LoRAs, and what each is for.
 
     Args:
         library: a folder of experts; by default those that come with the base.
@@ -22,24 +22,29 @@ def experts_list(library: Path | None = None, model: str | None = None, json: bo
     from selfadapt.two_pass import find_library
 
     experts = find_library(model, library)
-    descriptions = {name: experts.config(name).description for name in experts.names}
+    descriptions = {name: experts.description(name) for name in experts.names}
+    loras = [name for name in experts.names if experts.is_lora(name)]
     document = {
         "library": str(experts.folder),
         "base": experts.base,
         "fingerprint": experts.fingerprint,
         "experts": descriptions,
+        "loras": loras,
     }
-    lines = [f"{name}: {description or '(no description)'}" for name, description in descriptions.items()]
+    lines = [
+        f"{name}{' (LoRA)' if name in loras else ''}: {description or '(no description)'}"
+        for name, description in descriptions.items()
+    ]
     show(document, json, "\n".join(lines) or f"{experts.folder} is empty: the base")
 
 
 def experts_show(
     name: Positional[str], library: Path | None = None, model: str | None = None, json: bool = False
 ) -> None:
-    """Print an expert's model card; with --json, its configuration and its z in figures.
+    """Print an expert's or a LoRA's model card; with --json, its configuration and its z, or its ranks, in figures.
 
     Args:
-        name: the expert.
+        name: the expert, or the LoRA.
         library: a folder of experts; by default those that come with the base.
         model: the base whose shipped experts are meant.
         json: print figures as JSON.
@@ -58,32 +63,43 @@ def experts_add(
     name: str | None = None,
     classifier: bool = False,
     model: str | None = None,
+    description: str | None = None,
+    examples: Path | None = None,
 ) -> None:
-    """Copy an expert into a library, which is made if there is none.
+    """Copy an expert, or a PEFT LoRA, into a library, which is made if there is none.
 
     Args:
-        expert: the folder that `selfadapt train` wrote, or any SVF adapter that PEFT saved.
+        expert: the folder that `selfadapt train` wrote, or any SVF adapter or LoRA that PEFT saved.
         library: the library's folder.
         name: its name there; by default the folder's.
         classifier: it is the expert that names domains for `--dispatch classifier`.
         model: the base that it was trained on, if its folder does not say, as after TRL's trainers or a loop of one's
-            own: a built-in name, a hub id or a folder.
+            own, or names another than the library: a built-in name, a hub id or a folder.
+        description: what it is for, in one sentence, which dispatchers read; by default what its folder says.
+        examples: prompts that it is for, by whose embeddings `--dispatch embedding` finds it: JSON Lines with `prompt`,
+            of which vectors alone are kept. `selfadapt train` has put those of the training prompts beside an expert.
     """
-    from experts.library import UnknownBase
+    from dispatch.embedding import write_vectors
+    from experts.library import ExpertLibrary, UnknownBase
     from experts.outside.errors import UserError
-    from selfadapt.named_experts import add_expert
+    from selfadapt.named_experts import add_expert, embed_examples
 
+    embedded = None if examples is None else embed_examples(examples, library)  # what may fail comes first
     try:
-        print(add_expert(expert, library, name, classifier=classifier, model=model))
+        added = add_expert(expert, library, name, classifier=classifier, model=model, description=description)
     except UnknownBase as error:
         raise UserError(f"{error} with --model") from error
+    if embedded is not None and not classifier:
+        encoder, vectors = embedded
+        write_vectors(ExpertLibrary.open(library).path(added), vectors, encoder)
+    print(added)
 
 
 def experts_remove(name: Positional[str], library: Path) -> None:
-    """Delete an expert from a library.
+    """Delete an expert, or a LoRA, from a library.
 
     Args:
-        name: the expert.
+        name: the expert, or the LoRA.
         library: the library's folder.
     """
     from experts.library import ExpertLibrary

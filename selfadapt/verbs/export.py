@@ -22,10 +22,10 @@ def export(
     texts: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Write an expert, or a fixed mixture, for other programs: a merged checkpoint or a LoRA.
+    """Write an expert, a LoRA, or a fixed mixture, for other programs: a merged checkpoint or a LoRA.
 
     Args:
-        expert: an expert of the library, an expert's folder, or a MIX.json.
+        expert: an expert or a LoRA of the library, the folder of one, or a MIX.json.
         output: the folder to write.
         format: merged is a plain transformers checkpoint; lora is a PEFT LoRA folder.
         rank: of the LoRA; by default what holds the expert exactly.
@@ -40,7 +40,7 @@ def export(
     from experts.exchange.measure import NEUTRAL_TEXTS, read_texts
     from experts.outside.errors import UserError, check_whole
     from selfadapt.base_models import copy_settings, load_base
-    from selfadapt.two_pass import find_expert
+    from selfadapt.two_pass import find_difference
 
     if format == "merged" and (rank is not None or texts is not None):
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
@@ -48,12 +48,12 @@ def export(
         check_whole("--rank", rank)
     check_output(output)
     measured_on = NEUTRAL_TEXTS if texts is None else read_texts(texts)
-    fixed = find_expert(expert, library, model)
-    base_name = model or fixed.base
+    fixed = find_difference(expert, library, model)
+    base_name = model or fixed.expert.base
     if base_name is None:
         raise UserError(f"the expert {expert} does not say which base it belongs to; name it with --model")
     base, tokenizer = load_base(base_name, dtype=dtype)
-    fixed = replace(fixed, base=base_name)
+    fixed = replace(fixed, expert=replace(fixed.expert, base=base_name))
     if format == "merged":
         exported = export_merged(
             fixed, base, tokenizer, output, finish=lambda unfinished: copy_settings(base_name, unfinished)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from dispatch import embedding
@@ -15,6 +18,7 @@ from dispatch.embedding import FILE, EmbeddingDispatcher, read_prompts, write_pr
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import encode
+from selfadapt.verbs.experts import experts_add
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 
@@ -64,6 +68,31 @@ def test_descriptions_do_where_no_prompts_are_stored(library: ExpertLibrary) -> 
     )
     assert [mixture[0], mixture[1]] == [{"a": 1.0}, {"b": 1.0}]
     assert not EmbeddingDispatcher.from_library(library)(SMALL_TALK).weights.any()
+
+
+def test_a_lora_is_found_as_an_expert_is(
+    stored: ExpertLibrary, tiny_model: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """By its description, and better by examples of its prompts."""
+    cities = [f"What is the capital of {c}?" for c in ("France", "Peru", "Japan", "Kenya", "Italy", "Norway", "Egypt")]
+    model = get_peft_model(tiny_model, LoraConfig(target_modules=["q_proj"]))
+    model.peft_config["default"].base_model_name_or_path = str(tiny_folder)
+    model.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=False)
+    stored.add(tmp_path / "lora", "described", description="Capitals of countries.")
+    assert EmbeddingDispatcher.from_library(stored, false_alarms=0)(cities[:1])[0] == {"described": 1.0}
+
+    examples = tmp_path / "prompts.jsonl"
+    examples.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in cities[2:]))
+    experts_add(tmp_path / "lora", stored.folder, "shown", examples=examples)
+    library = ExpertLibrary.open(stored.folder)
+    assert b"Kenya" not in (library.path("shown") / FILE).read_bytes()
+    library.remove("described")
+    mixture = EmbeddingDispatcher.from_library(library, false_alarms=0)([*cities[:2], SUMS[1]])
+    assert [mixture[row] for row in range(3)] == [{"shown": 1.0}] * 2 + [{"a": 1.0}]
+    examples.write_text('{"prompt": 3}\n')
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: its 'prompt'"):
+        experts_add(tmp_path / "lora", stored.folder, "another", examples=examples)
+    assert "another" not in ExpertLibrary.open(stored.folder).names
 
 
 def test_the_share_of_false_alarms_is_the_one_asked_for() -> None:

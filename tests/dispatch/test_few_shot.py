@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from dispatch.few_shot import Search, matrix_groups, mixture_of, rank_candidates, search
 from experts.engine import NativeEngine
+from experts.exchange.lora import Lora
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -46,6 +47,21 @@ def test_an_expert_that_has_all_the_answers_is_found(model: Any, tiny_tokenizer:
     assert found.reward == 1
     weights = Mixture.of({"a": 0.0, "b": 0.0} | wanted).weights
     torch.testing.assert_close(found.mixture.weights, weights)
+
+
+@pytest.mark.parametrize("per", ["model", "matrix"])
+def test_a_lora_that_has_all_the_answers_is_found(
+    library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any, per: Any
+) -> None:
+    engine = NativeEngine(library.load(tiny_model), tiny_tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    matrices = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
+    a, b = ({m: torch.randn(*shape, generator=generator) for m in matrices} for shape in ((2, 32), (48, 2)))
+    engine.carry("x", Lora(a, b))
+    rows = rows_of(engine.model, tiny_tokenizer, {"x": 1.0})
+    options = Search(per=per, population=4, generations=1, max_new_tokens=6)
+    found = search(engine, [*NAMES, "x"], rows, same, options)
+    assert (found.reward, found.mixture[0]) == (1, {"x": 1.0})
 
 
 @pytest.mark.parametrize("per", ["model", "layer", "matrix"])

@@ -141,6 +141,29 @@ def test_written_experts_mix_with_trained_ones(writer: TextToAdapter, engine: Na
     assert len(engine.generate(["a", "b"], max_new_tokens=2, mixture=mixture)) == 2
 
 
+def test_written_loras_are_dispatched_to_as_written_experts_are(
+    writer: TextToAdapter, engine: NativeEngine, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    loras = TextToAdapter.untrained(LoraOutput(rank=2), writer.network.spec.matrices, LengthEncoder())
+    for head in loras.network.heads:
+        head.linear.weight.data.normal_(std=1.0)  # type: ignore[union-attr, operator]
+    wanted = []
+    for prompt in PROMPTS:
+        (lora,) = loras.generate([prompt])
+        attached = lora.attach(tiny_model)
+        wanted += NativeEngine(attached, tiny_tokenizer).generate([prompt], max_new_tokens=8)
+        attached.unload()
+    beside = T2LDispatcher(writer, engine)
+    dispatcher = T2LDispatcher(loras, engine, kept=2)
+    assert engine.generate(PROMPTS, max_new_tokens=8, mixture=dispatcher(PROMPTS)) == wanted
+    both = T2LDispatcher(loras, engine, beside=beside, share=0.5, kept=2)(PROMPTS[:2])
+    assert both.weights.sum(1).tolist() == [1, 1]
+    assert engine.generate(PROMPTS[:2], max_new_tokens=8, mixture=both) != wanted[:2]
+    held = dispatcher(["one", "two", "three"])
+    dispatcher(["one"])
+    assert {*held.names} <= {*engine.experts}
+
+
 @pytest.fixture
 def network(writer: TextToAdapter, engine: NativeEngine, tmp_path: Path) -> Path:
     """A folder with a network that reads with the base."""
@@ -175,9 +198,6 @@ def test_what_the_documentation_said_before_still_works(network: Path, tiny_mode
 
 def test_what_cannot_be_dispatched_is_refused(writer: TextToAdapter, engine: NativeEngine) -> None:
     matrices = writer.network.spec.matrices
-    lora = TextToAdapter.untrained(LoraOutput(), matrices, LengthEncoder())
-    with pytest.raises(UserError, match="writes LoRAs"):
-        T2LDispatcher(lora, engine)
     other = TextToAdapter.untrained(SvfOutput(rank=8), matrices, LengthEncoder(), fingerprint="0123")
     with pytest.raises(UserError, match="fingerprint 0123, this one has"):
         T2LDispatcher(other, engine)

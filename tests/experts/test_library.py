@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from experts.library import ExpertLibrary, load_expert
@@ -164,9 +164,10 @@ def test_vectors_that_do_not_fit_the_base_are_refused(expert: Path, tiny_model: 
 
 
 def test_other_adapters_are_refused(tmp_path: Path, tiny_model: Any, library: ExpertLibrary) -> None:
-    get_peft_model(tiny_model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
-    with pytest.raises(UserError, match="LORA adapter"):
-        library.add(tmp_path / "lora")
+    config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    get_peft_model(tiny_model, config).save_pretrained(tmp_path / "ia3")
+    with pytest.raises(UserError, match="IA3 adapter"):
+        library.add(tmp_path / "ia3")
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
         library.add(tmp_path / "nothing")
 

@@ -12,6 +12,7 @@ from peft import PeftModel
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import mixed
 from experts.engine.lora_cache import LoraCache, mixture_name, read_mixture_name
+from experts.exchange.lora import Lora
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
 
@@ -58,6 +59,82 @@ def test_the_lora_of_a_mixture_answers_as_the_mixture_does(library: ExpertLibrar
         lora = PeftModel.from_pretrained(tiny_model, str(adapter.path))
         torch.testing.assert_close(logits(lora), wanted, atol=1e-4, rtol=0)
     assert (wanted - of_base).abs().max() > 0.1
+
+
+@pytest.fixture
+def lora(tiny_model: Any, library: ExpertLibrary, tmp_path: Path) -> str:
+    """The name of a LoRA in the library, of rank 3, on a matrix that the experts adapt and on one that they do not."""
+    matrices = (UP, "model.layers.0.self_attn.v_proj")
+    generator = torch.Generator().manual_seed(3)
+    shapes = {matrix: tiny_model.get_submodule(matrix).weight.shape for matrix in matrices}
+    a = {matrix: torch.randn(3, n, generator=generator) for matrix, (_, n) in shapes.items()}
+    b = {matrix: torch.randn(m, 3, generator=generator) for matrix, (m, _) in shapes.items()}
+    Lora(a, b, alpha=2, base="tiny").write(tmp_path / "lora")
+    return library.add(tmp_path / "lora", "x")
+
+
+@pytest.mark.parametrize(
+    ("mixture", "rank"),
+    [
+        (Mixture.of({"x": 1.0}), 3),
+        (Mixture.of({"b": 0.0, "x": 1.0}), 3),
+        (Mixture.of({"a": 0.5, "x": -0.25, "c": 1.0}), 7),
+        (Mixture(("b", "x"), torch.tensor([[0.5, 0.5]]), {UP: torch.tensor([[1.0, 0.0]])}), 8),
+    ],
+    ids=str,
+)
+def test_loras_stand_beside_experts_in_the_lora_of_a_mixture(
+    library: ExpertLibrary, lora: str, tiny_model: Any, mixture: Mixture, rank: int
+) -> None:
+    of_base = logits(tiny_model)
+    loras = LoraCache(library, tiny_model)
+    assert "model.layers.0.self_attn.v_proj" in loras.matrices
+    model: Any = library.load(tiny_model)
+    with mixed(model, mixture.expand(2)):
+        wanted = logits(model)
+    model.unload()
+    with loras.hold(mixture) as (adapter,):
+        assert adapter is not None
+        assert max(Lora.read(adapter.path).ranks.values()) == rank
+        served = PeftModel.from_pretrained(tiny_model, str(adapter.path))
+        torch.testing.assert_close(logits(served), wanted, atol=1e-4, rtol=1e-4)
+    assert (wanted - of_base).abs().max() > 0.1
+
+
+def test_a_mixture_whose_ranks_have_no_room_is_refused(library: ExpertLibrary, lora: str, tiny_model: Any) -> None:
+    loras = LoraCache(library, tiny_model, room=8)
+    with (
+        loras.hold(Mixture.of({"b": 1.0})),
+        loras.hold(Mixture.of({"x": 1.0})),
+        loras.hold(Mixture.of({"a": 1, "x": 1})),
+    ):
+        pass
+    message = (
+        r"mix:b=1,x=1 is a LoRA of rank 11, and there is room for 8: start vLLM with a max_lora_rank of 11 or more"
+    )
+    with pytest.raises(UserError, match=message), loras.hold(Mixture.of({"b": 1, "x": 1})):
+        pass
+    adapter = library.lora("x")
+    loras.add("again", adapter)
+    with loras.hold(Mixture.of({"again": 0.5, "x": 0.5})):
+        pass
+    loras.remove("again")
+    with pytest.raises(UserError, match="unknown expert 'again'"), loras.hold(Mixture.of({"again": 1.0})):
+        pass
+    wide = {UP: torch.zeros(9, 32)}, {UP: torch.zeros(48, 9)}
+    with pytest.raises(UserError, match="has rank 9, and there is room for 8 here"):
+        loras.add("wide", Lora(*wide))
+    with pytest.raises(UserError, match=r"nothing in the library .* does"):
+        loras.add("elsewhere", Lora({"lm_head": torch.zeros(1, 32)}, {"lm_head": torch.zeros(259, 1)}))
+
+
+def test_a_library_of_loras_alone_needs_no_decomposition(library: ExpertLibrary, lora: str, tiny_model: Any) -> None:
+    for name in ("a", "b", "c"):
+        library.remove(name)
+    loras = LoraCache(library, tiny_model)
+    assert {*loras.matrices} == {UP, "model.layers.0.self_attn.v_proj"}
+    with loras.hold(Mixture.of({"x": 0.5}, 2)) as (first, second):
+        assert first == second is not None
 
 
 def test_a_mixture_has_one_name_and_the_base_none(library: ExpertLibrary) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ import torch
 from dispatch import Fixed, find_dispatcher
 from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import NativeEngine
+from experts.exchange.lora import Lora
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.shipped import shipped_library
@@ -187,6 +189,58 @@ def test_a_mistake_is_one_line(
     with pytest.raises(UserError, match=f"vLLM cannot run {tiny_folder}") as caught:
         SelfAdaptiveModel.from_pretrained(str(tiny_folder), engine="vllm", engine_options={"max_model_len": 10**6})
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def with_loras(library: ExpertLibrary, smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ExpertLibrary:
+    """The shipped experts, and two random LoRAs of other ranks: on what the experts adapt, and on the attention."""
+    folder = tmp_path_factory.mktemp("loras")
+    shutil.copytree(library.folder, folder / "library")
+    mixed = ExpertLibrary.open(folder / "library")
+    base, _ = load_base()
+    for seed, (name, parts, rank) in enumerate([("up", ("up_proj", "q_proj"), 4), ("down", ("down_proj",), 16)]):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {matrix: module.weight.shape for matrix, module in base.named_modules() if matrix.endswith(parts)}
+        a = {matrix: torch.randn(rank, n, generator=generator) / n**0.5 for matrix, (_, n) in shapes.items()}
+        b = {matrix: 0.02 * torch.randn(m, rank, generator=generator) for matrix, (m, _) in shapes.items()}
+        Lora(a, b, alpha=8, rslora=True, base=mixed.base, description=f"About {name}.").write(folder / name)
+        mixed.add(folder / name)
+    return mixed
+
+
+def test_loras_answer_beside_experts_as_on_the_native_engine(with_loras: ExpertLibrary) -> None:
+    options = {"max_model_len": 512, "kv_cache_memory_bytes": 1 << 28}
+    small = SelfAdaptiveModel.from_pretrained(library=with_loras, engine="vllm", engine_options=options)
+    native = SelfAdaptiveModel.from_pretrained(library=with_loras)
+    prompts, tails = PROMPTS[:6], [" 7.", " No", "Ann has 5", " 2 + 2", "Eat", "In"]
+    names = ("sums", "stories", "up", "down")
+    alone = Mixture(names, torch.cat([torch.eye(4), torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0, 0]])]))
+    scores = [model.engine.loglikelihood(prompts, tails, mixture=alone) for model in (small, native)]
+    torch.testing.assert_close(*scores, atol=1e-2, rtol=0)
+    assert (
+        len(
+            {
+                round(score, 3)
+                for score in native.engine.loglikelihood(prompts[:1] * 6, tails[:1] * 6, mixture=alone).tolist()
+            }
+        )
+        == 6
+    )
+    together = Mixture.of({"sums": 0.5, "up": 0.75, "down": -0.5})
+    with pytest.raises(UserError, match="is a LoRA of rank 80, and there is room for 64: start vLLM with"):
+        small.engine.generate(prompts[:1], max_new_tokens=2, mixture=together)
+    large = SelfAdaptiveModel.from_pretrained(
+        library=with_loras, engine="vllm", engine_options=options | {"max_lora_rank": 128}
+    )
+    of_both = together.expand(6)
+    scores = [model.engine.loglikelihood(prompts, tails, mixture=of_both) for model in (large, native)]
+    torch.testing.assert_close(*scores, atol=1e-2, rtol=0)
+    large.engine.carry("again", with_loras.lora("up"))
+    again = large.engine.loglikelihood(prompts[:1], tails[:1], mixture=Mixture.of({"again": 1.0}))
+    wanted = native.engine.loglikelihood(prompts[:1], tails[:1], mixture=Mixture.of({"up": 1.0}))
+    torch.testing.assert_close(again, wanted, atol=1e-2, rtol=0)
+    with pytest.raises(UserError, match="there is no room for it here"):
+        large.engine.carry("elsewhere", Lora({"lm_head": torch.zeros(1, 576)}, {"lm_head": torch.zeros(49152, 1)}))
 
 
 def test_the_plugin_resolves_names_to_loras(

@@ -1,0 +1,156 @@
+"""Adapters of a base's library on the base: after a look at all that PEFT would stumble over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from experts.exchange.lora import Lora
+from experts.expert import SUFFIX, Expert, read_config, read_z
+from experts.outside.adapters import PREFIX
+from experts.outside.errors import UserError
+from experts.svf import SVFConfig, SVFModel
+from experts.svf.fingerprint import read_sketch, refuse_other_base
+from experts.svf.layer import SVFLinear
+from experts.svf.names import plain_modules
+
+BASE = "base"  # the name of the identity expert; no expert of a library may have it
+
+
+def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """`base` with the expert of `folder` active and frozen.
+
+    Raises:
+        UserError: if the expert is damaged or was trained on another base.
+    """
+    wanted = read_config(folder).base_fingerprint
+    if wanted is not None:
+        refuse_other_base(f"the expert in {folder}", wanted, read_sketch(folder), base)
+    return attach_expert(base, folder, "default")
+
+
+def attach_expert(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
+    """Adds an expert to a model, after a look at every vector that PEFT would stumble over."""
+    config, vectors = check_fit(folder, model)
+    if not isinstance(model, PeftModel):
+        _refuse_another(folder, vectors, model, name)
+    config.inference_mode = True
+    config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
+    try:
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = cast(PeftModel, get_peft_model(model, config, name))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the expert in {folder} does not load: {' '.join(str(error).split())}") from error
+    modules = plain_modules(model.get_base_model())
+    adapted = {key for key, module in modules.items() if isinstance(module, SVFLinear) and name in module.svf_z}
+    if odd := sorted(adapted ^ set(vectors)):
+        where = "adapter_config.json" if odd[0] in adapted else "adapter_model.safetensors"
+        raise UserError(f"the expert in {folder} is damaged: only {where} speaks of {odd[0]}")
+    # Not by PEFT's own reader, which would load embeddings that the file may hold into the base.
+    set_peft_model_state_dict(model, {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in vectors.items()}, name)
+    return model.eval()
+
+
+def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedModel, name: str) -> None:
+    """Raises UserError if a base, which another PEFT model wraps already, carries another expert of this name.
+
+    PEFT would put the new one in its place, for that model, too.
+    """
+    for matrix, layer in plain_modules(base).items():
+        if isinstance(layer, SVFLinear) and name in layer.svf_z:
+            carried, wanted = layer.svf_z[name].detach(), vectors.get(matrix)
+            if wanted is None or not torch.equal(carried, wanted.to(carried)):
+                raise UserError(
+                    f"the base carries another expert {name!r} than that in {folder}; load a base of its own, or "
+                    "unload() the model that carries it"
+                )
+
+
+def check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConfig, dict[str, Tensor]]:
+    """The configuration and z of an expert whose matrices a base has, with so many singular values.
+
+    Raises:
+        UserError: if it does not.
+    """
+    config, vectors = read_config(folder), read_z(folder)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    modules = plain_modules(plain)
+    for matrix, z in vectors.items():
+        module = modules.get(matrix)
+        if module is None:
+            raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
+        if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
+            raise UserError(f"the expert in {folder} adapts {matrix}, which is no linear layer of the base")
+        rank = min(*module.weight.shape, config.rank_of(matrix) or len(z))
+        if len(z) != rank:
+            raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
+    return config, vectors
+
+
+def attach_lora(model: PreTrainedModel | PeftModel, lora: Lora, name: str) -> PeftModel:
+    """Adds a LoRA to a model, for mixtures to name beside the experts; what is active stays so.
+
+    Raises:
+        UserError: if the name is taken, the base lacks a matrix or has it in another shape, or the model carries
+            adapters that are not experts.
+    """
+    if not isinstance(model, PeftModel):
+        model = with_identity(model, {_smallest_matrix(model, lora): 1})
+    if not isinstance(model.base_model, SVFModel):
+        raise UserError("the model carries adapters of another kind, beside which there is no room for LoRAs")
+    model.base_model.add_lora(name, lora.factors)
+    return model
+
+
+def check_lora(what: str, lora: Lora, model: PreTrainedModel | PeftModel) -> None:
+    """Raises UserError, with the reason, if a LoRA does not fit a base."""
+    if (fault := fault_of_lora(lora, model)) is not None:
+        raise UserError(f"{what} {fault}")
+
+
+def fault_of_lora(lora: Lora, model: PreTrainedModel | PeftModel) -> str | None:
+    """Which matrix a LoRA adapts that a base lacks, or has in another shape; None for none."""
+    modules = plain_modules(model.get_base_model() if isinstance(model, PeftModel) else model)
+    for matrix, factors in lora.factors.items():
+        module = modules.get(matrix)
+        if module is None:
+            return f"adapts {matrix}, which the base does not have"
+        if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
+            return f"adapts {matrix}, which is no linear layer of the base"
+        shape, wanted = list(module.weight.shape), [len(factors.b), factors.a.shape[1]]
+        if isinstance(module.base_layer if isinstance(module, SVFLinear) else module, Conv1D):
+            shape.reverse()
+        if shape != wanted:
+            return f"is for a {matrix} of shape {wanted}, and the base's has {shape}"
+    return None
+
+
+def with_identity(base: PreTrainedModel, ranks: dict[str, int]) -> PeftModel:
+    """`base` as a model that carries experts, with one of them, called `BASE`, that is the base bit for bit.
+
+    The first expert of a base is the active one, which calls that are running would see; they see this one.
+
+    Args:
+        ranks: what the identity adapts: matrix name → r.
+    """
+    identity = Expert({matrix: torch.ones(rank) for matrix, rank in ranks.items()})
+    return cast(PeftModel, get_peft_model(base, identity.config, BASE)).eval()
+
+
+def _smallest_matrix(base: PreTrainedModel, lora: Lora) -> str:
+    """The matrix that an identity costs least in, among those that a LoRA adapts, and an expert may adapt."""
+    modules, head = plain_modules(base), base.get_output_embeddings()
+    linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D | SVFLinear)}
+    able = {name: module for name, module in linear.items() if module is not head and "base_layer" not in name}
+    own = {name: module for name, module in able.items() if name in lora.a} or able
+    if not own:
+        raise UserError("the base has no linear layer that an adapter could adapt")
+    return min(own, key=lambda name: own[name].weight.numel())

@@ -1,0 +1,113 @@
+"""LoRAs that PEFT saved, of whatever ranks and scalings, as what they add to a base."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from experts.exchange.lora import A, B, Lora
+from experts.expert import EMBEDDING, FLOATS
+from experts.outside.adapters import PREFIX, read_description
+from experts.outside.errors import UserError
+from experts.outside.reading import read_json
+
+# What a LoRA may not have, since then it is more, or something else, than B A beside W: field → the value without it.
+PLAIN: dict[str, Any] = {
+    "bias": "none",
+    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora", "modules_to_save", "trainable_token_indices")),
+    **dict.fromkeys(("target_parameters", "layer_replication", "alora_invocation_tokens", "use_bdlora")),
+    **dict.fromkeys(("arrow_config", "kasa_config", "monteclora_config", "velora_config")),
+}
+# PEFT changes the base's own weights when it loads a LoRA that began so.
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+
+def peft_type(folder: Path) -> str | None:
+    """The kind of PEFT adapter that a folder's configuration says it is, such as "SVF" or "LORA"; None for none.
+
+    Raises:
+        UserError: if the configuration is damaged.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is damaged: it is not a JSON object")
+    kind = document.get("peft_type")
+    return kind if isinstance(kind, str) else None
+
+
+def read_lora(folder: Path) -> Lora:
+    """The LoRA in a PEFT adapter folder; B carries each matrix's scaling, alpha / k or (rsLoRA) alpha / √k.
+
+    Raises:
+        UserError: if it is damaged, or more than B A beside W.
+    """
+    kind = peft_type(folder)
+    if kind != "LORA":
+        raise UserError(f"{folder} is {f'a {kind}' if kind else 'no PEFT'} adapter, not a LoRA")
+    document = read_json(folder / "adapter_config.json")
+    for field, plain in PLAIN.items():
+        if document.get(field) and document[field] != plain:
+            raise UserError(f"{folder} is more than a LoRA: it has {field}={document[field]!r:.60}; load it with PEFT")
+    began = document.get("init_lora_weights")
+    if isinstance(began, str) and began.lower().startswith(CHANGES_BASE):
+        raise UserError(
+            f"{folder} began as {began!r:.60}, which changes the base's own weights: save it as a plain LoRA "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    a, b = _factors(folder)
+    try:
+        scalings = {matrix: _scaling(document, matrix, len(factor)) for matrix, factor in a.items()}
+    except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
+        raise UserError(f"{folder / 'adapter_config.json'} is damaged: no number stands for alpha ({error})") from error
+    base = document.get("base_model_name_or_path")
+    return Lora(
+        a,
+        {matrix: scalings[matrix] * factor for matrix, factor in b.items()},
+        base=base if base and isinstance(base, str) else None,  # PEFT writes "" for a base without a name
+        description=read_description(folder) or "",
+        conv1d=bool(document.get("fan_in_fan_out")),
+    )
+
+
+def _scaling(document: dict[str, Any], matrix: str, rank: int) -> float:
+    alphas = document.get("alpha_pattern") or {}
+    alpha = float(alphas.get(get_pattern_key(list(alphas), matrix), document["lora_alpha"]))
+    return alpha / (rank**0.5 if document.get("use_rslora") else rank)
+
+
+def _factors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A [k, n] and B [m, k] of each matrix, float32."""
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        pickled = ": save it with safe_serialization=True" if (folder / "adapter_model.bin").is_file() else ""
+        raise UserError(f"{folder} has no adapter_model.safetensors{pickled}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged and was not loaded: {error}") from error
+    factors: dict[str, dict[str, Tensor]] = {A: {}, B: {}}
+    for key, tensor in tensors.items():
+        if EMBEDDING.fullmatch(key) and tensor.ndim <= 2:
+            continue  # PEFT saves the base's own with a model whose vocabulary was resized
+        end = next((end for end in (A, B) if key.startswith(PREFIX) and key.endswith(end)), None)
+        if end is None or tensor.ndim != 2 or tensor.dtype not in FLOATS:
+            raise UserError(f"{folder} is more than a LoRA of linear layers: it has {key}")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path} is damaged and was not loaded: {key} is not finite")
+        factors[end][key.removeprefix(PREFIX).removesuffix(end)] = tensor.float()
+    a, b = factors[A], factors[B]
+    if odd := sorted(a.keys() ^ b.keys()) or [matrix for matrix in a if len(a[matrix]) != b[matrix].shape[1]]:
+        raise UserError(f"{path} is damaged and was not loaded: A and B of {odd[0]} do not belong together")
+    if not a:
+        raise UserError(f"{path} is damaged and was not loaded: it holds no factors")
+    return a, b

@@ -1,0 +1,47 @@
+"""What a mixture makes of one layer: one merged weight for all rows, or each row's own way through the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from experts.svf.layer import SVFLinear
+from experts.svf.mixing import Batch, LayerMixture
+
+
+def merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
+    """W + U diag(s·δ) Vᵀ + Σ_k α_k B_k A_k [m, n] for one mixture α [K]; None where nothing of it adapts the layer."""
+    delta = _delta(layer, names, alpha[None])
+    difference = None if delta is None else layer.difference(delta[0])
+    for name, part in zip(names, alpha.tolist(), strict=True):
+        if part and name in layer.svf_loras:
+            a, b = (factor.to(layer.z_dtype) for factor in layer.svf_loras[name])
+            own = (part * b) @ a
+            difference = own if difference is None else difference.add_(own)
+    return None if difference is None else layer.merge_difference(difference)
+
+
+def rows(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch) -> LayerMixture:
+    """A mixture for each row of a batch, α [B, K], in factor space."""
+    loras = tuple(
+        (alpha[:, k : k + 1].to(factors.a.device), factors)
+        for k, name in enumerate(names)
+        if (factors := layer.svf_loras.get(name)) is not None and alpha[:, k].any()
+    )
+    delta = _delta(layer, names, alpha)  # [B, r]
+    if delta is None:
+        return LayerMixture(loras=loras, name=matrix, batch=batch) if loras else LayerMixture()
+    # A row without experts must be the base bit for bit, which the factors alone are not.
+    whole = layer.whole_in_factors and bool(alpha.any(1).all())
+    scale = layer.svf_s * (delta + 1 if whole else delta)
+    return LayerMixture(None, scale, layer.svf_u, layer.svf_vt, loras, whole, matrix, batch)
+
+
+def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
+    """δ = Σ_k α_bk (z_k − 1) [B, r] of a layer; None where no expert adapts it or none has a part."""
+    own = [k for k, name in enumerate(names) if name in layer.svf_z]
+    if not alpha[:, own].any():
+        return None
+    deltas = layer.deltas([names[k] for k in own])  # [K', r]
+    return alpha[:, own].to(deltas) @ deltas
