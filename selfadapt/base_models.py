@@ -65,8 +65,9 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base model, in evaluation mode, and its tokenizer; of a vision-language model, its processor.
 
-    The tokenizer pads on the left with a token that is not an end token wherever the vocabulary has one. The model
-    decodes greedily unless a call asks for something else, whatever its checkpoint says.
+    The tokenizer pads on the left with a token that is not an end token wherever the vocabulary has one; its chat
+    template is the checkpoint's, None where that has none. The model decodes greedily unless a call asks for something
+    else, whatever its checkpoint says: of its `GenerationConfig` the end tokens stay, with the tokenizer's.
 
     Args:
         name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised, once) or a hub id.

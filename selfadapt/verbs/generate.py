@@ -15,7 +15,7 @@ from selfadapt.verbs import show
 
 def generate(
     prompts: Positional[tuple[str, ...]],
-    dispatch: str = "none",
+    dispatch: str | None = None,
     model: str | None = None,
     library: Path | None = None,
     max_new_tokens: int = 64,
@@ -31,8 +31,8 @@ def generate(
 
     Args:
         prompts: one user turn each.
-        dispatch: "none" for the plain base; a dispatcher such as "embedding", which lets the prompt decide; the name of
-            an expert; or a MIX.json.
+        dispatch: a dispatcher such as "embedding", which lets the prompt decide; "none" for the plain base; the name of
+            an expert; or a MIX.json. By default "embedding", where there are experts.
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts; by default those that come with the base.
         max_new_tokens: the most that an answer may have.
@@ -44,6 +44,7 @@ def generate(
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
+    from dispatch import DEFAULT, Fixed
     from experts.engine import Sampling
     from experts.outside.errors import UserError, check_whole
     from selfadapt.two_pass import SelfAdaptiveModel
@@ -74,4 +75,5 @@ def generate(
         }
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+    dispatch = dispatch or ("none" if isinstance(adaptive.dispatcher, Fixed) else DEFAULT)
     show({"dispatch": dispatch, "answers": document}, json, "\n\n".join(map(written, answers)))
