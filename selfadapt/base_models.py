@@ -187,7 +187,7 @@ def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[st
     name = os.fspath(name)
     path = expand(name)
     if revision is not None and (name == BUILT_IN or path.exists()):
-        raise UserError(f"{name!r} is no hub id, and has no revision {revision!r}; leave it out")
+        raise UserError(f"{name!r} is no hub id, and has no revision {revision!r}; leave 'revision' out")
     if name == BUILT_IN:
         return str(_built_in_folder()), {}
     if path.is_dir():
