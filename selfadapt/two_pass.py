@@ -22,7 +22,7 @@ from experts.engine.vllm import VLLMEngine, check_installed
 from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.outside.chats import Chat, read_prompt, read_prompts
+from experts.outside.chats import Chat, read_prompt, read_prompts, with_system_prompt
 from experts.outside.errors import UserError, unknown
 from experts.shipped import shipped_for, shipped_library
 from selfadapt.base_models import BUILT_IN, BaseOptions, load_base, load_shapes
@@ -166,18 +166,20 @@ class SelfAdaptiveModel:
         max_new_tokens: int = 64,
         batch_size: int = 32,
         sampling: Sampling = GREEDY,
+        system_prompt: str | None = None,
     ) -> list[Answer]:
         """Both passes: the answer to each prompt (a string is one user turn, a list of messages a chat).
 
         Args:
             prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.outside.chats`).
             sampling: temperature, top_p, seed, and texts that end an answer; greedy if not given.
+            system_prompt: what the system says before every prompt, whoever answers it.
 
         Raises:
-            UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, or
-                it does not fit the model's context.
+            UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, it
+                does not fit the model's context, or has a system message of its own beside `system_prompt`.
         """
-        prompts = _read(prompts)
+        prompts = with_system_prompt(_read(prompts), system_prompt)
         start = time.perf_counter()
         mixture = self._dispatched(prompts)
         dispatched = time.perf_counter()
@@ -187,21 +189,33 @@ class SelfAdaptiveModel:
         seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
         return [Answer(text, mixture.rows([row]), seconds) for row, text in enumerate(texts)]
 
-    def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: str | Chat,
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        system_prompt: str | None = None,
+    ) -> Iterator[str]:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
-        prompt = read_prompt(prompt)
+        (prompt,) = with_system_prompt([read_prompt(prompt)], system_prompt)
         mixture = self._dispatched([prompt])
         yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture, sampling=sampling)
 
     def loglikelihood(
-        self, prompts: Iterable[str | Chat], continuations: Iterable[str], *, batch_size: int = 32
+        self,
+        prompts: Iterable[str | Chat],
+        continuations: Iterable[str],
+        *,
+        batch_size: int = 32,
+        system_prompt: str | None = None,
     ) -> Tensor:
         """Both passes: log p(continuation | prompt) of each pair in nats [B], under the mixture of its prompt.
 
         Raises:
             UserError: if there are no prompts, or not as many continuations, or a pair does not fit the context.
         """
-        prompts = _read(prompts)
+        prompts = with_system_prompt(_read(prompts), system_prompt)
         mixture = self._dispatched(prompts)
         return self.engine.loglikelihood(prompts, continuations, mixture=mixture, batch_size=batch_size)  # type: ignore[arg-type]
 

@@ -28,7 +28,7 @@ from transformers import GenerationConfig, ProcessorMixin
 from experts.engine import NativeEngine, mixed
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.outside.chats import refused
+from experts.outside.chats import check_system_is_shown, refused
 from experts.outside.errors import UserError, unknown
 from selfadapt.harness.response_cache import ResponseCache
 from selfadapt.two_pass import SelfAdaptiveModel
@@ -117,7 +117,12 @@ class SelfAdaptiveLM(HFLM):
         if self.tokenizer.chat_template is None:
             raise UserError("the base's tokenizer has no chat template; leave --apply-chat-template out")
         try:
-            context = super().apply_chat_template(chat_history, add_generation_prompt)
+            show = functools.partial(super().apply_chat_template, add_generation_prompt=add_generation_prompt)
+            context = show(chat_history)
+            # A template that refuses the system's message is shown the chat without it by HFLM.
+            check_system_is_shown(chat_history, context, show, "a question")
+        except UserError:
+            raise
         except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
             raise refused("the chat of a question", error) from error
         turns = [message["content"] for message in chat_history if message["role"] == "user"]

@@ -23,6 +23,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     stop: tuple[str, ...] = (),
+    system_prompt: str | None = None,
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None,
     engine: Literal["native", "vllm"] = "native",
     json: bool = False,
@@ -40,12 +41,14 @@ def generate(
         top_p: draw from the fewest tokens that have this probability together.
         seed: draws the same answers again.
         stop: texts that end an answer, and do not belong to it.
+        system_prompt: what the system says before every prompt.
         chat_template_kwargs: arguments of the base's chat template, such as Qwen3's "enable_thinking False".
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
     from dispatch import DEFAULT, Fixed
     from experts.engine import Sampling
+    from experts.outside.chats import with_system_prompt
     from experts.outside.errors import UserError, check_whole
     from selfadapt.two_pass import SelfAdaptiveModel
 
@@ -56,14 +59,14 @@ def generate(
     adaptive = SelfAdaptiveModel.from_pretrained(
         model, library, dispatch, engine=engine, chat_template_kwargs=chat_template_kwargs or {}
     )
+    how: Any = {"max_new_tokens": max_new_tokens, "sampling": sampling}
     if len(prompts) == 1 and not json and sys.stdout.isatty():
         mixture = adaptive.dispatch(prompts)
-        how: Any = {"max_new_tokens": max_new_tokens, "mixture": mixture, "sampling": sampling}
-        for piece in adaptive.engine.stream(prompts[0], **how):
+        for piece in adaptive.engine.stream(*with_system_prompt(prompts, system_prompt), mixture=mixture, **how):
             print(piece, end="", flush=True)
         print(f"\n[{mixture}]")
         return
-    answers = adaptive.generate(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
+    answers = adaptive.generate(prompts, system_prompt=system_prompt, **how)
     written = str if sys.stdout.isatty() else attrgetter("text")  # a file or a program gets the answers alone
     document = [
         {
