@@ -172,7 +172,7 @@ class SelfAdaptiveModel:
 
         Args:
             prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.outside.chats`).
-            sampling: temperature, top_p, seed, and texts that end an answer; greedy if not given.
+            sampling: temperature, top_p and others, a seed, and texts that end an answer; greedy if not given.
             system_prompt: what the system says before every prompt, whoever answers it.
 
         Raises:

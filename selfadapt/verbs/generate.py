@@ -21,6 +21,9 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: tuple[str, ...] = (),
     system_prompt: str | None = None,
@@ -39,6 +42,9 @@ def generate(
         max_new_tokens: the most that an answer may have.
         temperature: what logits are divided by before a token is drawn; 0 takes the most likely one.
         top_p: draw from the fewest tokens that have this probability together.
+        top_k: draw from so many of the most likely tokens; 0 from all.
+        min_p: draw from the tokens that have this share of the most likely one's probability.
+        repetition_penalty: above 1 makes tokens less likely that prompt or answer have already.
         seed: draws the same answers again.
         stop: texts that end an answer, and do not belong to it.
         system_prompt: what the system says before every prompt.
@@ -55,7 +61,7 @@ def generate(
     if not prompts:
         raise UserError("there is no prompt to answer; give one or more")
     check_whole("--max-new-tokens", max_new_tokens)
-    sampling = Sampling(temperature, top_p, seed, stop)
+    sampling = Sampling(temperature, top_p, seed, stop, top_k, min_p, repetition_penalty)
     adaptive = SelfAdaptiveModel.from_pretrained(
         model, library, dispatch, engine=engine, chat_template_kwargs=chat_template_kwargs or {}
     )
