@@ -210,7 +210,7 @@ class VLLMEngine:
         more |= {"temperature": sampling.temperature, "repetition_penalty": sampling.repetition_penalty}
         try:
             return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
-        except ValueError as error:  # its bounds are narrower than ours
+        except Exception as error:  # vLLM's bounds are narrower than ours, and its errors of a kind of their own
             raise UserError(f"vLLM does not sample so: {' '.join(str(error).split())}") from error
 
 
