@@ -61,7 +61,7 @@ def main() -> None:
     library = ExpertLibrary.open(folder)
     # Room for the eight mixtures of one way and those of the other: neither drives the other's out.
     settings = {"max_loras": 16, "max_model_len": 512}
-    model = SelfAdaptiveModel.from_pretrained(library=library, engine="vllm", engine_options=settings)
+    model = SelfAdaptiveModel.from_pretrained(library=library, dispatch="none", engine="vllm", engine_options=settings)
     dispatcher = EightMixtures(library)
     decided = dispatcher(PROMPTS)
 

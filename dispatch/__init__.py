@@ -1,13 +1,14 @@
 """Pass one: prompts in, mixture out. One file a dispatcher; `dispatch.table` has their names."""
 
 from dispatch.base import Dispatcher, Fixed
-from dispatch.embedding import EmbeddingDispatcher
+from dispatch.embedding import EmbeddingDispatcher, check_described
 from dispatch.prompt import Calibration, PromptDispatcher, calibration_path
-from dispatch.table import AUTO, DISPATCHERS, FEW_SHOT, RESERVED_NAMES, check_dispatcher, find_dispatcher
+from dispatch.table import AUTO, DEFAULT, DISPATCHERS, FEW_SHOT, RESERVED_NAMES, check_dispatcher, find_dispatcher
 from dispatch.text_to_lora import T2LDispatcher
 
 __all__ = [
     "AUTO",
+    "DEFAULT",
     "DISPATCHERS",
     "FEW_SHOT",
     "RESERVED_NAMES",
@@ -18,6 +19,7 @@ __all__ = [
     "PromptDispatcher",
     "T2LDispatcher",
     "calibration_path",
+    "check_described",
     "check_dispatcher",
     "find_dispatcher",
 ]

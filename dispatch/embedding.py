@@ -83,6 +83,15 @@ class EmbeddingDispatcher:
         return decide(self.names, probabilities, cosines.max(1).values >= self.threshold, self.soft)
 
 
+def check_described(library: ExpertLibrary) -> None:
+    """Raises UserError for an expert of which nothing is known but its name: no prompt would be near it."""
+    for name, description in library.descriptions().items():
+        if description == name and not len(read_prompts(library.path(name))[1]):
+            raise UserError(
+                f"the expert {name!r} has no description, nor embeddings of its training prompts, to choose it by"
+            )
+
+
 def write_prompts(folder: Path, prompts: Sequence[str | Chat], encoder: str = BUILT_IN) -> None:
     """Stores the embeddings of an expert's training prompts beside it, in half precision.
 

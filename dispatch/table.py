@@ -34,6 +34,7 @@ class Kind:
     """Whether there is something to dispatch to in a library that has no experts."""
 
 
+DEFAULT = "embedding"
 FEW_SHOT = "few-shot"
 
 DISPATCHERS = {

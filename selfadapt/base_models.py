@@ -65,8 +65,9 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base model, in evaluation mode, and its tokenizer; of a vision-language model, its processor.
 
-    The tokenizer pads on the left with a token that is not an end token wherever the vocabulary has one. The model
-    decodes greedily unless a call asks for something else, whatever its checkpoint says.
+    The tokenizer pads on the left with a token that is not an end token wherever the vocabulary has one; its chat
+    template is the checkpoint's, None where that has none. The model decodes greedily unless a call asks for something
+    else, whatever its checkpoint says: of its `GenerationConfig` the end tokens stay, with the tokenizer's.
 
     Args:
         name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised, once) or a hub id.
@@ -186,7 +187,7 @@ def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[st
     name = os.fspath(name)
     path = expand(name)
     if revision is not None and (name == BUILT_IN or path.exists()):
-        raise UserError(f"{name!r} is no hub id, and has no revision {revision!r}; leave it out")
+        raise UserError(f"{name!r} is no hub id, and has no revision {revision!r}; leave 'revision' out")
     if name == BUILT_IN:
         return str(_built_in_folder()), {}
     if path.is_dir():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
+from dispatch import DEFAULT, Dispatcher, Fixed, check_described, check_dispatcher, find_dispatcher
+from dispatch.table import Access
 from experts.engine import GREEDY, Engine, NativeEngine, Sampling
 from experts.engine.vllm import VLLMEngine, check_installed
 from experts.exchange.difference import Difference
@@ -22,12 +24,14 @@ from experts.exchange.lora_folder import peft_type, read_lora
 from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.outside.chats import Chat, read_prompt, read_prompts
+from experts.outside.chats import Chat, read_prompt, read_prompts, with_system_prompt
 from experts.outside.errors import UserError, unknown
 from experts.shipped import shipped_for, shipped_library
 from selfadapt.base_models import BUILT_IN, BaseOptions, load_base, load_shapes
 
 ENGINES = ("native", "vllm")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class SelfAdaptiveModel:
         cls,
         model: str | Path | None = None,
         library: str | Path | ExpertLibrary | None = None,
-        dispatch: str = "none",
+        dispatch: str | None = None,
         *,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
@@ -101,7 +105,8 @@ class SelfAdaptiveModel:
             model: a built-in name, a hub id or a folder; by default the library's base.
             library: a folder of experts; by default those that come with the base.
             dispatch: "none" for the plain base, a dispatcher's name (`dispatch.DISPATCHERS`), an expert's name, or a
-                `MIX.json`.
+                `MIX.json`. By default "embedding" where there are experts, those that come with the base among them;
+                where that cannot be (no encoder is installed) the base, which is said.
             engine: "native", or "vllm" where that is installed: experts of limited rank, each mixture as a LoRA.
             engine_options: for `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
             base_options: as `load_base` takes them, such as `chat_template_kwargs={"enable_thinking": False}`.
@@ -115,21 +120,17 @@ class SelfAdaptiveModel:
             return cls._on_vllm(model, library, dispatch, dtype, device, engine_options, **base_options)
         if engine_options:
             raise UserError("engine_options are vLLM's; the native engine has none")
-        if dispatch == "none" and library is None:  # the plain base need not have any experts
-            base, tokenizer = load_base(model or BUILT_IN, dtype=dtype, device=device, **base_options)
-            return cls(NativeEngine(base, tokenizer), Fixed(Mixture.of({})))
-        experts = find_library(model, library)
-        check_dispatcher(dispatch, experts)
-        base, tokenizer = load_base(model or experts.base, dtype=dtype, device=device, **base_options)
-        running = NativeEngine(experts.load(base), tokenizer)
-        return cls(running, find_dispatcher(dispatch, experts, running))
+        options: dict[str, Any] = {"dtype": dtype, "device": device, **base_options}
+        base, tokenizer, experts, chosen = _load(model, library, dispatch, lambda name: load_base(name, **options))
+        running = NativeEngine(base if experts is None else experts.load(base), tokenizer)
+        return cls(running, _dispatcher(chosen, experts, running))
 
     @classmethod
     def _on_vllm(
         cls,
         model: str | Path | None,
         library: str | Path | ExpertLibrary | None,
-        dispatch: str,
+        dispatch: str | None,
         dtype: torch.dtype | str | None,
         device: torch.device | str | None,
         options: Mapping[str, Any] | None,
@@ -140,18 +141,17 @@ class SelfAdaptiveModel:
             raise UserError("vLLM has its device by how it was built; leave out device")
         if dtype is None and torch.accelerator.is_available():
             dtype = "auto"  # the checkpoint's, as load_base has it there
-        plain = dispatch == "none" and library is None
-        experts = None if plain else find_library(model, library)
-        if experts is not None:
-            check_dispatcher(dispatch, experts, "any")
-        name = str(model or (BUILT_IN if experts is None else experts.base))
-        if name.endswith(".gguf"):
-            raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
-        # All the accelerator's memory is vLLM's.
-        base, tokenizer = load_base(name, dtype=dtype, device="cpu", **base_options)
+
+        def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+            if name.endswith(".gguf"):
+                raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
+            # All the accelerator's memory is vLLM's.
+            return load_base(name, dtype=dtype, device="cpu", **base_options)
+
+        base, tokenizer, experts, chosen = _load(model, library, dispatch, load, "any")
         shared = {name: value for name, value in base_options.items() if name in ("revision", "trust_remote_code")}
         running = VLLMEngine(base, tokenizer, experts, shared | dict(options or {}))
-        return cls(running, Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts, running))
+        return cls(running, _dispatcher(chosen, experts, running))
 
     def dispatch(self, prompts: Iterable[str | Chat]) -> Mixture:
         """Pass one alone: the mixture of each prompt.
@@ -168,18 +168,20 @@ class SelfAdaptiveModel:
         max_new_tokens: int = 64,
         batch_size: int = 32,
         sampling: Sampling = GREEDY,
+        system_prompt: str | None = None,
     ) -> list[Answer]:
         """Both passes: the answer to each prompt (a string is one user turn, a list of messages a chat).
 
         Args:
             prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.outside.chats`).
-            sampling: temperature, top_p, seed, and texts that end an answer; greedy if not given.
+            sampling: temperature, top_p and others, a seed, and texts that end an answer; greedy if not given.
+            system_prompt: what the system says before every prompt, whoever answers it.
 
         Raises:
-            UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, or
-                it does not fit the model's context.
+            UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, it
+                does not fit the model's context, or has a system message of its own beside `system_prompt`.
         """
-        prompts = _read(prompts)
+        prompts = with_system_prompt(_read(prompts), system_prompt)
         start = time.perf_counter()
         mixture = self._dispatched(prompts)
         dispatched = time.perf_counter()
@@ -189,21 +191,33 @@ class SelfAdaptiveModel:
         seconds = Seconds(dispatched - start, time.perf_counter() - dispatched)
         return [Answer(text, mixture.rows([row]), seconds) for row, text in enumerate(texts)]
 
-    def stream(self, prompt: str | Chat, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: str | Chat,
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        system_prompt: str | None = None,
+    ) -> Iterator[str]:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
-        prompt = read_prompt(prompt)
+        (prompt,) = with_system_prompt([read_prompt(prompt)], system_prompt)
         mixture = self._dispatched([prompt])
         yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture, sampling=sampling)
 
     def loglikelihood(
-        self, prompts: Iterable[str | Chat], continuations: Iterable[str], *, batch_size: int = 32
+        self,
+        prompts: Iterable[str | Chat],
+        continuations: Iterable[str],
+        *,
+        batch_size: int = 32,
+        system_prompt: str | None = None,
     ) -> Tensor:
         """Both passes: log p(continuation | prompt) of each pair in nats [B], under the mixture of its prompt.
 
         Raises:
             UserError: if there are no prompts, or not as many continuations, or a pair does not fit the context.
         """
-        prompts = _read(prompts)
+        prompts = with_system_prompt(_read(prompts), system_prompt)
         mixture = self._dispatched(prompts)
         return self.engine.loglikelihood(prompts, continuations, mixture=mixture, batch_size=batch_size)  # type: ignore[arg-type]
 
@@ -228,14 +242,58 @@ def find_library(model: str | Path | None, library: str | Path | ExpertLibrary |
     name = str(model or BUILT_IN)
     if named := shipped_library(name):
         return ExpertLibrary.open(named)
-    candidates = []
     with suppress(UserError):  # there is no such base
-        candidates = shipped_for(load_shapes(name))
-    for candidate in candidates:
-        with suppress(UserError):  # it is another base
-            candidate.check_base(load_base(name)[0])
-            return candidate
+        if shipped_for(load_shapes(name)) and (found := _shipped_with(load_base(name)[0])):
+            return found
     raise UserError(f"no experts come with the base {name!r}; name a library")
+
+
+def _shipped_with(base: PreTrainedModel) -> ExpertLibrary | None:
+    """The experts that come with a base that is loaded."""
+    for candidate in shipped_for(base):
+        with suppress(UserError):  # it is of another base
+            candidate.check_base(base)
+            return candidate
+    return None
+
+
+def _load(
+    model: str | Path | None,
+    library: str | Path | ExpertLibrary | None,
+    dispatch: str | None,
+    load: Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    access: Access = "native",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ExpertLibrary | None, str]:
+    """A base, its tokenizer, the experts that it is to carry, and who chooses among them.
+
+    What is wrong with a library that was given, or with `dispatch`, is raised before a base is loaded.
+    """
+    experts = None
+    if library is not None or dispatch not in (None, "none"):  # the plain base need not have any experts
+        experts = find_library(model, library)
+        check_dispatcher(dispatch or "none", experts, access)
+    base, tokenizer = load(str(model or (BUILT_IN if experts is None else experts.base)))
+    if dispatch is not None:
+        return base, tokenizer, experts, dispatch
+    experts = experts or _shipped_with(base)
+    chosen = "none" if experts is None else _default_dispatch(experts)
+    return base, tokenizer, None if library is None and chosen == "none" else experts, chosen
+
+
+def _default_dispatch(experts: ExpertLibrary) -> str:
+    """By embedding; where a library cannot be dispatched so, the base, and what else may be chosen is said."""
+    try:
+        check_described(experts)
+        find_dispatcher(DEFAULT, experts)  # the encoder is kept for the next call
+    except UserError as error:
+        choice = ", ".join([*experts.names, "prompt", "none"])
+        logger.warning("the base answers, and no expert: %s; dispatch says who answers (%s)", error, choice)
+        return "none"
+    return DEFAULT
+
+
+def _dispatcher(dispatch: str, experts: ExpertLibrary | None, engine: Engine) -> Dispatcher:
+    return Fixed(Mixture.of({})) if experts is None else find_dispatcher(dispatch, experts, engine)
 
 
 def find_expert(name: str, library: str | Path | None, model: str | Path | None) -> Expert:

@@ -9,6 +9,7 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
@@ -19,6 +20,10 @@ from experts.svf import SVFModel
 
 _evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # models to train again → open `evaluating` blocks
 _switching = RLock()
+
+RENAMED = (5, 24)
+CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= RENAMED else "past_key_values"
+"""What models call the cache that they are given, and give."""
 
 
 def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
@@ -62,8 +67,8 @@ def forward_cached(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor
         input_ids=ids,
         attention_mask=mask,
         position_ids=position_ids(mask)[:, -ids.shape[1] :],
-        past_key_values=cache,
         logits_to_keep=last_positions(keep),
+        **{CACHE: cache},
     )
     return output.logits.float()
 

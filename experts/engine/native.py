@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from threading import Event, RLock
 from typing import Any, cast
@@ -50,6 +51,8 @@ class _Asked:
     draws: Draws | None
     """None takes the most likely token."""
     stopped: Stops
+    penalty: float
+    """On repetition, in the place of the checkpoint's; 1 leaves that."""
 
 
 @dataclass(eq=False)
@@ -231,7 +234,8 @@ class NativeEngine:
         constraint: Constraint | None,
     ) -> _Asked:
         draws = None if sampling.greedy else Draws(sampling, sampling.row_seeds(ids, mixture))
-        return _Asked(max_new_tokens, constraint, draws, Stops(text_tokenizer(self.tokenizer), sampling.stop))
+        stops = Stops(text_tokenizer(self.tokenizer), sampling.stop)
+        return _Asked(max_new_tokens, constraint, draws, stops, sampling.repetition_penalty)
 
     def _writing(self, asked: _Asked, queue: Sequence[int]) -> Writing | None:
         """How `decode` writes the rows of a queue; None if it cannot for this model, and `generate` must."""
@@ -241,7 +245,10 @@ class NativeEngine:
         def drawn(logits: Tensor, answers: Any, ids: Tensor, rows: Sequence[int]) -> Tensor:
             return cast(Draws, asked.draws)(logits, [queue[place] for place in rows])
 
-        chosen = penalized(self.generation_config, most_likely if asked.draws is None else drawn)
+        config = copy(self.generation_config)
+        if asked.penalty != 1:
+            config.repetition_penalty = asked.penalty
+        chosen = penalized(config, most_likely if asked.draws is None else drawn)
         if chosen is None:
             return None
         if asked.constraint is not None:
@@ -265,6 +272,7 @@ class NativeEngine:
             "tokenizer": text_tokenizer(self.tokenizer),
             "do_sample": False,  # what is drawn is the one token that is left
             "num_beams": 1,
+            **({} if asked.penalty == 1 else {"repetition_penalty": asked.penalty}),
             "return_dict_in_generate": False,
             "logits_processor": processors,
             "stopping_criteria": [stopped] if asked.stopped.texts else [],

@@ -40,11 +40,20 @@ class Sampling:
     """The same seed draws the same answer to a prompt; None takes one from PyTorch's own generator."""
     stop: Sequence[str] = ()
     """Texts that end an answer, and do not belong to it."""
+    top_k: int = 0
+    """Only so many of the most likely tokens are drawn from, and any as likely as the last of them; 0 is no limit."""
+    min_p: float = 0.0
+    """Only tokens are drawn from that have this share of the most likely one's probability."""
+    repetition_penalty: float = 1.0
+    """What the logits of tokens that prompt and answer have are divided by, multiplied where below 0, as in
+    transformers: above 1 makes them less likely, without a temperature, too."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, least=[("temperature", 0)], positive=["top_p"])
-        if self.top_p > 1:
-            raise UserError(f"top_p must be at most 1, not {self.top_p}")
+        check_numbers(self, least=[("temperature", 0), ("min_p", 0)], positive=["top_p", "repetition_penalty"])
+        for name in ("top_p", "min_p"):
+            if getattr(self, name) > 1:
+                raise UserError(f"{name} must be at most 1, not {getattr(self, name)}")
+        check_whole("top_k", self.top_k, least=0)
         if self.seed is not None:
             check_whole("seed", self.seed, least=0, most=SEEDS)
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -92,11 +101,23 @@ class Draws:
         """Logits [B, V] of some rows → a token of each [B]."""
         tempered = (logits - logits.amax(1, keepdim=True)) / self.sampling.temperature
         # In the vocabulary's order, so that nearly equal probabilities may change places without any consequence.
-        upto = nucleus(tempered.softmax(1), self.sampling.top_p).cumsum(1)  # [B, V]
+        upto = candidates(tempered.softmax(1), self.sampling).cumsum(1)  # [B, V]
         # A little below 1, so that rounding does not reach the sum.
         drawn = [self._generators[row].random() * (1 - 2**-20) for row in rows]
         wanted = torch.tensor(drawn, dtype=upto.dtype, device=upto.device)[:, None] * upto[:, -1:]
         return torch.searchsorted(upto, wanted, right=True)[:, 0]
+
+
+def candidates(p: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities [B, V], 0 for tokens that are not drawn from, whatever the others' sum.
+
+    In the order of vLLM: `min_p`, then `top_k`, and `top_p` of what these have left.
+    """
+    if sampling.min_p > 0:
+        p = p.masked_fill(p < sampling.min_p * p.amax(1, keepdim=True), 0)
+    if 0 < sampling.top_k < p.shape[1]:
+        p = p.masked_fill(p < p.topk(sampling.top_k).values[:, -1:], 0)
+    return nucleus(p / p.sum(1, keepdim=True), sampling.top_p)
 
 
 def nucleus(p: Tensor, top_p: float) -> Tensor:

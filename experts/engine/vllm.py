@@ -207,12 +207,14 @@ class VLLMEngine:
 
         more = {"output_kind": RequestOutputKind.FINAL_ONLY} | more
         if not sampling.greedy:
-            more |= {"top_p": sampling.top_p, "seed": seed}
+            more |= {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p, "seed": seed}
         if sampling.stop:
             more["stop"] = list(sampling.stop)
-        return SamplingParams(
-            temperature=sampling.temperature, max_tokens=max_new_tokens, stop_token_ids=self._ends, **more
-        )
+        more |= {"temperature": sampling.temperature, "repetition_penalty": sampling.repetition_penalty}
+        try:
+            return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
+        except Exception as error:  # vLLM's bounds are narrower than ours, and its errors of a kind of their own
+            raise UserError(f"vLLM does not sample so: {' '.join(str(error).split())}") from error
 
 
 def mend_base_rows() -> None:

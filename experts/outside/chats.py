@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -84,6 +84,40 @@ def read_texts(texts: Iterable[str], what: str) -> list[str]:
 def as_chat(prompt: str | Chat) -> Chat:
     """A string is one user turn of a chat; a list of messages is a chat."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def with_system_prompt(prompts: Sequence[str | Chat], text: str | None) -> list[str | Chat]:
+    """Prompts, as `read_prompts` has them, behind a message of the system's; as they are where there is none.
+
+    Raises:
+        UserError: naming the prompt that has such a message of its own.
+    """
+    if text is None:
+        return list(prompts)
+    system = {"role": "system", "content": whole_text(text, "the system prompt")}
+    chats = [as_chat(prompt) for prompt in prompts]
+    for number, chat in enumerate(chats, 1):
+        if any(message["role"] == "system" for message in chat):
+            raise UserError(
+                f"{_name(number, len(chats))} has a system message of its own; leave that, or system_prompt, out"
+            )
+    return [[system, *chat] for chat in chats]
+
+
+def check_system_is_shown(chat: Chat, text: str, show: Callable[[Chat], str], what: str) -> None:
+    """Raises UserError if a template passes over what the system says: some show the user and the assistant alone.
+
+    Args:
+        text: what the template makes of the chat.
+        show: gives what it makes of another.
+    """
+    for place, message in enumerate(chat):
+        if message["role"] == "system" and message["content"]:
+            more = message["content"] + ("." if isinstance(message["content"], str) else _parts("."))
+            if show([*chat[:place], {**message, "content": more}, *chat[place + 1 :]]) == text:
+                raise UserError(
+                    f"the base's chat template shows nothing of what the system says in {what}; let the user say it"
+                )
 
 
 def whole_text(text: str, what: str) -> str:
@@ -226,11 +260,21 @@ def _shown(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterabl
 def _rendered(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, template: Any, chat: Chat, what: str) -> str:
     # A choice of several templates is the tokenizer's own.
     options: dict[str, Any] = {} if template is tokenizer.chat_template else {"chat_template": template}
+
+    def show(shown: Chat) -> str:
+        return cast(
+            str,
+            tokenizer.apply_chat_template(cast(Any, shown), add_generation_prompt=True, tokenize=False, **options),
+        )
+
     try:
-        text = tokenizer.apply_chat_template(cast(Any, chat), add_generation_prompt=True, tokenize=False, **options)
+        text = whole_text(show(chat), what)
+        check_system_is_shown(chat, text, show, what)
+    except UserError:
+        raise
     except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
         raise refused(what, error) from error
-    if not (text := whole_text(cast(str, text), what)).strip() and not options:
+    if not text.strip() and not options:
         raise UserError(f"the base's chat template shows nothing of {what}; choose a base that chats")
     return text
 

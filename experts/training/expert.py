@@ -85,7 +85,7 @@ class TrainedExpert(Result):
             return (
                 f"held-out rows: base {self.base_accuracy}, expert {self.expert_accuracy}, sign test p = {p_value:.2g}"
             )
-        base, expert = accuracy(self.base_scores), accuracy(self.expert_scores)
+        base, expert = self.base_accuracy, self.expert_accuracy
         p_value = mcnemar(self.base_scores, self.expert_scores)
         return (
             f"held-out problems: base {base}, expert {expert}, McNemar p = {p_value:.2g}; "

@@ -28,6 +28,7 @@ from experts.engine.decoding import (
     rows_that_fit,
     sampled,
 )
+from experts.engine.forward import CACHE
 
 
 def read(
@@ -44,11 +45,11 @@ def read(
         input_ids=ids,
         attention_mask=mask,
         position_ids=position_ids(mask)[:, -ids.shape[1] :],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=last_positions(1),
+        **{CACHE: cache},
     )
-    cache = output.get("past_key_values")
+    cache = output.get(CACHE)
     shared = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
     return (cache if shared and cache.get_seq_length() == mask.shape[1] else None), output.logits
 
@@ -95,7 +96,7 @@ def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, sha
         mask = torch.cat([prompt_mask[of_row], mask[:, -length:-1]], 1)
         inputs = {"input_ids": ids[:, -length:-1], "attention_mask": mask}
         inputs["position_ids"] = position_ids(mask)[:, 1 - length :]
-        logits.append(model(**inputs, past_key_values=cache, use_cache=True).logits)
+        logits.append(model(**inputs, **{CACHE: cache}, use_cache=True).logits)
     return torch.cat(logits, 1)
 
 
@@ -133,8 +134,8 @@ def sample(
     output = model.generate(
         input_ids=ids.repeat_interleave(samples, 0),
         attention_mask=mask.repeat_interleave(samples, 0),
-        past_key_values=cache,
         generation_config=config,
         logits_processor=[] if constraint is None else [constraint.processor(ids.shape[1])],
+        **{CACHE: cache},
     )
     return output[:, ids.shape[1] :].tolist()

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
 
 from dispatch import check_dispatcher
+from experts.outside.errors import UserError, unknown
 from selfadapt.base_models import BUILT_IN
 from selfadapt.harness.tasks import load_tasks
 from selfadapt.two_pass import find_library
@@ -28,6 +31,7 @@ def evaluate(
     output_path: Path | None = None,
     seed: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    model_args: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """lm-eval's result dictionary, with the mean mixture and the seconds of each pass.
@@ -39,18 +43,20 @@ def evaluate(
         output_path: the folder for lm-eval's result files, which then hold the samples, too.
         seed: of all random choices; None for lm-eval's own.
         chat_template_kwargs: lm-eval's `chat_template_args` of a model.
-        options: for `lm_eval.simple_evaluate`.
+        model_args: further ones of the lm-eval model (`SelfAdaptiveLM`).
+        options: for `lm_eval.simple_evaluate`, such as `samples`, `gen_kwargs` and `confirm_run_unsafe_code`.
 
     Raises:
-        UserError: as `load_tasks` and `check_dispatcher` do.
+        UserError: as `load_tasks` and `check_dispatcher` do, or if `samples` names documents that are not there.
     """
     if dispatch != "none" or library:
         experts = find_library(model, library)
         check_dispatcher(dispatch, experts)
         model = model or experts.base
-    manager, loaded = load_tasks(tasks, include_path)
+    manager, loaded = load_tasks(tasks, include_path, options.get("confirm_run_unsafe_code", False))
+    _check_samples(options.get("samples") or {}, loaded)
     tracker = EvaluationTracker(output_path=str(output_path)) if output_path else None
-    arguments: dict[str, Any] = {"pretrained": model or BUILT_IN, "dispatch": dispatch}
+    arguments: dict[str, Any] = {**(model_args or {}), "pretrained": model or BUILT_IN, "dispatch": dispatch}
     if library:
         arguments["library"] = str(library)
     if chat_template_kwargs:
@@ -70,6 +76,17 @@ def evaluate(
         for task_name, of_task in (samples or {}).items():
             tracker.save_results_samples(task_name=task_name, samples=of_task)
     return results
+
+
+def _check_samples(samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:
+    """lm-eval would pass over a task that is not evaluated."""
+    groups = [each.get_all_tasks() if isinstance(each, Group) else [each] for each in loaded]
+    named = {str(task.task_name): task for tasks in groups for task in tasks}
+    for name, numbers in samples.items():
+        if name not in named:
+            raise unknown("task of the samples", name, named)
+        if (last := max(numbers)) >= (length := len(named[name].eval_docs)):
+            raise UserError(f"the samples ask for document {last} of the task {name!r}, whose last one is {length - 1}")
 
 
 def tables(results: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from transformers import GenerationConfig, ProcessorMixin
 from experts.engine import NativeEngine, mixed
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
-from experts.outside.chats import refused
+from experts.outside.chats import check_system_is_shown, refused
 from experts.outside.errors import UserError, unknown
 from selfadapt.harness.response_cache import ResponseCache
 from selfadapt.two_pass import SelfAdaptiveModel
@@ -38,6 +38,7 @@ OPTIONS = (
     *("add_bos_token", "batch_size", "chat_template_args", "enable_thinking", "logits_cache", "max_batch_size"),
     *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
 )
+LOADING = ("revision", "attn_implementation", "device_map", "trust_remote_code")  # of `load_base`
 BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what no answer follows from
 
 
@@ -58,7 +59,7 @@ class SelfAdaptiveLM(HFLM):
         dispatch: as `SelfAdaptiveModel.from_pretrained` takes it.
         device: by default the accelerator, if there is one.
         dtype: by default the checkpoint's own, as for lm-eval's `hf`.
-        options: arguments of `HFLM` that do not concern the loading (`OPTIONS`).
+        options: arguments of `HFLM` that do not concern the loading (`OPTIONS`), and those of `load_base` (`LOADING`).
 
     Raises:
         UserError: if there is another argument, or the model, the library or the dispatcher cannot be had.
@@ -74,17 +75,20 @@ class SelfAdaptiveLM(HFLM):
         dtype: torch.dtype | str | None = "auto",
         **options: Any,
     ) -> None:
+        loading = {name: options.pop(name) for name in LOADING if name in options}
         for name in options:
             if name not in OPTIONS:
-                known = {"pretrained", "library", "dispatch", "device", "dtype", *OPTIONS}
+                known = {"pretrained", "library", "dispatch", "device", "dtype", *LOADING, *OPTIONS}
                 raise unknown("argument of the lm-eval model selfadapt:", name, known)
         check_batch_size("batch_size", options.get("batch_size") or 1)
         check_batch_size("max_batch_size", options.get("max_batch_size") or 1)
         if isinstance(pretrained, SelfAdaptiveModel):
+            if loading:
+                raise UserError(f"the model is loaded already: leave {', '.join(loading)} out")
             self.two_pass = pretrained
         else:
             # lm-eval reads "dispatch=none" in a string of arguments as None.
-            self.two_pass = _load(pretrained, library, dispatch or "none", dtype, device)
+            self.two_pass = _load(pretrained, library, dispatch or "none", dtype=dtype, device=device, **loading)
         engine = self.two_pass.engine
         if not isinstance(engine, NativeEngine):
             raise UserError("lm-eval looks into the base, which only the native engine lets it")
@@ -113,7 +117,12 @@ class SelfAdaptiveLM(HFLM):
         if self.tokenizer.chat_template is None:
             raise UserError("the base's tokenizer has no chat template; leave --apply-chat-template out")
         try:
-            context = super().apply_chat_template(chat_history, add_generation_prompt)
+            show = functools.partial(super().apply_chat_template, add_generation_prompt=add_generation_prompt)
+            context = show(chat_history)
+            # A template that refuses the system's message is shown the chat without it by HFLM.
+            check_system_is_shown(chat_history, context, show, "a question")
+        except UserError:
+            raise
         except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
             raise refused("the chat of a question", error) from error
         turns = [message["content"] for message in chat_history if message["role"] == "user"]
@@ -139,7 +148,14 @@ class SelfAdaptiveLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         answer = functools.partial(super().generate_until, disable_tqdm=disable_tqdm)
-        return self._two_passes("generate_until", answer, requests, [request.args[0] for request in requests])
+        contexts = [request.args[0] for request in requests]
+        try:
+            return self._two_passes("generate_until", answer, requests, contexts)
+        except UserError:
+            raise
+        except ValueError as error:  # as transformers and lm-eval refuse arguments of `generate`
+            said = " ".join(str(error).split())
+            raise UserError(f"generating ({dict(requests[0].args[1])}) does not work: {said}") from error
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         first: dict[Hashable, str] = {}
@@ -291,13 +307,16 @@ def _unpadded(tokens: list[int]) -> tuple[int, ...]:
     return tuple(tokens[:end])
 
 
-def _load(pretrained: Any, library: Any, dispatch: str, dtype: Any, device: Any) -> SelfAdaptiveModel:
-    two_pass = SelfAdaptiveModel.from_pretrained(pretrained, library, dispatch, dtype=dtype, device=device)
+def _load(pretrained: Any, library: Any, dispatch: str, **loading: Any) -> SelfAdaptiveModel:
+    two_pass = SelfAdaptiveModel.from_pretrained(pretrained, library, dispatch, **loading)
     model = two_pass.model
     base = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
+    of_revision = {"revision": loading["revision"]} if "revision" in loading else {}
     # lm-eval's `hf` decodes as the checkpoint wants it (with a repetition penalty, say), `load_base` does not.
     with suppress(OSError):  # a checkpoint that wants nothing
-        base.generation_config = GenerationConfig.from_pretrained(base.config.name_or_path, local_files_only=True)
+        base.generation_config = GenerationConfig.from_pretrained(
+            base.config.name_or_path, local_files_only=True, **of_revision
+        )
     return two_pass
 
 

@@ -16,17 +16,20 @@ from experts.outside.errors import UserError, unknown
 from experts.outside.reading import read_objects
 
 
-def load_tasks(names: Sequence[str], include_path: Path | None = None) -> tuple[TaskManager, list[Task | Group]]:
+def load_tasks(
+    names: Sequence[str], include_path: Path | None = None, run_unsafe_code: bool = False
+) -> tuple[TaskManager, list[Task | Group]]:
     """Loads tasks, groups and tags with their data.
 
     Args:
         names: names or patterns (`arc_*`), of lm-eval's own tasks or of those in `include_path`.
         include_path: a folder of task files; its tasks win over lm-eval's own of the same name.
+        run_unsafe_code: whether tasks may run programs that the model writes, which lm-eval does unguarded.
 
     Raises:
         UserError: with the nearest names, if there is none of a name; if a task file, or data that it names, cannot
             be read; if a line of a local file lacks a field that the task shows the model; if the task runs
-            model-written programs.
+            model-written programs and may not.
     """
     if not names:
         raise UserError("there is no task to evaluate; name one or more")
@@ -44,7 +47,7 @@ def load_tasks(names: Sequence[str], include_path: Path | None = None) -> tuple[
                 _check_task_file(path)  # lm-eval passes over files that it cannot read
             raise unknown("task", name, manager.all_tasks)
         chosen += matches
-    return manager, [task for name in dict.fromkeys(chosen) for task in _load(manager, name)]
+    return manager, [task for name in dict.fromkeys(chosen) for task in _load(manager, name, run_unsafe_code)]
 
 
 def _check_task_file(path: Path) -> None:
@@ -54,7 +57,7 @@ def _check_task_file(path: Path) -> None:
         raise UserError(f"{path} is not a task file: {_one_line(error)}") from error
 
 
-def _load(manager: TaskManager, name: str) -> list[Task | Group]:
+def _load(manager: TaskManager, name: str, run_unsafe_code: bool) -> list[Task | Group]:
     """What stands behind a name: a task, a group, or the tasks of a tag."""
     config = manager.task_index[name].cfg or {}
     _check_data(name, config)
@@ -67,10 +70,10 @@ def _load(manager: TaskManager, name: str) -> list[Task | Group]:
             f"{_one_line(error)}; a task file of your own can take its data from a local file (--include-path)"
         ) from error
     for task in loaded["tasks"].values():
-        if getattr(task, "UNSAFE_CODE", False):
+        if getattr(task, "UNSAFE_CODE", False) and not run_unsafe_code:
             raise UserError(
                 f"the task {task.task_name!r} runs programs that the model writes, and lm-eval does so unguarded; "
-                "if you want that, call lm_eval.simple_evaluate(confirm_run_unsafe_code=True)"
+                "if you want that, give --confirm-run-unsafe-code"
             )
     if name in loaded.get("groups", {}):
         return [loaded["groups"][name]]

@@ -15,14 +15,18 @@ from selfadapt.verbs import show
 
 def generate(
     prompts: Positional[tuple[str, ...]],
-    dispatch: str = "none",
+    dispatch: str | None = None,
     model: str | None = None,
     library: Path | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: tuple[str, ...] = (),
+    system_prompt: str | None = None,
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None,
     engine: Literal["native", "vllm"] = "native",
     json: bool = False,
@@ -31,38 +35,44 @@ def generate(
 
     Args:
         prompts: one user turn each.
-        dispatch: "none" for the plain base; a dispatcher such as "embedding", which lets the prompt decide; the name of
-            an expert; or a MIX.json.
+        dispatch: a dispatcher such as "embedding", which lets the prompt decide; "none" for the plain base; the name of
+            an expert; or a MIX.json. By default "embedding", where there are experts.
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts; by default those that come with the base.
         max_new_tokens: the most that an answer may have.
         temperature: what logits are divided by before a token is drawn; 0 takes the most likely one.
         top_p: draw from the fewest tokens that have this probability together.
+        top_k: draw from so many of the most likely tokens; 0 from all.
+        min_p: draw from the tokens that have this share of the most likely one's probability.
+        repetition_penalty: above 1 makes tokens less likely that prompt or answer have already.
         seed: draws the same answers again.
         stop: texts that end an answer, and do not belong to it.
+        system_prompt: what the system says before every prompt.
         chat_template_kwargs: arguments of the base's chat template, such as Qwen3's "enable_thinking False".
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
+    from dispatch import DEFAULT, Fixed
     from experts.engine import Sampling
+    from experts.outside.chats import with_system_prompt
     from experts.outside.errors import UserError, check_whole
     from selfadapt.two_pass import SelfAdaptiveModel
 
     if not prompts:
         raise UserError("there is no prompt to answer; give one or more")
     check_whole("--max-new-tokens", max_new_tokens)
-    sampling = Sampling(temperature, top_p, seed, stop)
+    sampling = Sampling(temperature, top_p, seed, stop, top_k, min_p, repetition_penalty)
     adaptive = SelfAdaptiveModel.from_pretrained(
         model, library, dispatch, engine=engine, chat_template_kwargs=chat_template_kwargs or {}
     )
+    how: Any = {"max_new_tokens": max_new_tokens, "sampling": sampling}
     if len(prompts) == 1 and not json and sys.stdout.isatty():
         mixture = adaptive.dispatch(prompts)
-        how: Any = {"max_new_tokens": max_new_tokens, "mixture": mixture, "sampling": sampling}
-        for piece in adaptive.engine.stream(prompts[0], **how):
+        for piece in adaptive.engine.stream(*with_system_prompt(prompts, system_prompt), mixture=mixture, **how):
             print(piece, end="", flush=True)
         print(f"\n[{mixture}]")
         return
-    answers = adaptive.generate(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
+    answers = adaptive.generate(prompts, system_prompt=system_prompt, **how)
     written = str if sys.stdout.isatty() else attrgetter("text")  # a file or a program gets the answers alone
     document = [
         {
@@ -74,4 +84,5 @@ def generate(
         }
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
+    dispatch = dispatch or ("none" if isinstance(adaptive.dispatcher, Fixed) else DEFAULT)
     show({"dispatch": dispatch, "answers": document}, json, "\n\n".join(map(written, answers)))

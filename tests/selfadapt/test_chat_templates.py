@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import yaml
 
 from experts import ExpertLibrary
+from selfadapt import SelfAdaptiveModel
 
 NO_SYSTEM = """{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}
 {% endif %}{{ m['content'] }}{% endfor %}"""
+
+USERS_ALONE = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
 
 
 def shown_by(folder: Path, template: str | None) -> None:
@@ -138,3 +142,44 @@ training: {{objective: {objective}, learning_rate: 0.1, steps: 1, micro_batch_si
     line = refused(run, "train", recipe, "--output", tmp_path / "expert")
     assert "does not take prompt 4: System role not supported" in line
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("expert")]
+
+
+def test_the_system_speaks_before_every_prompt_or_is_refused(
+    run: Any, library: ExpertLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SelfAdaptiveModel.from_pretrained(library=library, dispatch="a")
+    system, user = ({"role": role, "content": text} for role, text in (("system", "Be brief."), ("user", "2 + 2?")))
+    wanted = model.generate([[system, user]], max_new_tokens=8)[0].text
+    assert wanted != model.generate(["2 + 2?"], max_new_tokens=8)[0].text
+    assert model.generate(["2 + 2?"], max_new_tokens=8, system_prompt="Be brief.")[0].text == wanted
+    assert "".join(model.stream("2 + 2?", max_new_tokens=8, system_prompt="Be brief.")) == wanted
+    likelihood = model.loglikelihood(["2 + 2?"], ["4"], system_prompt="Be brief.")
+    assert likelihood == model.loglikelihood([[system, user]], ["4"]) != model.loglikelihood(["2 + 2?"], ["4"])
+    by_length = SelfAdaptiveModel.from_pretrained(library=library)
+    assert by_length.dispatch(["2 + 2?"]).weights.equal(by_length.dispatch([[system, user]]).weights)
+
+    asked = ["generate", "2 + 2?", "--library", library.folder, "--dispatch", "a", "--max-new-tokens", 8]
+    assert run(*asked, "--system-prompt", "Be brief.")[1] == f"{wanted}\n"
+    with monkeypatch.context() as terminal:
+        terminal.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        assert run(*asked, "--system-prompt", "Be brief.")[1] == f"{wanted}\n[a 1.00]\n"
+    for template, said in ((NO_SYSTEM, "System role not supported"), (USERS_ALONE, "nothing of what the system says")):
+        shown_by(Path(library.base), template)
+        assert run(*asked)[0] == 0
+        assert said in refused(run, *asked, "--system-prompt", "Be brief.")
+
+
+def test_an_evaluation_does_not_lose_the_systems_message(run: Any, library: ExpertLibrary, tmp_path: Path) -> None:
+    """lm-eval leaves it out where a template refuses it, with a warning for every context."""
+    shown_by(Path(library.base), NO_SYSTEM)
+    examples(tmp_path / "rows.jsonl", chat=False)
+    task = {"task": "sums", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
+    task |= {
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "metric_list": [{"metric": "acc"}],
+    }
+    task |= {"doc_to_text": "{{prompt}}", "doc_to_choice": ["1", "2"], "doc_to_target": 0}
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
+    asked = ["eval", "--tasks", "sums", "--include-path", tmp_path, "--model", library.base, "--apply-chat-template"]
+    assert run(*asked)[0] == 0
+    assert "nothing of what the system says in a question" in refused(run, *asked, "--system-instruction", "Add.")

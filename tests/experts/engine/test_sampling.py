@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from transformers import TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from experts.engine import NativeEngine, Sampling
 from experts.engine.decoding import Writing, decode
-from experts.engine.sampling import Stops, cut, cut_stream, nucleus
+from experts.engine.sampling import Stops, candidates, cut, cut_stream, nucleus
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 
 PROMPTS: list[Any] = [
@@ -115,6 +118,60 @@ def test_the_nucleus_is_that_of_transformers(top_p: float) -> None:
     torch.testing.assert_close(ours / ours.sum(1, keepdim=True), kept)
 
 
+WARPERS = st.fixed_dictionaries(
+    {"min_p": st.sampled_from([0.0, 0.02, 0.3, 1.0]), "top_k": st.integers(0, 50), "top_p": st.floats(0.01, 1.0)}
+)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000), options=WARPERS)
+def test_the_candidates_are_those_of_transformers_in_vllms_order(seed: int, options: dict[str, Any]) -> None:
+    logits = wanted = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed)) * 3
+    if options["min_p"]:
+        wanted = MinPLogitsWarper(options["min_p"])(None, wanted)  # type: ignore[arg-type]
+    if options["top_k"]:
+        wanted = TopKLogitsWarper(options["top_k"])(None, wanted)  # type: ignore[arg-type]
+    wanted = TopPLogitsWarper(options["top_p"])(None, wanted).softmax(1)  # type: ignore[arg-type]
+    ours = candidates(logits.softmax(1), Sampling(1.0, **options))
+    kept = ours > 0
+    # Where a sum of probabilities meets top_p, rounding decides.
+    on_the_edge = (kept != (wanted > 0)) & (wanted + ours < 1)
+    assert on_the_edge.sum() <= 1
+    if not on_the_edge.any():
+        torch.testing.assert_close(ours / ours.sum(1, keepdim=True), wanted)
+
+
+def test_what_is_drawn_is_a_candidate(engine: NativeEngine) -> None:
+    greedy = engine.generate(PROMPTS, max_new_tokens=12)
+    hot: dict[str, Any] = {"temperature": 5.0, "seed": 1}
+    assert answers(engine, PROMPTS, Sampling(**hot)) != greedy
+    assert answers(engine, PROMPTS, Sampling(**hot, top_k=1)) == greedy
+    assert answers(engine, PROMPTS, Sampling(**hot, min_p=1.0)) == greedy
+    two = answers(engine, PROMPTS, Sampling(**hot, top_k=2))
+    assert two != greedy
+    assert two == answers(engine, PROMPTS, Sampling(**hot, top_k=2), batch_size=1)
+
+
+@pytest.mark.parametrize("penalty", [1.3, 5.0, 0.5])
+@pytest.mark.parametrize("checkpoints", [None, 1.2])
+def test_a_penalty_on_repetition_is_that_of_transformers(
+    tiny_model: Any, tiny_tokenizer: Any, penalty: float, checkpoints: float | None
+) -> None:
+    """In the place of the checkpoint's own."""
+    tiny_model.generation_config.repetition_penalty = checkpoints
+    engine = NativeEngine(tiny_model, tiny_tokenizer)
+    wanted = []
+    for ids in tokenize(tiny_tokenizer, PROMPTS):
+        output = tiny_model.generate(torch.tensor([ids]), max_new_tokens=12, repetition_penalty=penalty)
+        wanted.append(tiny_tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+    sampling = Sampling(repetition_penalty=penalty)
+    assert answers(engine, PROMPTS, sampling) == wanted != answers(engine, PROMPTS, Sampling())
+    assert ["".join(engine.stream(p, max_new_tokens=12, mixture=BASE, sampling=sampling)) for p in PROMPTS] == wanted
+    assert tiny_model.generation_config.repetition_penalty == checkpoints
+    drawn = Sampling(0.8, 0.9, 3, repetition_penalty=penalty)
+    assert answers(engine, PROMPTS, drawn, batch_size=1) == answers(engine, PROMPTS, drawn)
+
+
 def test_a_stop_text_ends_an_answer(engine: NativeEngine) -> None:
     whole = answers(engine, PROMPTS)
     stop = [whole[1][2:4], whole[2][5]]
@@ -160,6 +217,7 @@ def test_a_stream_ends_where_the_text_does(text: str, stop: list[str], wanted: s
     "options",
     [
         *({"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0}),
+        *({"top_k": -1}, {"top_k": 1.5}, {"min_p": -0.1}, {"min_p": 1.1}, {"repetition_penalty": 0.0}),
         *({"top_p": 1.1}, {"seed": -1}, {"seed": 1.5}, {"stop": [""]}, {"stop": [3]}),
     ],
 )

@@ -24,7 +24,7 @@ import torch
 
 from dispatch import Fixed, find_dispatcher
 from experts import Expert, ExpertLibrary, Mixture
-from experts.engine import NativeEngine
+from experts.engine import NativeEngine, Sampling
 from experts.exchange.lora import Lora
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
@@ -139,6 +139,29 @@ def test_likelihoods_and_streams_are_the_native_ones(
     assert on_vllm.generate(some[4:5], max_new_tokens=8)[0].text == whole  # nothing is left behind
     with pytest.raises(UserError, match="as many continuations"):
         on_vllm.loglikelihood(some, tails[:2])
+
+
+def test_candidates_and_penalties_are_the_native_ones(on_vllm: SelfAdaptiveModel, native: SelfAdaptiveModel) -> None:
+    on_vllm.dispatcher = native.dispatcher = Fixed(Mixture.of({"stories": 1.0}))
+
+    def texts(model: SelfAdaptiveModel, **options: Any) -> list[str]:
+        return [each.text for each in model.generate(PROMPTS[:8], max_new_tokens=8, sampling=Sampling(**options))]
+
+    greedy = texts(on_vllm)
+    hot = {"temperature": 2.0, "seed": 1}
+    assert texts(on_vllm, **hot) != greedy
+    assert texts(on_vllm, **hot, top_k=1) == greedy == texts(on_vllm, **hot, min_p=1.0)
+    penalized = texts(on_vllm, repetition_penalty=1.5)
+    assert penalized != greedy
+    assert sum(a == b for a, b in zip(penalized, texts(native, repetition_penalty=1.5), strict=True)) >= 7
+    three = Sampling(2.0, seed=0, top_k=3)
+    on_both = [
+        {each.text for each in model.generate(PROMPTS[:1] * 32, max_new_tokens=1, sampling=three)}
+        for model in (on_vllm, native)
+    ]
+    assert 1 < len(on_both[0] | on_both[1]) <= 3
+    with pytest.raises(UserError, match="temperature must be in"):
+        texts(on_vllm, temperature=5.0)
 
 
 def test_streams_and_calls_overlap(on_vllm: SelfAdaptiveModel, mixture: Mixture) -> None:

@@ -22,6 +22,7 @@ from experts.outside.chats import (
     read_prompts,
     render,
     tokenize,
+    with_system_prompt,
     with_template_arguments,
 )
 from experts.outside.errors import UserError
@@ -267,6 +268,33 @@ def test_a_template_that_fails_says_so_in_one_line(
         assert said in refusal(check_template, tokenizer)
     else:
         check_template(tokenizer)
+
+
+USERS_ALONE = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content | trim }}{% endif %}{% endfor %}"
+FIRST_SYSTEM = "{% for m in messages %}{% if loop.first or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+
+
+def test_a_template_that_passes_over_the_system_says_so_in_one_line(
+    tiny_model: Any, tiny_tokenizer: Any, seeing: Any
+) -> None:
+    tokenizer = with_template(tiny_tokenizer, USERS_ALONE)
+    engine = NativeEngine(tiny_model, tokenizer)
+    for call in (engine.generate, lambda prompts, **options: [*engine.stream(prompts[1], mixture=None, **options)]):
+        assert "shows nothing of what the system says in " in refusal(call, ["a", CHAT], max_new_tokens=1)
+    assert render(tokenizer, [[{"role": "system", "content": ""}, USER]]) == render(tokenizer, [[USER]])
+    again = [*CHAT, {"role": "system", "content": "Be long."}, USER]
+    assert "shows nothing" in refusal(render, with_template(tiny_tokenizer, FIRST_SYSTEM), [again])
+    assert render(with_template(tiny_tokenizer, FIRST_SYSTEM), [CHAT]) == ["Be brief." + USER["content"]]
+    assert len(tokenize(seeing[1], [CHAT])) == 1  # content in parts
+
+
+def test_a_system_prompt_is_the_first_message(tiny_tokenizer: Any) -> None:
+    given: list[Any] = ["2 + 2?", [USER]]
+    wanted = [[CHAT[0], {"role": "user", "content": "2 + 2?"}], CHAT]
+    assert with_system_prompt(given, "Be brief.") == wanted
+    assert with_system_prompt(given, None) == given
+    said = refusal(with_system_prompt, [*given, CHAT], "Be brief.")
+    assert said.startswith("prompt 3 has a system message of its own")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""docs/tutorial.md, from its first command to its last, on a tiny base without a chat template."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from experts import ExpertLibrary
+from selfadapt.cli import main
+
+blocks = runpy.run_path(str(Path(__file__).with_name("tutorial.py")))["blocks"]  # which `.ci/walk` runs, too
+PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
+
+
+def test_the_page_works(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "my-base")
+    tiny_tokenizer.save_pretrained(tmp_path / "my-base")
+    (tmp_path / "my-base" / "chat_template.jinja").unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    said = []
+    for block in blocks(PAGE):
+        if block.file:
+            Path(block.file).parent.mkdir(exist_ok=True)
+            Path(block.file).write_text(block.text)
+        elif block.language == "python":
+            exec(compile(block.text, str(PAGE), "exec"), {})
+        else:
+            for line in block.text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line)
+                assert words[0] == "selfadapt", line
+                monkeypatch.setattr(sys, "argv", words)
+                main()
+        said.append(capsys.readouterr())
+    errors = "".join(err for _, err in said)
+    assert "prices: held-out problems: base mean reward" in errors
+    assert "my-base has no chat template" in caplog.text
+    assert ExpertLibrary.open("my-library").names == ["prices"]
+    assert json.loads(Path("my-library/library.json").read_text())["base"] == "my-base"
+    assert "[prices 1.00" in said[-3].out
+    assert said[-1].out.count("exact_match") == 2
