@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from experts.outside.adapters import PREFIX, write_adapter
+from experts.outside.base_names import own_name, public_name
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
 from experts.outside.reading import read_json
@@ -146,7 +147,7 @@ class Expert:
         config = read_config(Path(folder))
         return cls(
             read_z(Path(folder)),
-            config.base_model_name_or_path,
+            own_name(config.base_model_name_or_path, config.base_fingerprint),
             config.base_fingerprint,
             config.description or Path(folder).name,
             config.transferred_from,
@@ -158,7 +159,7 @@ class Expert:
         """The PEFT configuration that its folder has."""
         return SVFConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base,
+            base_model_name_or_path=public_name(self.base),
             target_modules=sorted(self.z),
             # The longest first: a pattern counts for every matrix whose name ends like it.
             rank_pattern={matrix: len(self.z[matrix]) for matrix in sorted(self.z, key=len, reverse=True)},

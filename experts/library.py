@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from experts.expert import SUFFIX, Expert, read_config, read_z
 from experts.mixture import Mixture
 from experts.outside.adapters import PREFIX
+from experts.outside.base_names import public_name
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
 from experts.outside.reading import read_json, read_text
@@ -348,7 +349,7 @@ class ExpertLibrary:
             if base is None:
                 raise UnknownBase(f"the expert in {expert}")
             _check_fit(expert, base)
-            config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=self.base)
+            config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=public_name(self.base))
             base_sketch = sketch(base)
         if is_other_base(self.fingerprint, self.sketch, config.base_fingerprint, base_sketch):
             raise UserError(

@@ -19,10 +19,10 @@ Completion = str | Sequence[Message]
 class Domain(Protocol):
     """Prompts, a reward, and a one-sentence description.
 
-    A domain may have three things more, which `answers_of`, `check_domain` and `own_reward` read: `answers`, the
-    strings that are all that a completion may say, where they are a few; `check()`, which raises UserError where
-    answers cannot be judged on this machine; and `own_reward`, the place of a reward function of the user's own, whose
-    scores are any finite numbers, or None for no opinion.
+    A domain may have four things more, which `answers_of`, `check_domain`, `own_reward` and `published_as` read:
+    `answers`, the strings that are all that a completion may say, where they are a few; `check()`, which raises
+    UserError where answers cannot be judged on this machine; `own_reward`, the place of a reward function of the user's
+    own, whose scores are any finite numbers, or None for no opinion; and `published_as`, the hub's id of its data set.
     """
 
     @property
@@ -65,6 +65,11 @@ def check_domain(domain: Domain) -> None:
 def own_reward(domain: Domain) -> str | None:
     """The place of the reward function of the user's own that judges, None where the domain judges itself."""
     return getattr(domain, "own_reward", None)
+
+
+def published_as(domain: Domain) -> str | None:
+    """The hub's id of the data set that a domain is made of, None where it is no published one."""
+    return getattr(domain, "published_as", None)
 
 
 ROUNDING = 1e-6  # by which a score that was computed may leave [0, 1]

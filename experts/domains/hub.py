@@ -75,6 +75,10 @@ class Hub:
     def own_reward(self) -> str | None:
         return own_function(self.judged_by)
 
+    @property
+    def published_as(self) -> str | None:
+        return self.path if self._place() is None else None
+
     def check(self) -> None:
         """Raises UserError, as `check_function` does."""
         check_function(self, self.judged_by)

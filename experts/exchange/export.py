@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from experts.exchange.lora import Lora
 from experts.exchange.measure import NEUTRAL_TEXTS, LogLikelihood, Texts, measure_lora
 from experts.expert import Expert
+from experts.outside.cards import model_card
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
 from experts.svf.decomposition import decompose, each_matrix
@@ -110,7 +111,8 @@ def export_merged(
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         finish(unfinished)
-        (unfinished / "README.md").write_text(_card(folder.name, expert, found, facts), encoding="utf-8")
+        card = model_card(_card(folder.name, expert, found, facts), expert.base, ["svf"], library="transformers")
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
     return Exported(folder, expert.base, expert.fingerprint, found, facts)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 from peft import PeftModel
+from peft.utils import PeftType
 
+from experts.outside.base_names import public_name
+from experts.outside.cards import model_card, share_right
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, write_sketch
 from experts.training.statistics import Accuracy
@@ -30,7 +33,7 @@ class Origin:
 def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | str) -> None:
     """Writes the active adapter of `model` and its card into an existing folder."""
     config: Any = model.peft_config[model.active_adapter]
-    config.base_model_name_or_path = origin.base
+    config.base_model_name_or_path = public_name(origin.base)
     if isinstance(config, SVFConfig):
         config.base_fingerprint = origin.fingerprint
         config.domain = origin.domain
@@ -38,7 +41,8 @@ def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | s
         write_sketch(folder, origin.sketch)
     # The embeddings are never adapted; PEFT would ask the hub about their size.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    text = card if isinstance(card, Card) else model_card(card, origin.base, [PeftType(config.peft_type).value.lower()])
+    (folder / "README.md").write_text(str(text), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Card:
     """Of always giving the most common right answer."""
     peft_type: str = "SVF"
     objective: str = "REINFORCE"
+    dataset: str | None = None
+    """The hub's id of the data set that the domain is made of, if it has one."""
 
     @property
     def _what(self) -> str:
@@ -66,20 +72,16 @@ class Card:
         return f"A PEFT adapter ({self.peft_type}): {self.parameters:,} parameters"
 
     def __str__(self) -> str:
-        header = yaml.safe_dump(
-            {"library_name": "peft", "base_model": self.origin.base, "tags": [self.peft_type.lower(), "selfadapt"]},
-            sort_keys=False,
-        )
+        base, original = self.origin.base, public_name(self.origin.base)
+        rounding = "" if original == base else f"a rounding of the hub's `{original}`, "
         validations = "\n".join(f"| {step} | {result} |" for step, result in self.validations.items())
-        return f"""---
-{header}---
-# {self.name}
+        text = f"""# {self.name}
 
 {self.origin.description}
 
-{self._what} for the base `{self.origin.base}`
-(fingerprint `{self.origin.fingerprint}`), trained by {self.objective} on the domain `{self.origin.domain}` for
-{self.train_seconds / 60:.1f} minutes.
+{self._what} for the base `{base}`
+({rounding}fingerprint `{self.origin.fingerprint}`), trained by {self.objective} on the domain `{self.origin.domain}`
+for {self.train_seconds / 60:.1f} minutes.
 
 | greedy, held-out problems of the test split | right |
 |---|---|
@@ -101,7 +103,7 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 >>> from peft import PeftModel
 >>> import experts  # registers SVF with PEFT
 >>> from selfadapt import load_base
->>> base, tokenizer = load_base("{self.origin.base}")
+>>> base, tokenizer = load_base("{base}")
 >>> model = PeftModel.from_pretrained(base, "path/to/{self.name}")
 ```
 
@@ -110,6 +112,15 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 ```yaml
 {yaml.safe_dump(dict(self.recipe), sort_keys=False, allow_unicode=True)}```
 """
+        domain = self.origin.domain or self.name
+        return model_card(
+            text,
+            base,
+            [self.peft_type.lower()],
+            datasets=None if self.dataset is None else [self.dataset],
+            model_name=self.name,
+            eval_results=[share_right(domain, self.dataset, self.expert_accuracy.value)],
+        )
 
 
 def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:

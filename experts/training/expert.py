@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from experts.domains.base import Domain, Split, load_rows, own_reward
+from experts.domains.base import Domain, Split, load_rows, own_reward, published_as
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.card import Card, Origin, plot_curve, write_trained
@@ -153,7 +153,7 @@ def train_expert(
         trained = run.train(trainer, progress, validation)
         model, known = cast(PeftModel, trainer.model), held_out.base_scores
         result = _compare(trained, model, base.tokenizer, problems["test"], known, progress)
-        card = _card(result, run, origin, adapter, options)
+        card = _card(result, run, origin, adapter, options, published_as(domain))
 
         def write(folder: Path) -> None:
             write_trained(folder, result.model, origin, card)
@@ -191,7 +191,14 @@ def _compare(
     )
 
 
-def _card(result: TrainedExpert, run: Run, origin: Origin, adapter: PeftConfig, options: Reinforce | NextToken) -> Card:
+def _card(
+    result: TrainedExpert,
+    run: Run,
+    origin: Origin,
+    adapter: PeftConfig,
+    options: Reinforce | NextToken,
+    dataset: str | None,
+) -> Card:
     return Card(
         name=run.output.name,
         origin=origin,
@@ -205,4 +212,5 @@ def _card(result: TrainedExpert, run: Run, origin: Origin, adapter: PeftConfig, 
         constant_accuracy=result.constant,
         peft_type=PeftType(adapter.peft_type).value,
         objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",
+        dataset=dataset,
     )
