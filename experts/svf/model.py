@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from peft import NoMatchingPeftModuleError
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -24,7 +24,7 @@ from experts.svf.layer import SVFLinear
 from experts.svf.mixing import Batch, LayerMixture, expect_rows, name_saved_rows, note_shape, running
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
 from experts.svf.targets import HEADS, check_names, module_names
-from experts.svf.weighted import fill_in_mixture, mixture_config
+from experts.svf.verbs import PeftVerbs
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ OWN_PARTS = ("svf_z", "modules_to_save", "token_adapter", "trainable_tokens_delt
 _changing = RLock()
 
 
-class SVFModel(BaseTuner):
+class SVFModel(PeftVerbs):
     """A model whose chosen linear layers carry SVF experts. Made by `get_peft_model(base, SVFConfig(...))`."""
 
     prefix = "svf_"
@@ -91,54 +91,6 @@ class SVFModel(BaseTuner):
         with _changing:
             super().delete_adapter(adapter_name)
 
-    def add_weighted_adapter(
-        self,
-        adapters: Sequence[str],
-        weights: Sequence[float],
-        adapter_name: str,
-        combination_type: str = "linear",
-        **others: Any,
-    ) -> None:
-        """PEFT's verb for a mixture that is an adapter itself: adds z = 1 + Σ_k w_k (z_k − 1), frozen.
-
-        Args:
-            adapters: K experts of this model.
-            weights: w [K].
-            combination_type: "linear", "cat" or "svd", which are one where all share their singular vectors.
-            others: what PEFT has for further types.
-
-        Raises:
-            UserError: if an expert does not exist, has modules of its own, or the name is taken, or for another type.
-        """
-        self._check_known([*adapters])
-        if adapter_name in self.peft_config:
-            raise UserError(f"there is an adapter {adapter_name!r} already; delete it first, or choose another name")
-        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
-        configs: Any = [self.peft_config[name] for name in adapters]
-        self.peft_config[adapter_name] = mixture_config(layers, configs, adapters, weights, combination_type, others)
-        try:
-            self.inject_adapter(self.model, adapter_name)
-        except UserError:
-            del self.peft_config[adapter_name]
-            raise
-        fill_in_mixture(layers, adapters, weights, adapter_name)
-
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        self._check_known(adapter_names or [])
-        super().merge_adapter(adapter_names, safe_merge)
-
-    def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
-    ) -> nn.Module:
-        self._check_known(adapter_names or [])
-        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
-
-    def _check_known(self, names: Sequence[str]) -> None:
-        """Raises UserError for the name of no adapter, where PEFT would merge nothing and say nothing."""
-        for name in names:
-            if name not in self.peft_config:
-                raise unknown("expert", name, self.peft_config)
-
     @contextmanager
     def mixed(
         self, names: Sequence[str], weights: Tensor, per_matrix: Mapping[str, Tensor] | None = None
@@ -158,7 +110,9 @@ class SVFModel(BaseTuner):
             UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
                 adapted, or experts are merged into the base.
         """
-        self._check_known(names)
+        for name in names:
+            if name not in self.peft_config:
+                raise unknown("expert", name, self.peft_config)
         layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
         alphas = dict.fromkeys(layers, weights)
         for matrix, own in (per_matrix or {}).items():

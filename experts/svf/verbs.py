@@ -1,4 +1,4 @@
-"""A mixture of adapters as one more adapter of the same model: z = 1 + Σ_k w_k (z_k − 1)."""
+"""PEFT's verbs that are SVF's own: a weighted adapter is a mixture, z = 1 + Σ_k w_k (z_k − 1), and is exact."""
 
 from __future__ import annotations
 
@@ -7,14 +7,70 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from experts.outside.errors import UserError
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from experts.outside.errors import UserError, unknown
 from experts.svf.config import SVFConfig
 from experts.svf.layer import SVFLinear
+from experts.svf.names import plain_modules
 
 EXACT = ("linear", "cat", "svd")
 
 
-def mixture_config(
+class PeftVerbs(BaseTuner):
+    """What PEFT's users do with adapters that are there."""
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **others: Any,
+    ) -> None:
+        """Adds the mixture of some adapters as one more, frozen.
+
+        Args:
+            adapters: K experts of this model.
+            weights: w [K].
+            combination_type: "linear", "cat" or "svd", which are one where all share their singular vectors.
+            others: what PEFT has for further types.
+
+        Raises:
+            UserError: if an expert does not exist, has modules of its own, or the name is taken, or for another type.
+        """
+        self._check_known(adapters)
+        if adapter_name in self.peft_config:
+            raise UserError(f"there is an adapter {adapter_name!r} already; delete it first, or choose another name")
+        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
+        configs: Any = [self.peft_config[name] for name in adapters]
+        self.peft_config[adapter_name] = _config(layers, configs, adapters, weights, combination_type, others)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except UserError:
+            del self.peft_config[adapter_name]
+            raise
+        _fill_in(layers, adapters, weights, adapter_name)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        self._check_known(adapter_names or [])
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        self._check_known(adapter_names or [])
+        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        """Raises UserError for the name of no adapter, where PEFT would merge nothing and say nothing."""
+        for name in names:
+            if name not in self.peft_config:
+                raise unknown("expert", name, self.peft_config)
+
+
+def _config(
     layers: Mapping[str, SVFLinear],
     configs: Sequence[SVFConfig],
     adapters: Sequence[str],
@@ -64,9 +120,7 @@ def mixture_config(
     )
 
 
-def fill_in_mixture(
-    layers: Mapping[str, SVFLinear], adapters: Sequence[str], weights: Sequence[float], mixture: str
-) -> None:
+def _fill_in(layers: Mapping[str, SVFLinear], adapters: Sequence[str], weights: Sequence[float], mixture: str) -> None:
     """Sets the adapter `mixture`, which is there, to the sum of others, and freezes it."""
     share = dict(zip(adapters, weights, strict=True))
     for layer in layers.values():
