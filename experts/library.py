@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from experts.exchange.hub import LibraryOnTheHub
+from experts.exchange.repository import refuse_snapshot
 from experts.expert import SUFFIX, Expert, read_config, read_z
 from experts.mixture import Mixture
 from experts.outside.adapters import PREFIX
@@ -162,7 +164,7 @@ class ExpertFigures:
 
 
 @dataclass
-class ExpertLibrary:
+class ExpertLibrary(LibraryOnTheHub):
     """Named experts for one base: a folder with `library.json` and one adapter folder an expert.
 
     An empty library is the base.
@@ -385,6 +387,7 @@ class ExpertLibrary:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Lets a block change `names` as they are now on disk, whoever else is changing them, and writes them."""
+        refuse_snapshot(self.folder)
         with self._lock():
             self.names = ExpertLibrary.open(self.folder).names
             yield

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from experts.outside.base_names import is_hub_id, public_name
 
@@ -30,6 +30,43 @@ def model_card(text: str, base: str | None, tags: Sequence[str], *, library: str
         **more,
     )
     return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def library_card(name: str, base: str, adapters: Mapping[str, tuple[str, str]]) -> str:
+    """The card of a library.
+
+    Args:
+        adapters: name → what it is for, in one sentence, and its own card.
+    """
+    results: list[EvalResult] = []
+    rows = []
+    for adapter, (description, card) in adapters.items():
+        own = _results(card)
+        results += own
+        rows.append(f"| `{adapter}` | {description} | {', '.join(f'{each.metric_value:.1%}' for each in own)} |")
+    text = f"""# {name}
+
+Experts for the base `{base}`: one folder each, a PEFT adapter with a card of its own.
+
+| expert | what it is for | right on its test split |
+|---|---|---|
+{chr(10).join(rows)}
+
+## Use
+
+```python
+>>> from selfadapt import SelfAdaptiveModel
+>>> model = SelfAdaptiveModel.from_pretrained(library="path/to/{name}", dispatch="embedding")
+```
+"""
+    return model_card(text, base, ["svf"], library=TAG, model_name=name, eval_results=results or None)
+
+
+def _results(card: str) -> list[EvalResult]:
+    if not card.startswith("---\n"):
+        return []
+    results = getattr(ModelCard(card, ignore_metadata_errors=True).data, "eval_results", None) or []
+    return [result for result in results if result.metric_type == "accuracy" and isinstance(result.metric_value, float)]
 
 
 def share_right(domain: str, dataset: str | None, value: float) -> EvalResult:

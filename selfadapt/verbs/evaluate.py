@@ -32,7 +32,7 @@ def evaluate(
         tasks: names, or patterns such as arc_*, with commas between them.
         dispatch: "none" for the plain base, a dispatcher, the name of an expert, or a MIX.json.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         include_path: a folder with task files of your own.
         limit: only the first so many documents of each task, or that share of them if less than 1.
         num_fewshot: how many examples stand before each question; by default the task's own number.
