@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from experts.exchange.hub import OnTheHub
 from experts.outside.adapters import PREFIX, write_adapter
+from experts.outside.base_names import own_name, public_name
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
 from experts.outside.reading import read_json
@@ -116,7 +118,7 @@ def read_z(folder: Path) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Expert:
+class Expert(OnTheHub):
     """z of every adapted matrix. Sums and multiples are those of the differences from the base, z − 1:
 
         (0.5 * a + b).z = 1 + 0.5 (a.z − 1) + (b.z − 1)
@@ -141,12 +143,12 @@ class Expert:
     sketch: Sketch | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def read(cls, folder: str | Path) -> Expert:
+    def read(cls, folder: str | Path) -> Self:
         """The expert in an adapter folder; raises UserError if it is damaged or of another kind."""
         config = read_config(Path(folder))
         return cls(
             read_z(Path(folder)),
-            config.base_model_name_or_path,
+            own_name(config.base_model_name_or_path, config.base_fingerprint),
             config.base_fingerprint,
             config.description or Path(folder).name,
             config.transferred_from,
@@ -158,7 +160,7 @@ class Expert:
         """The PEFT configuration that its folder has."""
         return SVFConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base,
+            base_model_name_or_path=public_name(self.base),
             target_modules=sorted(self.z),
             # The longest first: a pattern counts for every matrix whose name ends like it.
             rank_pattern={matrix: len(self.z[matrix]) for matrix in sorted(self.z, key=len, reverse=True)},
@@ -175,13 +177,21 @@ class Expert:
             UserError: if the folder exists.
         """
         folder = Path(folder)
-        card = f"# {folder.name}\n\n{self.description}\n\nFor the base `{self.base}` (`{self.fingerprint}`).\n"
+        with new_folder(folder) as temporary:
+            self._save_pretrained(temporary, folder.name)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        return cls.read(folder)
+
+    def _save_pretrained(self, save_directory: Path, name: str | None = None) -> None:
+        title, base = name or save_directory.name, f"`{self.base}` (`{self.fingerprint}`)"
+        card = f"# {title}\n\n{self.description}\n\nFor the base {base}.\n"
         if self.transferred_from:
             card += f"\nTrained on another base, {self.transferred_from}, and transferred: measure it before use.\n"
-        with new_folder(folder) as temporary:
-            write_adapter(temporary, self.config, self._state_dict(), card)
-            if self.sketch is not None:
-                write_sketch(temporary, self.sketch)
+        write_adapter(save_directory, self.config, self._state_dict(), card)
+        if self.sketch is not None:
+            write_sketch(save_directory, self.sketch)
 
     def weights_in(self, base: PreTrainedModel) -> dict[str, Tensor]:
         """W [m, n] of each adapted matrix.

@@ -16,13 +16,16 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.attaching import attach_expert, attach_lora, check_fit, check_lora, fault_of_lora, load_expert
 from experts.exchange.difference import Difference
+from experts.exchange.hub import LibraryOnTheHub
 from experts.exchange.lora import Lora, mixed_loras
 from experts.exchange.lora_folder import peft_type, read_lora
+from experts.exchange.repository import refuse_snapshot
 from experts.expert import Expert, read_config, read_z
 from experts.figures import ExpertFigures, LoraFigures
 from experts.mixture import Mixture
 from experts.naming import check_name
 from experts.outside.adapters import read_description, write_description
+from experts.outside.base_names import public_name
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, write_json
 from experts.outside.reading import read_json, read_text
@@ -53,7 +56,7 @@ class UnknownBase(UserError):
 
 
 @dataclass
-class ExpertLibrary:
+class ExpertLibrary(LibraryOnTheHub):
     """Named experts for one base: a folder with `library.json` and one adapter folder an expert.
 
     It may hold PEFT LoRAs of the base beside experts; their names are among the others'. An empty library is the base.
@@ -318,7 +321,7 @@ class ExpertLibrary:
             if base is None:
                 raise UnknownBase(f"the expert in {expert}")
             check_fit(expert, base)
-            config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=self.base)
+            config = replace(config, base_fingerprint=fingerprint(base), base_model_name_or_path=public_name(self.base))
             base_sketch = sketch(base)
         self._refuse_of_other(f"the expert in {expert}", config.base_fingerprint, base_sketch)
         return config, base_sketch
@@ -338,7 +341,7 @@ class ExpertLibrary:
             check_lora(what, lora, base)
         elif lora.base is None:
             raise UnknownBase(what)
-        elif lora.base != self.base:
+        elif public_name(lora.base) != public_name(self.base):
             raise UnknownBase(what, f"names the base {lora.base!r}, and the library {self.folder} has {self.base!r}")
 
     def remove(self, name: str) -> None:
@@ -354,6 +357,7 @@ class ExpertLibrary:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Lets a block change `names` as they are now on disk, whoever else is changing them, and writes them."""
+        refuse_snapshot(self.folder)
         with self._lock():
             self.names = ExpertLibrary.open(self.folder).names
             yield

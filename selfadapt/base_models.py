@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from experts.outside.base_names import HUB_ID
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
-from selfadapt.bases.built_in import BUILT_IN, fetch_gguf
+from selfadapt.bases.built_in import BUILT_IN, fetch_gguf, stands_for
 from selfadapt.bases.gguf_files import (
     check_room,
     converted_folder,
@@ -71,6 +71,7 @@ def load_base(
 
     Args:
         name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised, once) or a hub id.
+            Where the hub's SmolLM2-135M-Instruct is not to be had, the built-in base stands for it, which is said once.
         dtype: by default float32 on a CPU and the checkpoint's own on an accelerator (which `"auto"` means anywhere).
         device: by default the accelerator, if there is one.
         options: `BaseOptions`.
@@ -201,9 +202,12 @@ def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[st
         return (str(path.parent), {"gguf_file": path.name}) if kept is None else (str(kept), {})
     if path.is_file():
         raise UserError(f"{path} is a file, and no .gguf file: a base is a folder, a .gguf file or a hub id")
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if HUB_ID.fullmatch(name):
+        answers = _hub_answers(name, revision)
+        if not answers and revision is None and stands_for(name):
+            return str(_built_in_folder()), {}
         of_revision = {} if revision is None else {"revision": revision}
-        return name, {"local_files_only": not _hub_answers(name, revision), **of_revision}
+        return name, {"local_files_only": not answers, **of_revision}
     if "/" in name:
         raise UserError(f"no such folder: {path}")
     raise UserError(

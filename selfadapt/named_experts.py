@@ -21,6 +21,7 @@ from experts.exchange.lora_folder import peft_type, read_lora
 from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import Expert
 from experts.library import ExpertLibrary, UnknownBase, check_name
+from experts.outside.base_names import public_name
 from experts.outside.chats import read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import check_new_folder
@@ -91,7 +92,7 @@ def _for_lora(
     what, lora = f"the LoRA in {folder}", read_lora(folder)
     if (named := model or lora.base) is None:
         raise UnknownBase(what)
-    if into is not None and named == into.base == lora.base:
+    if into is not None and public_name(named) == public_name(into.base) == public_name(lora.base):
         check_lora(what, lora, load_shapes(into.base))
         return into, None
     try:

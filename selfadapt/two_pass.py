@@ -24,6 +24,7 @@ from experts.exchange.lora_folder import peft_type, read_lora
 from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.outside.base_names import HUB_ID
 from experts.outside.chats import Chat, read_prompt, read_prompts, with_system_prompt
 from experts.outside.errors import UserError, unknown
 from experts.shipped import shipped_for, shipped_library
@@ -103,7 +104,8 @@ class SelfAdaptiveModel:
 
         Args:
             model: a built-in name, a hub id or a folder; by default the library's base.
-            library: a folder of experts; by default those that come with the base.
+            library: a folder of experts, or a repository of the hub (owner/name); by default those that come with the
+                base.
             dispatch: "none" for the plain base, a dispatcher's name (`dispatch.DISPATCHERS`), an expert's name, or a
                 `MIX.json`. By default "embedding" where there are experts, those that come with the base among them;
                 where that cannot be (no encoder is installed) the base, which is said.
@@ -238,7 +240,7 @@ def find_library(model: str | Path | None, library: str | Path | ExpertLibrary |
     if isinstance(library, ExpertLibrary):
         return library
     if library is not None:
-        return ExpertLibrary.open(library)
+        return ExpertLibrary.from_pretrained(library)
     name = str(model or BUILT_IN)
     if named := shipped_library(name):
         return ExpertLibrary.open(named)
@@ -297,13 +299,15 @@ def _dispatcher(dispatch: str, experts: ExpertLibrary | None, engine: Engine) ->
 
 
 def find_expert(name: str, library: str | Path | None, model: str | Path | None) -> Expert:
-    """An expert's own folder, an expert of a library, or what a `MIX.json` of a library's experts amounts to.
+    """An expert's own folder or repository of the hub, an expert of a library, or what a `MIX.json` amounts to.
 
     Raises:
         UserError: if there is none.
     """
     if (Path(name) / "adapter_config.json").is_file():
         return Expert.read(name)
+    if HUB_ID.fullmatch(name) and not name.endswith(".json"):
+        return Expert.from_pretrained(name)
     if not name.endswith(".json"):
         experts = find_library(model, library)
         return replace(experts.expert(name), base=experts.base)

@@ -36,6 +36,7 @@ from experts.outside.files import cache_folder
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import fingerprint
 from selfadapt import load_base
+from tests.hub_server import TOKEN, HubServer, serving
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -188,6 +189,23 @@ def library(tiny_folder: Path, tmp_path: Path) -> ExpertLibrary:
         base = model.unload()
         library.add(tmp_path / name)
     return library
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub of this test's own, where someone is logged in, and an empty cache."""
+    with serving() as server:
+        for name, value in {
+            "constants.ENDPOINT": server.url,
+            "constants.HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "constants.HF_HUB_CACHE": str(tmp_path / "hub cache"),
+            "constants.HF_HUB_DISABLE_XET": True,  # large files go over HTTP
+            "constants.HF_TOKEN_PATH": str(tmp_path / "no token"),
+            "hf_api.api.endpoint": server.url,
+        }.items():
+            monkeypatch.setattr(f"huggingface_hub.{name}", value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
 
 
 @pytest.fixture

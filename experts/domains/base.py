@@ -23,8 +23,9 @@ class Domain(Protocol):
     A domain may have some things more, which the functions below read: `answers`, the strings that are all that a
     completion may say, where they are a few; `check()`, which raises UserError where answers cannot be judged on this
     machine; `own_reward`, the place of a reward function of the user's own, whose scores are any finite numbers, or
-    None for no opinion; `reinforced`, where training is about several rewards, a list of `Reward`; and `is_judged`,
-    False where nothing says what is right, and only next-token prediction can be done.
+    None for no opinion; `reinforced`, where training is about several rewards, a list of `Reward`; `is_judged`, False
+    where nothing says what is right, and only next-token prediction can be done; and `published_as`, the hub's id of
+    its data set.
     """
 
     @property
@@ -100,6 +101,11 @@ def reinforced(domain: Domain) -> list[Reward]:
     own = own_reward(domain)
     who = f"the reward function {own}" if own else f"the reward of {domain.name}"
     return getattr(domain, "reinforced", None) or [Reward("reward", who, domain.reward, ready=own is None)]
+
+
+def published_as(domain: Domain) -> str | None:
+    """The hub's id of the data set that a domain is made of, None where it is no published one."""
+    return getattr(domain, "published_as", None)
 
 
 ROUNDING = 1e-6  # by which a score that was computed may leave [0, 1]

@@ -117,6 +117,10 @@ class Code:
         object.__setattr__(self, "name", self.name or self.kind)
         object.__setattr__(self, "description", self.description or DATASETS[self.kind].description)
 
+    @property
+    def published_as(self) -> str:
+        return DATASETS[self.kind].source.hub
+
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer` (a right program), `solution` (the same as a block), `header`, `tests`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.rewards import math_verify
@@ -38,6 +38,8 @@ class HendrycksMath:
     """Follows the problem after a blank line."""
     shots: int = added(0, repr=False)
     """Solved examples of train that precede every prompt, as turns of the chat."""
+
+    published_as: ClassVar = SOURCE.hub
 
     def __post_init__(self) -> None:
         check_whole("shots", self.shots, least=0)

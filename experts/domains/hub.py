@@ -78,6 +78,10 @@ class Hub(Judged):
     def __post_init__(self) -> None:
         self._check_judges()
 
+    @property
+    def published_as(self) -> str | None:
+        return self.path if self._place() is None else None
+
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer`, `choices` and perhaps `solution`, and the data set's other columns.
 

@@ -127,6 +127,10 @@ class MultipleChoice:
         if self.instruction is None:
             object.__setattr__(self, "instruction", f"Answer with {asks_for}.")
 
+    @property
+    def published_as(self) -> str:
+        return DATASETS[self.kind].source.hub
+
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer` (a letter, or one of `choices`) and `choices`.
 

@@ -43,6 +43,10 @@ class Vqa:
     train_split: str = "train"
     test_split: str = "validation"
 
+    @property
+    def published_as(self) -> str | None:
+        return self.source if self._folder() is None else None
+
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `image`, `answers` and `answer`, the most common one.
 

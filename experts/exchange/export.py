@@ -8,6 +8,7 @@ difference, and their ranks to that of the exact one (`experts.exchange.differen
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from experts.exchange.difference import Difference
+from experts.exchange.hub import TWIN
 from experts.exchange.lora import Lora
 from experts.exchange.measure import NEUTRAL_TEXTS, LogLikelihood, Texts, measure_lora
 from experts.expert import Expert
+from experts.outside.cards import model_card
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
+from experts.outside.reading import read_json
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import refuse_other_base
 
@@ -124,7 +128,8 @@ def export_merged(
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         finish(unfinished)
-        (unfinished / "README.md").write_text(_card(folder.name, expert, found, facts), encoding="utf-8")
+        card = model_card(_card(folder.name, expert, found, facts), expert.base, ["svf"], library="transformers")
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
     return Exported(folder, expert.base, expert.fingerprint, found, facts)
 
 
@@ -170,6 +175,29 @@ def export_lora(
     )
     lora.write(folder, _card(folder.name, expert, found, facts))
     return ExportedLora(folder, expert.base, expert.fingerprint, found, facts, largest, energy, measured)
+
+
+def lora_twin(base: PreTrainedModel) -> Callable[[Path], None]:
+    """What puts the exact LoRA beside an expert of this base, in the folder `lora` of the expert's own.
+
+    Given another adapter's folder, it does nothing. It raises UserError if the expert belongs to another base, or has
+    so many singular values that there is no small LoRA of it.
+    """
+
+    def put(folder: Path) -> None:
+        if read_json(folder / "adapter_config.json").get("peft_type") != "SVF":
+            return
+        expert = Expert.read(folder)
+        found = _fingerprint(expert, base)
+        try:
+            lora, _ = best_lora(base, expert)
+        except UserError as error:
+            raise UserError(f"{folder.name} has no LoRA beside it: {error}") from error
+        shutil.rmtree(folder / TWIN, ignore_errors=True)
+        facts = f"A LoRA of rank {max(lora.ranks.values())} that is exactly the SVF expert above it."
+        lora.write(folder / TWIN, _card(folder.name, expert, found, facts))
+
+    return put
 
 
 def _fingerprint(expert: Expert, base: PreTrainedModel) -> str | None:

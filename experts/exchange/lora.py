@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from experts.mixture import Mixture
 from experts.outside.adapters import PREFIX, write_adapter, write_description
+from experts.outside.base_names import public_name
 from experts.outside.errors import UserError
 from experts.outside.files import new_folder
 from experts.outside.reading import read_json
@@ -116,7 +117,7 @@ class Lora:
         differing = {matrix: rank for matrix, rank in self.ranks.items() if rank != largest}
         return LoraConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base,
+            base_model_name_or_path=public_name(self.base),
             r=largest,
             lora_alpha=largest if self.alpha is None else cast(int, self.alpha),  # PEFT takes what is no whole number
             use_rslora=self.rslora,

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftConfig
+from peft.utils import PeftType
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experts.outside.cards import model_card
 from experts.outside.reading import read_text
 
 PREFIX = "base_model.model."
@@ -39,9 +41,11 @@ def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor
 
     Args:
         tensors: by their keys, which are `PREFIX`, the name of a matrix, and the name of the tensor in its layer.
-        card: the text of README.md.
+        card: the text of README.md, which gets its front matter here.
     """
     config.save_pretrained(str(folder))
     whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    tags = [PeftType(config.peft_type).value.lower()]
+    text = model_card(card, config.base_model_name_or_path, tags)
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -7,13 +7,14 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from experts.library import ExpertLibrary
+from experts.outside.base_names import BUILT_IN, ORIGINAL
 
 FOLDER = Path(__file__).parent
 
 
 def shipped_library(base_name: str) -> Path | None:
     """The folder of the experts that come with the package for a base of this name, or None."""
-    folder = FOLDER / base_name
+    folder = FOLDER / (BUILT_IN if base_name == ORIGINAL else base_name)
     return folder if (folder / "library.json").is_file() else None
 
 

@@ -93,8 +93,9 @@ class MergedLinear(torch.autograd.Function):
 class SVFLinear(nn.Module, BaseTunerLayer):
     """A linear layer W [m, n] with experts z [r]: W' = U diag(s·z) Vᵀ (arXiv 2501.06252, equation 1).
 
-    Everything is computed as a difference, W' = W + U diag(s·δ) Vᵀ with δ = Σ_k (z_k − 1) over the active adapters,
-    so that z = 1 is the base bit for bit in every dtype. How a forward runs follows from what it needs:
+    Everything is computed as a difference, W' = W + U diag(s·δ) Vᵀ with δ = Σ_k c_k (z_k − 1) over the active adapters
+    (c_k is 1 unless `set_scale` says otherwise), so that z = 1 is the base bit for bit in every dtype. How a forward
+    runs follows from what it needs:
 
     - nothing active: the base layer;
     - training in full precision and full rank: a merged weight, with `MergedLinear`'s backward;
@@ -115,6 +116,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("svf_z",)
+    other_param_names = ("svf_scales",)
     svf_u: Tensor  # [m, r]
     svf_s: Tensor  # [r]; None without experts
     svf_vt: Tensor  # [r, n]
@@ -132,6 +134,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         weight = base_layer.weight
         self.out_features, self.in_features = reversed(weight.shape) if self.transposed else weight.shape
         self.svf_z = nn.ParameterDict()
+        self.svf_scales: dict[str, float] = {}  # of the adapters that have another than 1
         for name in ("svf_u", "svf_s", "svf_vt"):
             self.register_buffer(name, None, persistent=False)
         self.svf_loras: dict[str, LoraFactors] = {}
@@ -176,13 +179,35 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         return name in self.svf_z or name in self.svf_loras
 
     def deltas(self, adapter_names: list[str]) -> Tensor:
-        """z_k − 1 of each expert [K, r], zero where one of a smaller rank has nothing."""
+        """c_k (z_k − 1) of each expert [K, r] with its scale c_k, zero where one of a smaller rank has nothing."""
         z = pad_sequence([self.svf_z[name] for name in adapter_names], batch_first=True, padding_value=1.0)
-        return F.pad(z - 1, (0, len(self.svf_s) - z.shape[1]))
+        deltas = F.pad(z - 1, (0, len(self.svf_s) - z.shape[1]))
+        if not self.svf_scales:
+            return deltas
+        return deltas * deltas.new_tensor([self.svf_scales.get(name, 1.0) for name in adapter_names])[:, None]
 
     def delta(self, adapter_names: list[str]) -> Tensor:
-        """δ = Σ_k (z_k − 1) [r] of at least one expert."""
+        """δ = Σ_k c_k (z_k − 1) [r] of at least one expert."""
         return self.deltas(adapter_names).sum(0)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """PEFT's name for the share c in 1 + c (z − 1) that an adapter has in this layer; it is not saved."""
+        if adapter not in self.svf_z:
+            return
+        self.svf_scales.pop(adapter, None)
+        if scale != 1:
+            self.svf_scales[adapter] = float(scale)
+        self.invalidate()
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiplies the scales of the active adapters."""
+        for name in self.active_adapters:
+            self.set_scale(name, scale * self.svf_scales.get(name, 1.0))
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divides the scales of the active adapters, or sets them to 1."""
+        for name in self.active_adapters:
+            self.set_scale(name, 1.0 if scale is None else self.svf_scales.get(name, 1.0) / scale)
 
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
         """Changes whenever one of these experts' z, one of these LoRAs, or the base's weight, may have changed."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from peft import NoMatchingPeftModuleError
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -25,6 +25,7 @@ from experts.svf.mixing import Batch, LayerMixture, LoraFactors, expect_rows, na
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
 from experts.svf.rows import merged, rows
 from experts.svf.targets import HEADS, check_names, module_names
+from experts.svf.verbs import PeftVerbs
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ OWN_PARTS = ("svf_z", "modules_to_save", "token_adapter", "trainable_tokens_delt
 _changing = RLock()
 
 
-class SVFModel(BaseTuner):
+class SVFModel(PeftVerbs):
     """A model whose chosen linear layers carry SVF experts. Made by `get_peft_model(base, SVFConfig(...))`."""
 
     prefix = "svf_"

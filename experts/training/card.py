@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 from peft import PeftModel
+from peft.utils import PeftType
 
+from experts.outside.base_names import public_name
+from experts.outside.cards import model_card, share_right
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, write_sketch
 from experts.training.statistics import Accuracy, Loss
@@ -30,7 +33,7 @@ class Origin:
 def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | str) -> None:
     """Writes the active adapter of `model` and its card into an existing folder."""
     config: Any = model.peft_config[model.active_adapter]
-    config.base_model_name_or_path = origin.base
+    config.base_model_name_or_path = public_name(origin.base)
     if isinstance(config, SVFConfig):
         config.base_fingerprint = origin.fingerprint
         config.domain = origin.domain
@@ -38,7 +41,8 @@ def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | s
         write_sketch(folder, origin.sketch)
     # The embeddings are never adapted; PEFT would ask the hub about their size.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    text = card if isinstance(card, Card) else model_card(card, origin.base, [PeftType(config.peft_type).value.lower()])
+    (folder / "README.md").write_text(str(text), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Card:
     """Of always giving the most common right answer."""
     peft_type: str = "SVF"
     objective: str = "REINFORCE"
+    dataset: str | None = None
+    """The hub's id of the data set that the domain is made of, if it has one."""
 
     @property
     def _what(self) -> str:
@@ -72,10 +78,8 @@ class Card:
         return [f"{name}={options[name]!r}" for name in ("revision", "trust_remote_code") if name in options]
 
     def __str__(self) -> str:
-        header = yaml.safe_dump(
-            {"library_name": "peft", "base_model": self.origin.base, "tags": [self.peft_type.lower(), "selfadapt"]},
-            sort_keys=False,
-        )
+        base, original = self.origin.base, public_name(self.origin.base)
+        rounding = "" if original == base else f"a rounding of the hub's `{original}`, "
         adapter = "expert" if self.peft_type == "SVF" else "adapter"
         results = f"| base | {self.base_accuracy} |\n| {adapter} | {self.expert_accuracy} |"
         measured, held_out = "loss", "held-out rows of the test split | of their own answers"
@@ -83,15 +87,13 @@ class Card:
             results += f"\n| always the most common answer | {self.constant_accuracy} |"
             measured, held_out = "right", "greedy, held-out problems of the test split | right"
         validations = "\n".join(f"| {step} | {result} |" for step, result in self.validations.items())
-        return f"""---
-{header}---
-# {self.name}
+        text = f"""# {self.name}
 
 {self.origin.description}
 
-{self._what} for the base `{self.origin.base}`
-(fingerprint `{self.origin.fingerprint}`), trained by {self.objective} on the domain `{self.origin.domain}` for
-{self.train_seconds / 60:.1f} minutes.
+{self._what} for the base `{base}`
+({rounding}fingerprint `{self.origin.fingerprint}`), trained by {self.objective} on the domain `{self.origin.domain}`
+for {self.train_seconds / 60:.1f} minutes.
 
 | {held_out} |
 |---|---|
@@ -111,7 +113,7 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 >>> from peft import PeftModel
 >>> import experts  # registers SVF with PEFT
 >>> from selfadapt import load_base
->>> base, tokenizer = load_base({", ".join([f'"{self.origin.base}"', *self._loaded])})
+>>> base, tokenizer = load_base({", ".join([f'"{base}"', *self._loaded])})
 >>> model = PeftModel.from_pretrained(base, "path/to/{self.name}")
 ```
 
@@ -120,6 +122,17 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 ```yaml
 {yaml.safe_dump(dict(self.recipe), sort_keys=False, allow_unicode=True)}```
 """
+        of_test = []
+        if isinstance(self.expert_accuracy, Accuracy):
+            of_test = [share_right(self.origin.domain or self.name, self.dataset, self.expert_accuracy.value)]
+        return model_card(
+            text,
+            base,
+            [self.peft_type.lower()],
+            datasets=None if self.dataset is None else [self.dataset],
+            model_name=self.name,
+            eval_results=of_test or None,
+        )
 
 
 def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:

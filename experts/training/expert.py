@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from experts.domains.base import Domain, Split, is_judged, load_rows, own_reward
+from experts.domains.base import Domain, Split, is_judged, load_rows, own_reward, published_as
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.card import Card, Origin, plot_curve, write_trained
@@ -177,7 +177,7 @@ def train_expert(
         trained = run.train(trainer, progress, validation)
         model, known = cast(PeftModel, trainer.model), held_out.base_scores
         result = _compare(trained, model, base.tokenizer, problems["test"], known, progress)
-        card = _card(result, run, origin, adapter, options)
+        card = _card(result, run, origin, adapter, options, published_as(domain))
 
         def write(folder: Path) -> None:
             write_trained(folder, result.model, origin, card)
@@ -221,7 +221,14 @@ def _losses(model: PeftModel, tokenizer: Any, problems: Problems, **options: Any
     return held_out_losses(model, tokenizer, problems.rows, target_of(problems.rows), **options)
 
 
-def _card(result: TrainedExpert, run: Run, origin: Origin, adapter: PeftConfig, options: Reinforce | NextToken) -> Card:
+def _card(
+    result: TrainedExpert,
+    run: Run,
+    origin: Origin,
+    adapter: PeftConfig,
+    options: Reinforce | NextToken,
+    dataset: str | None,
+) -> Card:
     return Card(
         name=run.output.name,
         origin=origin,
@@ -235,4 +242,5 @@ def _card(result: TrainedExpert, run: Run, origin: Origin, adapter: PeftConfig, 
         constant_accuracy=result.constant,
         peft_type=PeftType(adapter.peft_type).value,
         objective="REINFORCE" if isinstance(options, Reinforce) else "next-token prediction",
+        dataset=dataset,
     )

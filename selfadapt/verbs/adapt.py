@@ -35,7 +35,7 @@ def adapt(
         max_new_tokens: the most that an answer may have.
         seed: of the search.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         json: print the mixture and its score as JSON.
     """
     import sys

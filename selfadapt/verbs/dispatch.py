@@ -29,7 +29,7 @@ def dispatch(
         evaluate: labelled prompts to measure the dispatcher on.
         calibrate: labelled prompts to calibrate "prompt" or "classifier" on; kept in the library.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         output: where the report of --evaluate goes.
         json: print the mixtures, or the report, as JSON.
     """

@@ -42,7 +42,7 @@ def evaluate(
         tasks: names, or patterns such as arc_*, with commas between them.
         dispatch: "none" for the plain base, as if not given; a dispatcher, the name of an expert, or a MIX.json.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         model_args: further arguments of the lm-eval model, key=value, such as revision=main,max_length=2048; or JSON.
         device: such as cuda:1 or cpu; by default the accelerator, if there is one.
         dtype: such as bfloat16; by default the checkpoint's own.

@@ -1,4 +1,4 @@
-"""`selfadapt experts list|show|add|remove`."""
+"""`selfadapt experts list|show|add|remove|push|pull`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def experts_list(library: Path | None = None, model: str | None = None, json: bo
     """List a library's experts and LoRAs, and what each is for.
 
     Args:
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         model: the base whose shipped experts are meant.
         json: print them as JSON.
     """
@@ -45,7 +45,7 @@ def experts_show(
 
     Args:
         name: the expert, or the LoRA.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         model: the base whose shipped experts are meant.
         json: print figures as JSON.
     """
@@ -107,8 +107,62 @@ def experts_remove(name: Positional[str], library: Path) -> None:
     ExpertLibrary.open(library).remove(name)
 
 
+def experts_push(
+    repo: Positional[str],
+    library: Path | None = None,
+    expert: str | None = None,
+    with_lora: bool = False,
+    private: bool = False,
+    license: str | None = None,
+    base_model: str | None = None,
+    branch: str | None = None,
+    json: bool = False,
+) -> None:
+    """Push a library, or one expert, to the hub: one commit, under cards that the hub indexes.
+
+    Args:
+        repo: the repository on the hub, USER/NAME, which is made if there is none.
+        library: a folder of experts.
+        expert: push this one alone: a name in the library, or a folder that `selfadapt train` wrote.
+        with_lora: put the exact LoRA beside each expert of limited rank, for programs that know nothing of SVF.
+        private: make the repository a private one.
+        license: of what is pushed, such as apache-2.0.
+        base_model: the hub's id of the base, where the base is a folder here.
+        branch: by default main.
+        json: print where it is as JSON.
+    """
+    from selfadapt.on_the_hub import push_experts
+
+    url = push_experts(
+        repo,
+        library,
+        expert,
+        with_lora=with_lora,
+        private=private or None,
+        license=license,
+        base_model=base_model,
+        branch=branch,
+    )
+    show({"repository": repo, "commit": url}, json, url)
+
+
+def experts_pull(repo: Positional[str], output: Path, revision: str | None = None, json: bool = False) -> None:
+    """Pull a library, or an expert, from the hub into a folder.
+
+    Args:
+        repo: the repository on the hub, USER/NAME.
+        output: the folder to write.
+        revision: a branch, tag or commit; by default the newest.
+        json: print where it is as JSON.
+    """
+    from selfadapt.on_the_hub import pull_experts
+
+    folder = pull_experts(repo, output, revision=revision)
+    show({"repository": repo, "output": str(folder)}, json, str(folder))
+
+
 def experts() -> None:
-    """List, show, add and remove the experts of a library."""
+    """List, show, add, remove, push and pull the experts of a library."""
 
 
 EXPERTS: dict[str, Callable[..., Any]] = {
@@ -116,4 +170,6 @@ EXPERTS: dict[str, Callable[..., Any]] = {
     "show": experts_show,
     "add": experts_add,
     "remove": experts_remove,
+    "push": experts_push,
+    "pull": experts_pull,
 }

@@ -29,7 +29,7 @@ def export(
         output: the folder to write.
         format: merged is a plain transformers checkpoint; lora is a PEFT LoRA folder.
         rank: of the LoRA; by default what holds the expert exactly.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         model: a built-in name, a hub id or a folder; by default the library's base.
         dtype: of the base; by default float32 on a CPU and the checkpoint's own on an accelerator.
         texts: a UTF-8 file with one text a line, on which what a LoRA changes is measured; by default eight

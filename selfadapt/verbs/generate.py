@@ -38,7 +38,7 @@ def generate(
         dispatch: a dispatcher such as "embedding", which lets the prompt decide; "none" for the plain base; the name of
             an expert; or a MIX.json. By default "embedding", where there are experts.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         max_new_tokens: the most that an answer may have.
         temperature: what logits are divided by before a token is drawn; 0 takes the most likely one.
         top_p: draw from the fewest tokens that have this probability together.

@@ -28,7 +28,7 @@ def transfer(
         output: the folder of the new expert.
         shuffled: a seed for the control, in which z is permuted within each matrix.
         compare: load the expert's own base too, and compare the singular directions of the two.
-        library: a folder of experts; by default those that come with the base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
         model: the base that the expert was trained on; by default the one it names.
         json: print both fingerprints and the comparison as JSON.
     """

@@ -15,7 +15,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
+from experts.outside.base_names import BUILT_IN, BUILT_IN_FINGERPRINT, ORIGINAL
 from experts.outside.errors import UserError
+from experts.svf.fingerprint import fingerprint
 from selfadapt import load_base
 from selfadapt.bases.built_in import WHEEL
 
@@ -237,6 +239,21 @@ def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     check_message("nobody/nothing", ["cannot load 'nobody/nothing'", "hub could not be reached", "give a folder"])
+
+
+def test_the_built_in_base_stands_for_its_original_where_there_is_no_hub(
+    smollm2_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for _ in range(2):
+        model, _ = load_base(ORIGINAL)
+    assert fingerprint(model) == BUILT_IN_FINGERPRINT
+    (said,) = [record.getMessage() for record in caplog.records if "stands for" in record.getMessage()]
+    assert BUILT_IN in said
+    assert ORIGINAL in said
+    with pytest.raises(UserError, match="hub could not be reached"):
+        load_base(ORIGINAL, revision="main")
 
 
 def test_unusable_dtype_and_device(tiny_folder: Path) -> None:

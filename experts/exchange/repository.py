@@ -1,0 +1,155 @@
+"""One repository of the hub: it is fetched whole, changed by one commit, and why it cannot be is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from experts.outside.errors import UserError
+
+KEPT = ("*.json", "*.jsonl", "*.safetensors", "*.md", "*.png", "LICENSE*")
+"""What goes over the hub, and comes back."""
+TIMEOUT = 10  # seconds, for the first answer of the hub
+
+
+class PullOptions(TypedDict, total=False):
+    """What else may be said of what is pulled, in the hub's own words."""
+
+    revision: str | None
+    """A branch, tag or commit."""
+    token: str | bool | None
+    cache_dir: str | Path | None
+    force_download: bool
+    local_files_only: bool
+
+
+class CommitOptions(TypedDict, total=False):
+    """What else may be said of a commit, in the hub's own words."""
+
+    private: bool | None
+    token: str | bool | None
+    branch: str | None
+    create_pr: bool | None
+    commit_message: str
+
+
+def fetch(repo: str, *told_by: str, **options: Unpack[PullOptions]) -> Path:
+    """The copy of a repository in the hub's cache on this machine, of one commit and whole.
+
+    Args:
+        told_by: files, of which it must have one; nothing is downloaded of what has none.
+
+    Raises:
+        UserError: if there is no such repository, it is something else, or it can be had neither from the hub nor from
+            its cache.
+    """
+    there = None if options.get("local_files_only") else _files(repo, options)
+    if there is not None and not set(told_by) & set(there):
+        raise UserError(f"{repo} on the hub is not what was asked for: it has no {' and no '.join(told_by)}")
+    offline: Any = {"local_files_only": True} if there is None else {}
+    with _in_one_line(f"cannot pull {repo}"):
+        return Path(snapshot_download(repo, allow_patterns=list(KEPT), **(options | offline)))
+
+
+def _files(repo: str, options: PullOptions) -> list[str] | None:
+    """What a repository has; None where the hub does not answer."""
+    with _in_one_line(f"cannot pull {repo}"):
+        api = HfApi(token=options.get("token"))
+        try:
+            info = api.model_info(repo, revision=options.get("revision"), timeout=TIMEOUT)
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+            raise
+        except (HTTPError, OSError):
+            return None
+    return [file.rfilename for file in info.siblings or []]
+
+
+def refuse_snapshot(folder: Path) -> None:
+    """Raises UserError for a folder in the hub's cache, which is as the hub has it."""
+    if folder.parent.name == "snapshots" and (folder.parent.parent / "refs").is_dir():
+        raise UserError(
+            f"{folder} is in the hub's cache and stays as it is; pull the repository into a folder to change"
+        )
+
+
+def commit(folder: Path, repo: str, options: CommitOptions) -> str:
+    """Commits a folder to a repository, which is made if there is none; all of it at once, or nothing.
+
+    What it no longer has in its folders is deleted there. (The hub's own `upload_folder` may make several commits.)
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UserError: if nobody is logged in, or the hub cannot be reached, or refuses.
+    """
+    api, branch = HfApi(token=options.get("token")), options.get("branch")
+    ours = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    with _in_one_line(f"cannot push to {repo}"):
+        repo = api.create_repo(repo, private=options.get("private"), exist_ok=True).repo_id
+        if branch is not None:
+            api.create_branch(repo, branch=branch, exist_ok=True)
+        there = [path for path in api.list_repo_files(repo, revision=branch) if "/" in path and path not in ours]
+        gone = [path for path in there if any(fnmatch(path, pattern) for pattern in KEPT)]
+        done = api.create_commit(
+            repo,
+            [*map(CommitOperationDelete, gone), *(CommitOperationAdd(name, path) for name, path in ours.items())],
+            commit_message=options.get("commit_message", "Push with selfadapt"),
+            revision=branch,
+            create_pr=options.get("create_pr"),
+        )
+    return str(done.commit_url)
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Says in one line what the hub's client says in many."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise UserError(f"{what}: it is for those whom its owner lets in; ask on its page, and log in") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{what}: there is no such repository on the hub that you may read; check the name, or log in "
+            "(hf auth login, or HF_TOKEN)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{what}: it has no such revision; leave that out for the newest") from error
+    except HFValidationError as error:
+        raise UserError(f"{what}: that is no name of a repository (owner/name)") from error
+    except LocalTokenNotFoundError as error:
+        raise UserError(f"{what}: nobody is logged in; hf auth login, or set HF_TOKEN") from error
+    except HfHubHTTPError as error:
+        raise UserError(f"{what}: {_refusal(error)}") from error
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:  # front matter that the hub does not take, an upload that failed
+        cause = f": {_refusal(error.__cause__)}" if isinstance(error.__cause__, HfHubHTTPError) else ""
+        raise UserError(f"{what}: {' '.join(str(error).split()).rstrip('.')}{cause}") from error
+    except (LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub ({constants.ENDPOINT}) does not answer"
+        raise UserError(f"{what}: {why}, and its cache on this machine does not have it") from error
+
+
+def _refusal(error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return "nobody is logged in, or the token is not known; hf auth login, or set HF_TOKEN"
+    if status == 403:
+        return "your token may not write there; take one that may, or another name"
+    return f"the hub refuses ({status}): {error.server_message or next(iter(str(error).splitlines()), '')}"

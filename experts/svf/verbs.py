@@ -1,0 +1,132 @@
+"""PEFT's verbs that are SVF's own: a weighted adapter is a mixture, z = 1 + Σ_k w_k (z_k − 1), and is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from experts.outside.errors import UserError, unknown
+from experts.svf.config import SVFConfig
+from experts.svf.layer import SVFLinear
+from experts.svf.names import plain_modules
+
+EXACT = ("linear", "cat", "svd")
+
+
+class PeftVerbs(BaseTuner):
+    """What PEFT's users do with adapters that are there."""
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **others: Any,
+    ) -> None:
+        """Adds the mixture of some adapters as one more, frozen.
+
+        Args:
+            adapters: K experts of this model.
+            weights: w [K].
+            combination_type: "linear", "cat" or "svd", which are one where all share their singular vectors.
+            others: what PEFT has for further types.
+
+        Raises:
+            UserError: if an expert does not exist, has modules of its own, or the name is taken, or for another type.
+        """
+        self._check_known(adapters)
+        if adapter_name in self.peft_config:
+            raise UserError(f"there is an adapter {adapter_name!r} already; delete it first, or choose another name")
+        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
+        configs: Any = [self.peft_config[name] for name in adapters]
+        self.peft_config[adapter_name] = _config(layers, configs, adapters, weights, combination_type, others)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except UserError:
+            del self.peft_config[adapter_name]
+            raise
+        _fill_in(layers, adapters, weights, adapter_name)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        self._check_known(adapter_names or [])
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        self._check_known(adapter_names or [])
+        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        """Raises UserError for the name of no adapter, where PEFT would merge nothing and say nothing."""
+        for name in names:
+            if name not in self.peft_config:
+                raise unknown("expert", name, self.peft_config)
+
+
+def _config(
+    layers: Mapping[str, SVFLinear],
+    configs: Sequence[SVFConfig],
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    combination_type: str,
+    others: Mapping[str, Any],
+) -> SVFConfig:
+    """The configuration of a mixture: every matrix that one of the adapters has, with the largest of their ranks.
+
+    Args:
+        layers: adapted matrix → its layer.
+        configs: of the adapters, K like them and the weights.
+        combination_type: PEFT's name for a way to combine, and its further arguments in `others`.
+
+    Raises:
+        UserError: if there is nothing to mix, an adapter is more than its z, or another combination is asked for.
+    """
+    if combination_type not in EXACT:
+        raise UserError(f"SVF has no combination_type {combination_type!r}: its mixtures are exact sums ('linear')")
+    if asked := [name for name, value in others.items() if value is not None]:
+        raise UserError(f"SVF mixes exactly and has no use for {', '.join(asked)}; leave it out")
+    if not adapters or len(adapters) != len(weights) or not all(math.isfinite(weight) for weight in weights):
+        raise UserError(f"a mixture needs a finite weight for each adapter; got {weights!r} for {adapters!r}")
+    for name, config in zip(adapters, configs, strict=True):
+        if config.modules_to_save or config.trainable_token_indices:
+            raise UserError(f"{name!r} was saved with modules of its own, which do not mix")
+    ranks = {
+        matrix: max(layer.svf_z[name].numel() for name in adapters if name in layer.svf_z)
+        for matrix, layer in layers.items()
+        if any(name in layer.svf_z for name in adapters)
+    }
+    shares = " + ".join(f"{weight:g} · {name}" for name, weight in zip(adapters, weights, strict=True))
+    fingerprints = {config.base_fingerprint for config in configs}
+    return replace(
+        configs[0],
+        target_modules=sorted(ranks),
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
+        rank=None,
+        # The longest first: a pattern counts for every matrix whose name ends like it.
+        rank_pattern={matrix: ranks[matrix] for matrix in sorted(ranks, key=len, reverse=True)},
+        base_fingerprint=fingerprints.pop() if len(fingerprints) == 1 else None,
+        domain=None,
+        description=f"The mixture {shares}.",
+        inference_mode=True,
+    )
+
+
+def _fill_in(layers: Mapping[str, SVFLinear], adapters: Sequence[str], weights: Sequence[float], mixture: str) -> None:
+    """Sets the adapter `mixture`, which is there, to the sum of others, and freezes it."""
+    share = dict(zip(adapters, weights, strict=True))
+    for layer in layers.values():
+        own = [name for name in share if name in layer.svf_z]
+        if own:
+            z = layer.svf_z[mixture].requires_grad_(False)
+            deltas = layer.deltas(own).detach()[:, : len(z)]  # [K', r]
+            z.data.copy_(1 + deltas.new_tensor([share[name] for name in own]) @ deltas)
+            layer.invalidate()
