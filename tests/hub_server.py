@@ -8,7 +8,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -219,3 +222,9 @@ def serving() -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":  # python tests/hub_server.py COMMAND…: someone is logged in on a hub of the command's own
+    with serving() as own:
+        settings = {"HF_ENDPOINT": own.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        sys.exit(subprocess.run(sys.argv[1:], env=os.environ | settings).returncode)

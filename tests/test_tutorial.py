@@ -14,13 +14,20 @@ import pytest
 
 from experts import ExpertLibrary
 from selfadapt.cli import main
+from tests.hub_server import HubServer
 
 blocks = runpy.run_path(str(Path(__file__).with_name("tutorial.py")))["blocks"]  # which `.ci/walk` runs, too
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 
 
 def test_the_page_works(
-    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    caplog: Any,
 ) -> None:
     tiny_model.save_pretrained(tmp_path / "my-base")
     tiny_tokenizer.save_pretrained(tmp_path / "my-base")
@@ -46,5 +53,6 @@ def test_the_page_works(
     assert "my-base has no chat template" in caplog.text
     assert ExpertLibrary.open("my-library").names == ["prices"]
     assert json.loads(Path("my-library/library.json").read_text())["base"] == "my-base"
+    assert ExpertLibrary.open("pulled").z("prices").keys() == ExpertLibrary.open("my-library").z("prices").keys()
     assert "[prices 1.00" in said[-3].out
     assert said[-1].out.count("exact_match") == 2
