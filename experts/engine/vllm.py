@@ -33,8 +33,8 @@ def check_installed() -> None:
     """Raises UserError, with the way to install it, if there is no vLLM here."""
     if find_spec("vllm") is None:
         raise UserError(
-            "vLLM is not installed here: `pip install vllm` on a GPU; for CPUs, `make setup-vllm` in a checkout makes "
-            "an environment with it, .venv-vllm"
+            "vLLM is not installed here: pip install 'selfadapt[vllm]' on a machine with a GPU; for CPUs, its build is "
+            "set up by `make setup-vllm` in a checkout, in an environment of its own"
         )
 
 
