@@ -20,6 +20,7 @@ from dispatch.table import Access
 from experts.engine import GREEDY, Engine, NativeEngine, Sampling
 from experts.engine.vllm import VLLMEngine, check_installed
 from experts.exchange.difference import Difference
+from experts.exchange.hub import EXPERT, folder_of
 from experts.exchange.lora_folder import peft_type, read_lora
 from experts.expert import Expert
 from experts.library import ExpertLibrary
@@ -317,19 +318,20 @@ def find_expert(name: str, library: str | Path | None, model: str | Path | None)
 
 
 def find_difference(name: str, library: str | Path | None, model: str | Path | None) -> Difference:
-    """As `find_expert`, where LoRAs count too: the folder of one, one of a library, or those in a `MIX.json`."""
-    folder = Path(name)
+    """As `find_expert`, where LoRAs count too: one's folder or repository, one of a library, those in a `MIX.json`."""
+    on_the_hub = HUB_ID.fullmatch(name) and not name.endswith(".json")
+    folder = folder_of(name, EXPERT) if on_the_hub else Path(name)
     if peft_type(folder) == "LORA":
         lora = read_lora(folder)
         return Difference(Expert({}, lora.base, description=lora.description or folder.name), [lora.factors])
-    if not (folder / "adapter_config.json").is_file() and not name.endswith(".json"):
+    if not (folder / EXPERT).is_file() and not name.endswith(".json"):
         experts = find_library(model, library)
         if experts.is_lora(name):
             of_library = experts.difference(Mixture.of({name: 1.0}))
             return replace(of_library, expert=replace(of_library.expert, description=experts.descriptions()[name]))
     elif name.endswith(".json") and folder.is_file():
         return find_library(model, library).difference(Mixture.read(folder))
-    return Difference(find_expert(name, library, model))
+    return Difference(find_expert(str(folder), library, model))
 
 
 def _read(prompts: Iterable[str | Chat]) -> list[str | Chat]:

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 
 from experts.outside.errors import UserError
 
-KEPT = ("*.json", "*.jsonl", "*.safetensors", "*.md", "*.png", "LICENSE*")
+KEPT = ("*.json", "*.jsonl", "*.safetensors", "*.md", "*.png", "*description.txt", "LICENSE*")
 """What goes over the hub, and comes back."""
 TIMEOUT = 10  # seconds, for the first answer of the hub
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from trl.trainer.utils import pad
@@ -64,7 +65,7 @@ def read_behind_prefix(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCa
     places = torch.arange(int(lengths.min()) - 1, device=ids.device)  # the rest is never empty
     beginnings = ids.gather(1, (L - lengths)[:, None] + places)
     K = int((beginnings == beginnings[:1]).all(0).long().cumprod(0).sum())
-    if P > 1 and K and allows_holes(getattr(model, "module", model).config):  # perhaps of DDP
+    if P > 1 and K and shares_beginnings(model):
         cache, _ = read(model, beginnings[:1, :K], mask.new_ones(1, K))
         # Layers that look back so many columns would count the padding between a prefix and a rest.
         if cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers):
@@ -73,6 +74,16 @@ def read_behind_prefix(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCa
             mask = torch.cat([mask.new_ones(P, K), rest.to(mask)], 1)
             return *read(model, ids[:, K:], mask, cache), mask
     return *read(model, ids, mask), mask
+
+
+def shares_beginnings(model: Any) -> bool:
+    """Whether what all prompts begin with can be read once.
+
+    Not where attention counts columns. Nor where a base is shared out: FSDP gathers a layer's weights once a gradient
+    reaches its output, and none reaches that of a prefix's last layer.
+    """
+    shared_out = isinstance(model, nn.Module) and any(isinstance(each, FSDPModule) for each in model.modules())
+    return not shared_out and allows_holes(getattr(model, "module", model).config)  # perhaps of DDP
 
 
 def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, share: bool) -> Tensor:

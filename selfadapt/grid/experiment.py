@@ -30,6 +30,7 @@ from typing import Any
 from dispatch import DISPATCHERS, FEW_SHOT, check_dispatcher
 from experts.domains import is_judged
 from experts.library import ExpertLibrary
+from experts.outside.base_names import BUILT_IN, ORIGINAL
 from experts.outside.errors import UserError, unknown
 from experts.svf.fingerprint import FILE as SKETCH
 from selfadapt.grid.cells import EXAMPLES, Cell, DispatchedCell, Evaluation, TrainedCell, base_settings, settings_of
@@ -207,7 +208,9 @@ def _contents(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.suffix in (".json", ".safetensors") and file.name != SKETCH:
-            digest.update(f"{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+            # What a base is called changes nothing.
+            data = file.read_bytes().replace(ORIGINAL.encode(), BUILT_IN.encode())
+            digest.update(f"{file.relative_to(folder).as_posix()}\n".encode() + data)
     return digest.hexdigest()
 
 

@@ -86,8 +86,8 @@ def test_the_seed_makes_the_adapter_repeatable(train: Any, tmp_path: Path) -> No
 
 def test_a_rival_is_no_expert_of_a_library(train: Any, tmp_path: Path) -> None:
     library = ExpertLibrary.create(tmp_path / "library", "tiny", "0" * 16)
-    with pytest.raises(UserError, match="is a LORA adapter, not an SVF expert"):
-        library.add(train(LoRA(), NEXT_TOKEN).folder)
+    with pytest.raises(UserError, match="is a IA3 adapter, not an SVF expert"):
+        library.add(train(IA3(), NEXT_TOKEN).folder)
 
 
 def test_only_svf_has_a_sigmoid_parametrisation(
