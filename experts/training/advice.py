@@ -1,4 +1,4 @@
-"""Why a run by REINFORCE may not learn, as far as its first steps tell; docs/training.md goes on from there."""
+"""Why a run by REINFORCE may not learn, as far as its first steps tell; docs/not_learning.md goes on from there."""
 
 from __future__ import annotations
 
