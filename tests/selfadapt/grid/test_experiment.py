@@ -211,7 +211,8 @@ def test_shots_are_among_what_results_follow_from() -> None:
 @pytest.mark.parametrize("path", sorted((configs_folder() / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_experiments_are_valid(path: Path, quick: bool) -> None:
     experiment = read_experiment(find_experiment(path.stem), quick=quick)
-    assert any(cell.line().reference for cell in experiment.cells)
+    trained = any(isinstance(cell, TrainedCell) for cell in experiment.cells)
+    assert any(cell.line().reference for cell in experiment.cells) or not trained
     for cell in experiment.cells:
         if isinstance(cell, TrainedCell):
             cell.recipe.adapt.config()
@@ -238,11 +239,13 @@ def cells_of(name: str) -> list[Any]:
     return [cell for cell in read_experiment(find_experiment(name)).cells if isinstance(cell, TrainedCell)]
 
 
-@pytest.mark.parametrize("name", ["methods", "unseen", "ablations"])
+@pytest.mark.parametrize("name", ["methods", "unseen", "ablations", "paper"])
 def test_results_that_there_are_stay_those_of_the_shipped_experiments(name: str) -> None:
     results = Path(__file__).parents[3] / "docs" / "results" / name / "results.jsonl"
     known = {json.loads(line)["settings"] for line in results.read_text().splitlines()}
-    assert known <= {cell.settings for cell in read_experiment(configs_folder() / "experiments" / f"{name}.yaml").cells}
+    size = {"paper": 570}.get(name)  # docs/results.md
+    experiment = read_experiment(configs_folder() / "experiments" / f"{name}.yaml", test_size=size)
+    assert known <= {cell.settings for cell in experiment.cells}
 
 
 def test_a_recipe_of_a_grid_asks_in_the_bases_usual_way(tmp_path: Path) -> None:
