@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, cast
 
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.pytorch_utils import Conv1D
 
+from experts.engine.padding import reading_of
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.pictures import text_tokenizer
-from experts.svf import SVFLinear
+from experts.svf import SVFLinear, SVFModel
 
 # While a step decodes fewer rows than this, reading the weights takes longer than computing with them.
 ROWS_PER_READ = {"cpu": 8, "cuda": 256}
@@ -34,6 +36,7 @@ def plan_queues(
 
     Rows of different mixtures can run in one batch, in factor space, where a token costs more; or in batches of one
     mixture each, on merged weights, which have to be merged first and are smaller. The plan that costs less is taken.
+    A base that does not run rows of different mixtures has the second, and one that reads padding only equal lengths.
 
     Args:
         new_tokens: of each answer.
@@ -42,6 +45,15 @@ def plan_queues(
     Raises:
         UserError: if the mixture has not a row for each prompt.
     """
+    queues = _queues(model, lengths, new_tokens, mixture, batch_size)
+    if len(set(lengths)) > 1 and not all(reading_of(cast(Any, model))):
+        queues = [[*rows] for queue in queues for _, rows in groupby(queue, key=lambda row: lengths[row])]
+    return queues
+
+
+def _queues(
+    model: nn.Module, lengths: Sequence[int], new_tokens: int, mixture: Mixture | None, batch_size: int
+) -> list[list[int]]:
     if mixture is not None and len(mixture) != len(lengths):
         raise UserError(f"{len(lengths)} prompts need a mixture of as many rows, not {len(mixture)}")
 
@@ -72,7 +84,8 @@ def plan_queues(
     merges = sum(not mixture.rows(rows[:1]).is_base for rows in groups.values())
     no_base = all(mixture.rows([row]).weights.any() for row in range(len(mixture)))
     in_factors, merging = _relative_costs(model, mixture.parts, no_base)
-    return apart if cost(apart) + merges * merging < in_factors * cost(together) else together
+    cheaper_apart = cost(apart) + merges * merging < in_factors * cost(together)
+    return apart if cheaper_apart or not cast(SVFModel, model.base_model).runs_rows(mixture.parts) else together
 
 
 def _relative_costs(model: PeftModel, named: Sequence[str], no_base: bool) -> tuple[float, float]:

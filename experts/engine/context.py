@@ -10,7 +10,8 @@ from experts.outside.errors import UserError
 
 def context_of(config: PreTrainedConfig) -> int | None:
     """The most tokens that a model reads and writes; None where its configuration does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return context if context is not None and context > 0 else None  # XLNet's -1 stands for any length
 
 
 def check_context(config: PreTrainedConfig, longest: int, new_tokens: int) -> None:

@@ -23,6 +23,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, Repeti
 from experts.engine.constrained import Constraint
 from experts.engine.forward import allows_holes, forward_cached, mixed
 from experts.engine.growing_cache import GrowingLayer, growing_cache, join, select
+from experts.engine.padding import reading_of
 from experts.mixture import Mixture
 
 Choose = Callable[[Tensor, Sequence[Sequence[int]], Tensor, Sequence[int]], Tensor]
@@ -42,12 +43,15 @@ KNOWN |= {"repetition_penalty", "return_dict_in_generate", "use_cache", "_from_m
 
 
 def can_decode(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether a batch can gain and lose rows: every layer keeps keys and values of all that it read, and no more."""
+    """Whether a batch can gain and lose rows: every layer keeps keys and values of all that it read, and no more.
+
+    Rows of different lengths are padded, which must change nothing.
+    """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if getattr(base, "_is_stateful", False) or isinstance(base, FSDPModule):  # shares of a base must run equally often
         return False
     layers = growing_cache(base.config.get_text_config()).layers
-    return bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
+    return bool(layers) and all(type(layer) is GrowingLayer for layer in layers) and all(reading_of(model))
 
 
 def most_likely(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, rows: Sequence[int]) -> Tensor:

@@ -48,7 +48,7 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
 from experts.svf.layer import SVFLinear
-from experts.svf.model import fused_matrices
+from experts.svf.linear import fused_matrices
 from experts.svf.names import plain_name
 
 logger = logging.getLogger(__name__)

@@ -289,6 +289,24 @@ class SVFLinear(nn.Module, BaseTunerLayer):
                 self._merged_weight = kept = version, self.merge_delta(self.delta(active))
         return kept[1]
 
+    @property
+    def weight(self) -> Tensor:
+        """W', shaped like the base layer's weight, for Mamba and others, which read it and call no layer."""
+        weight: Tensor = self.base_layer.weight
+        mixture: LayerMixture | None = mixture_of(self)
+        if mixture is not None:
+            shared = mixture.shared_weight()
+            return weight if shared is None else self._as_in_base(shared)
+        active = [name for name in self.active_adapters if name in self.svf_z]
+        if self.merged or self.disable_adapters or not active:
+            return weight
+        if torch.is_grad_enabled() and any(self.svf_z[name].requires_grad for name in active):
+            return weight + self._as_in_base(self.difference(self.delta(active)).to(weight.dtype))
+        return self._as_in_base(self._merged(active))
+
+    def _as_in_base(self, matrix: Tensor) -> Tensor:
+        return matrix.T if self.transposed else matrix
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         mixture = mixture_of(self)
         if mixture is not None:
@@ -333,18 +351,17 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         y = None
         if mixture.scale is not None and mixture.u is not None and mixture.vt is not None:
             hidden = F.linear(x, mixture.vt)  # [..., r]
-            hidden.mul_(mixture.batch.spread(mixture.scale, x, mixture.name))
+            hidden.mul_(mixture.batch.spread(mixture.scale, x, mixture.name, mixture.order))
             if mixture.whole:
                 y = F.linear(hidden, mixture.u, self.base_layer.bias)
             else:
-                y = self.base_layer(x)
-                y.view(-1, self.out_features).addmm_(hidden.view(-1, len(mixture.vt)), mixture.u.T)
-        if y is None:
-            y = self.base_layer(x)
+                y = self.base_layer(x).contiguous()
+                y.view(-1, self.out_features).addmm_(hidden.reshape(-1, len(mixture.vt)), mixture.u.T)
+        y = self.base_layer(x).contiguous() if y is None else y.contiguous()
         for alpha, (lora_a, lora_b) in mixture.loras:
             hidden = F.linear(x, lora_a)  # [..., k]
-            hidden.mul_(mixture.batch.spread(alpha, x, mixture.name))
-            y.view(-1, self.out_features).addmm_(hidden.view(-1, len(lora_a)), lora_b.T)
+            hidden.mul_(mixture.batch.spread(alpha, x, mixture.name, mixture.order))
+            y.view(-1, self.out_features).addmm_(hidden.reshape(-1, len(lora_a)), lora_b.T)
         return y
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:

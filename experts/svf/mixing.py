@@ -19,6 +19,16 @@ from torch import Tensor, nn
 from experts.outside.errors import UserError
 
 
+@dataclass(frozen=True)
+class Order:
+    """How the rows of a batch lie in a layer's input."""
+
+    axis: int | None
+    """The dimension along which they follow each other, each of them whole; None if they do not."""
+    called: bool = True
+    """Whether the layer is called at all; if not, others read its weight, or it has no part in reading text."""
+
+
 @dataclass
 class Batch:
     """What the forward at hand was given: R rows of T tokens, as the base's own forward counted them.
@@ -30,25 +40,32 @@ class Batch:
     exact: bool = False  # whether R must be the number of mixtures
     shape: tuple[int, int] | None = None  # (R, T); None outside the base's forward
 
-    def spread(self, scale: Tensor, x: Tensor, layer: str) -> Tensor:
+    def spread(self, scale: Tensor, x: Tensor, layer: str, order: Order | None) -> Tensor:
         """The mixtures' scale [B, r], beside the tokens of a layer's input x [..., n]: broadcasts to [..., r].
 
-        Tokens lie as they came into the base, row by row: in rows [R, …, n], or all of them end to end [R·T, n].
+        Args:
+            order: how the rows lie in x. Where that is not known, they are taken to lie as they came into the base, row
+                by row: [R, …, n], or all of their tokens end to end, [R·T, n].
 
         Raises:
             UserError: naming the layer, if x holds anything else, such as the tokens that a router sends there.
         """
-        rows, tokens = self.shape or (len(x), 1)
-        known = self.shape is not None or x.ndim > 2
-        fits = len(x) == rows or (x.ndim == 2 and len(x) == rows * tokens)
-        if not (known and fits) or len(x) % len(scale):
+        axis = 0 if order is None else order.axis
+        size = 0 if axis is None or axis >= x.ndim - 1 else x.shape[axis]
+        rows, tokens = self.shape or (size, 1)
+        if order is not None:
+            whole = x.ndim > 2 or size == rows or self.shape is None or size % (rows * tokens) == 0
+            fits = size > 0 and size % rows == 0 and whole
+        else:
+            fits = (self.shape is not None or x.ndim > 2) and (size == rows or (x.ndim == 2 and size == rows * tokens))
+        if axis is None or not fits or size % len(scale):
             raise UserError(
                 f"{layer} cannot run rows under {len(scale)} mixtures on an input of shape {list(x.shape)}: one row a "
                 "mixture is needed, and layers that see every token in its order; leave others out of target_modules"
             )
-        if len(x) > len(scale):
-            scale = scale.repeat_interleave(len(x) // len(scale), 0)
-        return scale.view(len(x), *[1] * (x.ndim - 2), -1)
+        if size > len(scale):
+            scale = scale.repeat_interleave(size // len(scale), 0)
+        return scale.view(*[1] * axis, size, *[1] * (x.ndim - 2 - axis), -1)
 
 
 class LoraFactors(NamedTuple):
@@ -73,6 +90,20 @@ class LayerMixture:
     whole: bool = False  # the scale is s·(1 + δ), and the factors stand for all of W'; else s·δ, beside W
     name: str = ""  # the layer's, in the base
     batch: Batch | None = None
+    order: Order | None = None  # None where it is not known
+
+    def shared_weight(self) -> Tensor | None:
+        """W' [m, n] for who reads it; None for the base's.
+
+        Raises:
+            UserError: naming the layer, if rows have different ones, and it is not known to be called with them.
+        """
+        if self.batch is not None and not (self.order and self.order.called):
+            raise UserError(
+                f"{self.name} cannot run rows under different mixtures: the base reads its weight, where others are "
+                "called; run them apart, or leave it out of target_modules"
+            )
+        return self.weight
 
 
 # What each layer of a base runs, of every call that this thread or task is in, the innermost last.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -12,22 +11,21 @@ from typing import Any, cast
 
 import torch
 from peft import NoMatchingPeftModuleError
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import each_matrix
 from experts.svf.layer import SVFLinear
+from experts.svf.linear import fused_matrices, multiplies, resolve_all_linear
 from experts.svf.mixing import Batch, LayerMixture, LoraFactors, expect_rows, name_saved_rows, note_shape, running
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
 from experts.svf.rows import merged, rows
-from experts.svf.targets import HEADS, check_names, module_names
+from experts.svf.targets import HEADS, check_names
 from experts.svf.verbs import PeftVerbs
-
-logger = logging.getLogger(__name__)
+from experts.svf.watching import orders_in
 
 # What stands beside an adapter's name in a parameter's, but for the modules' own names.
 OWN_PARTS = ("svf_z", "modules_to_save", "token_adapter", "trainable_tokens_delta")
@@ -70,9 +68,6 @@ class SVFModel(PeftVerbs):
             z.requires_grad_(was_trained)
         if adapter_name == "ref" and config is self.peft_config.get("default"):
             self._copy_reference(model)
-        fused = [name for name, module in model.named_modules() if fused_matrices(module)]
-        if fused and everywhere:
-            logger.warning("all-linear leaves out %d modules of fused experts, such as %s", len(fused), fused[0])
         layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
         with _changing:
             each_matrix(SVFLinear.decompose, layers, layers[0].base_layer.weight.device)
@@ -195,11 +190,19 @@ class SVFModel(PeftVerbs):
                 weights_of = self._shared_weights(names, alphas, layers)
                 mixtures |= {layer: LayerMixture(weight=weights_of[matrix]) for matrix, layer in layers.items()}
             else:
+                orders = orders_in(self.model)
                 mixtures |= {
-                    layer: rows(layer, names, alphas[matrix], matrix, batch) for matrix, layer in layers.items()
+                    layer: rows(layer, names, alphas[matrix], matrix, batch, orders.get(matrix))
+                    for matrix, layer in layers.items()
                 }
         with running(self.model, batch, {**mixtures, **self._saved_modules(names, weights)}):
             yield
+
+    def runs_rows(self, names: Sequence[str]) -> bool:
+        """Whether rows of different mixtures of these can share a batch: no layer refuses to run them."""
+        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
+        adapted = [name for name, layer in layers.items() if any(map(layer.carries, names))]
+        return all(order.axis is not None for name, order in orders_in(self.model).items() if name in adapted)
 
     def _shared_weights(
         self, names: Sequence[str], alphas: Mapping[str, Tensor], layers: Mapping[str, SVFLinear]
@@ -307,18 +310,8 @@ class SVFModel(PeftVerbs):
         if heads:  # PEFT adds them too late for some tasks, when the heads are adapted already
             saved = peft_config.modules_to_save or []
             peft_config.modules_to_save = [*saved, *(head for head in heads if head not in saved)]
-        model = getattr(self.model, "_orig_mod", self.model)  # the base itself, where it is compiled as a whole
-        if peft_config.target_modules == "all-linear" and peft_config.exclude_modules is None:
-            language = _language_part(model)
-            if language is not None:
-                peft_config.exclude_modules = rf"(?!{re.escape(language)}\.).*"  # vision tower and projector
         if peft_config.target_modules == "all-linear":
-            _maybe_include_all_linear_layers(peft_config, model)
-            names = {plain_name(name) for name in peft_config.target_modules} & {*module_names(model)}
-            names = {name for name in names if not name.endswith(heads)}
-            if peft_config.layers_to_transform is not None:  # which PEFT does not apply to full names
-                names = {name.rpartition(".")[2] for name in names}
-            peft_config.target_modules = names
+            resolve_all_linear(peft_config, getattr(self.model, "_orig_mod", self.model), heads)
         return super()._prepare_adapter_config(peft_config, model_config)
 
     def _create_and_replace(  # type: ignore[override]
@@ -374,19 +367,7 @@ class SVFModel(PeftVerbs):
                 f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): its singular values need "
                 "the dense weight; load the base without quantisation"
             )
-
-
-def _language_part(model: nn.Module) -> str | None:
-    """The name of the language model inside a model that also sees or hears; None for one that only reads."""
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig) or config.get_text_config() is config:
-        return None
-    decoder = cast(Any, model).get_decoder()
-    return next((name for name, module in model.named_modules() if module is decoder and name), None)
-
-
-def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters [experts, m, n] in which transformers keeps the matrices of a mixture of experts."""
-    if isinstance(module, nn.Conv1d):
-        return {}
-    return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) > 1}
+        if not multiplies(target):
+            raise UserError(
+                f"{name} is a {kind}, which does more than to multiply by its weight; leave it out of target_modules"
+            )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from experts.svf.layer import SVFLinear
-from experts.svf.mixing import Batch, LayerMixture
+from experts.svf.mixing import Batch, LayerMixture, Order
 
 
 def merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
@@ -22,7 +22,9 @@ def merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | No
     return None if difference is None else layer.merge_difference(difference)
 
 
-def rows(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch) -> LayerMixture:
+def rows(
+    layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch, order: Order | None
+) -> LayerMixture:
     """A mixture for each row of a batch, α [B, K], in factor space."""
     loras = tuple(
         (alpha[:, k : k + 1].to(factors.a.device), factors)
@@ -31,11 +33,11 @@ def rows(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, bat
     )
     delta = _delta(layer, names, alpha)  # [B, r]
     if delta is None:
-        return LayerMixture(loras=loras, name=matrix, batch=batch) if loras else LayerMixture()
+        return LayerMixture(loras=loras, name=matrix, batch=batch, order=order) if loras else LayerMixture()
     # A row without experts must be the base bit for bit, which the factors alone are not.
     whole = layer.whole_in_factors and bool(alpha.any(1).all())
     scale = layer.svf_s * (delta + 1 if whole else delta)
-    return LayerMixture(None, scale, layer.svf_u, layer.svf_vt, loras, whole, matrix, batch)
+    return LayerMixture(None, scale, layer.svf_u, layer.svf_vt, loras, whole, matrix, batch, order)
 
 
 def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:

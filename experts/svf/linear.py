@@ -1,0 +1,120 @@
+"""What "all-linear" is in a base: the linear layers that an expert can learn, and none that only choose."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from experts.svf.config import SVFConfig
+from experts.svf.names import plain_modules, plain_name
+from experts.svf.targets import module_names
+from experts.svf.watching import without_gradient
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_all_linear(config: SVFConfig, model: nn.Module, heads: tuple[str, ...]) -> None:
+    """Puts names in the place of "all-linear" in a configuration, and says what is left out, and why.
+
+    Of a model that also sees or hears they are its language part's, unless the configuration excludes something else.
+
+    Args:
+        heads: the ends of names that are no targets either.
+    """
+    language = _language_part(model)
+    if config.exclude_modules is None and language is not None:
+        config.exclude_modules = rf"(?!{re.escape(language)}\.).*"  # vision tower and projector
+    _maybe_include_all_linear_layers(cast(Any, config), model)
+    names = {plain_name(name) for name in cast(Any, config.target_modules)} & {*module_names(model)}
+    names = {name for name in names if not name.endswith(heads)}
+    fused = [plain_name(name) for name, module in model.named_modules() if fused_matrices(module)]
+    if fused:
+        logger.warning("all-linear leaves out %d modules of fused experts, such as %s", len(fused), fused[0])
+    for why, unsuitable in left_out(model, names).items():
+        logger.info("all-linear leaves out %s, %s", _said(unsuitable), why)
+        names -= unsuitable
+    if config.layers_to_transform is not None:  # which PEFT does not apply to full names
+        names = {name.rpartition(".")[2] for name in names}
+    config.target_modules = cast(Any, names)
+
+
+def left_out(model: nn.Module, names: set[str]) -> dict[str, set[str]]:
+    """Which of some layers "all-linear" is not, by the reason."""
+    modules = plain_modules(model)
+    routing = _routers(model) & names
+    special = {name for name in names - routing if not multiplies(modules[name])}
+    called = {name: of for name, of in without_gradient(model).items() if name in names - routing - special}
+    uncalled = {name for name, is_called in called.items() if not is_called}
+    reasons = {
+        "which choose experts": routing,
+        "which do more than to multiply by a weight": special,
+        "which the base does not call when it reads text": uncalled,
+        "which get no gradient, as they only pick tokens or nothing reads them": called.keys() - uncalled,
+    }
+    return {why: found for why, found in reasons.items() if found}
+
+
+def multiplies(module: nn.Module) -> bool:
+    """Whether a linear layer gives x Wᵀ + b and nothing else; of a quantised one that is not asked."""
+    if isinstance(module, BaseTunerLayer) or type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    weight, bias = cast(Any, module).weight, cast(Any, module).bias
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
+        return True
+    x = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device).view(2, -1).to(weight.dtype)
+    try:
+        with torch.no_grad():
+            y = module(x)
+            return isinstance(y, Tensor) and torch.allclose(y, F.linear(x, weight, bias), rtol=1e-2, atol=1e-3)
+    except Exception:  # it wants another input
+        return False
+
+
+def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters [experts, m, n] in which transformers keeps the matrices of a mixture of experts."""
+    if isinstance(module, nn.Conv1d):
+        return {}
+    return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) > 1}
+
+
+def _routers(model: nn.Module) -> set[str]:
+    """Linear layers that give a number for each expert beside them, and those in what is called a router."""
+    modules = plain_modules(model)
+    experts: dict[str, set[int]] = {}  # of each block that holds fused experts, how many they are
+    for name, module in modules.items():
+        for matrices in fused_matrices(module).values():
+            if len(matrices) < min(matrices.shape[1:]):  # XLNet has [n, heads, width]
+                experts.setdefault(name.rpartition(".")[0], set()).add(len(matrices))
+    called = tuple(f"{name}." for name, module in modules.items() if "router" in type(module).__name__.lower())
+    routers = set()
+    for name, module in modules.items():
+        if isinstance(module, nn.Linear):
+            parent = name.rpartition(".")[0]
+            beside = experts.get(parent, set()) | experts.get(parent.rpartition(".")[0], set())
+            if module.out_features in beside or name.startswith(called):
+                routers.add(name)
+    return routers
+
+
+def _language_part(model: nn.Module) -> str | None:
+    """The name of the language model inside a model that also sees or hears; None for one that only reads."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig) or config.get_text_config() is config:
+        return None
+    decoder = cast(Any, model).get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder and name), None)
+
+
+def _said(names: set[str]) -> str:
+    """2 × dt_proj, x_proj."""
+    ends = Counter(name.rpartition(".")[2] for name in names)
+    return ", ".join(end if count == 1 else f"{count} × {end}" for end, count in sorted(ends.items()))
