@@ -78,12 +78,12 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
                 factors = _largest(weight, kept, factors)
     precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
     # LAPACK's own Vᵀ lies in memory column by column, the one of the file row by row, and products round by that: what
-    # has just been computed must be laid out as what is read.
-    u, s, vt = _first(factors, rank)
+    # has just been computed must be laid out as what is read. A part of it must not hold the rest in memory.
+    u, s, vt = factors if rank == len(factors.s) else (factor.clone() for factor in _first(factors, rank))
     return Factors(
-        u.to(weight.device, weight.dtype, copy=True, memory_format=torch.contiguous_format),
-        s.to(weight.device, precise, copy=True),
-        vt.to(weight.device, weight.dtype, copy=True, memory_format=torch.contiguous_format),
+        u.to(weight.device, weight.dtype).contiguous(),
+        s.to(weight.device, precise),
+        vt.to(weight.device, weight.dtype).contiguous(),
     )
 
 
@@ -216,10 +216,8 @@ def _read(path: Path, rank: int | None = None) -> Factors | None:
                 if _checksum(part) != sums.get(f"sha256{ending}"):
                     raise ValueError("a part is not as it was written")
                 parts.append(part)
-            if len(parts) == 1:
-                return parts[0]
             us, ss, vts = zip(*parts, strict=True)
-            return Factors(torch.cat(us, 1), torch.cat(ss), torch.cat(vts))
+            return Factors(torch.cat(us, 1), torch.cat(ss), torch.cat(vts))  # copies, of files that may be replaced
     except (SafetensorError, OSError, ValueError):
         pass
     logger.warning("%s is damaged; decomposing that matrix again", path)
