@@ -1,12 +1,17 @@
 """W = U diag(s) Vᵀ, once per matrix and machine.
 
 A decomposition is kept in the cache folder, one safetensors file a matrix, under the hash of the matrix's own
-bytes: it can never be stale, is shared by every expert, subset of layers and rank, and is written once even if
-several processes ask for it.
+bytes: it can never be stale, is shared by every expert and subset of layers, and is written once even if several
+processes ask for it.
+
+What is computed and kept is the largest 64, 128, 256, … singular values, or all, as many as were asked for. Where
+those are few beside the matrix, the others are never computed (`truncated.py`), and a larger rank goes on from the
+triplets that are there: they stay the same bit for bit, until all singular values are asked for.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -24,10 +29,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experts.outside.files import atomic_file, cache_folder
+from experts.svf.truncated import largest_triplets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
+
+FIRST = 64  # singular values that are kept at least; then twice as many, and so on
+FEW = 16  # truncated where min(m, n) is so many times the rank: below, LAPACK is about as fast
 
 
 class Factors(NamedTuple):
@@ -47,28 +56,34 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
     if weight.is_meta:
         raise ValueError("the weights of this model are not loaded (meta device): load it without offloading first")
     weight = weight.detach().contiguous()
-    path = cache_folder() / "svd" / f"{_key(weight)}.safetensors"
-    factors = _read(path)
-    if factors is None:
+    most = min(weight.shape)
+    rank = min(rank or most, most)
+    kept = _steps(rank, most)[-1]
+    folder, key = cache_folder() / "svd", _key(weight)
+    path = folder / f"{key}.parts.safetensors"
+    factors = _read(path, kept)
+    if factors is None or len(factors.s) < kept:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
-                factors = _read(path)  # another process may have written it while this one waited
-                if factors is None:
-                    factors = _svd(weight)
-                    _write(path, factors)
+                factors = _read(path, kept)  # another process may have written it while this one waited
+                if factors is None or len(factors.s) < kept:
+                    whole = _read(folder / f"{key}.safetensors", most)  # as it was kept once, whatever the rank
+                    factors = _largest(weight, kept, factors) if whole is None else _first(whole, kept)
+                    if whole is None or kept < most:
+                        _write(path, factors)
         except (OSError, SafetensorError) as error:  # no room, no rights, no locks
-            _warn_once(f"nothing can be kept in {path.parent} ({error}): every start decomposes again")
-            factors = factors or _svd(weight)
+            _warn_once(f"nothing can be kept in {folder} ({error}): every start decomposes again")
+            if factors is None or len(factors.s) < kept:
+                factors = _largest(weight, kept, factors)
     precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    u, s, vt = factors
-    rank = min(rank or len(s), len(s))
     # LAPACK's own Vᵀ lies in memory column by column, the one of the file row by row, and products round by that: what
-    # has just been computed must be laid out as what is read.
+    # has just been computed must be laid out as what is read. A part of it must not hold the rest in memory.
+    u, s, vt = factors if rank == len(factors.s) else (factor.clone() for factor in _first(factors, rank))
     return Factors(
-        u[:, :rank].to(weight.device, weight.dtype, copy=True, memory_format=torch.contiguous_format),
-        s[:rank].to(weight.device, precise, copy=True),
-        vt[:rank].to(weight.device, weight.dtype, copy=True, memory_format=torch.contiguous_format),
+        u.to(weight.device, weight.dtype).contiguous(),
+        s.to(weight.device, precise),
+        vt.to(weight.device, weight.dtype).contiguous(),
     )
 
 
@@ -87,6 +102,14 @@ def each_matrix(work: Callable[[T], R], matrices: Sequence[T], device: torch.dev
             return list(tqdm(made, "decomposing", total=len(matrices), unit="matrix", leave=False, disable=None))
     finally:
         torch.set_num_threads(threads)
+        _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """What LAPACK and the copies took and let go of, glibc keeps for each thread: hundreds of megabytes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @cache
@@ -94,11 +117,56 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
+def _steps(rank: int, most: int) -> list[int]:
+    """64, 128, 256, … up to the first that has `rank` singular values, of which there are `most`."""
+    steps = [min(FIRST, most)]
+    while steps[-1] < rank:
+        steps.append(min(2 * steps[-1], most))
+    return steps
+
+
+def _first(factors: Factors, rank: int) -> Factors:
+    return Factors(factors.u[:, :rank], factors.s[:rank], factors.vt[:rank])
+
+
+def _largest(weight: Tensor, rank: int, known: Factors | None) -> Factors:
+    """The `rank` largest triplets in float32 or float64. The largest entry of each v is positive."""
+    if rank * FEW > min(weight.shape):
+        return _first(_signed(_svd(weight)), rank)
+    return _truncated(weight, rank, known)
+
+
 def _svd(weight: Tensor) -> Factors:
+    return Factors(*torch.linalg.svd(_finite(weight), full_matrices=False))
+
+
+def _truncated(weight: Tensor, rank: int, known: Factors | None) -> Factors:
+    """The same without the others, step by step: what is kept does not depend on which rank was asked for first."""
+    weight = _finite(weight)
+    m, n = weight.shape
+    if known is None:
+        factors = Factors(weight.new_zeros(m, 0), weight.new_zeros(0), weight.new_zeros(0, n))
+    else:
+        factors = Factors(*(factor.to(weight) for factor in known))
+    for step in _steps(rank, min(m, n)):
+        if step > len(factors.s):
+            factors = _signed(Factors(*largest_triplets(weight, step, *factors)))
+    return factors
+
+
+def _finite(weight: Tensor) -> Tensor:
+    """The weight in float32 or float64."""
     precise = weight if weight.dtype == torch.float64 else weight.float()
     if not torch.isfinite(precise).all():
         raise ValueError("a weight matrix holds NaN or infinity and has no singular values; check the checkpoint")
-    return Factors(*torch.linalg.svd(precise, full_matrices=False))
+    return precise
+
+
+def _signed(factors: Factors) -> Factors:
+    u, s, vt = factors
+    largest = vt.gather(1, vt.abs().argmax(1, keepdim=True))  # [r, 1]
+    sign = torch.where(largest < 0, -1.0, 1.0).to(vt)
+    return Factors(u * sign.T, s, vt * sign)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -120,21 +188,37 @@ def _checksum(factors: Factors) -> str:
 
 
 def _write(path: Path, factors: Factors) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in factors._asdict().items()}
+    """In parts, each with a checksum, so that a small rank reads no more than it needs."""
+    tensors: dict[str, Tensor] = {}
+    sums: dict[str, str] = {}
+    ends = _steps(len(factors.s), len(factors.s))
+    for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        part = Factors(factors.u[:, start:end], factors.s[start:end], factors.vt[start:end])
+        part = Factors(*(tensor.cpu().contiguous() for tensor in part))
+        tensors |= {f"{name}.{k}": tensor for name, tensor in part._asdict().items()}
+        sums[f"sha256.{k}"] = _checksum(part)
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"sha256": _checksum(factors)})
+        save_file(tensors, temporary, metadata=sums)
 
 
-def _read(path: Path) -> Factors | None:
-    """The cached factors, or None where there are none or the file is damaged."""
+def _read(path: Path, rank: int | None = None) -> Factors | None:
+    """The cached factors, `rank` or more where there are as many; None where there are none or the file is damaged."""
     if not os.path.exists(path):  # or may not be looked for
         return None
     try:
         with safe_open(path, "pt") as file:
-            factors = Factors(*(file.get_tensor(name) for name in Factors._fields))
-            if _checksum(factors) == (file.metadata() or {}).get("sha256"):
-                return factors
-    except (SafetensorError, OSError):
+            sums = file.metadata() or {}
+            endings = [""] if "sha256" in sums else [f".{k}" for k in range(len(sums))]  # once there were no parts
+            parts: list[Factors] = []
+            while endings and (rank is None or sum(len(part.s) for part in parts) < rank):
+                ending = endings.pop(0)
+                part = Factors(*(file.get_tensor(f"{name}{ending}") for name in Factors._fields))
+                if _checksum(part) != sums.get(f"sha256{ending}"):
+                    raise ValueError("a part is not as it was written")
+                parts.append(part)
+            us, ss, vts = zip(*parts, strict=True)
+            return Factors(torch.cat(us, 1), torch.cat(ss), torch.cat(vts))  # copies, of files that may be replaced
+    except (SafetensorError, OSError, ValueError):
         pass
     logger.warning("%s is damaged; decomposing that matrix again", path)
     return None
