@@ -19,7 +19,7 @@ from experts.outside.reading import find_path
 if TYPE_CHECKING:
     from datasets import Dataset
 
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+DATASET_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 ZIPPED = (".gz", ".bz2", ".xz", ".zst")
 # Columns that mean something here or to TRL, which are what the recipe says or are not there.
@@ -131,7 +131,7 @@ class Hub(Judged):
         try:
             place = find_path(self.path)
         except UserError:
-            if HUB_ID.fullmatch(self.path) and _suffix(Path(self.path)) not in BUILDERS:
+            if DATASET_ID.fullmatch(self.path) and _suffix(Path(self.path)) not in BUILDERS:
                 return None
             raise
         if place.is_file() and _suffix(place) not in BUILDERS:
