@@ -63,7 +63,8 @@ def test_a_lora_becomes_a_member_of_a_library_and_answers(
     assert run("experts", "list", "--library", mine)[1] == "capitals (LoRA): Capitals.\n"
     shown = json.loads(run("experts", "show", "capitals", "--library", mine, "--json")[1])
     assert shown["matrices"]["model.layers.0.self_attn.q_proj"] == 4
-    assert run("experts", "show", "capitals", "--library", mine)[0] == 0
+    assert "[More Information Needed]" in (mine / "capitals" / "README.md").read_text()  # PEFT's template
+    assert run("experts", "show", "capitals", "--library", mine)[1] == "# capitals\n\nCapitals.\n\n"
 
     code, out, err = run("generate", "hello", "--library", mine, "--dispatch", "capitals", "--max-new-tokens", 8)
     assert code == 0, err
