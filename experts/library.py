@@ -47,6 +47,9 @@ CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside
 # What trainers leave in a checkpoint beside a LoRA: states, some of them pickled, and the base's tokenizer.
 BESIDE_LORA = ("*.bin", "*.pt", "*.pth", "trainer_state.json", "tokenizer*", "chat_template*", "checkpoint-*")
 
+UNWRITTEN = "[More Information Needed]"
+"""In the card that PEFT puts beside what it saves."""
+
 
 class UnknownBase(UserError):
     """An adapter's folder does not say which base it was trained on, or names another, and nobody else has said it."""
@@ -180,11 +183,10 @@ class ExpertLibrary(LibraryOnTheHub):
         return ExpertFigures.of(name, self.config(name), self.z(name))
 
     def card(self, name: str) -> str:
-        """An expert's model card, Markdown; of a LoRA without one, what it is for."""
-        card = self.path(name) / "README.md"
-        if self.is_lora(name) and not card.is_file():
-            return f"# {name}\n\n{self.descriptions()[name]}\n"
-        return read_text(card)
+        """An expert's model card, Markdown; of a LoRA without one, or with PEFT's template for one, what it is for."""
+        card, lora = self.path(name) / "README.md", self.is_lora(name)
+        text = "" if lora and not card.is_file() else read_text(card)
+        return f"# {name}\n\n{self.descriptions()[name]}\n" if lora and (not text or UNWRITTEN in text) else text
 
     def expert(self, name: str) -> Expert:
         """An expert to calculate with: `(0.5 * library.expert("a") + library.expert("b")).write(folder)`."""

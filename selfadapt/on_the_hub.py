@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 from experts.exchange.export import lora_twin
 from experts.exchange.hub import EXPERT, LIBRARY, PushOptions, push_folder
+from experts.exchange.lora_folder import peft_type
 from experts.exchange.repository import PullOptions, fetch
 from experts.expert import Expert
 from experts.library import ExpertLibrary
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, unknown
 from experts.outside.files import check_new_folder, new_folder
 from experts.outside.reading import read_json
 from selfadapt.base_models import load_base
@@ -49,14 +50,27 @@ def push_experts(
     if expert is not None and (Path(expert) / EXPERT).is_file():
         folder = Path(expert)
         if with_lora:
+            _refuse_twin(folder)
             options["beside"] = lora_twin(_base(model or Expert.read(folder).base))
         return push_folder(folder, repo, **options)
     experts = find_library(model, library)
+    if expert is not None and expert not in experts.names:
+        known = unknown("expert", expert, experts.names)
+        raise UserError(
+            f"there is no folder {expert} with an expert in it, and in the library {experts.folder}: {known}"
+        )
+    if with_lora and expert is not None:
+        _refuse_twin(experts.path(expert))
     if with_lora:
         options["beside"] = lora_twin(_base(model or experts.base))
     if expert is not None:
         return push_folder(experts.path(expert), repo, **options)
     return experts.push_to_hub(repo, **options)
+
+
+def _refuse_twin(folder: Path) -> None:
+    if peft_type(folder) == "LORA":
+        raise UserError(f"{folder} is a LoRA itself; leave --with-lora out")
 
 
 def _base(name: str | None) -> PreTrainedModel:

@@ -163,7 +163,7 @@ def _number(given: Any) -> float | None:
     if isinstance(given, str | bytes) or getattr(given, "ndim", None):
         return None
     try:
-        return float(given)
+        return float(getattr(given, "detach", lambda: given)())  # PyTorch warns of what has a gradient
     except (TypeError, ValueError, ArithmeticError, RuntimeError):
         return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from experts.domains.base import Split, with_instruction, with_system
+from experts.domains.jsonl import ROLES
 from experts.domains.judges.judged import Judged
 from experts.domains.published import Row, rows_of_split
 from experts.outside.chats import as_chat, read_prompt, words
@@ -19,7 +20,7 @@ from experts.outside.reading import find_path
 if TYPE_CHECKING:
     from datasets import Dataset
 
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+DATASET_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 ZIPPED = (".gz", ".bz2", ".xz", ".zst")
 # Columns that mean something here or to TRL, which are what the recipe says or are not there.
@@ -77,6 +78,9 @@ class Hub(Judged):
 
     def __post_init__(self) -> None:
         self._check_judges()
+        for name in ("prompt_column", "answer_column"):
+            if getattr(self, name) == "":
+                raise UserError(f"{name} is empty; name a column, or leave {name} out")
 
     @property
     def published_as(self) -> str | None:
@@ -131,7 +135,7 @@ class Hub(Judged):
         try:
             place = find_path(self.path)
         except UserError:
-            if HUB_ID.fullmatch(self.path) and _suffix(Path(self.path)) not in BUILDERS:
+            if DATASET_ID.fullmatch(self.path) and _suffix(Path(self.path)) not in BUILDERS:
                 return None
             raise
         if place.is_file() and _suffix(place) not in BUILDERS:
@@ -165,7 +169,7 @@ class Hub(Judged):
         wanted = (self.prompt_column, self.answer_column, self.solution_column, self.choices_column)
         for column in filter(None, (*wanted, self.image_column)):
             if column not in own.column_names:
-                raise UserError(f"{self.path}: {unknown('column', column, own.column_names)}")
+                raise _no_column(self.path, column, own.column_names)
         columns = {column: own[column][:] for column in filter(None, wanted)}
         for index in range(len(own)):
             where = f"{self.path} {name}:{index}"
@@ -187,7 +191,10 @@ class Hub(Judged):
         if not all(isinstance(message["content"], str) for message in chat):
             raise UserError(f"{what} must be text alone")
         asks = chat[:-1] if chat[-1]["role"] == "assistant" and self.answer_column is None else chat
-        if not asks or asks[-1]["role"] != "user":
+        last = (asks or chat)[-1]["role"]
+        if last not in ROLES:
+            raise UserError(f"{what} has a message of the unknown role {last!r}; the roles are {', '.join(ROLES)}")
+        if not asks or last != "user":
             ends = f", or with the answer where answer_column is null, not with one of the {chat[-1]['role']}'s"
             raise UserError(f"{what} must end with a message of the user's{ends}")
         return chat
@@ -244,6 +251,15 @@ class Hub(Judged):
         if not (isinstance(given, list) and all(isinstance(one, str) and one.strip() for one in given)):
             raise UserError(f"{row.where}: the column {self.choices_column!r} must be a list of texts")
         return given
+
+
+def _no_column(path: str, column: str, known: list[str]) -> UserError:
+    separator = next((one for one in ";\t|" if len(known) == 1 and one in known[0]), None)
+    if separator is None:
+        return UserError(f"{path}: {unknown('column', column, known)}")
+    return UserError(
+        f"{path}: its columns are separated by {separator!r}; save it with commas (.csv) or tabs (.tsv) between them"
+    )
 
 
 def _suffix(file: Path) -> str:

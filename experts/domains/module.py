@@ -15,9 +15,11 @@ from experts.domains.base import (
     answers_of,
     check_domain,
     is_judged,
+    load_rows,
     own_reward,
     reinforced,
 )
+from experts.domains.judges.judge import try_reward
 from experts.outside.errors import UserError
 from experts.outside.imports import find_object
 
@@ -83,8 +85,14 @@ class Module:
         return reinforced(self.domain)
 
     def check(self) -> None:
-        """Raises UserError, as `domain` and its own check do."""
+        """Raises UserError, as `domain`, its own check, and `try_reward` on rows to train on do."""
         check_domain(self.domain)
+        try:
+            rows = load_rows(self.domain, "train")
+        except (UserError, OSError):
+            return  # a training says so; a domain that is evaluated on needs none
+        for reward in reinforced(self.domain) if is_judged(self.domain) else ():
+            try_reward(rows, reward)
 
     def load(self, split: Split) -> Dataset:
         """The rows of the user's domain."""

@@ -177,7 +177,8 @@ def _known(what: str, base: str | None, given: str | None) -> str:
     """The base's id on the hub, as it was given or as what is pushed names it."""
     name = given or public_name(base)
     if name is None or (given is None and not is_hub_id(name)):
-        raise UserError(f"{what} names the base {name!r}, which is no model of the hub; say which that is (base_model)")
+        says = f"names the base {name!r}, which is no model of the hub" if name else "does not say which base it is for"
+        raise UserError(f"{what} {says}; say which that is, with base_model= or --base-model on the command line")
     return name
 
 

@@ -62,7 +62,7 @@ def fetch(repo: str, *told_by: str, **options: Unpack[PullOptions]) -> Path:
     if there is not None and not set(told_by) & set(there):
         raise UserError(f"{repo} on the hub is not what was asked for: it has no {' and no '.join(told_by)}")
     offline: Any = {"local_files_only": True} if there is None else {}
-    with _in_one_line(f"cannot pull {repo}"):
+    with _in_one_line(f"cannot pull {repo}", ", and its cache on this machine does not have it"):
         return Path(snapshot_download(repo, allow_patterns=list(KEPT), **(options | offline)))
 
 
@@ -117,8 +117,8 @@ def commit(folder: Path, repo: str, options: CommitOptions) -> str:
 
 
 @contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Says in one line what the hub's client says in many."""
+def _in_one_line(what: str, elsewhere: str = "") -> Iterator[None]:
+    """Says in one line what the hub's client says in many; `elsewhere`, where else it is not, if nobody answers."""
     try:
         yield
     except GatedRepoError as error:
@@ -143,7 +143,7 @@ def _in_one_line(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {' '.join(str(error).split()).rstrip('.')}{cause}") from error
     except (LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub ({constants.ENDPOINT}) does not answer"
-        raise UserError(f"{what}: {why}, and its cache on this machine does not have it") from error
+        raise UserError(f"{what}: {why}{elsewhere}") from error
 
 
 def _refusal(error: HfHubHTTPError) -> str:

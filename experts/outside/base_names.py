@@ -11,6 +11,7 @@ ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The hub's model that the built-in base is a rounding of (`experts.svf.fingerprint`)."""
 BUILT_IN_FINGERPRINT = "d4b629499f7b0197"
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+"""Of a model: owner/name."""
 
 
 def public_name(base: str | None) -> str | None:

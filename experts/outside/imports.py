@@ -39,7 +39,7 @@ def find_object(where: str, what: str) -> Any:
         raise unknown(f"{what} in {home}", name, [known for known in vars(module) if not known.startswith("_")])
     found = getattr(module, name)
     if not callable(found):
-        raise UserError(f"the {what} {where} is a {type(found).__name__}, which cannot be called")
+        raise UserError(f"the {what} {where} cannot be called: it is of the type {type(found).__name__}")
     return found
 
 

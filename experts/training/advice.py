@@ -23,7 +23,8 @@ def advice(entries: Sequence[Mapping[str, Any]]) -> str | None:
     if right == 0 and unanimous >= 0.9:  # a reward of the user's own may be any number, and teach below 1
         return (
             "no sample was right so far, and what is never right is not reinforced: look at samples "
-            "(--log-completions), give the prompt solved examples (shots), or let more tokens be written"
+            "(--log-completions), put solved examples into the prompt (shots, where the domain has them), or let more "
+            "tokens be written"
         )
     if unanimous >= 0.9:
         return (

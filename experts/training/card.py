@@ -11,6 +11,7 @@ import yaml
 from peft import PeftModel
 from peft.utils import PeftType
 
+from experts.outside.adapters import write_description
 from experts.outside.base_names import public_name
 from experts.outside.cards import model_card, share_right
 from experts.svf import SVFConfig
@@ -39,6 +40,8 @@ def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | s
         config.domain = origin.domain
         config.description = origin.description
         write_sketch(folder, origin.sketch)
+    elif config.peft_type == PeftType.LORA and origin.description:
+        write_description(folder, origin.description)
     # The embeddings are never adapted; PEFT would ask the hub about their size.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     text = card if isinstance(card, Card) else model_card(card, origin.base, [PeftType(config.peft_type).value.lower()])

@@ -17,7 +17,7 @@ from experts.outside.chats import with_template_arguments
 from experts.outside.errors import SEEDS, UserError, check_whole
 from experts.outside.fields import added
 from experts.training.expert import HeldOut, TrainedExpert, train_expert
-from experts.training.methods import METHODS, SVF, Adapt
+from experts.training.methods import METHODS, SVF, Adapt, LoRA
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.supervised import NextToken
@@ -82,10 +82,10 @@ class Recipe:
     def run(self, output: Path, *, resume: bool = False, replace: bool = False, log_completions: bool = False) -> Run:
         """A run that makes what the recipe says.
 
-        Beside an expert that answers lie the embeddings of some of its prompts, for dispatch, if sentence-transformers
-        is installed.
+        Beside an expert or a LoRA that answers lie the embeddings of some of its prompts, for dispatch, if
+        sentence-transformers is installed.
         """
-        answers = isinstance(self.adapt, SVF) and not isinstance(self.domain, Classification)
+        answers = isinstance(self.adapt, SVF | LoRA) and not isinstance(self.domain, Classification)
 
         def beside(folder: Path) -> None:
             if not (answers and find_spec("sentence_transformers")):
@@ -93,7 +93,7 @@ class Recipe:
             try:
                 write_prompts(folder, self.domain.load("train")[:PROMPTS]["prompt"])
             except UserError as error:
-                print(f"the expert is dispatched to by its description alone: {error}", file=sys.stderr)
+                print(f"what was trained is dispatched to by its description alone: {error}", file=sys.stderr)
 
         return Run(output, self.to_dict(), resume, replace, log_completions, beside)
 

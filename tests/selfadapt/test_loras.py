@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from dispatch.embedding import read_prompts
 from experts import ExpertLibrary, Mixture
 from experts.engine import NativeEngine, mixed
 from experts.library import UnknownBase
@@ -61,7 +63,8 @@ def test_a_lora_becomes_a_member_of_a_library_and_answers(
     assert run("experts", "list", "--library", mine)[1] == "capitals (LoRA): Capitals.\n"
     shown = json.loads(run("experts", "show", "capitals", "--library", mine, "--json")[1])
     assert shown["matrices"]["model.layers.0.self_attn.q_proj"] == 4
-    assert run("experts", "show", "capitals", "--library", mine)[0] == 0
+    assert "[More Information Needed]" in (mine / "capitals" / "README.md").read_text()  # PEFT's template
+    assert run("experts", "show", "capitals", "--library", mine)[1] == "# capitals\n\nCapitals.\n\n"
 
     code, out, err = run("generate", "hello", "--library", mine, "--dispatch", "capitals", "--max-new-tokens", 8)
     assert code == 0, err
@@ -183,3 +186,31 @@ def test_what_takes_an_experts_z_refuses_a_lora(
         assert message in err
         assert len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / "out").exists()
+
+
+def test_loras_that_were_trained_here_are_dispatched_to_by_default(recipe: Path, run: Any, tmp_path: Path) -> None:
+    document = yaml.safe_load(recipe.read_text())
+    document["adapt"] = {"method": "lora", "rank": 2}
+    document["training"] = {"objective": "next_token", "learning_rate": 0.01, "steps": 1, "sequences_per_step": 2}
+    asked = {"sums": "What is {} plus 4?", "animals": "How many legs do {} cows have?"}
+    for name, prompt in asked.items():
+        rows = [{"prompt": prompt.format(n), "answer": str(n)} for n in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        document["domain"] = {
+            "kind": "jsonl",
+            "name": name,
+            "description": f"Questions about {name}.",
+            "path": str(tmp_path / f"{name}.jsonl"),
+            "judged_by": "last_number",
+        }
+        recipe.write_text(yaml.safe_dump(document))
+        code, _, err = run("train", recipe, "--output", tmp_path / "runs" / name)
+        assert code == 0, err
+        code, _, err = run("experts", "add", tmp_path / "runs" / name, "--library", tmp_path / "mine")
+        assert code == 0, err
+    library = ExpertLibrary.open(tmp_path / "mine")
+    assert library.descriptions() == {name: f"Questions about {name}." for name in asked}
+    assert all(len(read_prompts(library.path(name))[1]) for name in asked)
+    model = SelfAdaptiveModel.from_pretrained(library=library)
+    answers = model.generate([prompt.format(30) for prompt in asked.values()], max_new_tokens=2)
+    assert [answer.mixture[0] for answer in answers] == [{"sums": 1.0}, {"animals": 1.0}]

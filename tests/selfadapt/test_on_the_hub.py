@@ -11,6 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
+from experts.outside.files import write_json
 from selfadapt import SelfAdaptiveModel
 from tests.hub_server import HubServer
 
@@ -69,7 +70,9 @@ def test_one_expert_with_its_twin(
 
 MISTAKES = [
     (("push", "someone/mine"), "say what to push"),
-    (("push", "someone/mine", "--library", "LIBRARY"), "is no model of the hub; say which that is"),
+    (("push", "someone/mine", "--library", "LIBRARY"), "say which that is, with base_model= or --base-model on"),
+    (("push", "someone/mine", "--library", "LIBRARY", "--expert", "LORA", "--with-lora"), "is a LoRA itself; leave"),
+    (("push", "someone/mine", "--library", "LIBRARY", "--expert", "c"), "there is no folder c with an expert in it"),
     (("push", "someone/mine", "--library", "LIBRARY", "--expert", "c"), "unknown expert 'c'"),
     (("push", "someone/mine", "--library", "LIBRARY", "--with-lora"), "a has no LoRA beside it"),
     (("push", "other/mine", "--library", "LIBRARY", "--base-model", BASE), "your token may not write there"),
@@ -83,7 +86,9 @@ MISTAKES = [
 def test_mistakes_are_one_line(
     run: Any, hub: HubServer, base_on_the_hub: str, library: ExpertLibrary, tmp_path: Path
 ) -> None:
-    places = {"LIBRARY": str(library.folder), "OUTPUT": str(tmp_path / "output")}
+    places = {"LIBRARY": str(library.folder), "OUTPUT": str(tmp_path / "output"), "LORA": str(tmp_path / "lora")}
+    (tmp_path / "lora").mkdir()
+    write_json(tmp_path / "lora" / "adapter_config.json", {"peft_type": "LORA"})
     for args, message in MISTAKES:
         code, out, err = run("experts", *(places.get(arg, arg) for arg in args))
         assert (code, out) == (1, ""), args

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Domain, Reward, load_rows, text_of
 from experts.domains.judges import reward_model
@@ -16,6 +16,9 @@ from experts.domains.judges.rewards import REWARDS, choice
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import expand
 from experts.outside.imports import find_object
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CHECKED = 2  # rows that a reward function is called with before anything is loaded
 
@@ -81,8 +84,8 @@ def finds_right(judge: str, answer: str, choices: Sequence[str]) -> bool:
 
 
 def check_judge(domain: Domain, judge: str, reward: Reward) -> None:
-    """Calls a reward function with rows of the domain: once with their own answers, and once with empty completions.
-    Of a reward model, looks at what says of its files that it is one.
+    """Calls a reward function with rows of the domain, as `try_reward` does; of a reward model, looks at what says of
+    its files that it is one.
 
     Raises:
         UserError: if it is not there, fails, or gives no numbers; or as `load_rows` does.
@@ -92,10 +95,18 @@ def check_judge(domain: Domain, judge: str, reward: Reward) -> None:
     if not is_function(judge):
         return
     find_object(judge, "reward function")
-    rows = load_rows(domain, "train")
+    try_reward(load_rows(domain, "train"), reward)
+
+
+def try_reward(rows: Dataset, reward: Reward) -> None:
+    """Calls a reward with a domain's first rows: once with their own answers, and once with empty completions.
+
+    Raises:
+        UserError: if it fails, or gives no numbers.
+    """
     rows = rows.select(range(min(CHECKED, len(rows))))
     columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
-    for texts in (columns["answer"], [""] * len(rows)):
+    for texts in ([str(answer) for answer in columns["answer"]], [""] * len(rows)):
         # The tokens are a base's; that there are some has to do here.
         tokens = [list(text.encode()) for text in texts]
         try:

@@ -133,6 +133,7 @@ def test_choices_and_solutions(tmp_path: Path) -> None:
         ({}, [row(0)], "too few rows for a"),
         ({"judged_by": "lastnumber"}, [row(0)], "unknown reward 'lastnumber'; did you mean 'last_number'"),
         ({"answer_column": None}, [row(0)], "last_number needs answers"),
+        ({"prompt_column": ""}, [row(0)], "prompt_column is empty; name a column, or leave prompt_column out"),
     ],
 )
 def test_mistakes_are_one_line(options: dict[str, Any], rows: list[Any], said: str, tmp_path: Path) -> None:
@@ -145,6 +146,21 @@ def test_mistakes_are_one_line(options: dict[str, Any], rows: list[Any], said: s
     with pytest.raises(UserError, match=said) as error:
         load_all()
     assert "\n" not in str(error.value)
+
+
+def test_what_separates_columns_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("question;target\nWhat is 0 + 1?;1\nWhat is 1 + 1?;2\n")
+    with pytest.raises(UserError, match=r"mine\.csv: its columns are separated by ';'; save it with commas"):
+        domain(tmp_path / "mine.csv").load("train")
+
+
+@pytest.mark.parametrize("roles", [("human", "gpt"), ("human", "assistant")])
+def test_unknown_roles_are_named(roles: tuple[str, str], tmp_path: Path) -> None:
+    chats = [row(n, question=[{"role": role, "content": f"{n}?"} for role in roles]) for n in range(60)]
+    mine = domain(write(tmp_path / "mine.jsonl", chats), answer_column=None, judged_by=None)
+    wrong = "gpt" if "gpt" in roles else "human"
+    with pytest.raises(UserError, match=f"unknown role '{wrong}'; the roles are system, user, assistant"):
+        mine.load("train")
 
 
 def test_files_that_are_not_there_or_of_no_known_kind(tmp_path: Path) -> None:

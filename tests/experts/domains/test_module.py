@@ -66,6 +66,27 @@ def test_mistakes_are_one_line(file: Path, name: str, options: dict[str, Any], s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("return [len(1)]", "the reward of mine failed with TypeError"),
+        ("return ['good' for c in completions]", "the reward of mine must give each completion a score"),
+        ("return [1 / len(c) for c in completions]", r"division by zero \(for an empty completion\)"),
+    ],
+)
+def test_its_reward_is_tried_before_anything_is_loaded(file: Path, reward: str, said: str) -> None:
+    right = 'return [text_of(c) == a for c, a in zip(completions, columns["answer"])]'
+    assert right in CODE
+    file.write_text(CODE.replace(right, reward))
+    with pytest.raises(UserError, match=said):
+        check_domain(Module(f"{file}:Mine", {"right": "yes"}))
+
+
+def test_one_without_rows_to_train_on_may_be_evaluated_on(file: Path) -> None:
+    file.write_text(CODE.replace("        return Dataset", "        assert split == 'test'\n        return Dataset"))
+    check_domain(Module(f"{file}:Mine", {"right": "yes"}))
+
+
 def test_its_chats_may_have_a_system_message_and_several_turns(file: Path, tiny_tokenizer: Any) -> None:
     turns = '[{"role": r, "content": "?"} for r in ("system", "user", "assistant", "user")]'
     file.write_text(CODE.replace('[{"role": "user", "content": "?"}]', turns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ def returns(value: str) -> str:
         ("[np.float32(2), np.bool_(True), np.int64(-7)]", [2.0, 1.0, -7.0]),
         ("torch.tensor([2.0, 0.0, float('nan')])", [2.0, 0.0, math.nan]),
         ("[torch.tensor(2), torch.tensor(False), torch.tensor([0.5])[0]]", [2.0, 0.0, 0.5]),
+        ("torch.tensor([2.0, 0.0, 1.0], requires_grad=True)", [2.0, 0.0, 1.0]),
         ("(score for score in (1, 2, 3))", [1.0, 2.0, 3.0]),
     ],
 )
 def test_whatever_numbers_it_returns_are_used(value: str, wanted: list[float], tmp_path: Path) -> None:
-    scores = scores_of(domain(tmp_path, returns(value)), ["a", "b", "c"], prompts=["?"] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = scores_of(domain(tmp_path, returns(value)), ["a", "b", "c"], prompts=["?"] * 3)
     assert scores == pytest.approx(wanted, nan_ok=True)
     assert {type(score) for score in scores} == {float}
 
@@ -109,7 +113,7 @@ def test_places_that_name_no_function(tmp_path: Path, monkeypatch: pytest.Monkey
 
     file = tmp_path / "rewards.py"
     refused(f"{file}:mime", "unknown reward function in .*rewards.py 'mime'; did you mean 'mine'")
-    refused(f"{file}:yours", "is a int, which cannot be called")
+    refused(f"{file}:yours", "cannot be called: it is of the type int")
     refused(f"{tmp_path}/nowhere.py:mine", r"no file .*nowhere\.py")
     refused(
         "no_such_package.rewards:mine", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"

@@ -97,6 +97,8 @@ def test_what_was_pulled_is_there_without_the_hub(
     assert ExpertLibrary.from_pretrained("someone/mine").names == ["a", "b"]
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         ExpertLibrary.from_pretrained("someone/other")
+    with pytest.raises(UserError, match=r"cannot push to someone/mine: [^,]*$"):  # no word of a cache
+        library.push_to_hub("someone/mine", base_model=BASE)
 
 
 def test_the_hubs_cache_is_not_changed(hub: HubServer, library: ExpertLibrary, tmp_path: Path) -> None:
