@@ -114,6 +114,17 @@ def test_the_base_and_the_trainer_are_told_more_by_blocks_that_change_nothing_wh
         ({"output_dir": "x"}, "output_dir is not handed on to RLOOConfig: `selfadapt train` has --output"),
         ({"vllm_mode": "server"}, "vllm_mode is not handed on"),
         ({"top_p": "high"}, "trainer: top_p: .*number"),
+        ({"top_p": 3.0}, "trainer: top_p must be at most 1"),
+        ({"top_k": -1}, "trainer: top_k must be a whole number of 0 or more"),
+        ({"min_p": 2.0}, "trainer: min_p must be at most 1"),
+        ({"repetition_penalty": 0.0}, "trainer: repetition_penalty must be a positive number"),
+        ({"generation_kwargs": {"max_new_tokens": 20}}, "max_new_tokens is not handed on: use training.max_new_tokens"),
+        ({"generation_kwargs": {"temperature": 2.0}}, "temperature is not handed on: use training.temperature"),
+        ({"generation_kwargs": {"do_sample": False}}, "do_sample is not handed on"),
+        ({"generation_kwargs": {"num_return_sequences": 3}}, "use training.samples_per_prompt"),
+        ({"generation_kwargs": {"foo": 1}}, "unknown argument of GenerationConfig in generation_kwargs: 'foo'"),
+        ({"generation_kwargs": {"top_p": 3.0}}, "trainer: top_p must be at most 1"),
+        ({"generation_kwargs": {"top_k": 1}, "top_k": 2}, "top_k is there twice"),
     ],
 )
 def test_what_is_no_business_of_the_trainer_block_is_one_line(tmp_path: Path, trainer: dict, message: str) -> None:
