@@ -214,6 +214,18 @@ def test_fields_are_overridden_from_the_command_line(tmp_path: Path) -> None:
     )
 
 
+def test_two_names_of_one_thing_are_refused_on_the_command_line(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, MINIMAL))
+    for args in ("--steps 1 --max-steps 2", "--max_steps=2 --steps=1", "--r 1 --rank 2"):
+        with pytest.raises(UserError, match=r"the command line has both --\S+ and --\S+, two names of one thing"):
+            override(recipe, args.split(), prog="train")
+
+
+def test_a_name_of_another_method_is_refused_as_it_was_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown field 'adapt\.lora_alpha'"):
+        read_recipe(written(tmp_path, MINIMAL | {"adapt": {"lora_alpha": 4}}))
+
+
 def test_what_a_recipe_does_not_use_is_not_in_its_settings(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, MINIMAL))
     assert list(recipe.to_dict()) == ["domain", "training", "adapt", "model", "dtype", "test_size"]
