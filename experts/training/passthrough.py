@@ -97,6 +97,17 @@ IN_GENERATION: Mapping[str, str] = {
 """What is set, or means nothing, within `generation_kwargs` → what to use instead."""
 
 
+def _instead(name: str) -> str:
+    return INSTEAD.get(name) or next((why for start, why in BY_BEGINNING.items() if name.startswith(start)), "")
+
+
+def instead_of(config: type, name: str) -> str:
+    """Where a recipe says what an argument of a configuration class says; "" for what is none."""
+    if name not in {field.name for field in fields(config)}:
+        return ""
+    return _instead(name) or "it belongs into the trainer block"
+
+
 def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
     """Looks at arguments for a configuration class, and at their values' types.
 
@@ -107,8 +118,7 @@ def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in {field.name for field in fields(config)}:
             raise unknown(f"argument of {config.__name__} in trainer:", name, set(hints) - {*INSTEAD})
-        instead = INSTEAD.get(name) or next((why for start, why in BY_BEGINNING.items() if name.startswith(start)), "")
-        if instead:
+        if instead := _instead(name):
             raise UserError(f"trainer: {name} is not handed on to {config.__name__}: {instead}")
         try:
             TypeAdapter(hints[name]).validate_python(value)

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -206,12 +206,16 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
         cls, block = choice.chosen(block, ".".join(path))
     block = _with_further(cls, block)
     hints, known = get_type_hints(cls, include_extras=True), {field.name: field for field in fields(cls)}
+    optional = {name for name, field in known.items() if not _is_required(field) and _is_block(hints[name])}
+    block = {name: value for name, value in block.items() if value is not None or name not in optional}
     for name in block:
         if name not in known:
+            if instead := getattr(cls, "elsewhere", lambda name: "")(name):
+                raise UserError(f"{at(name)} is no field here: {instead}")
             raise unknown("field", at(name), map(at, known))
     # A choice that has to be made is asked for, and not its field.
     block = {name: {} for name in choices_of(cls) if _is_required(known[name])} | block
-    blocks = {name for name in block if _choice(hints[name]) or is_dataclass(hints[name])}
+    blocks = {name for name in block if _is_block(hints[name]) and get_origin(hints[name]) is not dict}
     values = {
         name: _made(hints[name], value, (*path, name)) if name in blocks else value for name, value in block.items()
     }
@@ -226,6 +230,10 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, bool) and not isinstance(getattr(made, name), bool):  # as which pydantic takes 1 and 0
             raise UserError(f"{at(name)}: must be a number, not {str(value).lower()}")
     return made
+
+
+def _is_block(hint: Any) -> bool:
+    return bool(_choice(hint) or is_dataclass(hint) or get_origin(hint) is dict)
 
 
 def _with_further(cls: type, block: dict[Any, Any]) -> dict[Any, Any]:

@@ -133,6 +133,27 @@ def test_what_is_no_business_of_the_trainer_block_is_one_line(tmp_path: Path, tr
     assert "\n" not in str(error.value)
 
 
+def test_empty_blocks_are_absent_ones(tmp_path: Path) -> None:
+    plain = read_recipe(written(tmp_path, MINIMAL))
+    empty = dict.fromkeys(("trainer", "base", "adapt", "chat_template_kwargs"))
+    assert read_recipe(written(tmp_path, MINIMAL | empty)) == plain
+    with pytest.raises(UserError, match="domain must be a mapping"):
+        read_recipe(written(tmp_path, MINIMAL | {"domain": None}))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("weight_decay", "it belongs into the trainer block"),
+        ("per_device_train_batch_size", "use training.micro_batch_size"),
+        ("save_steps", "every step is logged"),
+    ],
+)
+def test_an_argument_of_the_trainer_is_shown_its_place(tmp_path: Path, name: str, instead: str) -> None:
+    with pytest.raises(UserError, match=f"training.{name} is no field here: {instead}"):
+        read_recipe(written(tmp_path, MINIMAL | {"training": MINIMAL["training"] | {name: 1}}))
+
+
 def test_every_argument_is_handed_on_or_refused() -> None:
     """Those that trainers here are told themselves are refused, so that none is given twice."""
     options = Reinforce(learning_rate=1, steps=1)
