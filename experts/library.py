@@ -41,7 +41,16 @@ from experts.svf.fingerprint import (
 )
 from experts.svf.names import plain_modules
 
-__all__ = ["CLASSIFIER", "ExpertFigures", "ExpertLibrary", "LoraFigures", "UnknownBase", "check_name", "load_expert"]
+__all__ = [
+    "CLASSIFIER",
+    "ExpertFigures",
+    "ExpertLibrary",
+    "LoraFigures",
+    "UnknownBase",
+    "check_apart",
+    "check_name",
+    "load_expert",
+]
 
 CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
 # What trainers leave in a checkpoint beside a LoRA: states, some of them pickled, and the base's tokenizer.
@@ -49,6 +58,7 @@ BESIDE_LORA = ("*.bin", "*.pt", "*.pth", "trainer_state.json", "tokenizer*", "ch
 
 UNWRITTEN = "[More Information Needed]"
 """In the card that PEFT puts beside what it saves."""
+LOCK = ".library.lock"
 
 
 class UnknownBase(UserError):
@@ -56,6 +66,12 @@ class UnknownBase(UserError):
 
     def __init__(self, adapter: str, says: str = "does not say which base it was trained on") -> None:
         super().__init__(f"{adapter} {says}; name that base")
+
+
+def check_apart(expert: Path, library: Path) -> None:
+    """Raises UserError for a library that is, or is to be, within the expert's folder."""
+    if library.resolve().is_relative_to(expert.resolve()):
+        raise UserError(f"the library {library} lies inside {expert}, which it cannot copy")
 
 
 @dataclass
@@ -84,14 +100,18 @@ class ExpertLibrary(LibraryOnTheHub):
         """
         folder = Path(folder)
         library = cls(folder, base, base_fingerprint, [])
+        library._check_empty()  # before it gets a lock
         folder.mkdir(parents=True, exist_ok=True)
         with library._lock():
-            if any(not path.name.startswith(".") for path in folder.iterdir()):
-                raise UserError(f"{folder} is not empty; a new library needs a folder of its own")
+            library._check_empty()
             if base_sketch is not None:
                 write_sketch(folder, base_sketch)
             library._write()
         return library
+
+    def _check_empty(self) -> None:
+        if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not empty; a new library needs a folder of its own")
 
     @classmethod
     def open(cls, folder: str | Path) -> ExpertLibrary:
@@ -289,8 +309,7 @@ class ExpertLibrary(LibraryOnTheHub):
         name = CLASSIFIER if classifier else name or expert.resolve().name
         if not classifier:
             check_name(name)
-        if self.folder.resolve().is_relative_to(expert.resolve()):
-            raise UserError(f"the library {self.folder} lies inside {expert}, which it cannot copy")
+        check_apart(expert, self.folder)
         lora = peft_type(expert) == "LORA"
         config, base_sketch = (None, None) if lora else self._check_expert(expert, base)
         if lora:
@@ -300,7 +319,7 @@ class ExpertLibrary(LibraryOnTheHub):
             if taken is not None:  # some file systems do not tell capitals apart
                 raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
             with atomic_folder(self.folder / name) as temporary:
-                left = shutil.ignore_patterns(*BESIDE_LORA) if lora else None
+                left = shutil.ignore_patterns(LOCK, *(BESIDE_LORA if lora else ()))
                 shutil.copytree(expert, temporary, ignore=left, dirs_exist_ok=True)
                 if config is None and description is not None:
                     write_description(temporary, description)
@@ -354,7 +373,7 @@ class ExpertLibrary(LibraryOnTheHub):
         shutil.rmtree(path)  # after the list: a library never names an expert that is gone
 
     def _lock(self) -> FileLock:
-        return FileLock(self.folder / ".library.lock")
+        return FileLock(self.folder / LOCK)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from experts.engine import NativeEngine
 from experts.exchange.lora_folder import peft_type, read_lora
 from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import Expert
-from experts.library import ExpertLibrary, UnknownBase, check_name
+from experts.library import ExpertLibrary, UnknownBase, check_apart, check_name
 from experts.outside.base_names import public_name
 from experts.outside.chats import read_prompt
 from experts.outside.errors import UserError
@@ -62,6 +62,7 @@ def add_expert(
     expert, library = Path(expert), Path(library)
     if not classifier:
         check_name(name or expert.resolve().name)
+    check_apart(expert, library)
     into = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
     if peft_type(expert) == "LORA":
         into, base = _for_lora(expert, library, into, model)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from dispatch import DEFAULT, Dispatcher, Fixed, check_described, check_dispatcher, find_dispatcher
 from dispatch.table import Access
-from experts.engine import GREEDY, Engine, NativeEngine, Sampling
+from experts.engine import GREEDY, Engine, NativeEngine, Sampling, check_sampling
 from experts.engine.vllm import VLLMEngine, check_installed
 from experts.exchange.difference import Difference
 from experts.exchange.hub import EXPERT, folder_of
@@ -184,6 +185,7 @@ class SelfAdaptiveModel:
             UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, it
                 does not fit the model's context, or has a system message of its own beside `system_prompt`.
         """
+        check_sampling(sampling)
         prompts = with_system_prompt(_read(prompts), system_prompt)
         start = time.perf_counter()
         mixture = self._dispatched(prompts)
@@ -203,6 +205,7 @@ class SelfAdaptiveModel:
         system_prompt: str | None = None,
     ) -> Iterator[str]:
         """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
+        check_sampling(sampling)
         (prompt,) = with_system_prompt([read_prompt(prompt)], system_prompt)
         mixture = self._dispatched([prompt])
         yield from self.engine.stream(prompt, max_new_tokens=max_new_tokens, mixture=mixture, sampling=sampling)
@@ -241,6 +244,8 @@ def find_library(model: str | Path | None, library: str | Path | ExpertLibrary |
     if isinstance(library, ExpertLibrary):
         return library
     if library is not None:
+        if not isinstance(library, str | PathLike):
+            raise UserError(f"library must be a folder, a repository of the hub or a library, not {library!r:.60}")
         return ExpertLibrary.from_pretrained(library)
     name = str(model or BUILT_IN)
     if named := shipped_library(name):

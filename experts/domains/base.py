@@ -132,7 +132,7 @@ def _checked(reward: Reward, completions: Sequence[Completion], columns: Mapping
         given = list(given) if isinstance(given, Iterator) else given
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a function that ends the program is not finished either
         said = " ".join(str(error).split())
         raise UserError(f"{who} failed with {type(error).__name__}: {said}") from error
     many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set)
@@ -185,7 +185,7 @@ def load_rows(domain: Domain, split: Split) -> Dataset:
         rows: Any = domain.load(split)
     except (UserError, OSError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = " ".join(str(error).split())
         raise UserError(f"the {split} split of {domain.name} failed with {type(error).__name__}: {said}") from error
     if not isinstance(rows, Dataset):

@@ -11,7 +11,7 @@ from experts.engine.context import check_context, context_of
 from experts.engine.forward import allows_holes, evaluating, last_positions, mixed, position_ids
 from experts.engine.native import NativeEngine
 from experts.engine.population import Population
-from experts.engine.sampling import GREEDY, Sampling
+from experts.engine.sampling import GREEDY, Sampling, check_sampling
 
 __all__ = [
     "GREEDY",
@@ -22,6 +22,7 @@ __all__ = [
     "Sampling",
     "allows_holes",
     "check_context",
+    "check_sampling",
     "constraint_of",
     "context_of",
     "evaluating",

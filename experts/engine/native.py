@@ -27,7 +27,7 @@ from experts.engine.context import check_context
 from experts.engine.decoding import Writing, can_decode, constrained, decode, end_tokens, most_likely, penalized
 from experts.engine.forward import evaluating, last_positions, mixed, position_ids
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
-from experts.engine.sampling import GREEDY, DrawnTokens, Draws, Sampling, Stops, cut, cut_stream
+from experts.engine.sampling import GREEDY, DrawnTokens, Draws, Sampling, Stops, check_sampling, cut, cut_stream
 from experts.engine.streaming import stream_from_thread
 from experts.exchange.lora import Lora
 from experts.expert import Expert
@@ -233,6 +233,7 @@ class NativeEngine:
         mixture: Mixture | None,
         constraint: Constraint | None,
     ) -> _Asked:
+        check_sampling(sampling)
         draws = None if sampling.greedy else Draws(sampling, sampling.row_seeds(ids, mixture))
         stops = Stops(text_tokenizer(self.tokenizer), sampling.stop)
         return _Asked(max_new_tokens, constraint, draws, stops, sampling.repetition_penalty)

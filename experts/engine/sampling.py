@@ -29,7 +29,7 @@ class Sampling:
     """By default greedy, up to where the base ends.
 
     Raises:
-        UserError: for a number out of range, or a stop text that is empty or no string.
+        UserError: for what is no number or out of range, or a stop text that is empty or no string.
     """
 
     temperature: float = 0.0
@@ -49,6 +49,8 @@ class Sampling:
     transformers: above 1 makes them less likely, without a temperature, too."""
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            _check_number(name, getattr(self, name))
         check_numbers(self, least=[("temperature", 0), ("min_p", 0)], positive=["top_p", "repetition_penalty"])
         for name in ("top_p", "min_p"):
             if getattr(self, name) > 1:
@@ -56,7 +58,8 @@ class Sampling:
         check_whole("top_k", self.top_k, least=0)
         if self.seed is not None:
             check_whole("seed", self.seed, least=0, most=SEEDS)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
+        stop = tuple(self.stop) if several else (self.stop,)
         if not all(isinstance(text, str) and text for text in stop):
             raise UserError("stop must be texts of one letter or more")
         object.__setattr__(self, "stop", stop)
@@ -83,7 +86,22 @@ class Sampling:
         return seeds
 
 
+def _check_number(name: str, value: Any) -> None:
+    try:
+        right = not isinstance(value, bool | str | bytes) and float(value) is not None
+    except (TypeError, ValueError, RuntimeError):
+        right = False
+    if not right:
+        raise UserError(f"{name} must be a number, not {value!r:.60}")
+
+
 GREEDY = Sampling()
+
+
+def check_sampling(given: Any) -> None:
+    """Raises UserError for what is no `Sampling`."""
+    if not isinstance(given, Sampling):
+        raise UserError(f"sampling must be a Sampling(temperature=…), not {given!r:.60}")
 
 
 class Draws:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from experts.engine.context import check_context
 from experts.engine.likelihoods import tokenize_pairs
 from experts.engine.lora_cache import LoraCache
-from experts.engine.sampling import GREEDY, Sampling, cut
+from experts.engine.sampling import GREEDY, Sampling, check_sampling, cut
 from experts.engine.vllm_requests import Requests
 from experts.exchange.lora import Lora
 from experts.expert import Expert
@@ -118,6 +118,7 @@ class VLLMEngine:
     ) -> list[str]:
         """As `Engine.generate`; at most `batch_size` prompts are in vLLM at once."""
         check_whole("max_new_tokens", max_new_tokens)
+        check_sampling(sampling)
         ids = tokenize(self.tokenizer, prompts)
         check_context(self._config, max(map(len, ids), default=0), max_new_tokens)
         parameters = [
@@ -135,6 +136,7 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
 
         check_whole("max_new_tokens", max_new_tokens)
+        check_sampling(sampling)
         (ids,) = tokenize(self.tokenizer, [prompt])
         check_context(self._config, len(ids), max_new_tokens)
         (seed,) = sampling.row_seeds([ids], mixture)

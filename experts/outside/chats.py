@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import copy
@@ -17,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from experts.outside.errors import UserError
 from experts.outside.pictures import load_pictures, words
+from experts.outside.template_arguments import check_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +89,12 @@ def with_system_prompt(prompts: Sequence[str | Chat], text: str | None) -> list[
     """Prompts, as `read_prompts` has them, behind a message of the system's; as they are where there is none.
 
     Raises:
-        UserError: naming the prompt that has such a message of its own.
+        UserError: for a text that is no string; naming the prompt that has such a message of its own.
     """
     if text is None:
         return list(prompts)
+    if not isinstance(text, str):
+        raise UserError(f"system_prompt must be a string, not {_short(text)}")
     system = {"role": "system", "content": whole_text(text, "the system prompt")}
     chats = [as_chat(prompt) for prompt in prompts]
     for number, chat in enumerate(chats, 1):
@@ -166,19 +167,12 @@ def with_template_arguments(tokenizer: Tokenizer, arguments: Mapping[str, Any]) 
     Where there are none it is the tokenizer itself.
 
     Raises:
-        UserError: for an argument that the template does not know, or a value that is not JSON's.
+        UserError: as `check_arguments` does.
     """
     if not arguments:
         return tokenizer
     template = template_of(tokenizer)
-    for name, value in arguments.items():
-        named = [template] if isinstance(template, str) else template.values()
-        if not re.fullmatch(r"[A-Za-z_]\w*", name) or not any(re.search(rf"\b{name}\b", each) for each in named):
-            raise UserError(f"the base's chat template does not know the argument {name!r}; leave it out")
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the chat template's argument {name} must be a value of JSON's: {_said(error)}") from error
+    check_arguments(template, arguments)
     # Jinja reads Python's literals. The newline is the tag's.
     set_ = "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in arguments.items())
     own = copy(tokenizer)

@@ -53,7 +53,8 @@ def check_numbers(options: Any, *, least: Iterable[tuple[str, float]] = (), posi
     for name, bound in least:
         value = getattr(options, name)
         if value is not None and not bound <= value < math.inf:
-            raise UserError(f"{name} must be at least {bound:g}, not {value}")
+            finite = "" if math.isfinite(value) else "a finite number, "
+            raise UserError(f"{name} must be {finite}at least {bound:g}, not {value}")
     for name in positive:
         value = getattr(options, name)
         if not 0 < value < math.inf:

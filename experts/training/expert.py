@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -18,11 +19,12 @@ from experts.training.evaluation import Problems, held_out_losses, held_out_scor
 from experts.training.log import Progress
 from experts.training.methods import check_targets
 from experts.training.options import ExpertTraining, check_prompts, check_step, check_tokenizer
+from experts.training.passthrough import check_built, refusals
 from experts.training.reinforce import Reinforce
 from experts.training.run import Result, Run
 from experts.training.statistics import Accuracy, Loss, accuracy, constant_answer, loss, mcnemar, sign_test
 from experts.training.supervised import NextToken, make_next_token_trainer, target_of
-from experts.training.trainer import LoadedBase, RunTrainer
+from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
 from experts.training.trl_glue import KeepCompletions, ReinforceTrainer, make_trainer
 from experts.training.validation import Validation
 
@@ -100,7 +102,7 @@ def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[
         The rows of all splits.
 
     Raises:
-        UserError: as `Run.check`, `load_rows` and `check_step` do.
+        UserError: as `Run.check`, `load_rows`, `check_step`, `configured` and `check_built` do.
     """
     run.check()
     if isinstance(options, Reinforce) and not is_judged(domain):
@@ -110,7 +112,11 @@ def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[
     if run.log_completions and not isinstance(options, Reinforce):
         raise UserError("there are no completions to log: next-token prediction samples nothing")
     rows: dict[Split, Dataset] = {split: load_rows(domain, split) for split in get_args(Split)}
-    check_step(options, len(rows["train"]))
+    step = check_step(options, len(rows["train"]))
+    if options.trainer:
+        place = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        arguments = trainer_arguments(options, step, place, run.folder)
+        check_built(options.configuration(**arguments), options.trainer)
     return rows
 
 
@@ -162,7 +168,8 @@ def train_expert(
         origin = Origin(base.name, fingerprint(base.model), sketch(base.model), domain.description, domain.name)
         set_seed(options.seed)  # some adapters begin at random values
         make: Any = make_trainer if isinstance(options, Reinforce) else make_next_token_trainer
-        trainer: RunTrainer = make(base, domain, adapter, options, run.folder)
+        with refusals("the trainer", options.trainer):
+            trainer: RunTrainer = make(base, domain, adapter, options, run.folder)
         if isinstance(trainer, ReinforceTrainer) and run.log_completions:
             trainer.add_callback(KeepCompletions(trainer, run.completions))
 

@@ -18,7 +18,7 @@ from experts.outside.chats import check_template, tokenize
 from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole, unknown
 from experts.outside.fields import added
 from experts.outside.pictures import text_tokenizer
-from experts.training.passthrough import check_passthrough, configured
+from experts.training.passthrough import check_passthrough, configured, instead_of
 from experts.training.processes import processes
 
 
@@ -104,6 +104,11 @@ class ExpertTraining(TrainingOptions):
     def configuration(self, **arguments: Any) -> Any:
         """The trainer's, of our arguments and of those in `trainer`; raises UserError, as `configured` does."""
         return configured(self.config_class, arguments, self.trainer)
+
+    @classmethod
+    def elsewhere(cls, name: str) -> str:
+        """What to use for a name that is no field, but an argument of the trainer's configuration; else nothing."""
+        return instead_of(cls.config_class, name)
 
     @property
     def rows_per_step(self) -> int:

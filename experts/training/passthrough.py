@@ -5,12 +5,17 @@ What an option of ours sets, or what has no effect on trainings here, is refused
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from torch.utils.data import DataLoader
+from transformers import GenerationConfig, Trainer, get_scheduler
 
+from experts.engine.sampling import Sampling
 from experts.outside.errors import UserError, unknown
 
 SAME = ("learning_rate", "max_grad_norm", "seed", "gradient_checkpointing", "report_to", "temperature")
@@ -74,8 +79,33 @@ BY_BEGINNING = {
     "use_transformers_": NATIVE,
     "transformers_": NATIVE,
 }
-DRAWING = {"top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"}
+BOUNDED = ("top_p", "top_k", "min_p", "repetition_penalty")
+DRAWING = {*BOUNDED, "generation_kwargs"}
 """Arguments that say how tokens are drawn, beside the temperature."""
+IN_GENERATION: Mapping[str, str] = {
+    "max_new_tokens": "use training.max_new_tokens",
+    "max_length": "use training.max_new_tokens",
+    "temperature": "use training.temperature",
+    "num_return_sequences": "use training.samples_per_prompt",
+    **dict.fromkeys(("do_sample", "num_beams", "num_beam_groups", "penalty_alpha"), "a training draws its samples"),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), "the tokenizer has it"),
+    **dict.fromkeys(("cache_implementation", "cache_config", "use_cache", "disable_compile", "max_time"), NATIVE),
+    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), NO_EFFECT),
+    **dict.fromkeys(("output_attentions", "output_hidden_states"), NO_EFFECT),
+    **dict.fromkeys(("stop_strings", "transformers_version"), NO_EFFECT),
+}
+"""What is set, or means nothing, within `generation_kwargs` → what to use instead."""
+
+
+def _instead(name: str) -> str:
+    return INSTEAD.get(name) or next((why for start, why in BY_BEGINNING.items() if name.startswith(start)), "")
+
+
+def instead_of(config: type, name: str) -> str:
+    """Where a recipe says what an argument of a configuration class says; "" for what is none."""
+    if name not in {field.name for field in fields(config)}:
+        return ""
+    return _instead(name) or "it belongs into the trainer block"
 
 
 def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
@@ -88,13 +118,48 @@ def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in {field.name for field in fields(config)}:
             raise unknown(f"argument of {config.__name__} in trainer:", name, set(hints) - {*INSTEAD})
-        instead = INSTEAD.get(name) or next((why for start, why in BY_BEGINNING.items() if name.startswith(start)), "")
-        if instead:
+        if instead := _instead(name):
             raise UserError(f"trainer: {name} is not handed on to {config.__name__}: {instead}")
         try:
             TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise UserError(f"trainer: {name}: {error.errors()[0]['msg']}") from error
+    try:
+        generation = given.get("generation_kwargs") or {}
+        if twice := next((name for name in BOUNDED if name in given and name in generation), None):
+            raise UserError(f"{twice} is there twice, in generation_kwargs as well: leave one of them out")
+        for block in (given, generation):
+            Sampling(**{name: block[name] for name in BOUNDED if block.get(name) is not None})
+        _check_generation(generation)
+    except UserError as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _check_generation(given: Mapping[str, Any]) -> None:
+    """Looks at transformers' arguments of generation; raises UserError for one that is not handed on, or not known."""
+    known = GenerationConfig().to_dict()
+    for name in given:
+        if name in IN_GENERATION:
+            raise UserError(f"generation_kwargs: {name} is not handed on: {IN_GENERATION[name]}")
+        if name not in known:
+            raise unknown("argument of GenerationConfig in generation_kwargs:", name, {*known} - {*IN_GENERATION})
+    try:
+        GenerationConfig(do_sample=True, **given).validate(strict=True)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"generation_kwargs: GenerationConfig refuses it: {_one_line(error)}") from error
+
+
+@contextmanager
+def refusals(what: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Raises UserError for what `what` raises, where a recipe hands arguments on to it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        if not given:
+            raise
+        raise UserError(f"trainer: {what} refuses it: {_one_line(error)}") from error
 
 
 def configured(config: type, arguments: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
@@ -103,9 +168,34 @@ def configured(config: type, arguments: Mapping[str, Any], given: Mapping[str, A
     Raises:
         UserError: if the class refuses them.
     """
-    try:
+    with refusals(config.__name__, given):
         return config(**arguments, **given)
-    except (ValueError, TypeError, ImportError) as error:
-        if not given:
-            raise
-        raise UserError(f"trainer: {config.__name__} refuses it: {' '.join(str(error).split())}") from error
+
+
+def check_built(arguments: Any, given: Mapping[str, Any]) -> None:
+    """Builds what a trainer builds late of its configuration: data loader, optimiser and scheduler.
+
+    Raises:
+        UserError: for what one of them refuses.
+    """
+    with refusals("the data loader", given):
+        DataLoader(
+            [0],  # type: ignore[arg-type]
+            num_workers=arguments.dataloader_num_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            persistent_workers=arguments.dataloader_persistent_workers,
+        )
+    if arguments.optim_target_modules:  # it needs the base
+        return
+    with refusals("the optimiser", given):
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+    with refusals("the scheduler", given):
+        steps = arguments.max_steps
+        further = arguments.lr_scheduler_kwargs
+        warmup = arguments.get_warmup_steps(steps)
+        get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, steps, scheduler_specific_kwargs=further)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

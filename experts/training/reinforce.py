@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from trl import RLOOConfig
@@ -111,6 +111,15 @@ class Reinforce(ExpertTraining):
         check_numbers(self, least=[("kl", 0)], positive=["temperature"])
         if not math.isfinite(self.wrong_reward):
             raise UserError(f"wrong_reward must be a number, not {self.wrong_reward}")
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            **super().arguments(),
+            "num_generations": self.samples_per_prompt,
+            "max_completion_length": self.max_new_tokens,
+            "temperature": self.temperature,
+            "beta": 0.0,  # KL is taken off here
+        }
 
     def rewards(self, own: bool) -> Literal["signed", "raw"]:
         """What `reward` means, where a function of the user's own gives the scores or does not."""

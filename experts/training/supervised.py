@@ -38,6 +38,9 @@ class NextToken(ExpertTraining):
 
     sequences_per_step: int = 64
 
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "include_num_input_tokens_seen": "non_padding"}
+
 
 def target_of(rows: Dataset) -> str:
     """The column that holds what the model should write."""
@@ -111,7 +114,7 @@ def make_next_token_trainer(
     pad = cast(int, tokenizer.pad_token_id)
     return RunTrainer(
         model=get_peft_model(model, adapter),
-        args=options.configuration(**arguments, include_num_input_tokens_seen="non_padding"),
+        args=options.configuration(**arguments),
         train_dataset=token_rows(tokenizer, rows, context),
         data_collator=lambda rows: collate(rows, pad),
         compute_loss_func=answer_loss,

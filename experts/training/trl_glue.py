@@ -282,14 +282,7 @@ def make_trainer(
     if sigmoid:  # its optimiser clips the gradient of p
         arguments["max_grad_norm"] = 0.0
     rewards = reinforced(domain)
-    args = options.configuration(
-        **arguments,
-        num_generations=options.samples_per_prompt,
-        max_completion_length=options.max_new_tokens,
-        temperature=options.temperature,
-        beta=0.0,  # KL is taken off here
-        reward_weights=[reward.weight for reward in rewards],
-    )
+    args = options.configuration(**arguments, reward_weights=[reward.weight for reward in rewards])
     return ReinforceTrainer(
         model=base.model,
         reward_funcs=[reward_function(domain, options, reward) for reward in rewards],

@@ -13,6 +13,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
 
 from dispatch import check_dispatcher
+from experts.engine import Sampling
 from experts.outside.errors import UserError, unknown
 from selfadapt.base_models import BUILT_IN
 from selfadapt.harness.tasks import load_tasks
@@ -61,6 +62,7 @@ def evaluate(
         arguments["library"] = str(library)
     if chat_template_kwargs:
         arguments["chat_template_args"] = dict(chat_template_kwargs)
+    _check_generation(options.get("gen_kwargs"))
     results = lm_eval.simple_evaluate(
         model="selfadapt",
         model_args=arguments,
@@ -76,6 +78,16 @@ def evaluate(
         for task_name, of_task in (samples or {}).items():
             tracker.save_results_samples(task_name=task_name, samples=of_task)
     return results
+
+
+def _check_generation(given: Any) -> None:
+    """Looks at the numbers among arguments of generation; raises UserError for one that is out of range."""
+    if isinstance(given, Mapping):
+        numbers = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        try:
+            Sampling(**{name: given[name] for name in numbers if given.get(name) is not None})
+        except UserError as error:
+            raise UserError(f"gen_kwargs: {error}") from error
 
 
 def _check_samples(samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:

@@ -30,6 +30,7 @@ from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import check_system_is_shown, refused
 from experts.outside.errors import UserError, unknown
+from experts.outside.template_arguments import check_arguments
 from selfadapt.harness.response_cache import ResponseCache
 from selfadapt.two_pass import SelfAdaptiveModel
 
@@ -94,6 +95,8 @@ class SelfAdaptiveLM(HFLM):
             raise UserError("lm-eval looks into the base, which only the native engine lets it")
         if isinstance(engine.tokenizer, ProcessorMixin):
             raise UserError("lm-eval's tasks are put to bases that read text alone, not to a vision-language model")
+        if engine.tokenizer.chat_template is not None:
+            check_arguments(engine.tokenizer.chat_template, options.get("chat_template_args") or {})
         # HFLM warns that it ignores arguments where the model is there already; it gets none that it would ignore.
         logger = logging.getLogger(HFLM.__module__)
         level = logger.level

@@ -9,11 +9,10 @@ line has an option for every field. What names alone do not say, a class transla
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -140,13 +139,16 @@ def make(cls: type[T], document: Any, where: Path | str) -> T:
     if not isinstance(document, dict):
         raise UserError(f"{where} must be a mapping of {', '.join(field.name for field in fields(cls))}")  # type: ignore[arg-type]
     try:
-        return _made(cls, in_our_names(cls, document), ())
+        return _made(cls, in_our_names(cls, document, whole=True), ())
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def in_our_names(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
+def in_our_names(cls: type, document: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
     """A document of a dataclass, with what its blocks' fields are called elsewhere replaced by their names here.
+
+    Args:
+        whole: whether a block that does not choose its class is of the default one; else it may be of any.
 
     Raises:
         UserError: for a block that has a field under both names, or a field that stands in two places.
@@ -156,14 +158,20 @@ def in_our_names(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
         fields_of_block = translated.get(block)
         if not isinstance(fields_of_block, dict):
             continue
-        chosen = choice.classes.get(str(fields_of_block.get(choice.key)))
-        fields_of_block = getattr(chosen, "in_our_names", dict)(fields_of_block)
-        theirs = _also_called(choice, fields_of_block.get(choice.key))
-        for name, ours in theirs.items():
-            if name in fields_of_block and ours in fields_of_block:
-                raise UserError(f"{block} has both {name} and {ours}, two names of one thing: leave one of them out")
+        name = choice.name_in(fields_of_block) if whole else fields_of_block.get(choice.key)
+        fields_of_block = getattr(choice.classes.get(str(name)), "in_our_names", dict)(fields_of_block)
+        theirs = _also_called(choice, name)
+        _check_one_name(block, fields_of_block, theirs)
         translated[block] = {theirs.get(name, name): value for name, value in fields_of_block.items()}
     return translated
+
+
+def _check_one_name(where: str, given: Iterable[str], theirs: Mapping[str, str]) -> None:
+    """Raises UserError for what is given under its name elsewhere and its name here."""
+    given = set(given)
+    for name, ours in theirs.items():
+        if {name, ours} <= given:
+            raise UserError(f"{where} has both {name} and {ours}, two names of one thing: leave one of them out")
 
 
 def _in_their_blocks(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,12 +206,16 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
         cls, block = choice.chosen(block, ".".join(path))
     block = _with_further(cls, block)
     hints, known = get_type_hints(cls, include_extras=True), {field.name: field for field in fields(cls)}
+    optional = {name for name, field in known.items() if not _is_required(field) and _is_block(hints[name])}
+    block = {name: value for name, value in block.items() if value is not None or name not in optional}
     for name in block:
         if name not in known:
+            if instead := getattr(cls, "elsewhere", lambda name: "")(name):
+                raise UserError(f"{at(name)} is no field here: {instead}")
             raise unknown("field", at(name), map(at, known))
     # A choice that has to be made is asked for, and not its field.
     block = {name: {} for name in choices_of(cls) if _is_required(known[name])} | block
-    blocks = {name for name in block if _choice(hints[name]) or is_dataclass(hints[name])}
+    blocks = {name for name in block if _is_block(hints[name]) and get_origin(hints[name]) is not dict}
     values = {
         name: _made(hints[name], value, (*path, name)) if name in blocks else value for name, value in block.items()
     }
@@ -218,6 +230,10 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
         if isinstance(value, bool) and not isinstance(getattr(made, name), bool):  # as which pydantic takes 1 and 0
             raise UserError(f"{at(name)}: must be a number, not {str(value).lower()}")
     return made
+
+
+def _is_block(hint: Any) -> bool:
+    return bool(_choice(hint) or is_dataclass(hint) or get_origin(hint) is dict)
 
 
 def _with_further(cls: type, block: dict[Any, Any]) -> dict[Any, Any]:
@@ -276,24 +292,30 @@ def override(made: T, args: Sequence[str], prog: str) -> T:
     """The dataclass with fields replaced from the command line: `--learning-rate 1e-3 --domain.seed 5`.
 
     Raises:
+        UserError: for a field that is given under two names.
         SystemExit: for wrong usage, and after `--help`, as tyro does.
     """
     config = (tyro.conf.AvoidSubcommands,)
-    ours = _in_our_options(type(made), args)
+    ours = _in_our_options(made, args)
     return tyro.cli(type(made), default=made, args=ours, prog=prog, config=config, description="")
 
 
-def _in_our_options(cls: type, args: Sequence[str]) -> list[str]:
+def _in_our_options(made: Any, args: Sequence[str]) -> list[str]:
     """Options of a dataclass, with what fields are called elsewhere replaced by their names here."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = get_type_hints(type(made), include_extras=True)
     options: dict[str, str] = {}
-    for block, choice in choices_of(cls).items():
+    for block, choice in choices_of(type(made)).items():
         flat = any(getattr(each, "name", None) == "" for each in hints[block].__metadata__)  # tyro.conf.arg(name="")
         prefix = "" if flat else f"{block}."
-        options |= {f"{prefix}{name}": f"{prefix}{ours}" for name, ours in _also_called(choice).items()}
+        chosen = next(name for name, cls in choice.classes.items() if cls is type(getattr(made, block)))
+        options |= {
+            _option(prefix + name): _option(prefix + ours) for name, ours in _also_called(choice, chosen).items()
+        }
+    said = [arg.partition("=") for arg in args]
+    names = [_option(arg[2:]) if arg.startswith("--") else arg for arg, _, _ in said]
+    _check_one_name("the command line", names, options)
+    return [options.get(name, arg) + equals + value for name, (arg, equals, value) in zip(names, said, strict=True)]
 
-    def translated(option: re.Match[str]) -> str:
-        name = option[1].replace("-", "_")
-        return f"--{options[name].replace('_', '-')}" if name in options else option[0]
 
-    return [re.sub(r"^--([^=]+)", translated, arg) for arg in args]
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -21,6 +21,7 @@ from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.training.card import Card, Origin, write_trained
 from experts.training.statistics import Accuracy
+from selfadapt.named_experts import add_expert
 
 
 def make_expert(folder: Path, base: Any, name: str = "letters") -> Path:
@@ -310,6 +311,19 @@ def test_a_library_does_not_copy_the_folder_that_it_lies_in(library: ExpertLibra
     inside = ExpertLibrary.create(expert / "library", "tiny", library.fingerprint)
     with pytest.raises(UserError, match="lies inside"):
         inside.add(expert)
+
+
+def test_a_folder_that_can_be_no_library_stays_as_it_is(library: ExpertLibrary, expert: Path) -> None:
+    before = sorted(expert.iterdir())
+    with pytest.raises(UserError, match="not empty"):
+        ExpertLibrary.create(expert, "tiny", library.fingerprint)
+    for inside in (expert, expert / "library"):
+        with pytest.raises(UserError, match="lies inside"):
+            add_expert(expert, inside)
+    assert sorted(expert.iterdir()) == before
+    (expert / ".library.lock").touch()
+    library.add(expert)
+    assert not (library.folder / "letters" / ".library.lock").exists()
 
 
 @pytest.mark.parametrize(

@@ -296,8 +296,32 @@ def test_an_engine_that_does_not_exist_or_is_not_installed_is_one_line(
     with pytest.raises(UserError, match="the native engine has none"):
         SelfAdaptiveModel.from_pretrained(library=library, engine_options={"seed": 1})
     monkeypatch.setattr("experts.engine.vllm.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="not installed here: `pip install vllm`"):
+    with pytest.raises(UserError, match=r"not installed here: pip install 'selfadapt\[vllm\]'"):
         SelfAdaptiveModel.from_pretrained(library=library, engine="vllm")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampling": {"temperature": 1.0}}, "sampling must be a Sampling"),
+        ({"sampling": "greedy"}, "sampling must be a Sampling"),
+        ({"sampling": None}, "sampling must be a Sampling"),
+        ({"system_prompt": 3}, "system_prompt must be a string, not 3"),
+    ],
+)
+def test_how_to_answer_is_looked_at_before_anything_is_dispatched(
+    tiny_model: Any, tiny_tokenizer: Any, options: dict[str, Any], said: str
+) -> None:
+    adaptive = SelfAdaptiveModel(NativeEngine(tiny_model, tiny_tokenizer), lambda prompts: pytest.fail("dispatched"))
+    with pytest.raises(UserError, match=said):
+        adaptive.generate(["1 + 1?"], **options)
+    with pytest.raises(UserError, match=said):
+        next(adaptive.stream("1 + 1?", **options))
+
+
+def test_a_library_is_a_folder_or_a_name() -> None:
+    with pytest.raises(UserError, match="library must be a folder, a repository of the hub or a library, not 3"):
+        SelfAdaptiveModel.from_pretrained(library=3)  # type: ignore[call-overload]
 
 
 def test_a_model_without_a_dispatcher_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:

@@ -90,6 +90,11 @@ def test_a_reward_that_fails_is_named_with_its_error() -> None:
     def broken() -> Any:
         raise KeyError("the column\nanswer")
 
+    def ends() -> Any:
+        raise SystemExit(3)
+
+    with pytest.raises(UserError, match="the reward of own failed with SystemExit: 3"):
+        scores_of(Own(ends), ["a"])
     with pytest.raises(UserError, match="the reward of own failed with KeyError"):
         scores_of(Own(broken), ["a"])
     with pytest.raises(UserError, match="ZeroDivisionError"):

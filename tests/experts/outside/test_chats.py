@@ -368,6 +368,16 @@ def test_a_template_gets_its_arguments_wherever_it_is_shown(tiny_tokenizer: Any,
     [
         (THINKS, {"think": True}, "does not know the argument 'think'"),
         (THINKS, {"thinks = 3 %}": True}, "does not know the argument"),
+        (THINKS, {"head": True}, "does not know the argument 'head'"),  # a macro of the template's own
+        (THINKS, {"content": True}, "does not know the argument 'content'"),  # of a message
+        (THINKS, {"default": True}, "does not know the argument 'default'"),  # a filter
+        (THINKS, {"range": True}, "does not know the argument 'range'"),
+        (THINKS, {"messages": "x"}, "argument messages is set with every chat"),
+        (THINKS, {"add_generation_prompt": False}, "argument add_generation_prompt is set with every chat"),
+        (THINKS, {"tokenize": True}, "argument tokenize is set with every chat"),
+        (THINKS, {"chat_template": "x"}, "argument chat_template is set with every chat"),
+        ("{% set a = a if a is defined else 1 %}{{ messages }}", {"b": 1}, "does not know the argument 'b'; known: a"),
+        ("{% if %}", {"b": 1}, "the base's chat template is none of Jinja's"),
         (None, {"thinks": True}, "does not know the argument 'thinks'"),
         (THINKS, {"thinks": object()}, "thinks must be a value of JSON's"),
         (THINKS, {"thinks": float("nan")}, "thinks must be a value of JSON's"),

@@ -13,7 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig
+from experts.training.expert import check_expert_run
+from experts.training.passthrough import refusals
 from experts.training.reinforce import Reinforce
+from experts.training.run import Run
 from experts.training.trainer import LoadedBase
 from experts.training.trl_glue import ReinforceTrainer, make_trainer, reward_function
 
@@ -183,6 +186,37 @@ def test_what_the_trainer_is_told_besides_counts(
         assert (batch["completion_ids"].view(4, 4, -1) == batch["completion_ids"].view(4, 4, -1)[:, :1]).all()
     made.train()
     assert made.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"optim": "adamww"}, "trainer: RLOOConfig refuses it"),
+        ({"adam_beta1": 3.0}, "trainer: the optimiser refuses it: .*beta"),
+        ({"dataloader_num_workers": -1}, "trainer: .* refuses it: .*num_workers"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "trainer: the scheduler refuses it: .*foo"),
+    ],
+    ids=str,
+)
+def test_what_the_trainer_refuses_later_is_one_line_before_the_base_is_loaded(
+    letters: Any, options: Reinforce, tmp_path: Path, trainer: dict[str, Any], message: str
+) -> None:
+    run = Run(tmp_path / "expert", {})
+    with pytest.raises(UserError, match=message) as error:
+        check_expert_run(run, letters, replace(options, trainer=trainer, schedule="cosine"))
+    assert "\n" not in str(error.value)
+    check_expert_run(run, letters, replace(options, trainer={"weight_decay": 0.1}))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_the_construction_of_the_trainer_refuses_is_one_line() -> None:
+    with (
+        pytest.raises(UserError, match=r"^trainer: the trainer refuses it: no liger here$"),
+        refusals("the trainer", {"use_liger_kernel": True}),
+    ):
+        raise ImportError("no liger\nhere")
+    with pytest.raises(ImportError), refusals("the trainer", {}):  # a fault of the program's
+        raise ImportError
 
 
 def test_what_the_trainer_refuses_is_one_line(

@@ -154,6 +154,11 @@ def test_a_mistake_is_one_line(run: Any, library: ExpertLibrary, task_folder: Pa
     assert "--dtype and dtype in --model-args" in error("--dtype", "float32", "--model-args", "dtype=auto")
     assert "unknown argument of the lm-eval model selfadapt: 'peft'" in error("--model-args", "peft=x")
     assert "--model-args: expected `key=value`" in error("--model-args", "revision")
+    for wrong in ("top_p=3", "top_k=-1", "min_p=2.0", "repetition_penalty=0", "temperature=hot", "temperature=-1"):
+        assert f"gen_kwargs: {wrong.partition('=')[0]} must be" in error("--gen-kwargs", f"do_sample=true,{wrong}")
+    chats = ("--apply-chat-template", "--chat-template-kwargs")
+    assert "does not know the argument 'nosuch'" in error(*chats, "nosuch", "False")
+    assert "messages is set with every chat" in error(*chats, "messages", "False")
     assert "--gen-kwargs: Invalid JSON" in error("--gen-kwargs", '{"until": ')
     assert "unknown dtype 'float7'" in error("--dtype", "float7")
     assert "device 'cdua' cannot be used" in error("--device", "cdua")

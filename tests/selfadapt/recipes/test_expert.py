@@ -114,12 +114,44 @@ def test_the_base_and_the_trainer_are_told_more_by_blocks_that_change_nothing_wh
         ({"output_dir": "x"}, "output_dir is not handed on to RLOOConfig: `selfadapt train` has --output"),
         ({"vllm_mode": "server"}, "vllm_mode is not handed on"),
         ({"top_p": "high"}, "trainer: top_p: .*number"),
+        ({"top_p": 3.0}, "trainer: top_p must be at most 1"),
+        ({"top_k": -1}, "trainer: top_k must be a whole number of 0 or more"),
+        ({"min_p": 2.0}, "trainer: min_p must be at most 1"),
+        ({"repetition_penalty": 0.0}, "trainer: repetition_penalty must be a positive number"),
+        ({"generation_kwargs": {"max_new_tokens": 20}}, "max_new_tokens is not handed on: use training.max_new_tokens"),
+        ({"generation_kwargs": {"temperature": 2.0}}, "temperature is not handed on: use training.temperature"),
+        ({"generation_kwargs": {"do_sample": False}}, "do_sample is not handed on"),
+        ({"generation_kwargs": {"num_return_sequences": 3}}, "use training.samples_per_prompt"),
+        ({"generation_kwargs": {"foo": 1}}, "unknown argument of GenerationConfig in generation_kwargs: 'foo'"),
+        ({"generation_kwargs": {"top_p": 3.0}}, "trainer: top_p must be at most 1"),
+        ({"generation_kwargs": {"top_k": 1}, "top_k": 2}, "top_k is there twice"),
     ],
 )
 def test_what_is_no_business_of_the_trainer_block_is_one_line(tmp_path: Path, trainer: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         read_recipe(written(tmp_path, MINIMAL | {"trainer": trainer}))
     assert "\n" not in str(error.value)
+
+
+def test_empty_blocks_are_absent_ones(tmp_path: Path) -> None:
+    plain = read_recipe(written(tmp_path, MINIMAL))
+    empty = dict.fromkeys(("trainer", "base", "adapt", "chat_template_kwargs"))
+    assert read_recipe(written(tmp_path, MINIMAL | empty)) == plain
+    with pytest.raises(UserError, match="domain must be a mapping"):
+        read_recipe(written(tmp_path, MINIMAL | {"domain": None}))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("weight_decay", "it belongs into the trainer block"),
+        ("per_device_train_batch_size", "use training.micro_batch_size"),
+        ("save_steps", "every step is logged"),
+    ],
+)
+def test_an_argument_of_the_trainer_is_shown_its_place(tmp_path: Path, name: str, instead: str) -> None:
+    with pytest.raises(UserError, match=f"training.{name} is no field here: {instead}"):
+        read_recipe(written(tmp_path, MINIMAL | {"training": MINIMAL["training"] | {name: 1}}))
 
 
 def test_every_argument_is_handed_on_or_refused() -> None:
@@ -201,6 +233,18 @@ def test_fields_are_overridden_from_the_command_line(tmp_path: Path) -> None:
         adapt=replace(recipe.adapt, rank=8),
         model="other",
     )
+
+
+def test_two_names_of_one_thing_are_refused_on_the_command_line(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, MINIMAL))
+    for args in ("--steps 1 --max-steps 2", "--max_steps=2 --steps=1", "--r 1 --rank 2"):
+        with pytest.raises(UserError, match=r"the command line has both --\S+ and --\S+, two names of one thing"):
+            override(recipe, args.split(), prog="train")
+
+
+def test_a_name_of_another_method_is_refused_as_it_was_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown field 'adapt\.lora_alpha'"):
+        read_recipe(written(tmp_path, MINIMAL | {"adapt": {"lora_alpha": 4}}))
 
 
 def test_what_a_recipe_does_not_use_is_not_in_its_settings(tmp_path: Path) -> None:

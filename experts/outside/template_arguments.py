@@ -1,0 +1,61 @@
+"""Which arguments a base's chat template takes from those who use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import TemplateError, meta
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from experts.outside.errors import UserError, unknown
+
+OURS = (
+    *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+    *("tokenizer_kwargs", "processor_kwargs", "bos_token", "eos_token", "unk_token", "pad_token"),
+    *("sep_token", "cls_token", "mask_token"),
+)
+"""What is set with every chat, by this library or by the tokenizer."""
+
+
+def variables(template: str) -> set[str]:
+    """The names that a template reads and does not set itself.
+
+    Raises:
+        UserError: if it is no template.
+    """
+    try:
+        environment = _compile_jinja_template(template).environment
+        found = meta.find_undeclared_variables(environment.parse(template))
+    except TemplateError as error:
+        raise UserError(f"the base's chat template is none of Jinja's: {' '.join(str(error).split())}") from error
+    return found - {*environment.globals}
+
+
+def check_arguments(template: str | Mapping[str, str], arguments: Mapping[str, Any]) -> None:
+    """Looks at arguments for a template, or for a choice of several.
+
+    Raises:
+        UserError: for an argument that is set elsewhere or that no template reads, or a value that is not JSON's.
+    """
+    if not arguments:
+        return
+    templates = [template] if isinstance(template, str) else template.values()
+    known = {name for each in templates for name in variables(each)} - {*OURS}
+    for name, value in arguments.items():
+        if name in OURS:
+            raise UserError(f"the chat template's argument {name} is set with every chat; leave it out")
+        if name not in known:
+            raise UserError(f"the base's chat template does not know the argument {name!r}; {_hint(name, known)}")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the chat template's argument {name} must be a value of JSON's: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _hint(name: str, known: set[str]) -> str:
+    return str(unknown("argument", name, known)).partition("; ")[2] if known else "leave it out"
