@@ -54,7 +54,8 @@ def test_it_takes_a_step_is_saved_and_loads_in_plain_peft(
         torch.testing.assert_close(loaded(ids).logits, wanted)
     files = {path.name for path in result.folder.iterdir()}
     usual = {"adapter_config.json", "adapter_model.safetensors", "README.md", "training_log.jsonl", "curve.png"}
-    assert files == usual | ({"base_sketch.safetensors"} if name == "svf" else set())
+    beside = {"svf": {"base_sketch.safetensors"}, "lora": {"description.txt"}, "dora": {"description.txt"}}
+    assert files == usual | beside.get(name, set())
     config = json.loads((result.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_folder)
     assert f"{result.parameters:,}" in (result.folder / "README.md").read_text()
