@@ -38,8 +38,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto
 
+# What is slow; then other examples than those of `make test`, drawn anew.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -n auto tests/test_any_input.py \
+		tests/selfadapt/test_anything.py tests/selfadapt/test_any_command_line.py
 
 test-vllm: setup-vllm
 	$(VLLM_BIN)/python -m pytest -m vllm tests/experts/engine/test_vllm.py

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, short
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -137,7 +137,7 @@ def _checked(reward: Reward, completions: Sequence[Completion], columns: Mapping
         raise UserError(f"{who} failed with {type(error).__name__}: {said}") from error
     many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set)
     if not many or getattr(given, "ndim", 1) != 1:
-        raise UserError(f"{who} must be a list of scores, one a completion, not {_short(given)}")
+        raise UserError(f"{who} must be a list of scores, one a completion, not {short(given)}")
     scores = [_score(who, score) if reward.ready else _own_score(who, score) for score in given]
     if len(scores) != len(completions):
         raise UserError(f"{who} gave {len(scores)} scores for {len(completions)} completions")
@@ -147,14 +147,14 @@ def _checked(reward: Reward, completions: Sequence[Completion], columns: Mapping
 def _score(who: str, given: Any) -> float:
     score = _number(given)
     if score is None or not -ROUNDING <= score <= 1 + ROUNDING:
-        raise UserError(f"{who} must give each completion a score in [0, 1], not {_short(given)}")
+        raise UserError(f"{who} must give each completion a score in [0, 1], not {short(given)}")
     return min(max(score, 0.0), 1.0)
 
 
 def _own_score(who: str, given: Any) -> float:
     score = math.nan if given is None else _number(given)
     if score is None or math.isinf(score):
-        raise UserError(f"{who} must give each completion a finite number, or None, not {_short(given)}")
+        raise UserError(f"{who} must give each completion a finite number, or None, not {short(given)}")
     return score
 
 
@@ -166,11 +166,6 @@ def _number(given: Any) -> float | None:
         return float(getattr(given, "detach", lambda: given)())  # PyTorch warns of what has a gradient
     except (TypeError, ValueError, ArithmeticError, RuntimeError):
         return None
-
-
-def _short(value: Any) -> str:
-    said = " ".join(repr(value).split())
-    return said if len(said) <= 60 else f"{said[:60]}…"
 
 
 def load_rows(domain: Domain, split: Split) -> Dataset:
@@ -189,7 +184,7 @@ def load_rows(domain: Domain, split: Split) -> Dataset:
         said = " ".join(str(error).split())
         raise UserError(f"the {split} split of {domain.name} failed with {type(error).__name__}: {said}") from error
     if not isinstance(rows, Dataset):
-        raise UserError(f"the {split} split of {domain.name} must be a datasets.Dataset, not {_short(rows)}")
+        raise UserError(f"the {split} split of {domain.name} must be a datasets.Dataset, not {short(rows)}")
     if not len(rows):
         raise UserError(f"the {split} split of {domain.name} has no rows")
     if missing := [name for name in ("id", "prompt", "answer") if name not in rows.column_names]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import asdict, is_dataclass
@@ -13,7 +12,7 @@ from typing import Any, TypeVar, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, short
 from experts.outside.pictures import load_pictures, words
 from experts.outside.template_arguments import check_arguments
 
@@ -76,7 +75,7 @@ def read_texts(texts: Iterable[str], what: str) -> list[str]:
     given = _listed(texts, f"{what} must be a list of strings")
     for number, text in enumerate(given, 1):
         if not isinstance(text, str):
-            raise UserError(f"{what} must be strings, not {_short(text)} (number {number})")
+            raise UserError(f"{what} must be strings, not {short(text)} (number {number})")
     return [whole_text(text, f"number {number} of the {what}") for number, text in enumerate(given, 1)]
 
 
@@ -94,7 +93,7 @@ def with_system_prompt(prompts: Sequence[str | Chat], text: str | None) -> list[
     if text is None:
         return list(prompts)
     if not isinstance(text, str):
-        raise UserError(f"system_prompt must be a string, not {_short(text)}")
+        raise UserError(f"system_prompt must be a string, not {short(text)}")
     system = {"role": "system", "content": whole_text(text, "the system prompt")}
     chats = [as_chat(prompt) for prompt in prompts]
     for number, chat in enumerate(chats, 1):
@@ -281,12 +280,12 @@ def _message(given: Any, what: str) -> dict[str, Any]:
     elif is_dataclass(given) and not isinstance(given, type):
         fields = asdict(given)
     else:
-        raise UserError(f"{what} must be a dict of role and content, not {_short(given)}")
+        raise UserError(f"{what} must be a dict of role and content, not {short(given)}")
     # Tables give every message the fields of all, and templates ask whether a field is there.
     fields = {name: value for name, value in fields.items() if value is not None}
     role = fields.get("role")
     if not isinstance(role, str) or not role:
-        raise UserError(f"{what} must have a role such as user, system or assistant, not {_short(role)}")
+        raise UserError(f"{what} must have a role such as user, system or assistant, not {short(role)}")
     if "content" not in fields and role not in SILENT:
         raise UserError(f"{what}, of the role {role}, has no content; give a string, or a list of parts")
     return {**fields, "role": str(role), "content": _content(fields.get("content", ""), what)}
@@ -304,14 +303,14 @@ def _part(given: Any, what: str) -> dict[str, Any]:
     if isinstance(given, str):
         return {"type": "text", "text": whole_text(given, what)}
     if not isinstance(given, Mapping):
-        raise UserError(f"{what} must be a dict such as {{'type': 'text', 'text': …}}, not {_short(given)}")
+        raise UserError(f"{what} must be a dict such as {{'type': 'text', 'text': …}}, not {short(given)}")
     fields = {name: value for name, value in given.items() if value is not None}
     kind = fields.get("type", "text" if "text" in fields else None)
     if not isinstance(kind, str):
-        raise UserError(f"{what} must have a type such as text or image, not {_short(kind)}")
+        raise UserError(f"{what} must have a type such as text or image, not {short(kind)}")
     if kind in TEXT:
         if not isinstance(fields.get("text"), str):
-            raise UserError(f"{what} must have a string as its text, not {_short(fields.get('text'))}")
+            raise UserError(f"{what} must have a string as its text, not {short(fields.get('text'))}")
         return {**fields, "type": "text", "text": whole_text(fields["text"], what)}
     if kind not in PICTURE:
         return fields
@@ -332,7 +331,7 @@ def _listed(given: Any, what: str) -> list[Any]:
             return list(given)
     except TypeError:
         pass
-    raise UserError(f"{what}, not {_short(given)}")
+    raise UserError(f"{what}, not {short(given)}")
 
 
 def _name(number: int, of: int) -> str:
@@ -343,7 +342,3 @@ def _said(error: Exception) -> str:
     """An error in one line. A template that refuses a chat says so itself; of other errors the kind says more."""
     said = " ".join(str(error).split())
     return said if type(error) is TemplateError and said else f"{type(error).__name__}: {said}".removesuffix(": ")
-
-
-def _short(value: Any) -> str:
-    return " ".join(reprlib.repr(value).split())

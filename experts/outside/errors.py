@@ -5,14 +5,26 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 SHOWN = 30  # names that do exist
+LONGEST = 100  # characters of a value in a message
 
 
 class UserError(ValueError):
     """A mistake of the caller's, not of the program's. The command line prints it without a traceback."""
+
+
+def short(value: Any) -> str:
+    """A value as a message shows it: in one line, cut where it is long.
+
+    >>> short(list(range(1000)))
+    '[0, 1, 2, 3, 4, 5, ...]'
+    """
+    said = " ".join(reprlib.repr(value).split())
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}…"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
