@@ -78,10 +78,12 @@ def _run(args: list[str]) -> None:
         _call(VERBS, prog="selfadapt", description=DESCRIPTION, args=args or ["--help"])
 
 
-def _call(verbs: dict[str, Callable[..., Any]], **about: Any) -> None:
+def _call(verbs: dict[str, Callable[..., Any]], prog: str, description: str | None, args: list[str]) -> None:
     """Calls the verb that the arguments name, once they have been understood."""
     understood = {name: _understood(verb) for name, verb in verbs.items()}
-    parsed(lambda: tyro.extras.subcommand_cli_from_dict(understood, **about))()
+    about: Any = {"prog": prog, "description": description, "args": args}
+    named = " ".join([prog, *(args[:1] if args[0:1] and args[0] in verbs else [])])
+    parsed(lambda: tyro.extras.subcommand_cli_from_dict(understood, **about), named)()
 
 
 def _understood(verb: Callable[..., Any]) -> Callable[..., Any]:

@@ -129,7 +129,7 @@ def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
         if twice := next((name for name in BOUNDED if name in given and name in generation), None):
             raise UserError(f"{twice} is there twice, in generation_kwargs as well: leave one of them out")
         for block in (given, generation):
-            Sampling(**{name: block[name] for name in BOUNDED if block.get(name) is not None})
+            Sampling(1.0, **{name: block[name] for name in BOUNDED if block.get(name) is not None})
         _check_generation(generation)
     except UserError as error:
         raise UserError(f"trainer: {error}") from error

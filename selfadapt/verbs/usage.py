@@ -12,15 +12,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def parsed(parse: Callable[[], T]) -> T:
-    """`parse()`, which calls tyro; raises SystemExit with code 2 for wrong usage, as tyro does."""
+def parsed(parse: Callable[[], T], verb: str) -> T:
+    """`parse()`, which calls tyro; raises SystemExit with code 2 for wrong usage, as tyro does.
+
+    Args:
+        verb: what was called, such as `selfadapt train`, whose help a mistake points to.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return parse()
     except SystemExit as exit:
         if exit.code:
-            print(f"error: {_one_line(said.getvalue())}", file=sys.stderr)
+            print(f"error: {_one_line(said.getvalue())}; see {verb} --help", file=sys.stderr)
         raise
 
 
@@ -31,4 +35,4 @@ def _one_line(box: str) -> str:
         re.sub(r"^[│|] *| *[│|]$", "", line).strip() for line in lines if not re.fullmatch(r"[│|╭╮╰╯─├┤+ -]*", line)
     ]
     text = " ".join(line for line in lines if line.strip("─-"))
-    return re.sub(r"(?: Argument helptext:.*)? For full helptext, (?:run|see):? (.+)$", r"; see \1", text)
+    return re.sub(r"(?: Argument helptext:.*)? For full helptext, (?:run|see):? .+$", "", text)

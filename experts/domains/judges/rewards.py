@@ -155,7 +155,7 @@ def _value(number: str) -> Fraction | None:
 
 
 def _says_word(text: str, word: str) -> float:
-    """Whether the text says nothing but the word or words, or ends with a word of several letters, outside of a list."""
+    """Whether the text says nothing but this, or ends with it, where it is more than a letter and in no list."""
     said = LATEX_WORD.sub(r"\1", boxed(text)).strip(EDGES)
     if word.casefold() in (_plain(said), _plain(after_lead(said)).strip(EDGES)):
         return 1.0
