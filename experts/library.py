@@ -306,7 +306,7 @@ class ExpertLibrary(LibraryOnTheHub):
                 neither an expert nor a LoRA and nothing else.
         """
         expert = Path(expert)
-        name = CLASSIFIER if classifier else name or expert.resolve().name
+        name = CLASSIFIER if classifier else expert.resolve().name if name is None else name
         if not classifier:
             check_name(name)
         check_apart(expert, self.folder)

@@ -29,7 +29,7 @@ from selfadapt.verbs.import_ import import_
 from selfadapt.verbs.t2l import T2L, t2l, t2l_train
 from selfadapt.verbs.train import Train, train
 from selfadapt.verbs.transfer import transfer
-from selfadapt.verbs.usage import parsed
+from selfadapt.verbs.usage import complain, parsed
 
 DESCRIPTION = (
     "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes. "
@@ -63,7 +63,7 @@ NAMES = ("--model", "--library", "--to", "--output", "--output-dir", "--dispatch
 def _run(args: list[str]) -> None:
     for option, value in itertools.pairwise([*args, ""]):
         if (option in NAMES and value == "") or option in [f"{name}=" for name in NAMES]:
-            print(f"error: {option.removesuffix('=')} needs a value, and it is empty", file=sys.stderr)
+            complain(f"error: {option.removesuffix('=')} needs a value, and it is empty")
             sys.exit(2)
     if args == ["--version"]:
         print(f"selfadapt {version('selfadapt')}")
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def _fail(line: str) -> NoReturn:
-    print(line, file=sys.stderr)
+    complain(line)
     sys.exit(1)
 
 

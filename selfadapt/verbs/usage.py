@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def complain(line: str) -> None:
+    """Says what is wrong; of the processes that `torchrun` started on a machine, which all find it, the first does."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def parsed(parse: Callable[[], T], verb: str) -> T:
@@ -24,7 +31,7 @@ def parsed(parse: Callable[[], T], verb: str) -> T:
             return parse()
     except SystemExit as exit:
         if exit.code:
-            print(f"error: {_one_line(said.getvalue())}; see {verb} --help", file=sys.stderr)
+            complain(f"error: {_one_line(said.getvalue())}; see {verb} --help")
         raise
 
 
