@@ -17,7 +17,7 @@ from experts.attaching import check_lora
 from experts.domains.base import scores_of
 from experts.domains.jsonl import Jsonl
 from experts.engine import NativeEngine
-from experts.exchange.hub import EXPERT, folder_of
+from experts.exchange.hub import EXPERT, LIBRARY, folder_of
 from experts.exchange.lora_folder import peft_type, read_lora
 from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import Expert
@@ -64,14 +64,19 @@ def add_expert(
     if not classifier:
         name = expand(expert).resolve().name if name is None else name
         check_name(name)
-    expert = folder_of(expert, EXPERT)
-    check_apart(expert, library)
+    folder = folder_of(expert, EXPERT, LIBRARY)
+    if (folder / LIBRARY).is_file():
+        raise UserError(
+            f"{expert} is a library, and no expert: add one of the experts in it (of the hub's, after "
+            "`selfadapt experts pull`)"
+        )
+    check_apart(folder, library)
     into = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
-    if peft_type(expert) == "LORA":
-        into, base = _for_lora(expert, library, into, model)
+    if peft_type(folder) == "LORA":
+        into, base = _for_lora(folder, library, into, model)
     else:
-        into, base = _for_expert(expert, library, into, model)
-    return into.add(expert, name, classifier=classifier, base=base, description=description)
+        into, base = _for_expert(folder, library, into, model)
+    return into.add(folder, name, classifier=classifier, base=base, description=description)
 
 
 def _for_expert(

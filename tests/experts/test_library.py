@@ -78,7 +78,7 @@ def test_an_empty_library_opens(library: ExpertLibrary) -> None:
     assert len(ExpertLibrary.open(library.folder)) == 0
 
 
-NOT_FREE = ["none", "Prompt", "embedding", "t2l", "../evil", ".hidden", "a b", "math-v1.0", "-x", "a/b", "__base__"]
+NOT_FREE = ["", "none", "Prompt", "embedding", "t2l", "../evil", ".hidden", "a b", "math-v1.0", "-x", "a/b", "__base__"]
 
 
 @pytest.mark.parametrize("name", [*NOT_FREE, "keys", "train", "nul", "COM1", "größe", "x" * 101])
