@@ -61,6 +61,8 @@ def add_expert(
         UserError: as `ExpertLibrary.create` and `ExpertLibrary.add` do.
     """
     library = Path(library)
+    if expand(expert).is_file():
+        raise UserError(f"{expert} is a file; an expert, or a LoRA, is a folder")
     if not classifier:
         name = expand(expert).resolve().name if name is None else name
         check_name(name)

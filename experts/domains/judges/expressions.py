@@ -22,6 +22,7 @@ WAYS = [
     (re.compile(rf"{NO_LETTER}({FUNCTIONS})(?![a-z])"), r"\\\1 "),
     (re.compile(rf"π|{NO_LETTER}pi(?![a-z])"), r"\\pi "),
     (re.compile(rf"∞|{NO_LETTER}(?:infinity|inf|oo)(?![a-z])"), r"\\infty "),
+    (re.compile(r"±|\+/-"), r"\\pm "),
     (re.compile(r"≤|<="), r"\\le "),
     (re.compile(r"≥|>="), r"\\ge "),
     (re.compile(r"[*·]"), r"\\cdot "),
