@@ -1,6 +1,5 @@
-"""`python -m selfadapt`: the command line, where its script is on no path."""
+"""`python -m selfadapt`: the command line, for environments whose scripts are not on the path."""
 
 from selfadapt.cli import main
 
-if __name__ == "__main__":
-    main()
+main()
