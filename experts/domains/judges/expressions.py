@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+# How LaTeX says where an expression begins.
 DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
+# "It is not $6$.", at the end.
+DENIED = re.compile(r"(?:\bnot|n['’]t)\s+\$[^$]+\$\W*\Z")
 # What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
 LEAD = re.compile(
     r".*(?:\b(?:is|are|equals|be|get|has|have|so|hence|thus|therefore|answer)\b|:(?!\s?\d))\s*", re.IGNORECASE
@@ -53,8 +56,6 @@ def bare_expression(text: str) -> str:
     >>> bare_expression("The answer is 10 pi."), bare_expression("y=2x+3"), bare_expression("7 apples")
     ('10\\pi', 'y=2x+3', '')
     """
-    if DELIMITED.search(text):
-        return ""
     line = text.rstrip().rpartition("\n")[2]
     if len(line) > LONGEST:
         return ""

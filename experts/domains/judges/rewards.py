@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from experts.domains.judges.bounded import judge
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.expressions import after_lead, bare_expression
+from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, bare_expression
 from experts.domains.judges.numbers import find_number, takes_back
 from experts.domains.judges.writing import boxed, without_tags
 
@@ -95,7 +95,10 @@ def math_verify(text: str, answer: str) -> float:
         return 1.0
     if LATEX_WORD.fullmatch(answer.strip()):
         return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
-    if expression := bare_expression(text):
+    if DELIMITED.search(text):
+        if DENIED.search(text):
+            return 0.0
+    elif expression := bare_expression(text):
         text = f"${expression}$"
     elif takes_back(text):
         text = find_number(text, fractions=True)

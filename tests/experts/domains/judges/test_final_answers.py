@@ -191,6 +191,7 @@ EXPRESSIONS = [
     ("3 : 4", "3:4"),
     ("3", "so 3x = 9, x = 3"),
     ("6", "not 5 but 6"),
+    ("\\sqrt x", "It is not $2$, it is $\\sqrt{x}$."),
     ("6", "6, not 7"),
     ("\\text{no solution}", "There is no solution."),
 ]
@@ -208,6 +209,7 @@ OTHER_EXPRESSIONS = [
     ("2", "\\boxed{2, 3}"),
     ("2", "\\boxed{3} no \\boxed{2}"),
     ("6", "not 6"),
+    ("6", "It is not $6$."),
     ("6", "The answer isn't 6."),
     ("6", "Is it 6?"),
     ("6!", "6"),
