@@ -63,9 +63,9 @@ def run_experiment(
         raise UserError(f"{results} has results of {there[0].cell} already; resume them, or choose another folder")
     to_retry = {line.cell for line in _own_lines(results, cells) if line.error}
     to_run = [cell for cell in cells.values() if not _is_settled(cell, _own_lines(results, cells), to_retry)]
+    check_domains(to_run)
     for cell in to_run[:1]:  # they have one base
         load_config(cell.model, **cell.base.options())
-    check_domains(to_run)
     check_writable(output / "cells")
     while True:
         lines = _own_lines(results, cells)
