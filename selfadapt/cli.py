@@ -117,10 +117,12 @@ def main() -> None:
     except Exception as error:
         from experts.outside.errors import UserError
 
-        # An OSError is the machine's: a full disk, a folder that may not be read. It names the file itself.
-        if not isinstance(error, UserError | OSError):
-            raise
-        _fail(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        line = f"error: {' '.join(str(error).split()) or type(error).__name__}"
+        if isinstance(error, UserError):
+            _fail(line)
+        if isinstance(error, OSError):  # a full disk, a folder that may not be read, perhaps on one machine of several
+            sys.exit(line)
+        raise
 
 
 def _fail(line: str) -> NoReturn:
