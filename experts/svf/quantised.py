@@ -1,0 +1,68 @@
+"""Linear layers that keep their weight in four or eight bits, as bitsandbytes does (QLoRA, arXiv 2305.14314).
+
+An expert of few singular values needs the dense weight once, for its singular vectors, and never again:
+y = W_q x + U (s·δ·(Vᵀ x)), where the layer itself gives W_q x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from experts.outside.errors import UserError
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether bitsandbytes keeps the layer's weight in four or eight bits."""
+    weight = layer.weight
+    if type(weight).__name__ == "Int8Params":  # it keeps them in half precision as well, if asked
+        return not cast(Tensor, weight).is_floating_point()
+    return type(weight).__name__ == "Params4bit"
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """(m, n) of a linear layer's W, whether it carries experts or not. A 4-bit weight has the shape of its bytes."""
+    if isinstance(layer, Conv1D):
+        n, m = layer.weight.shape
+        return m, n
+    return cast(Any, layer).out_features, cast(Any, layer).in_features
+
+
+def dense_weight(layer: nn.Module) -> Tensor:
+    """W [m, n] of a linear layer; of a quantised one a new tensor, with what its few bits stand for."""
+    if not is_quantised(layer):
+        weight = cast(Tensor, layer.weight).detach()
+        return weight.T if isinstance(layer, Conv1D) else weight
+    with torch.no_grad():
+        unpack(layer)
+        return dequantize_module_weight(layer).detach()
+
+
+def unpack(layer: nn.Module) -> None:
+    """Has a 4-bit layer keep its weight as it was quantised, also on a CPU.
+
+    On some CPUs bitsandbytes repacks it when the layer is first called without a gradient, with rounded scales: then it
+    multiplies in bfloat16, lets no gradient through, and what it dequantises is another matrix.
+
+    Raises:
+        UserError: if it has been repacked; the scales are rounded then.
+    """
+    if type(layer.weight).__name__ == "Params4bit":
+        cast(Any, layer).support_avx512bf16_for_cpu = False
+        if getattr(cast(Any, layer.weight).quant_state, "packing_format_for_cpu", False):
+            raise UserError(
+                "bitsandbytes has repacked the base's 4-bit weights for answers on a CPU, and rounded them: attach "
+                "experts before the base is first run, or load it with selfadapt.load_base"
+            )
+
+
+def floating_dtype(parameters: Iterable[nn.Parameter]) -> torch.dtype:
+    """What a base computes in: the dtype of the first parameter that is not kept in few bits."""
+    few = ("Params4bit", "Int8Params")
+    dense = (p.dtype for p in parameters if p.is_floating_point() and type(p).__name__ not in few)
+    return next(dense, torch.float32)
