@@ -30,6 +30,9 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
     if isinstance(layer, Conv1D):
         n, m = layer.weight.shape
         return m, n
+    if isinstance(layer, nn.Linear) and not is_quantised(layer):
+        m, n = layer.weight.shape
+        return m, n
     return cast(Any, layer).out_features, cast(Any, layer).in_features
 
 

@@ -39,7 +39,7 @@ OPTIONS = (
     *("add_bos_token", "batch_size", "chat_template_args", "enable_thinking", "logits_cache", "max_batch_size"),
     *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
 )
-LOADING = ("revision", "attn_implementation", "device_map", "trust_remote_code")  # of `load_base`
+LOADING = ("revision", "attn_implementation", "device_map", "trust_remote_code", "quantization")  # of `load_base`
 BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what no answer follows from
 
 
