@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose
 from experts.svf.mixing import LayerMixture, LoraFactors, mixture_of
-from experts.svf.quantised import dense_weight, is_quantised, shape_of, unpack
+from experts.svf.quantised import dense_weight, is_quantised, shape_of
 
 # Fused optimisers change parameters without bumping their version counters, so a merged weight also remembers how many
 # optimiser steps this process had made when it was built. Which parameters a step changed is not asked: some optimisers
@@ -140,8 +140,6 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.out_features, self.in_features = shape_of(base_layer)
         self.quantised = is_quantised(base_layer)
         self._factor_dtype = dtype
-        if self.quantised:
-            unpack(base_layer)
         self.svf_z = nn.ParameterDict()
         self.svf_scales: dict[str, float] = {}  # of the adapters that have another than 1
         for name in ("svf_u", "svf_s", "svf_vt"):
@@ -348,6 +346,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
 
         if self.quantised:
+            self._refuse_rounded(active)
             y = self.base_layer(x, *args, **kwargs)
             return y + self._factored(x.to(self.dtype), self.delta(active)).to(y.dtype)
         weight, bias = self.base_layer.weight, self.base_layer.bias
@@ -367,6 +366,14 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if wants_gradient or not self.keeps_merged or (trained and not full_precision):
             return self.base_layer(x, *args, **kwargs) + self._factored(x, self.delta(active))
         return F.linear(x, self._merged(active), bias)
+
+    def _refuse_rounded(self, adapter_names: list[str]) -> None:
+        """Raises UserError for z that is rounded, and would hardly move from 1."""
+        if any(self.svf_z[name].dtype.itemsize < 4 for name in adapter_names):
+            raise UserError(
+                "z was rounded to half precision, as TRL's own trainers do beside a base of 4 or 8 bits: set "
+                "base.is_loaded_in_4bit = base.is_loaded_in_8bit = False before the trainer is made"
+            )
 
     def _factored(self, x: Tensor, delta: Tensor) -> Tensor:
         """U (s·δ·(Vᵀ x)) for x [..., n] and δ [r]."""

@@ -22,7 +22,7 @@ from experts.svf.layer import SVFLinear
 from experts.svf.linear import fused_matrices, multiplies, resolve_all_linear
 from experts.svf.mixing import Batch, LayerMixture, LoraFactors, expect_rows, name_saved_rows, note_shape, running
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
-from experts.svf.quantised import floating_dtype, is_quantised, shape_of
+from experts.svf.quantised import floating_dtype, is_quantised, shape_of, unpack
 from experts.svf.rows import rows, shared
 from experts.svf.targets import HEADS, check_names, module_names
 from experts.svf.verbs import PeftVerbs
@@ -48,6 +48,9 @@ class SVFModel(PeftVerbs):
         fault = fault_in_adapter_name(adapter_name)
         if fault:
             raise UserError(f"{adapter_name!r} cannot name an adapter: {fault}; choose another name")
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                unpack(module)
         others = [z for module in model.modules() if isinstance(module, SVFLinear) for z in module.svf_z.values()]
         trained = [z.requires_grad for z in others]
         everywhere = config.target_modules == "all-linear"

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -41,9 +40,15 @@ def dense_weight(layer: nn.Module) -> Tensor:
     if not is_quantised(layer):
         weight = cast(Tensor, layer.weight).detach()
         return weight.T if isinstance(layer, Conv1D) else weight
-    with torch.no_grad():
-        unpack(layer)
-        return dequantize_module_weight(layer).detach()
+    from bitsandbytes import functional
+
+    # PEFT's `dequantize_module_weight` puts a new parameter into an 8-bit layer on a CPU, which then cannot run.
+    unpack(layer)
+    weight: Any = layer.weight
+    if type(weight).__name__ == "Params4bit":
+        return functional.dequantize_4bit(weight.data, weight.quant_state)
+    state = cast(Any, layer).state  # it has the scales once the layer has run
+    return functional.int8_vectorwise_dequant(weight.data, weight.SCB if state.SCB is None else state.SCB)
 
 
 def unpack(layer: nn.Module) -> None:

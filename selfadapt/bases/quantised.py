@@ -1,0 +1,81 @@
+"""Bases in four or eight bits: quantised by bitsandbytes while they are loaded, or so on disk already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from experts.outside.errors import UserError, not_installed, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedConfig
+
+NAMED: dict[str, dict[str, Any]] = {
+    # As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight.
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
+def bitsandbytes_config(
+    quantization: str | Mapping[str, Any], dtype: torch.dtype | str, config: PreTrainedConfig
+) -> BitsAndBytesConfig:
+    """What transformers is told, for a base of this configuration that is to be in few bits.
+
+    Args:
+        quantization: a name in `NAMED`, or arguments of transformers' `BitsAndBytesConfig`.
+        dtype: of all that is not quantised, and of the products of 4-bit weights unless they say another.
+
+    Raises:
+        UserError: if it means nothing, bitsandbytes is not installed, or the checkpoint is quantised already.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if isinstance(quantization, str) and quantization not in NAMED:
+        raise unknown("quantization", quantization, NAMED)
+    if quantised_by(config) is not None:
+        raise UserError("the checkpoint is quantised already: leave 'quantization' out")
+    if find_spec("bitsandbytes") is None:
+        raise not_installed("a base of 4 or 8 bits", "bitsandbytes", "quantised")
+    arguments = dict(NAMED[quantization] if isinstance(quantization, str) else quantization)
+    if arguments.get("load_in_4bit"):
+        own = getattr(config, "dtype", None) if dtype == "auto" else dtype
+        arguments.setdefault("bnb_4bit_compute_dtype", own or torch.float32)
+    known = signature(BitsAndBytesConfig).parameters
+    for name in arguments:
+        if name not in known:
+            raise unknown("argument of quantization", name, known)
+    try:
+        made = BitsAndBytesConfig(**arguments)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"quantization {arguments!r} is none of bitsandbytes: {' '.join(str(error).split())}") from error
+    if not (made.load_in_4bit or made.load_in_8bit):
+        raise UserError("quantization must be nf4 or int8, or have load_in_4bit or load_in_8bit among its arguments")
+    return made
+
+
+def quantised_by(config: PreTrainedConfig) -> str | None:
+    """The method that a checkpoint is quantised by; None where its weights are dense."""
+    for part in (config, config.get_text_config()):
+        quantization = getattr(part, "quantization_config", None)
+        if quantization:
+            own = quantization if isinstance(quantization, Mapping) else quantization.to_dict()
+            return str(getattr(own.get("quant_method"), "value", own.get("quant_method", "an unknown kind")))
+    return None
+
+
+def check_readable(config: PreTrainedConfig, source: str) -> None:
+    """Raises UserError for a checkpoint whose weights are packed in another way than by bitsandbytes."""
+    method = quantised_by(config)
+    if method == "bitsandbytes":
+        if find_spec("bitsandbytes") is None:
+            raise not_installed(f"the base {source!r}, of 4 or 8 bits,", "bitsandbytes", "quantised")
+    elif method is not None:
+        raise UserError(
+            f"{source!r} is quantised ({method}), and of such bases only those of bitsandbytes are read: name the "
+            "checkpoint that it was made from, with quantization='nf4' where memory is short, or save it dequantised"
+        )
