@@ -2,8 +2,8 @@
 
 python benchmarks/quantised_bases.py [--problems 64] [--quantizations nf4 int8]
 
-Greedy answers to test problems. An expert's gain is its share of right answers less that of the base it runs on; what it
-keeps is its gain there by its gain on the dense base, over all experts, with a 95 % interval by a bootstrap of the
+Greedy answers to test problems. An expert's gain is its share of right answers less that of the base it runs on; what
+it keeps is its gain there by its gain on the dense base, over all experts, with a 95 % interval by a bootstrap of the
 problems (10,000 draws, seed 0).
 """
 
@@ -65,7 +65,9 @@ def main() -> None:
             shares.append(ours / theirs)
         low, high = np.quantile(shares, [0.025, 0.975])
         n = sum(map(len, dense))
-        print(f"{quantization}: the experts keep {kept:.2f} of their gain ({low:.2f} to {high:.2f}, n = {n})", flush=True)
+        print(
+            f"{quantization}: the experts keep {kept:.2f} of their gain ({low:.2f} to {high:.2f}, n = {n})", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-from experts.expert import Expert
-from experts.library import ExpertLibrary
-from experts.mixture import Mixture
-from experts.svf import SVFConfig
+from experts.expert import Expert  # noqa: E402 (the loggers' levels come first)
+from experts.library import ExpertLibrary  # noqa: E402
+from experts.mixture import Mixture  # noqa: E402
+from experts.svf import SVFConfig  # noqa: E402
 
 __all__ = ["Expert", "ExpertLibrary", "Mixture", "SVFConfig"]

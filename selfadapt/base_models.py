@@ -26,7 +26,7 @@ from selfadapt.bases.gguf_files import (
     restore_steps,
     tie_head,
 )
-from selfadapt.bases.quantised import bitsandbytes_config, check_readable, quantised_by
+from selfadapt.bases.quantised import bitsandbytes_config, check_readable, quantised_by, remember_dense
 from selfadapt.bases.special_tokens import settle_special_tokens
 
 if TYPE_CHECKING:
@@ -138,13 +138,10 @@ def copy_settings(name: str, folder: Path) -> None:
     That is the tokenizer with its padding side and pad token, the chat template and the sampling settings. A `.gguf`
     file has no such files.
     """
-    from huggingface_hub import snapshot_download
-
     source, options = _locate(name)
     if "gguf_file" in options:
         return
-    # A hub's snapshot on this machine has what was loaded.
-    own = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=True))
+    own = _files_of(source, options)
     for old in _settings(folder):
         old.unlink()
     for file in _settings(own):
@@ -152,6 +149,15 @@ def copy_settings(name: str, folder: Path) -> None:
     document, wanted = (json.loads((each / "config.json").read_text(encoding="utf-8")) for each in (folder, own))
     document.pop("pad_token_id", None)
     write_json(folder / "config.json", document | {k: v for k, v in wanted.items() if k == "pad_token_id"})
+
+
+def _files_of(source: str, options: Mapping[str, Any]) -> Path:
+    """The folder of what was loaded: a hub's snapshot on this machine has it."""
+    from huggingface_hub import snapshot_download
+
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(snapshot_download(source, revision=options.get("revision"), local_files_only=True))
 
 
 def _settings(folder: Path) -> list[Path]:
@@ -261,7 +267,7 @@ def _read(
         GgufConfig,
     )
 
-    from experts.svf.quantised import unpack
+    from experts.svf.quantised import floating_dtype, unpack
 
     gguf_file, own = options.get("gguf_file"), dict(of_model)
     try:
@@ -287,6 +293,8 @@ def _read(
             for module in model.modules():
                 if isinstance(module, torch.nn.Linear):
                     unpack(module)
+            if "quantization" in of_model:
+                remember_dense(model, _files_of(source, options), floating_dtype(model.parameters()))
             if gguf_file:
                 reader = GGUFReader(Path(source, gguf_file))
                 mend_pre_tokenizer(tokenizer, reader)

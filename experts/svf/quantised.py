@@ -1,15 +1,20 @@
 """Linear layers that keep their weight in four or eight bits, as bitsandbytes does (QLoRA, arXiv 2305.14314).
 
 An expert of few singular values needs the dense weight once, for its singular vectors, and never again:
-y = W_q x + U (s·δ·(Vᵀ x)), where the layer itself gives W_q x.
+y = W_q x + U (s·δ·(Vᵀ x)), where the layer itself gives W_q x and W = U diag(s) Vᵀ is what it was quantised from. Where
+that is on disk, a base in few bits takes the dense base's experts as they are. The singular vectors of W_q are others:
+rounding to four bits turns those of near-equal singular values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -35,11 +40,44 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
     return cast(Any, layer).out_features, cast(Any, layer).in_features
 
 
+@dataclass(frozen=True)
+class DenseWeight:
+    """What a layer was quantised from, in a safetensors file; a quantised layer has it as `dense_source`."""
+
+    file: Path
+    key: str
+    dtype: torch.dtype
+    """Of the base."""
+    transposed: bool = False
+    """Whether the file has it [n, m]."""
+
+    def read(self) -> Tensor:
+        """W [m, n], on the CPU.
+
+        Raises:
+            UserError: if the file has it no more.
+        """
+        try:
+            with safe_open(self.file, "pt") as file:
+                weight = file.get_tensor(self.key).to(self.dtype)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.file} no longer has what {self.key} was quantised from ({error}): load the base again"
+            ) from error
+        return weight.T if self.transposed else weight
+
+
 def dense_weight(layer: nn.Module) -> Tensor:
-    """W [m, n] of a linear layer; of a quantised one a new tensor, with what its few bits stand for."""
+    """W [m, n] of a linear layer; of a quantised one what it was quantised from, or else what its bits stand for."""
     if not is_quantised(layer):
         weight = cast(Tensor, layer.weight).detach()
         return weight.T if isinstance(layer, Conv1D) else weight
+    source: DenseWeight | None = getattr(layer, "dense_source", None)
+    return dequantised(layer) if source is None else source.read().to(layer.weight.device)
+
+
+def dequantised(layer: nn.Module) -> Tensor:
+    """W_q [m, n], dense, of a quantised layer."""
     from bitsandbytes import functional
 
     # PEFT's `dequantize_module_weight` puts a new parameter into an 8-bit layer on a CPU, which then cannot run.
@@ -49,6 +87,11 @@ def dense_weight(layer: nn.Module) -> Tensor:
         return functional.dequantize_4bit(weight.data, weight.quant_state)
     state = cast(Any, layer).state  # it has the scales once the layer has run
     return functional.int8_vectorwise_dequant(weight.data, weight.SCB if state.SCB is None else state.SCB)
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the base's checkpoint has the layer's weight [n, m], whatever the layer does."""
+    return isinstance(layer, Conv1D) or getattr(layer, "source_cls", None) is Conv1D
 
 
 def unpack(layer: nn.Module) -> None:

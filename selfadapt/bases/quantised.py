@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experts.outside.errors import UserError, not_installed, unknown
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedConfig
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+    from experts.svf.quantised import DenseWeight
+
+logger = logging.getLogger(__name__)
 
 NAMED: dict[str, dict[str, Any]] = {
     # As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight.
@@ -52,10 +59,52 @@ def bitsandbytes_config(
     try:
         made = BitsAndBytesConfig(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"quantization {arguments!r} is none of bitsandbytes: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"quantization {arguments!r} is none of bitsandbytes: {' '.join(str(error).split())}"
+        ) from error
     if not (made.load_in_4bit or made.load_in_8bit):
         raise UserError("quantization must be nf4 or int8, or have load_in_4bit or load_in_8bit among its arguments")
     return made
+
+
+def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Tells each layer of a base that was quantised while it was loaded where its checkpoint has the dense weight.
+
+    Where a checkpoint has other names, or no safetensors files, nothing is told, which is said: what the few bits stand
+    for is decomposed then.
+    """
+    from safetensors import safe_open
+    from torch import nn
+
+    from experts.svf.quantised import DenseWeight, is_quantised, is_transposed
+
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    layers = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantised(m)}
+    sources = {key: DenseWeight(files[key], key, dtype, is_transposed(layers[key])) for key in layers if key in files}
+    near = (_is_near(layers[key], source) for key, source in sources.items())
+    if sources.keys() != layers.keys() or not all(near):
+        logger.warning(
+            "the checkpoint in %s does not have the dense weights by the layers' names: experts go by the singular "
+            "vectors of the quantised ones, and those of the dense base lose by it",
+            folder,
+        )
+        return
+    for key, layer in layers.items():
+        layer.dense_source = sources[key]  # type: ignore[assignment]
+
+
+def _is_near(layer: nn.Module, source: DenseWeight) -> bool:
+    """Whether a layer is a rounding of a dense weight."""
+    from experts.svf.fingerprint import FARTHEST
+    from experts.svf.quantised import dequantised
+
+    wanted, found = source.read(), dequantised(layer).to("cpu")
+    return wanted.shape == found.shape and bool(
+        (wanted.float() - found.float()).norm() < FARTHEST * found.float().norm()
+    )
 
 
 def quantised_by(config: PreTrainedConfig) -> str | None:

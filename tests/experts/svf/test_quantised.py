@@ -19,7 +19,7 @@ from experts.outside.errors import UserError
 from experts.outside.files import cache_folder
 from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint, is_rounding, sketch
-from experts.svf.quantised import dense_weight, is_quantised, shape_of
+from experts.svf.quantised import dense_weight, dequantised, shape_of
 from selfadapt import load_base
 
 RANK = 4
@@ -36,13 +36,15 @@ def base(tiny_folder: Path, quantization: str) -> Any:
     return load_base(tiny_folder, quantization=quantization)[0]
 
 
-def dense_copy(base: Any, tiny_model: Any) -> Any:
-    """The tiny model with what the few bits of a quantised base stand for."""
-    dense = copy.deepcopy(tiny_model)
-    for name, module in base.named_modules():
-        if isinstance(module, nn.Linear) and is_quantised(module):
-            dense.get_submodule(name).weight.data = dense_weight(module).float()
-    return dense
+def dense_copy(base: Any, tiny_model: Any) -> PeftModel:
+    """The tiny model with an expert: y = W_q x + U (s·δ·(Vᵀ x)), with W_q dense, and U, s and V of W."""
+    model = with_expert(copy.deepcopy(tiny_model))
+    for name, module in model.named_modules():
+        if isinstance(module, SVFLinear):
+            layer = base.get_submodule(name.removeprefix("base_model.model."))
+            module.base_layer.weight.data = dequantised(layer).float()
+            module.invalidate()
+    return model
 
 
 def with_expert(base: Any, seed: int = 0, name: str = "default", rank: int = RANK, size: float = 0.5) -> PeftModel:
@@ -84,7 +86,7 @@ def test_ones_are_the_base_bit_for_bit(base: Any, training: bool) -> None:
 
 
 def test_an_expert_is_what_it_is_on_the_dense_base(base: Any, tiny_model: Any, quantization: str) -> None:
-    dense = with_expert(dense_copy(base, tiny_model)).eval()
+    dense = dense_copy(base, tiny_model).eval()
     model = with_expert(base).eval()
     wanted = logits(dense)
     with dense.disable_adapter():
@@ -98,7 +100,7 @@ def test_an_expert_is_what_it_is_on_the_dense_base(base: Any, tiny_model: Any, q
 def test_gradients_are_those_of_the_dense_base(base: Any, tiny_model: Any) -> None:
     found = []
     dense = dense_copy(base, tiny_model)
-    for model in (with_expert(base), with_expert(dense)):
+    for model in (with_expert(base), dense):
         logits(model.eval())  # answers between steps change nothing
         model.train()(IDS, labels=IDS).loss.backward()
         found.append([layer.svf_z["default"].grad for layer in layers_of(model)])
@@ -200,19 +202,35 @@ def test_a_base_that_is_quantised_on_disk(base: Any, tiny_folder: Path, tiny_tok
     base.save_pretrained(tmp_path / "saved")
     tiny_tokenizer.save_pretrained(tmp_path / "saved")
     again, _ = load_base(tmp_path / "saved")
-    assert fingerprint(again) == found
+    assert fingerprint(again) != found  # the dense weights are not there
+    assert is_rounding(sketch(base), sketch(again))
     torch.testing.assert_close(logits(again), wanted)
-    torch.testing.assert_close(logits(with_expert(again).eval()), logits(with_expert(base).eval()))
+    model = with_expert(again)
+    for layer in layers_of(model):
+        _, s, _ = torch.linalg.svd(dequantised(layer.base_layer).float())
+        torch.testing.assert_close(layer.svf_s, s[:RANK], rtol=1e-3, atol=1e-4)
+    model.train()(IDS, labels=IDS).loss.backward()
+    assert all(layer.svf_z["default"].grad.abs().min() > 0 for layer in layers_of(model))
     with pytest.raises(UserError, match="quantised already"):
         load_base(tmp_path / "saved", quantization="nf4")
 
 
-def test_a_quantised_base_is_a_rounding_of_the_dense_one(base: Any, tiny_model: Any) -> None:
+def test_a_base_that_is_quantised_as_it_loads_is_the_dense_one(base: Any, tiny_folder: Path, tiny_model: Any) -> None:
+    assert fingerprint(base) == fingerprint(tiny_model) == fingerprint(with_expert(base))
+    ours, theirs = layers_of(base), layers_of(with_expert(tiny_model))
+    for mine, dense in zip(ours, theirs, strict=True):
+        assert torch.equal(mine.svf_u, dense.svf_u)
+    (tiny_folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no longer has what .* was quantised from"):
+        fingerprint(base)
+
+
+def test_without_the_dense_weights_it_is_a_rounding(base: Any, tiny_model: Any) -> None:
+    for module in base.modules():
+        module.__dict__.pop("dense_source", None)
     assert fingerprint(base) != fingerprint(tiny_model)
     assert is_rounding(sketch(tiny_model), sketch(base))
     assert is_rounding(sketch(base), sketch(tiny_model))
-    found = fingerprint(base)
-    assert fingerprint(with_expert(base)) == found
     other = copy.deepcopy(tiny_model)
     for parameter in other.parameters():
         parameter.data += 0.05 * parameter.data.std() * torch.randn_like(parameter)
