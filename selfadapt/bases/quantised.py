@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FARTHEST = 0.7  # ‖W_q − W‖ / ‖W_q‖; four bits have 0.1, tiny matrices 0.3, and strangers 1.4
 NAMED: dict[str, dict[str, Any]] = {
     # As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight.
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
@@ -97,14 +98,11 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
 
 
 def _is_near(layer: nn.Module, source: DenseWeight) -> bool:
-    """Whether a layer is a rounding of a dense weight."""
-    from experts.svf.fingerprint import FARTHEST
+    """Whether a layer is a rounding of a dense weight; one whose rows stand in another order is as far as strangers."""
     from experts.svf.quantised import dequantised
 
-    wanted, found = source.read(), dequantised(layer).to("cpu")
-    return wanted.shape == found.shape and bool(
-        (wanted.float() - found.float()).norm() < FARTHEST * found.float().norm()
-    )
+    wanted, found = source.read().float(), dequantised(layer).cpu().float()
+    return wanted.shape == found.shape and bool((wanted - found).norm() < FARTHEST * found.norm())
 
 
 def quantised_by(config: PreTrainedConfig) -> str | None:
