@@ -51,7 +51,7 @@ from experts.outside.files import atomic_file
 from experts.svf.layer import SVFLinear
 from experts.svf.linear import fused_matrices
 from experts.svf.names import plain_name
-from experts.svf.quantised import dense_weight, is_transposed, shape_of
+from experts.svf.quantised import dense_weight, dequantised, is_quantised, is_transposed, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def fingerprint(model: nn.Module) -> str:
     """A hash over the linear weights of a base, the same with and without adapters, in float32 and in bfloat16.
 
     Every `nn.Linear` and `Conv1D` counts, whatever an expert adapts, and the fused tensors of a mixture of experts; of
-    a quantised layer what it was quantised from, where that is on disk, or else what its few bits stand for. The
+    a quantised layer what its few bits stand for. The
     output embeddings do not: their size follows the vocabulary, and an added padding token does not make another base.
     """
     return _hash(_matrices(model), torch.bfloat16)
@@ -257,4 +257,6 @@ def _of(layer: nn.Module, read: Callable[[], Tensor]) -> _Matrix:
     """The matrix of a layer, given what reads its W [m, n]."""
     transposed = is_transposed(layer)
     m, n = shape_of(layer)
+    if is_quantised(layer):
+        read = partial(dequantised, layer)
     return _Matrix((lambda: read().T) if transposed else read, m * n, transposed)

@@ -2,8 +2,8 @@
 
 An expert of few singular values needs the dense weight once, for its singular vectors, and never again:
 y = W_q x + U (s·δ·(Vᵀ x)), where the layer itself gives W_q x and W = U diag(s) Vᵀ is what it was quantised from. Where
-that is on disk, a base in few bits takes the dense base's experts as they are. The singular vectors of W_q are others:
-rounding to four bits turns those of near-equal singular values.
+that is on disk, an expert means the same there and on the dense base. The singular vectors of W_q are others: rounding
+to four bits turns those of near-equal singular values.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def dense_weight(layer: nn.Module) -> Tensor:
         weight = cast(Tensor, layer.weight).detach()
         return weight.T if isinstance(layer, Conv1D) else weight
     source: DenseWeight | None = getattr(layer, "dense_source", None)
-    return dequantised(layer) if source is None else source.read().to(layer.weight.device)
+    return dequantised(layer) if source is None else source.read().to(cast(Tensor, layer.weight).device)
 
 
 def dequantised(layer: nn.Module) -> Tensor:

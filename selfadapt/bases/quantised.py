@@ -89,7 +89,7 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
     if sources.keys() != layers.keys() or not all(near):
         logger.warning(
             "the checkpoint in %s does not have the dense weights by the layers' names: experts go by the singular "
-            "vectors of the quantised ones, and those of the dense base lose by it",
+            "vectors of the quantised ones, and those of the dense base make another difference there",
             folder,
         )
         return

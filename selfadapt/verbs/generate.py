@@ -65,10 +65,10 @@ def generate(
         raise UserError("there is no prompt to answer; give one or more")
     check_whole("--max-new-tokens", max_new_tokens)
     sampling = Sampling(temperature, top_p, seed, stop, top_k, min_p, repetition_penalty)
-    few_bits: BaseOptions = {} if quantization is None else {"quantization": quantization}
-    adaptive = SelfAdaptiveModel.from_pretrained(
-        model, library, dispatch, engine=engine, chat_template_kwargs=chat_template_kwargs or {}, **few_bits
-    )
+    options: BaseOptions = {"chat_template_kwargs": chat_template_kwargs or {}}
+    if quantization is not None:
+        options["quantization"] = quantization
+    adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch, engine=engine, **options)
     how: Any = {"max_new_tokens": max_new_tokens, "sampling": sampling}
     if len(prompts) == 1 and not json and sys.stdout.isatty():
         mixture = adaptive.dispatch(prompts)

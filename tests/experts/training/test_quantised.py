@@ -62,7 +62,7 @@ def test_an_expert_is_trained_and_loads(
     with torch.no_grad():
         torch.testing.assert_close(load_expert(base, result.folder)(ids).logits, result.model.eval()(ids).logits)
         dense, _ = load_base(tiny_folder)
-        load_expert(dense, result.folder)  # it is one base, whose singular vectors they share
+        load_expert(dense, result.folder)  # which is taken for the base that it is a rounding of
 
 
 class Interrupt(TrainerCallback):
