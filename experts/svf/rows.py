@@ -13,10 +13,10 @@ from experts.svf.mixing import Batch, LayerMixture, Order
 
 def shared(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str) -> LayerMixture:
     """One mixture α [K] for all rows: on a merged weight, or in factor space beside a weight that is quantised."""
-    if layer.quantised:
-        return rows(layer, names, alpha[None], matrix, None, None)
     # Outside inference mode, so that any later forward may use it.
     with torch.inference_mode(False), torch.no_grad():
+        if layer.quantised:
+            return rows(layer, names, alpha[None].clone(), matrix, None, None)
         return LayerMixture(weight=_merged(layer, names, alpha.clone()))
 
 
