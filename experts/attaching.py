@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from experts.svf import SVFConfig, SVFModel
 from experts.svf.fingerprint import read_sketch, refuse_other_base
 from experts.svf.layer import SVFLinear
 from experts.svf.names import plain_modules
+from experts.svf.quantised import shape_of
 
 BASE = "base"  # the name of the identity expert; no expert of a library may have it
 
@@ -89,7 +91,7 @@ def check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConf
             raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
         if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
             raise UserError(f"the expert in {folder} adapts {matrix}, which is no linear layer of the base")
-        rank = min(*module.weight.shape, config.rank_of(matrix) or len(z))
+        rank = min(*shape_of(module), config.rank_of(matrix) or len(z))
         if len(z) != rank:
             raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
     return config, vectors
@@ -125,9 +127,7 @@ def fault_of_lora(lora: Lora, model: PreTrainedModel | PeftModel) -> str | None:
             return f"adapts {matrix}, which the base does not have"
         if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
             return f"adapts {matrix}, which is no linear layer of the base"
-        shape, wanted = list(module.weight.shape), [len(factors.b), factors.a.shape[1]]
-        if isinstance(module.base_layer if isinstance(module, SVFLinear) else module, Conv1D):
-            shape.reverse()
+        shape, wanted = list(shape_of(module)), [len(factors.b), factors.a.shape[1]]
         if shape != wanted:
             return f"is for a {matrix} of shape {wanted}, and the base's has {shape}"
     return None
@@ -153,4 +153,4 @@ def _smallest_matrix(base: PreTrainedModel, lora: Lora) -> str:
     own = {name: module for name, module in able.items() if name in lora.a} or able
     if not own:
         raise UserError("the base has no linear layer that an adapter could adapt")
-    return min(own, key=lambda name: own[name].weight.numel())
+    return min(own, key=lambda name: math.prod(shape_of(own[name])))

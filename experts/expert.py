@@ -26,6 +26,7 @@ from experts.outside.reading import read_json
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, is_other_base, read_sketch, write_sketch
 from experts.svf.names import plain_modules
+from experts.svf.quantised import shape_of
 
 SUFFIX = ".svf_z"  # behind a matrix's name in the keys of an adapter file
 EMBEDDING = re.compile(
@@ -193,22 +194,22 @@ class Expert(OnTheHub):
         if self.sketch is not None:
             write_sketch(save_directory, self.sketch)
 
-    def weights_in(self, base: PreTrainedModel) -> dict[str, Tensor]:
-        """W [m, n] of each adapted matrix.
+    def layers_in(self, base: PreTrainedModel) -> dict[str, nn.Module]:
+        """The layer of each adapted matrix.
 
         Raises:
             UserError: if the base lacks one, or it has too few singular values.
         """
         modules = plain_modules(base)
-        weights = {}
+        layers: dict[str, nn.Module] = {}
         for matrix, z in self.z.items():
             module = modules.get(matrix)
             if not isinstance(module, nn.Linear | Conv1D):
                 raise UserError(f"the expert adapts {matrix}, which is no linear layer of the base")
-            weights[matrix] = module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
-            if len(z) > min(module.weight.shape):
-                raise UserError(f"the expert has {len(z)} values for {matrix}, the base {min(module.weight.shape)}")
-        return weights
+            layers[matrix] = module
+            if len(z) > min(shape_of(module)):
+                raise UserError(f"the expert has {len(z)} values for {matrix}, the base {min(shape_of(module))}")
+        return layers
 
     def attach(self, base: PreTrainedModel) -> PeftModel:
         """`base` with this expert active, trainable; that it belongs to this base is not checked.
@@ -216,7 +217,7 @@ class Expert(OnTheHub):
         Raises:
             UserError: if the base lacks a matrix, or one has too few singular values.
         """
-        self.weights_in(base)
+        self.layers_in(base)
         config = self.config
         config.inference_mode = False
         config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs

@@ -40,6 +40,7 @@ from experts.svf.fingerprint import (
     write_sketch,
 )
 from experts.svf.names import plain_modules
+from experts.svf.quantised import shape_of
 
 __all__ = [
     "CLASSIFIER",
@@ -248,7 +249,7 @@ class ExpertLibrary(LibraryOnTheHub):
 
         def has(matrix: str, z: Tensor) -> bool:
             module = modules.get(matrix)
-            return isinstance(module, nn.Linear | Conv1D) and len(z) <= min(module.weight.shape)
+            return isinstance(module, nn.Linear | Conv1D) and len(z) <= min(shape_of(module))
 
         for name in self.names:
             adapter = self.lora(name) if self.is_lora(name) else self.z(name)

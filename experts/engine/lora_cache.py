@@ -21,7 +21,7 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -33,6 +33,7 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.mixing import LoraFactors
+from experts.svf.quantised import dense_weight
 
 PREFIX = "mix:"
 
@@ -103,25 +104,25 @@ class LoraCache:
         self.keep = keep
         self._experts: dict[str, Expert] = {}
         self._loras: dict[str, Lora] = {}
-        weights: dict[str, Tensor] = {}
+        layers: dict[str, nn.Module] = {}
         for name in library.names:
             adapter = library.adapter(name)
             if isinstance(adapter, Lora):
                 check_lora(f"the LoRA in {library.path(name)}", adapter, base)
                 self._loras[name] = adapter
             else:
-                weights |= adapter.weights_in(base)
+                layers |= adapter.layers_in(base)
                 self._experts[name] = adapter
-        self._matrices = list(dict.fromkeys([*weights, *(m for lora in self._loras.values() for m in lora.a)]))
+        self._matrices = list(dict.fromkeys([*layers, *(m for lora in self._loras.values() for m in lora.a)]))
         self._conv1d = any(isinstance(base.get_submodule(matrix), Conv1D) for matrix in self._matrices)
 
         def shared(matrix: str) -> tuple[Tensor, Tensor]:
             """Vᵀ [r, n] and U diag(s) [m, r]."""
             r = max(len(expert.z.get(matrix, ())) for expert in self._experts.values())
-            u, s, vt = (factor.float().cpu() for factor in decompose(weights[matrix], r))
+            u, s, vt = (factor.float().cpu() for factor in decompose(dense_weight(layers[matrix]), r))
             return vt, u * s
 
-        self._factors = dict(zip(weights, each_matrix(shared, list(weights), base.device), strict=True))
+        self._factors = dict(zip(layers, each_matrix(shared, list(layers), base.device), strict=True))
         self._folder = TemporaryDirectory(prefix="selfadapt-loras-")
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._held: Counter[str] = Counter()

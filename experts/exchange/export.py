@@ -8,6 +8,7 @@ difference, and their ranks to that of the exact one (`experts.exchange.differen
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from experts.outside.files import new_folder
 from experts.outside.reading import read_json
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import refuse_other_base
+from experts.svf.quantised import dense_weight, shape_of
 
 
 def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | None = None) -> tuple[Lora, float]:
@@ -48,10 +50,10 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
         expert = expert.expert
     if not expert.z:
         raise UserError("the mixture is the base itself: there is nothing to export as a LoRA")
-    weights = expert.weights_in(base)
+    layers = expert.layers_in(base)
     if rank is None:
-        exact = sum(len(z) * sum(weights[matrix].shape) for matrix, z in expert.z.items())
-        if exact >= sum(weight.numel() for weight in weights.values()):
+        exact = sum(len(z) * sum(shape_of(layers[matrix])) for matrix, z in expert.z.items())
+        if exact >= sum(math.prod(shape_of(layer)) for layer in layers.values()):
             raise UserError(
                 "this expert adapts so many singular values that its exact LoRA would be as large as the matrices; "
                 "choose a rank, or export it merged"
@@ -60,7 +62,7 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
     def best(matrix: str) -> tuple[Tensor, Tensor, float, float]:
         """A [k, n], B [m, k], the energy they keep, and all there is."""
         z = expert.z[matrix]
-        u, s, vt = decompose(weights[matrix], len(z))
+        u, s, vt = decompose(dense_weight(layers[matrix]), len(z))
         scale = s * (z - 1).to(s)  # [r]
         largest = scale.abs().topk(min(rank or len(z), len(z))).indices.sort().values  # [k]
         a = vt[largest].float().cpu()

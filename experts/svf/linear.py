@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.svf.config import SVFConfig
 from experts.svf.names import plain_modules, plain_name
+from experts.svf.quantised import is_quantised
 from experts.svf.targets import module_names
 from experts.svf.watching import without_gradient
 
@@ -66,6 +67,8 @@ def left_out(model: nn.Module, names: set[str]) -> dict[str, set[str]]:
 def multiplies(module: nn.Module) -> bool:
     """Whether a linear layer gives x Wᵀ + b and nothing else; of a quantised one that is not asked."""
     if isinstance(module, BaseTunerLayer) or type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    if is_quantised(module):
         return True
     weight, bias = cast(Any, module).weight, cast(Any, module).bias
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:

@@ -22,8 +22,9 @@ from experts.svf.layer import SVFLinear
 from experts.svf.linear import fused_matrices, multiplies, resolve_all_linear
 from experts.svf.mixing import Batch, LayerMixture, LoraFactors, expect_rows, name_saved_rows, note_shape, running
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
-from experts.svf.rows import merged, rows
-from experts.svf.targets import HEADS, check_names
+from experts.svf.quantised import floating_dtype, is_quantised, shape_of, unpack
+from experts.svf.rows import rows, shared
+from experts.svf.targets import HEADS, check_names, module_names
 from experts.svf.verbs import PeftVerbs
 from experts.svf.watching import orders_in
 
@@ -47,6 +48,9 @@ class SVFModel(PeftVerbs):
         fault = fault_in_adapter_name(adapter_name)
         if fault:
             raise UserError(f"{adapter_name!r} cannot name an adapter: {fault}; choose another name")
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                unpack(module)
         others = [z for module in model.modules() if isinstance(module, SVFLinear) for z in module.svf_z.values()]
         trained = [z.requires_grad for z in others]
         everywhere = config.target_modules == "all-linear"
@@ -60,8 +64,8 @@ class SVFModel(PeftVerbs):
                     f" (a text is an expression for whole names; a list, [{config.target_modules!r}], has their ends)"
                 )
             raise UserError(
-                f"the base has {what}: SVF adapts nn.Linear and transformers' Conv1D, of bases that are loaded without "
-                "quantisation; model.named_modules() lists the names"
+                f"the base has {what}: SVF adapts nn.Linear, transformers' Conv1D, and both as bitsandbytes quantises "
+                "them; model.named_modules() lists the names"
             ) from error
         # PEFT takes those for the new adapter's that have its name in their path, such as "mlp".
         for z, was_trained in zip(others, trained, strict=True):
@@ -111,7 +115,7 @@ class SVFModel(PeftVerbs):
                     parent, _, child = matrix.rpartition(".")
                     self._replace_module(modules[parent], child, layer, modules[matrix])
                 weight = layer.base_layer.weight
-                layer.svf_loras[name] = LoraFactors(*(part.to(weight.device, weight.dtype) for part in factors[matrix]))
+                layer.svf_loras[name] = LoraFactors(*(part.to(weight.device, layer.dtype) for part in factors[matrix]))
 
     def _layer_for_lora(
         self, name: str, matrix: str, modules: Mapping[str, nn.Module], a: Tensor, b: Tensor
@@ -122,7 +126,11 @@ class SVFModel(PeftVerbs):
             raise UserError(f"the LoRA {name!r} adapts {matrix}, which the base does not have")
         if not isinstance(target, SVFLinear):
             self._refuse_other_than_dense(target, matrix)
-        layer = target if isinstance(target, SVFLinear) else SVFLinear(cast(nn.Linear, target)).train(target.training)
+        if isinstance(target, SVFLinear):
+            layer = target
+        else:
+            dtype = floating_dtype(self.model.parameters())
+            layer = SVFLinear(cast(nn.Linear, target), dtype=dtype).train(target.training)
         shape, wanted = [layer.out_features, layer.in_features], [len(b), a.shape[1]]
         if wanted != shape:
             raise UserError(f"the LoRA {name!r} is for a {matrix} of shape {wanted}, and the base's has {shape}")
@@ -187,8 +195,8 @@ class SVFModel(PeftVerbs):
             if not any(alpha.any() for alpha in alphas.values()):
                 mixtures |= dict.fromkeys(layers.values(), LayerMixture())
             elif all((alpha == alpha[:1]).all() for alpha in alphas.values()):
-                weights_of = self._shared_weights(names, alphas, layers)
-                mixtures |= {layer: LayerMixture(weight=weights_of[matrix]) for matrix, layer in layers.items()}
+                one_for_all = self._shared(names, alphas, layers)
+                mixtures |= {layer: one_for_all[matrix] for matrix, layer in layers.items()}
             else:
                 orders = orders_in(self.model)
                 mixtures |= {
@@ -204,11 +212,11 @@ class SVFModel(PeftVerbs):
         adapted = [name for name, layer in layers.items() if any(map(layer.carries, names))]
         return all(order.axis is not None for name, order in orders_in(self.model).items() if name in adapted)
 
-    def _shared_weights(
+    def _shared(
         self, names: Sequence[str], alphas: Mapping[str, Tensor], layers: Mapping[str, SVFLinear]
-    ) -> dict[str, Tensor | None]:
-        """W' of the mixture that all rows share, from among those kept or made now; None where it is the base's W."""
-        kept: OrderedDict[Any, dict[str, Tensor | None]] = self.__dict__.setdefault("_kept", OrderedDict())
+    ) -> dict[str, LayerMixture]:
+        """How each layer runs the mixture that all rows share, from among those kept or made now."""
+        kept: OrderedDict[Any, dict[str, LayerMixture]] = self.__dict__.setdefault("_kept", OrderedDict())
         own = {m: [k for k, name in enumerate(names) if layer.carries(name)] for m, layer in layers.items()}
         key = tuple(
             (matrix, tuple(alphas[matrix][0, own[matrix]].tolist()), layer.version([names[k] for k in own[matrix]]))
@@ -218,12 +226,7 @@ class SVFModel(PeftVerbs):
         if key not in kept:
             while len(kept) >= self.kept_mixtures:
                 kept.popitem(last=False)
-            weights: dict[str, Tensor | None] = {}
-            for matrix, layer in layers.items():
-                # Outside inference mode, so that any later forward may use it.
-                with torch.inference_mode(False), torch.no_grad():
-                    weights[matrix] = merged(layer, names, alphas[matrix][0].clone())
-            kept[key] = weights
+            kept[key] = {m: shared(layer, names, alphas[m][0], m) for m, layer in layers.items()}
         kept.move_to_end(key)
         return kept[key]
 
@@ -298,6 +301,7 @@ class SVFModel(PeftVerbs):
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         check_names(peft_config, model)
+        self._refuse_full_rank(peft_config, model)
         compiled = any("_orig_mod" in name.split(".") for name, _ in model.named_modules())
         if compiled and (peft_config.modules_to_save or peft_config.trainable_token_indices):
             raise UserError(
@@ -329,7 +333,8 @@ class SVFModel(PeftVerbs):
             target.update_layer(adapter_name, rank, peft_config.inference_mode)
             return
         self._refuse_unsuitable(target, current_key)
-        layer = SVFLinear(target, adapter_name, rank, peft_config.inference_mode)  # type: ignore[arg-type]
+        dtype = floating_dtype(self.model.parameters())
+        layer = SVFLinear(target, adapter_name, rank, peft_config.inference_mode, dtype)  # type: ignore[arg-type]
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional expert is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)
@@ -349,6 +354,23 @@ class SVFModel(PeftVerbs):
                 "leave it out of target_modules"
             )
 
+    def _refuse_full_rank(self, config: Any, model: nn.Module) -> None:
+        """Raises UserError where the factors beside quantised matrices would be as large as the dense matrices."""
+        modules = {plain_name(name): module for name, module in model.named_modules()}
+        targets = [name for name in module_names(model) if check_target_module_exists(config, name)]
+        factors, matrices = 0, 0
+        for name in targets:
+            layer = modules[name].base_layer if isinstance(modules[name], SVFLinear) else modules[name]
+            if isinstance(layer, nn.Linear) and is_quantised(layer):
+                m, n = shape_of(layer)
+                factors += min(m, n, config.rank_of(name) or n) * (m + n)
+                matrices += m * n
+        if matrices and factors >= matrices:
+            raise UserError(
+                "an expert of so many singular values has factors as large as the dense weights, which a quantised "
+                "base is there to avoid: limit its rank, to 64 for example, or load the base without quantisation"
+            )
+
     @staticmethod
     def _refuse_other_than_dense(target: nn.Module, name: str) -> None:
         kind = type(target).__name__
@@ -360,12 +382,14 @@ class SVFModel(PeftVerbs):
         if not isinstance(target, nn.Linear | Conv1D):
             raise UserError(f"{name} is a {kind}; SVF adapts torch.nn.Linear and transformers' Conv1D")
         weight = target.weight
-        # Quantised layers keep packed integers, 8-bit floats, or a tensor class of their own.
+        if is_quantised(target):
+            return
+        # What others quantise keeps packed integers, 8-bit floats, or a tensor class of its own.
         dense = type(weight.data) is torch.Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
         if not dense:
             raise UserError(
-                f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): its singular values need "
-                "the dense weight; load the base without quantisation"
+                f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): of quantised bases SVF "
+                "adapts bitsandbytes' alone; load it without quantisation, or by load_base(…, quantization='nf4')"
             )
         if not multiplies(target):
             raise UserError(

@@ -55,13 +55,20 @@ class PeftVerbs(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         self._check_known(adapter_names or [])
+        self._check_mergeable()
         super().merge_adapter(adapter_names, safe_merge)
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
         self._check_known(adapter_names or [])
+        self._check_mergeable()
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _check_mergeable(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, SVFLinear):
+                module.check_mergeable()
 
     def _check_known(self, names: Sequence[str]) -> None:
         """Raises UserError for the name of no adapter, where PEFT would merge nothing and say nothing."""
