@@ -48,8 +48,8 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
 from experts.svf.layer import SVFLinear
-from experts.svf.linear import fused_matrices
 from experts.svf.names import plain_name
+from experts.svf.stacks import SVFStack, fused_matrices
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,9 @@ def _matrices(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
             base = module.get_base_layer()
             if head in (module, base):
                 continue
-            if isinstance(module, SVFLinear):
+            if isinstance(module, SVFStack):
+                matrices[plain] = module.pristine_weight, False
+            elif isinstance(module, SVFLinear):
                 weight = module.pristine_weight
                 matrices[plain] = (weight.T, True) if module.transposed else (weight, False)
             elif isinstance(base, nn.Linear | Conv1D):
@@ -237,5 +239,6 @@ def _matrices(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
         elif isinstance(module, nn.Linear | Conv1D) and module is not head:
             matrices[plain] = module.weight, isinstance(module, Conv1D)
         else:
+            plain = plain.removesuffix(".base_layer")  # of stacks that are adapted, which come after it
             matrices |= {f"{plain}.{key}": (tensor, False) for key, tensor in fused_matrices(module).items()}
     return matrices
