@@ -29,6 +29,8 @@ from experts.outside.files import new_folder
 from experts.outside.reading import read_json
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import refuse_other_base
+from experts.svf.names import plain_modules
+from experts.svf.stacks import fused_parameters
 
 
 def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | None = None) -> tuple[Lora, float]:
@@ -49,8 +51,10 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
     if not expert.z:
         raise UserError("the mixture is the base itself: there is nothing to export as a LoRA")
     weights = expert.weights_in(base)
+    modules, fused = plain_modules(base), fused_parameters(base)
+    transposed = {m for m in fused if getattr(modules[m.rpartition(".")[0]], "is_transposed", False)}
     if rank is None:
-        exact = sum(len(z) * sum(weights[matrix].shape) for matrix, z in expert.z.items())
+        exact = sum(z.numel() * sum(weights[matrix].shape[-2:]) for matrix, z in expert.z.items())
         if exact >= sum(weight.numel() for weight in weights.values()):
             raise UserError(
                 "this expert adapts so many singular values that its exact LoRA would be as large as the matrices; "
@@ -58,22 +62,28 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
             )
 
     def best(matrix: str) -> tuple[Tensor, Tensor, float, float]:
-        """A [k, n], B [m, k], the energy they keep, and all there is."""
+        """A [..., k, n], B [..., m, k], the energy they keep, and all there is."""
         z = expert.z[matrix]
-        u, s, vt = decompose(weights[matrix], len(z))
-        scale = s * (z - 1).to(s)  # [r]
-        largest = scale.abs().topk(min(rank or len(z), len(z))).indices.sort().values  # [k]
-        a = vt[largest].float().cpu()
-        b = (u[:, largest].to(s) * scale[largest]).float().cpu()
-        return a, b, scale[largest].double().square().sum().item(), scale.double().square().sum().item()
+        r = z.shape[-1]
+        u, s, vt = decompose(weights[matrix], r)
+        scale = s * (z - 1).to(s)  # [..., r]
+        largest = scale.abs().topk(min(rank or r, r)).indices.sort().values  # [..., k]
+        kept = scale.gather(-1, largest)
+        a = vt.take_along_dim(largest[..., None], -2).float().cpu()
+        b = (u.take_along_dim(largest[..., None, :], -1).to(s) * kept[..., None, :]).float().cpu()
+        if matrix in transposed:  # PEFT's A is on the side of a layer's inputs
+            a, b = b.mT, a.mT
+        return a, b, kept.double().square().sum().item(), scale.double().square().sum().item()
 
-    a, b, kept, energies = zip(*each_matrix(best, list(expert.z), base.device), strict=True)
+    # Stacks in the order of the base, in which PEFT wraps their modules.
+    matrices = [*(m for m in expert.z if m not in fused), *(m for m in fused if m in expert.z)]
+    a, b, kept, energies = zip(*each_matrix(best, matrices, base.device), strict=True)
     lora = Lora(
-        dict(zip(expert.z, a, strict=True)),
-        dict(zip(expert.z, b, strict=True)),
+        dict(zip(matrices, a, strict=True)),
+        dict(zip(matrices, b, strict=True)),
         base=expert.base,
         description=expert.description,
-        conv1d=all(isinstance(base.get_submodule(matrix), Conv1D) for matrix in expert.z),
+        conv1d=all(isinstance(modules.get(matrix), Conv1D) for matrix in expert.z),
     )
     energy = sum(energies)
     return lora, sum(kept) / energy if energy else 1.0

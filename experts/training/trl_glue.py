@@ -38,7 +38,8 @@ from experts.engine import check_context
 from experts.engine.constrained import Constraint, constraint_of
 from experts.outside.chats import tokenize, words
 from experts.outside.errors import UserError
-from experts.svf import SVFConfig, SVFLinear
+from experts.svf import SVFConfig
+from experts.svf.scaled import SVFLayer
 from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.log import Log
 from experts.training.options import check_step
@@ -76,7 +77,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.options.parametrization == "sigmoid":
             assert self.model is not None
-            layers = [module for module in self.model.modules() if isinstance(module, SVFLinear)]
+            layers = [module for module in self.model.modules() if isinstance(module, SVFLayer)]
             matrices = [(layer.svf_z[name], layer.svf_s) for layer in layers for name in layer.active_adapters]
             self.optimizer = SigmoidAdamW(matrices, self.options.learning_rate, self.options.max_grad_norm)
         return super().create_optimizer(model)
