@@ -35,8 +35,8 @@ from experts.engine.batches import ROWS_PER_READ
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
 from experts.outside.errors import SEEDS, UserError, check_whole
-from experts.svf.scaled import SVFLayer
 from experts.svf.names import plain_modules
+from experts.svf.scaled import SVFLayer
 
 Reward = Callable[..., list[float]]  # (completions, **columns), from 0 to 1, as a domain's
 

@@ -92,7 +92,9 @@ def read_config(folder: Path) -> SVFConfig:
 
 
 def read_z(folder: Path) -> dict[str, Tensor]:
-    """Matrix name → z [r], or [E, r] of a stack of matrices, float32. The embeddings that PEFT saves with a model whose vocabulary was resized are left.
+    """Matrix name → z [r], or [E, r] of a stack of matrices, float32.
+
+    The embeddings that PEFT saves with a model whose vocabulary was resized are left.
 
     Raises:
         UserError: if the file is missing, truncated, or holds anything else but finite z vectors.
@@ -222,7 +224,7 @@ class Expert(OnTheHub):
             raise UserError(f"the expert adapts {matrix}, which holds no stack of matrices in the base")
         z, weight = self.z[matrix], fused[matrix].detach()
         if len(z) != len(weight) or z.shape[1] > min(weight.shape[1:]):
-            raise UserError(f"the expert has {list(z.shape)} values for {matrix}, a stack of shape {list(weight.shape)}")
+            raise UserError(f"the expert has {list(z.shape)} values for {matrix}, the base {list(weight.shape)}")
         return weight
 
     def attach(self, base: PreTrainedModel) -> PeftModel:

@@ -34,7 +34,7 @@ class ExpertFigures:
     @classmethod
     def of(cls, name: str, config: SVFConfig, z: Mapping[str, Tensor]) -> ExpertFigures:
         matrices = {
-            matrix: MatrixFigures(vector.shape[-1], vector.min().item(), vector.max().item()) for matrix, vector in z.items()
+            matrix: MatrixFigures(own.shape[-1], own.min().item(), own.max().item()) for matrix, own in z.items()
         }
         parameters = sum(vector.numel() for vector in z.values())
         return cls(name, config.domain, config.description, config.rank, parameters, matrices)

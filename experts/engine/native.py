@@ -36,9 +36,9 @@ from experts.outside.chats import Chat, read_prompts, tokenize, tokenize_seen
 from experts.outside.errors import UserError, check_whole, unknown
 from experts.outside.pictures import text_tokenizer
 from experts.svf import SVFModel
-from experts.svf.scaled import SVFLayer
 from experts.svf.fingerprint import fingerprint
 from experts.svf.names import plain_modules
+from experts.svf.scaled import SVFLayer
 
 _carrying = RLock()
 

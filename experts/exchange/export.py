@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -40,7 +41,8 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
         The LoRA, and the share of Σ‖W' − W‖² over all matrices that it keeps; 1.0 is exact.
 
     Raises:
-        UserError: if the expert is the base, does not fit it, or its exact LoRA would be as large as the matrices.
+        UserError: if the expert is the base, does not fit it, or its exact LoRA would be as large as the matrices; or
+            if PEFT would misread the LoRA.
     """
     if rank is not None and rank < 1:
         raise UserError(f"the rank of a LoRA is at least 1, not {rank}")
@@ -85,8 +87,25 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
         description=expert.description,
         conv1d=all(isinstance(modules.get(matrix), Conv1D) for matrix in expert.z),
     )
+    _refuse_misread(lora, base)
     energy = sum(energies)
     return lora, sum(kept) / energy if energy else 1.0
+
+
+def _refuse_misread(lora: Lora, base: PreTrainedModel) -> None:
+    """Raises UserError for a LoRA that PEFT would take for one of other matrices.
+
+    For some mixtures of experts it reads `gate_proj` and the like, wherever they are, as names that the matrices of the
+    mixture had before transformers 5 kept them in one parameter.
+    """
+    config = lora.config
+    convert_peft_config_for_transformers(config, base, None)
+    read_as = {*(config.target_modules or ()), *(config.target_parameters or ())}
+    if misread := sorted(lora.a.keys() - read_as):
+        raise UserError(
+            f"PEFT would take the LoRA of {misread[0]} for one of the mixture's own matrices; export it merged, or "
+            "leave that layer out of target_modules"
+        )
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class Lora:
         return tensors | {f"{places[matrix]}{B}": b for matrix, b in columns.items()}
 
     def _layer_of(self, matrix: str) -> str:
-        """The name of PEFT's layer for a matrix: for stacks it wraps their module once for each, the last one outside."""
+        """The name of PEFT's layer for a matrix: a stack's module is wrapped once for each, the last one outside."""
         if self.a[matrix].ndim == 2:
             return matrix
         module = matrix.rpartition(".")[0]

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MULTIPLY = ("matmul", "__matmul__", "bmm", "mm", "grouped_mm", "_grouped_mm", "grouped_mm_fallback")
-GROUPED = MULTIPLY[-3:]
+GROUPED = {"grouped_mm", "_grouped_mm", "grouped_mm_fallback"}
+MULTIPLY = {"matmul", "__matmul__", "bmm", "mm"} | GROUPED
 ALIGNED = 8  # values: 16 bytes in half precision, of which grouped products want multiples
-SAME_AS_W = ("__get__", "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "__len__")
-SAME_AS_W += ("is_floating_point", "is_contiguous", "data_ptr", "get_device")  # a pointer is looked at for its alignment
+SAME_AS_W = {"__get__", "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "__len__"}
+SAME_AS_W |= {"is_floating_point", "is_contiguous", "data_ptr", "get_device"}  # a pointer: to see how it is aligned
 
 
 class FactoredWeight(Tensor):
@@ -55,7 +55,8 @@ class FactoredWeight(Tensor):
             if name in ("transpose", "swapaxes") and {axis % first.ndim for axis in args[1:]} == _last_two(first):
                 return cls.of(first._w.mT, first._right.mT, first._left.mT)
             if name == "linear" and not isinstance(first, cls) and isinstance(second, cls):
-                return func(first, second._w, *args[2:], **kwargs) + F.linear(F.linear(first, second._right), second._left)
+                difference = F.linear(F.linear(first, second._right), second._left)
+                return func(first, second._w, *args[2:], **kwargs) + difference
             if name in MULTIPLY and "out" not in kwargs:
                 return _multiply(func, first, second, name in GROUPED, args[2:], kwargs)
             return func(*map(_written_out, args), **{key: _written_out(value) for key, value in kwargs.items()})

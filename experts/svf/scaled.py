@@ -1,4 +1,4 @@
-"""What an adapted linear layer and an adapted stack of matrices have in common: experts' z, and PEFT's verbs for them."""
+"""What an adapted linear layer and an adapted stack of matrices have in common: experts' z, and PEFT's verbs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SVFLayer(nn.Module, BaseTunerLayer):
-    """Matrices whose singular values s [..., r] experts multiply by their z [..., r], one for each expert by its name."""
+    """Matrices whose singular values s [..., r] experts multiply by their z [..., r], one z an expert."""
 
     adapter_layer_names = ("svf_z",)
     other_param_names = ("svf_scales",)

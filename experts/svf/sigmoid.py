@@ -15,9 +15,9 @@ INITIAL_P = 0.1  # σ(0.1) = 0.525; any constant p is z = 1
 
 
 def effective_z(p: Tensor, s: Tensor) -> Tensor:
-    """z = σ(p) · Σs / Σ(s·σ(p)) [..., r], of each matrix by itself: positive, and U diag(s·z) Vᵀ keeps the nuclear norm Σs of the matrix.
+    """z = σ(p) · Σs / Σ(s·σ(p)) [r]: positive, and U diag(s·z) Vᵀ keeps the nuclear norm Σs of the matrix.
 
-    A matrix of zeros has nothing to rescale: z = 1.
+    Of a stack [E, r] each matrix by itself. A matrix of zeros has nothing to rescale: z = 1.
     """
     if p.ndim > 1:
         return torch.stack([effective_z(*matrix) for matrix in zip(p, s, strict=True)])
