@@ -98,8 +98,8 @@ class SVFStack(SVFLayer):
             return LayerMixture()
         if not (alpha == alpha[:1]).all():
             raise UserError(
-                f"{matrix} cannot run rows under different mixtures, as a router sends it their tokens in its own order; "
-                "run them apart, or leave it out of target_parameters"
+                f"{matrix} cannot run rows under different mixtures: a router sends it their tokens in an order of its "
+                "own; run them apart, or leave it out of target_parameters"
             )
         deltas = self.deltas([names[k] for k in own])  # [K', E, r]
         scale = self.svf_s * torch.tensordot(alpha[0].to(deltas), deltas, 1)

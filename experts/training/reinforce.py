@@ -101,8 +101,9 @@ class Reinforce(ExpertTraining):
     baseline: Baseline = "leave-one-out"
     kl: float = 0.0
     """λ, the coefficient of KL(π_z ‖ base)."""
-    parametrization: Literal["raw", "sigmoid"] = "raw"
-    """raw trains z itself; sigmoid is the original code's z = σ(p) with the nuclear norm kept."""
+    parametrization: Literal["raw", "sigmoid", "shared"] = "raw"
+    """raw trains z itself; sigmoid is the original code's z = σ(p) with the nuclear norm kept; shared trains one z for
+    the matrices of a kind in all layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -140,8 +140,7 @@ class Run:
         assert best is not None
         model: Any = trainer.model
         model.load_state_dict(load_file(kept_path(self.folder, best)), strict=False)
-        parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return Result(self.output, parameters, figures, best, self.log.seconds(), diverged)
+        return Result(self.output, trainer.trained_parameters(), figures, best, self.log.seconds(), diverged)
 
     def finish(self, result: Result, write: Callable[[Path], None]) -> None:
         """Makes `output` of what `write` puts into a folder, with the log beside it; then the run is over.

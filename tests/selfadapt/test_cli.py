@@ -184,6 +184,12 @@ def test_version(run: Any) -> None:
     assert run("--version") == (0, f"selfadapt {selfadapt.__version__}\n", "")
 
 
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "selfadapt", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"selfadapt {selfadapt.__version__}\n"
+
+
 def test_nothing_at_all_shows_the_help(run: Any) -> None:
     assert run() == run("--help")
     assert run()[0] == 0

@@ -1,4 +1,4 @@
-"""SVF of a mixture's matrices, on the architectures whose row in docs/training.md says that all-linear leaves them out."""
+"""SVF of a mixture's matrices, on the architectures of which docs/training.md says that all-linear leaves them out."""
 
 from __future__ import annotations
 
