@@ -38,7 +38,7 @@ def check_names(config: SVFConfig, model: nn.Module) -> None:
     if isinstance(config.exclude_modules, str) and not any(re.fullmatch(config.exclude_modules, n) for n in names):
         raise UserError(f"exclude_modules {config.exclude_modules!r} matches no module's whole name")
     _check_saved(config, names)
-    _check_layers(config, names)
+    _check_layers(config, names, model)
     adapted = [name for name in names if check_target_module_exists(config, name)]
     adapted += targeted_parameters(config, model)
     for pattern in config.rank_pattern:
@@ -105,10 +105,11 @@ def _check_saved(config: SVFConfig, names: list[str]) -> None:
         )
 
 
-def _check_layers(config: SVFConfig, names: list[str]) -> None:
+def _check_layers(config: SVFConfig, names: list[str], model: nn.Module) -> None:
     layers = config.layers_to_transform
     for layer in [layers] if isinstance(layers, int) else layers or []:
         alone = copy.copy(config)
         alone.layers_to_transform = layer
-        if not any(check_target_module_exists(alone, name) for name in names):
+        named = any(check_target_module_exists(alone, name) for name in names)
+        if not named and not targeted_parameters(alone, model):
             raise UserError(f"layers_to_transform: no module that target_modules names is in a layer {layer}")
