@@ -303,7 +303,7 @@ class SVFModel(PeftVerbs):
         """In a file a vector is called `<matrix>.svf_z`, by the matrix's name in the plain base."""
         return plain_name(re.sub(rf"\.svf_z\.{re.escape(adapter_name)}$", ".svf_z", key))
 
-    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
         if isinstance(self.model.get_submodule(key.rpartition(".")[0]), SVFExperts):
             return False  # stands in a parameter's place, and under its name
         return check_target_module_exists(peft_config, plain_name(key))
