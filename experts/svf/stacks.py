@@ -87,7 +87,7 @@ class SVFStack(SVFLayer):
             self.svf_u, self.svf_s, self.svf_vt = decompose(self.pristine_weight, rank)
 
     def mixture(self, names: Sequence[str], alpha: Tensor, matrix: str) -> LayerMixture:
-        """What a batch under α [B, K] runs.
+        """How a batch under α [B, K] runs: by U diag(s·δ) [E, m, r], which is its `u`, and Vᵀ; without them, the base.
 
         Raises:
             UserError: by the name of the matrices, if rows have different experts here.
@@ -102,26 +102,26 @@ class SVFStack(SVFLayer):
                 "own; run them apart, or leave it out of target_parameters"
             )
         deltas = self.deltas([names[k] for k in own])  # [K', E, r]
-        scale = self.svf_s * torch.tensordot(alpha[0].to(deltas), deltas, 1)
-        return LayerMixture(scale=scale, u=self.svf_u, vt=self.svf_vt, name=matrix)
+        delta = torch.tensordot(alpha[0].to(deltas), deltas, 1)
+        return LayerMixture(u=self._scaled(delta), vt=self.svf_vt, name=matrix)
 
     def changed(self) -> FactoredWeight | None:
         """What stands in the parameter's place in this call; None for the base's own."""
         mixture: LayerMixture | None = mixture_of(self)
         if mixture is not None:
-            if mixture.scale is None or mixture.u is None or mixture.vt is None:
+            if mixture.u is None or mixture.vt is None:
                 return None
-            return self._factored(mixture.scale, mixture.u, mixture.vt)
+            return FactoredWeight.of(self.weight, mixture.u, mixture.vt)
         if self.disable_adapters and self.merged:
             self.unmerge()
         active = [name for name in self.active_adapters if name in self.svf_z]
         if self.disable_adapters or self.merged or not active:
             return None
-        return self._factored(self.svf_s * self.delta(active), self.svf_u, self.svf_vt)
+        return FactoredWeight.of(self.weight, self._scaled(self.delta(active)), self.svf_vt)
 
-    def _factored(self, scale: Tensor, u: Tensor, vt: Tensor) -> FactoredWeight:
-        """W + U diag(scale) Vᵀ, with a scale [E, r]."""
-        return FactoredWeight.of(self.weight, (u * scale[:, None]).to(u.dtype), vt)
+    def _scaled(self, delta: Tensor) -> Tensor:
+        """U diag(s·δ) [E, m, r], for δ [E, r]."""
+        return (self.svf_u * (self.svf_s * delta)[:, None]).to(self.svf_u.dtype)
 
     def merge_delta(self, delta: Tensor) -> Tensor:
         """W + U diag(s·δ) Vᵀ [E, m, n], each matrix rounded once to the base's dtype, and made after the other."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers.integrations.moe  # noqa: F401 (registers its product)
 from torch import Tensor
 
 from experts.svf.factored import FactoredWeight
@@ -14,11 +15,12 @@ from experts.svf.factored import FactoredWeight
 E, P, Q, R, TOKENS = 3, 8, 16, 5, 6
 
 
-def factored() -> tuple[FactoredWeight, Tensor]:
-    """The same weight [E, P, Q] in factors and written out, in float64."""
+def factored(dtype: torch.dtype = torch.float64) -> tuple[FactoredWeight, Tensor]:
+    """The same weight [E, P, Q] in factors and written out."""
     generator = torch.Generator().manual_seed(0)
     w, left, right = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((E, P, Q), (E, P, R), (E, R, Q))
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in ((E, P, Q), (E, P, R), (E, R, Q))
     )
     return FactoredWeight.of(w, left, right), w + left @ right
 
@@ -39,7 +41,6 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed, from behind": lambda w: x(TOKENS, Q) @ w[1].transpose(-2, -1),
     "gathered": lambda w: torch.bmm(w[torch.tensor([2, 0, 2, 1])], x(4, Q, 1)),
     "a slice": lambda w: torch.bmm(x(2, TOKENS, P), w[1:]),
-    "grouped": lambda w: F.grouped_mm(x(TOKENS, P).float(), w.float(), offs=torch.tensor([2, 2, 6], dtype=torch.int32)),
     "einsum": lambda w: torch.einsum("tq,epq->tep", x(TOKENS, Q), w),
     "baddbmm": lambda w: torch.baddbmm(x(E, TOKENS, Q), x(E, TOKENS, P), w),
     "T": lambda w: w[0].T,
@@ -55,6 +56,24 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "to": lambda w: w.to(torch.float32),
     "the difference from itself": lambda w: w - w,
 }
+
+ENDS = torch.tensor([2, 2, TOKENS], dtype=torch.int32)
+GROUPED: dict[str, Callable[[Tensor], Tensor]] = {  # which single precision has
+    "grouped": lambda w: F.grouped_mm(x(TOKENS, P).float(), w, offs=ENDS),
+    "grouped, transposed": lambda w: F.grouped_mm(x(TOKENS, Q).float(), w.transpose(-2, -1), offs=ENDS),
+    "grouped by transformers": lambda w: torch.ops.transformers.grouped_mm_fallback(x(TOKENS, P).float(), w, ENDS),
+}
+
+
+@pytest.mark.parametrize("way", GROUPED)
+def test_grouped_products_are_products_of_the_parts(way: str) -> None:
+    weight, dense = factored(torch.float32)
+    written_out: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experts.svf.factored._written_out", lambda value: written_out.append(value) or value)
+        result = GROUPED[way](weight)
+    torch.testing.assert_close(result, GROUPED[way](dense), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(value, FactoredWeight) for value in written_out)
 
 
 @pytest.mark.parametrize("way", WAYS)

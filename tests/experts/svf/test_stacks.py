@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from dispatch.few_shot import matrix_groups
 from experts.engine import NativeEngine
 from experts.engine.lora_cache import LoraCache
 from experts.exchange.export import best_lora, export_merged
@@ -222,6 +223,23 @@ def test_what_other_threads_run_is_not_changed() -> None:
         assert not close(logits(model), wanted)
     assert torch.equal(seen[0], wanted)
     assert torch.equal(logits(copy.deepcopy(model)), wanted)
+
+
+def test_a_mixture_may_have_weights_of_its_own_for_a_stack_and_linear_layers_rows_of_theirs() -> None:
+    base = small_model("Mixtral")
+    config = SVFConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], target_parameters=["down_proj"])
+    model: Any = get_peft_model(base, config).eval()
+    perturb(model)
+    tuner, stacks = model.base_model, [*stacks_in(model.get_base_model())]
+    assert {*stacks} <= {*matrix_groups(model, "matrix")}
+    rows, half = torch.tensor([[1.0], [0.0], [0.7]]), torch.full((3, 1), 0.5)
+    with tuner.mixed(["default"], rows, per_matrix=dict.fromkeys(stacks, half)):
+        together = logits(model)
+    for row in range(3):
+        with tuner.mixed(["default"], rows[row : row + 1], per_matrix=dict.fromkeys(stacks, half[:1])):
+            assert close(together[row : row + 1], logits(model, IDS[row : row + 1]))
+    with tuner.mixed(["default"], half * 0, per_matrix=dict.fromkeys(stacks, half)):
+        assert not close(logits(model), together)
 
 
 def test_routers_are_left_alone() -> None:
