@@ -198,6 +198,21 @@ def test_gradients_are_those_of_finite_differences() -> None:
         assert (values[0] - values[1]).item() / 2e-2 == pytest.approx(z.grad[place].item(), rel=1e-2)
 
 
+@pytest.mark.parametrize("name", ["Mixtral", "GptOss", "Llama4Text"])
+def test_training_keeps_no_copy_of_the_matrices_and_makes_no_gradient_of_one(name: str) -> None:
+    model = adapted(name)
+    stacks = stacks_in(model.get_base_model()).values()
+    own = {stack.weight.untyped_storage().data_ptr() for stack in stacks}
+    smallest = min(stack.weight.numel() for stack in stacks)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        output = model(input_ids=IDS[:1, :4], use_cache=False).logits
+    output.sum().backward()
+    large = [t for t in kept if t.numel() >= smallest and t.untyped_storage().data_ptr() not in own]
+    assert not [t.shape for t in large if t.ndim == 3 and len(t) == 4]
+    assert all(stack.weight.grad is None for stack in stacks)
+
+
 def test_gradient_checkpointing_and_the_hooks_of_accelerate_change_nothing() -> None:
     model: Any = adapted("Mixtral")
     wanted = logits(model)
