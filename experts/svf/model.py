@@ -39,7 +39,10 @@ _changing = RLock()
 
 
 class SVFModel(PeftVerbs):
-    """A model whose chosen linear layers carry SVF experts. Made by `get_peft_model(base, SVFConfig(...))`."""
+    """A model whose chosen linear layers, and stacks of a mixture's matrices, carry SVF experts.
+
+    Made by `get_peft_model(base, SVFConfig(...))`.
+    """
 
     prefix = "svf_"
     tuner_layer_cls = SVFLayer
@@ -170,7 +173,7 @@ class SVFModel(PeftVerbs):
 
         Raises:
             UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
-                adapted, or experts are merged into the base.
+                adapted, experts are merged into the base, or rows differ in what they make of a stack.
         """
         known = self.peft_config.keys() | self.loras
         for name in names:
@@ -350,20 +353,20 @@ class SVFModel(PeftVerbs):
         self, peft_config: Any, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
     ) -> list[str]:
         names = targeted_parameters(peft_config, model)
-        fused = fused_parameters(model)
+        modules, fused = plain_modules(model), fused_parameters(model)
         for name in names:
             owner, _, parameter = name.rpartition(".")
-            parent, _, child = owner.rpartition(".")
-            module = plain_modules(model)[owner]
-            if not isinstance(module, SVFExperts):
-                refuse_unsuitable(name, module, fused[name])
-                module = SVFExperts(module)
-                setattr(plain_modules(model)[parent], child, module)
-            stack = module.stack(parameter)
+            if parameter not in getattr(modules[owner], "stacks", {}):
+                refuse_unsuitable(name, modules[owner], fused[name])
+            if not isinstance(modules[owner], SVFExperts):
+                parent, _, child = owner.rpartition(".")
+                modules[owner] = SVFExperts(modules[owner])
+                setattr(modules[parent], child, modules[owner])
+            stack = cast(SVFExperts, modules[owner]).stack(parameter)
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                 stack.update_layer(adapter_name, peft_config.rank_of(name), peft_config.inference_mode)
             if adapter_name not in self.active_adapters:
-                stack.requires_grad_(False)  # an additional expert is not trainable until it is made active
+                stack.svf_z[adapter_name].requires_grad_(False)  # until it is made active
         return names
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

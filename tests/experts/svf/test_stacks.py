@@ -323,6 +323,9 @@ def test_bases_without_stacks_and_weights_that_are_not_dense_are_refused(tiny_mo
     experts.down_proj = nn.Parameter(experts.down_proj.to(torch.int8), requires_grad=False)
     with pytest.raises(UserError, match=r"layers\.0\.mlp\.experts\.down_proj is quantised \(int8\)"):
         get_peft_model(base, SVFConfig(**options))
+    beside = get_peft_model(base, SVFConfig(target_modules=[], target_parameters=["gate_up_proj"]))
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.experts\.down_proj is quantised \(int8\)"):
+        beside.add_adapter("other", SVFConfig(**options))
     with pytest.raises(UserError, match=r"down_proj is not loaded \(meta device\)"):
         get_peft_model(small_model("Mixtral").to("meta"), SVFConfig(**options))
 
