@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 GROUPED = {"grouped_mm", "_grouped_mm", "grouped_mm_fallback"}
 MULTIPLY = {"matmul", "__matmul__", "bmm", "mm"} | GROUPED
@@ -57,9 +58,10 @@ class FactoredWeight(Tensor):
             if name == "linear" and not isinstance(first, cls) and isinstance(second, cls):
                 difference = F.linear(F.linear(first, second._right), second._left)
                 return func(first, second._w, *args[2:], **kwargs) + difference
-            if name in MULTIPLY and "out" not in kwargs:
+            if name in MULTIPLY and (isinstance(first, cls) or isinstance(second, cls)) and "out" not in kwargs:
                 return _multiply(func, first, second, name in GROUPED, args[2:], kwargs)
-            return func(*map(_written_out, args), **{key: _written_out(value) for key, value in kwargs.items()})
+            args, kwargs = tree_map(_written_out, (args, dict(kwargs)))
+            return func(*args, **kwargs)
 
 
 def _multiply(func: Callable[..., Any], x: Any, y: Any, grouped: bool, rest: Sequence[Any], kwargs: Any) -> Any:
