@@ -168,6 +168,17 @@ def unfinished_folder(output: Path) -> Path:
     return output.with_name(output.name + ".unfinished")
 
 
+def is_begun(output: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether there is a run of this recipe that can go on."""
+    unfinished = unfinished_folder(output)
+    return unfinished.exists() and _was_begun_with(unfinished, recipe)
+
+
+def _was_begun_with(unfinished: Path, recipe: Mapping[str, Any]) -> bool:
+    note = unfinished / "recipe.json"
+    return not note.exists() or json.loads(note.read_text(encoding="utf-8")) == recipe
+
+
 def last_checkpoint(unfinished: Path) -> str | None:
     """The last complete one. The trainer writes its state last; a killed run may leave a checkpoint without it."""
     complete = [path for path in unfinished.glob("checkpoint-*") if _is_complete(path)]
@@ -209,8 +220,7 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
         raise UserError(f"there is nothing to resume: {unfinished} does not exist")
     if unfinished.exists() and not (resume or replace):
         raise UserError(f"{unfinished} holds an unfinished run; resume it, or remove it to start again")
-    note = unfinished / "recipe.json"
-    if resume and note.exists() and json.loads(note.read_text(encoding="utf-8")) != recipe:
+    if resume and not _was_begun_with(unfinished, recipe):
         raise UserError(f"{unfinished} was begun with another recipe; resume it with that one, or remove it")
     check_new_folder(unfinished)
 

@@ -17,10 +17,11 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple
 
-from dispatch import AUTO, Dispatcher, find_dispatcher
+from dispatch import Dispatcher, find_dispatcher
 from experts.engine.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.naming import AUTO
 from experts.outside.chats import Chat, read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import expand
