@@ -191,6 +191,7 @@ class SVFExperts(nn.Module):
             self._modules[parameter] = SVFStack(self.base_layer, parameter)
         return self.stacks[parameter]
 
+    @torch.compiler.disable  # which cannot trace a weight in factors
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         changed = {name: weight for name, stack in self.stacks.items() if (weight := stack.changed()) is not None}
         module = self.base_layer

@@ -240,6 +240,15 @@ def test_what_other_threads_run_is_not_changed() -> None:
     assert torch.equal(logits(copy.deepcopy(model)), wanted)
 
 
+@pytest.mark.slow
+def test_a_compiled_base_gives_the_same() -> None:
+    model: Any = adapted("Mixtral")
+    compiled = torch.compile(model.get_base_model(), backend="eager")
+    assert close(logits(compiled), logits(model))
+    with model.base_model.mixed(["default"], torch.full((3, 1), 0.5)):
+        assert close(logits(compiled), logits(model))
+
+
 def test_a_mixture_may_have_weights_of_its_own_for_a_stack_and_linear_layers_rows_of_theirs() -> None:
     base = small_model("Mixtral")
     config = SVFConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], target_parameters=["down_proj"])
