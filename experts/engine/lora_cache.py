@@ -92,7 +92,7 @@ class LoraCache:
         keep: how many LoRAs stay on disk; those least recently held make room for others, unless they are held.
 
     Raises:
-        UserError: if the library was made for another base, or an expert is damaged.
+        UserError: if the library was made for another base, or an expert is damaged, or adapts a mixture's matrices.
     """
 
     def __init__(
@@ -104,13 +104,14 @@ class LoraCache:
         self.keep = keep
         self._experts: dict[str, Expert] = {}
         self._loras: dict[str, Lora] = {}
-        layers: dict[str, nn.Module] = {}
+        layers: dict[str, nn.Module | Tensor] = {}
         for name in library.names:
             adapter = library.adapter(name)
             if isinstance(adapter, Lora):
                 check_lora(f"the LoRA in {library.path(name)}", adapter, base)
                 self._loras[name] = adapter
             else:
+                _refuse_stacks(name, adapter)
                 layers |= adapter.layers_in(base)
                 self._experts[name] = adapter
         self._matrices = list(dict.fromkeys([*layers, *(m for lora in self._loras.values() for m in lora.a)]))
@@ -148,6 +149,7 @@ class LoraCache:
         if isinstance(adapter, Lora):
             self._refuse_without_room(name, adapter)
         else:
+            _refuse_stacks(name, adapter)
             self._refuse_other_values(name, adapter)
         with self._lock:
             if name in self.experts:
@@ -249,3 +251,12 @@ class LoraCache:
         unheld = [name for name in self._adapters if not self._held[name]]
         for name in unheld[: max(0, len(self._adapters) - self.keep)]:
             shutil.rmtree(self._adapters.pop(name).path)
+
+
+def _refuse_stacks(name: str, expert: Expert) -> None:
+    for matrix, z in expert.z.items():
+        if z.ndim == 2:
+            raise UserError(
+                f"the expert {name!r} adapts {matrix}, a stack of a mixture's matrices, and is served by the native "
+                "engine alone"
+            )

@@ -37,8 +37,14 @@ class Difference:
         """All of it as one LoRA, whose rank in a matrix is the sum of theirs.
 
         Raises:
-            UserError: if it does not fit the base.
+            UserError: if it does not fit the base, or its expert adapts stacks of matrices, beside which LoRAs have no
+                place.
         """
+        if stacks := [matrix for matrix, z in self.expert.z.items() if z.ndim == 2]:
+            raise UserError(
+                f"a mixture of LoRAs and of experts that adapt a stack of matrices ({stacks[0]}) is not exported; "
+                "mix either alone"
+            )
         layers = self.expert.layers_in(base)
 
         def factors(matrix: str) -> LoraFactors:

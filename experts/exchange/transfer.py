@@ -39,7 +39,7 @@ def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | N
     z, description = expert.z, expert.description
     if shuffled is not None:
         generator = torch.Generator().manual_seed(shuffled)
-        z = {matrix: z[matrix][torch.randperm(len(z[matrix]), generator=generator)] for matrix in sorted(z)}
+        z = {matrix: z[matrix][..., torch.randperm(z[matrix].shape[-1], generator=generator)] for matrix in sorted(z)}
         description = f"{description} (shuffled control, seed {shuffled})"
     origin = expert.transferred_from or f"{expert.base} ({expert.fingerprint})"
     return replace(
@@ -90,8 +90,11 @@ def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrained
         k: how many of the largest directions span the spaces that `overlap` compares, where a matrix has so many.
 
     Raises:
-        UserError: if the expert does not fit a base, a matrix has not the same shape in both, or all are zeros.
+        UserError: if the expert does not fit a base, a matrix has not the same shape in both, or all are zeros; or if
+            it adapts stacks of matrices, which are not compared.
     """
+    if stacks := [matrix for matrix, z in expert.z.items() if z.ndim == 2]:
+        raise UserError(f"{stacks[0]} is a stack of a mixture's matrices, and only those of linear layers are compared")
     check_shapes(expert, trained_on, other)
     ours, theirs = expert.layers_in(trained_on), expert.layers_in(other)
 

@@ -49,9 +49,9 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
 from experts.svf.layer import SVFLinear
-from experts.svf.linear import fused_matrices
 from experts.svf.names import plain_name
 from experts.svf.quantised import dense_weight, dequantised, is_quantised, is_transposed, shape_of
+from experts.svf.stacks import SVFStack, fused_matrices
 
 logger = logging.getLogger(__name__)
 
@@ -241,13 +241,17 @@ def _matrices(model: nn.Module) -> dict[str, _Matrix]:
             base = module.get_base_layer()
             if head in (module, base):
                 continue
-            if isinstance(module, SVFLinear):
+            if isinstance(module, SVFStack):
+                pristine = module.pristine_weight
+                matrices[plain] = _Matrix(pristine.detach, pristine.numel())
+            elif isinstance(module, SVFLinear):
                 matrices[plain] = _of(base, partial(getattr, module, "pristine_weight"))
             elif isinstance(base, nn.Linear | Conv1D):
                 matrices[plain] = _of(base, partial(dense_weight, base))
         elif isinstance(module, nn.Linear | Conv1D) and module is not head:
             matrices[plain] = _of(module, partial(dense_weight, module))
         else:
+            plain = plain.removesuffix(".base_layer")  # of stacks that are adapted, which come after it
             for key, tensor in fused_matrices(module).items():
                 matrices[f"{plain}.{key}"] = _Matrix(tensor.detach, tensor.numel())
     return matrices

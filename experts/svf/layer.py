@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
@@ -17,6 +16,7 @@ from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose
 from experts.svf.mixing import LayerMixture, LoraFactors, mixture_of
 from experts.svf.quantised import dense_weight, is_quantised, shape_of
+from experts.svf.scaled import SVFLayer
 
 # Fused optimisers change parameters without bumping their version counters, so a merged weight also remembers how many
 # optimiser steps this process had made when it was built. Which parameters a step changed is not asked: some optimisers
@@ -92,7 +92,7 @@ class MergedLinear(torch.autograd.Function):
         return grad_x, grad_delta, grad_bias, None, None, None, None
 
 
-class SVFLinear(nn.Module, BaseTunerLayer):
+class SVFLinear(SVFLayer):
     """A linear layer W [m, n] with experts z [r]: W' = U diag(s·z) Vᵀ (arXiv 2501.06252, equation 1).
 
     Everything is computed as a difference, W' = W + U diag(s·δ) Vᵀ with δ = Σ_k c_k (z_k − 1) over the active adapters
@@ -120,10 +120,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     are never saved. z is float32 whatever the dtype of the base.
     """
 
-    adapter_layer_names = ("svf_z",)
-    other_param_names = ("svf_scales",)
     svf_u: Tensor  # [m, r]
-    svf_s: Tensor  # [r]; None without experts
     svf_vt: Tensor  # [r, n]
 
     def __init__(
@@ -141,7 +138,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.quantised = is_quantised(base_layer)
         self._factor_dtype = dtype
         self.svf_z = nn.ParameterDict()
-        self.svf_scales: dict[str, float] = {}  # of the adapters that have another than 1
+        self.svf_scales = {}
         for name in ("svf_u", "svf_s", "svf_vt"):
             self.register_buffer(name, None, persistent=False)
         self.svf_loras: dict[str, LoraFactors] = {}
@@ -191,37 +188,6 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def carries(self, name: str) -> bool:
         """Whether an expert, or a LoRA, of this name adapts the layer."""
         return name in self.svf_z or name in self.svf_loras
-
-    def deltas(self, adapter_names: list[str]) -> Tensor:
-        """c_k (z_k − 1) of each expert [K, r] with its scale c_k, zero where one of a smaller rank has nothing."""
-        z = pad_sequence([self.svf_z[name] for name in adapter_names], batch_first=True, padding_value=1.0)
-        deltas = F.pad(z - 1, (0, len(self.svf_s) - z.shape[1]))
-        if not self.svf_scales:
-            return deltas
-        return deltas * deltas.new_tensor([self.svf_scales.get(name, 1.0) for name in adapter_names])[:, None]
-
-    def delta(self, adapter_names: list[str]) -> Tensor:
-        """δ = Σ_k c_k (z_k − 1) [r] of at least one expert."""
-        return self.deltas(adapter_names).sum(0)
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """PEFT's name for the share c in 1 + c (z − 1) that an adapter has in this layer; it is not saved."""
-        if adapter not in self.svf_z:
-            return
-        self.svf_scales.pop(adapter, None)
-        if scale != 1:
-            self.svf_scales[adapter] = float(scale)
-        self.invalidate()
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiplies the scales of the active adapters."""
-        for name in self.active_adapters:
-            self.set_scale(name, scale * self.svf_scales.get(name, 1.0))
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divides the scales of the active adapters, or sets them to 1."""
-        for name in self.active_adapters:
-            self.set_scale(name, 1.0 if scale is None else self.svf_scales.get(name, 1.0) / scale)
 
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
         """Changes whenever one of these experts' z, one of these LoRAs, or the base's weight, may have changed."""
@@ -295,10 +261,6 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             self.base_layer.weight.data = self._pristine
             self._pristine = None
         self.merged_adapters.clear()
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Switches between the experts and the base. What is frozen stays frozen; PEFT's own would thaw it."""
-        self._disable_adapters = not enabled
 
     def invalidate(self) -> None:
         """Forgets the merged weights. Needed only after z was changed in place through `.data`."""
@@ -407,16 +369,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         y.view(-1, self.out_features).addmm_(hidden, factor.T.to(y.dtype))
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
-        # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.
-        kept = {name: z.data for name, z in self.svf_z.items()}
-        s = self.svf_s
         super()._apply(fn, recurse)
-        for name, data in kept.items():
-            z = self.svf_z[name]
-            if z.dtype != data.dtype and not z.is_meta:
-                z.data = data.to(z.device, self.z_dtype)
-        if s is not None and self.svf_s is not None:
-            self.svf_s = s.to(self.svf_s.device, self.z_dtype)
         if self._pristine is not None:
             self._pristine = fn(self._pristine)
         self.svf_loras = {name: LoraFactors(*map(fn, factors)) for name, factors in self.svf_loras.items()}
@@ -435,6 +388,3 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_merged_weight": None}  # what is copied or pickled can be merged again
-
-    def __repr__(self) -> str:
-        return "svf." + super().__repr__()

@@ -29,8 +29,13 @@ def is_quantised(layer: nn.Module) -> bool:
     return type(weight).__name__ == "Params4bit"
 
 
-def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """(m, n) of a linear layer's W, whether it carries experts or not. A 4-bit weight has the shape of its bytes."""
+def shape_of(layer: nn.Module | Tensor) -> tuple[int, int]:
+    """(m, n) of a linear layer's W, whether it carries experts or not, or of the matrices of a stack [E, m, n].
+
+    A 4-bit weight has the shape of its bytes.
+    """
+    if isinstance(layer, Tensor):
+        return layer.shape[-2], layer.shape[-1]
     if isinstance(layer, Conv1D):
         n, m = layer.weight.shape
         return m, n
@@ -67,8 +72,13 @@ class DenseWeight:
         return weight.T if self.transposed else weight
 
 
-def dense_weight(layer: nn.Module) -> Tensor:
-    """W [m, n] of a linear layer; of a quantised one what it was quantised from, or else what its bits stand for."""
+def dense_weight(layer: nn.Module | Tensor) -> Tensor:
+    """W [m, n] of a linear layer; of a quantised one what it was quantised from, or else what its bits stand for.
+
+    A stack [E, m, n] is its own.
+    """
+    if isinstance(layer, Tensor):
+        return layer.detach()
     if not is_quantised(layer):
         weight = cast(Tensor, layer.weight).detach()
         return weight.T if isinstance(layer, Conv1D) else weight

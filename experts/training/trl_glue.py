@@ -40,7 +40,8 @@ from experts.engine import check_context
 from experts.engine.constrained import Constraint, constraint_of
 from experts.outside.chats import tokenize, words
 from experts.outside.errors import UserError
-from experts.svf import SVFConfig, SVFLinear
+from experts.svf import SVFConfig
+from experts.svf.scaled import SVFLayer
 from experts.svf.shared import SharedAdamW, of_one_kind
 from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.log import Log
@@ -94,10 +95,10 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
     def _kinds(self) -> list[list[nn.Parameter]]:
         return of_one_kind((name, z) for name, _, z in self._trained())
 
-    def _trained(self) -> list[tuple[str, SVFLinear, nn.Parameter]]:
+    def _trained(self) -> list[tuple[str, SVFLayer, nn.Parameter]]:
         """The trained z, each with its layer, and the layer's name."""
         assert self.model is not None
-        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SVFLinear)]
+        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SVFLayer)]
         return [(name, layer, layer.svf_z[own]) for name, layer in layers for own in layer.active_adapters]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
