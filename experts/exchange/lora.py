@@ -72,7 +72,7 @@ class Lora:
     @property
     def factors(self) -> dict[str, LoraFactors]:
         """Matrix name → A and B, where B carries the scaling."""
-        return {matrix: LoraFactors(a, self._scaling(len(a)) * self.b[matrix]) for matrix, a in self.a.items()}
+        return {matrix: LoraFactors(a, self._scaling(a.shape[-2]) * self.b[matrix]) for matrix, a in self.a.items()}
 
     def _scaling(self, k: int) -> float:
         return 1.0 if self.alpha is None else self.alpha / (k**0.5 if self.rslora else k)

@@ -263,7 +263,7 @@ def test_a_lora_that_was_written_here_says_what_it_is_for(
     library.add(tmp_path / "capitals")
     assert library.description("capitals") == "Capitals of countries."
     for matrix, (a, b) in library.lora("capitals").factors.items():
-        close(b @ a, written.b[matrix] @ written.a[matrix])
+        close(b @ a, written.factors[matrix].b @ written.factors[matrix].a)
     library.add(tmp_path / "capitals", "others", description="Something else.")
     assert library.description("others") == "Something else."
 
