@@ -89,3 +89,110 @@ def test_answers_are_those_of_the_same_requests_alone(engine: NativeEngine, batc
         said += alone
     assert len({*said}) > 30
     assert {why for each in heard for why in each.why.values()} == {"stop", "length"}
+
+
+def test_of_rows_that_find_no_room_the_youngest_wait_and_go_on_later(engine: NativeEngine) -> None:
+    prompts = [prompt[:30] for prompt in PROMPTS]
+    ids = tokenize(engine.tokenizer, prompts)
+    longest = max(map(len, ids)) + NEW
+    sampling = Sampling(temperature=0.9, seed=3)
+    for tokens in (longest, 2 * longest, 3 * longest + 5):
+        batch = ContinuousBatch(engine, rows=8, tokens=tokens)
+        widest: list[int] = []
+        read = batch._batch.__class__.read
+
+        def noting(own: Any, read: Any = read, widest: list[int] = widest) -> torch.Tensor:
+            logits: torch.Tensor = read(own)
+            widest.append(own.mask.numel())
+            return logits
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch._batch.__class__, "read", noting)
+            heard = [Heard(batch, [own], Mixture.of({"a": 0.5}), sampling=sampling, max_new_tokens=NEW) for own in ids]
+            said = [text(engine, each.all().tokens()) for each in heard]
+        batch.close()
+        assert said == [
+            engine.generate([prompt], max_new_tokens=NEW, mixture=Mixture.of({"a": 0.5}), sampling=sampling)[0]
+            for prompt in prompts
+        ]
+        assert max(widest) <= tokens
+
+
+def test_what_is_cancelled_leaves_and_the_others_go_on(engine: NativeEngine, batch: ContinuousBatch) -> None:
+    engine.generation_config.eos_token_id = None
+    ids = tokenize(engine.tokenizer, ["what is this?"])
+    endless = [Heard(batch, ids, Mixture.of({"b": 1.0}), n=2) for _ in range(4)]
+    for each in endless[:2]:
+        assert not isinstance(each.events.get(timeout=60), Exception)
+    for each in endless:
+        each.request.cancel()
+    answer = Heard(batch, ids, Mixture.of({"b": 1.0}), max_new_tokens=NEW).all()
+    assert [text(engine, answer.tokens())] == engine.generate(
+        ["what is this?"], max_new_tokens=NEW, mixture=Mixture.of({"b": 1.0})
+    )
+    batch.close()
+    assert (batch.running, batch.queued) == (0, 0)
+
+
+def test_how_likely_tokens_are_is_what_the_model_says(engine: NativeEngine, batch: ContinuousBatch) -> None:
+    prompts = ["and one more of them " * 20, "bb"]  # the first is read in several pieces
+    ids = [list(own) for own in engine.tokenizer(prompts)["input_ids"]]  # type: ignore[operator]
+    mixture = Mixture(("a", "b"), torch.tensor([[0.5, 0.2], [0.0, 1.0]]))
+    heard = Heard(batch, ids, mixture, max_new_tokens=5, logprobs=2, prompt_logprobs=3, n=2).all()
+    for row in range(4):
+        prompt = row // 2
+        whole = torch.tensor([[*ids[prompt], *heard.tokens(row)]])
+        with torch.no_grad(), engine.model.base_model.mixed(mixture.names, mixture.weights[[prompt]]):  # type: ignore[operator,union-attr]
+            logps = engine.model(whole).logits[0].float().log_softmax(1)
+        found = [*heard.read[prompt].logps, *(event.logp for event in heard.written[row])]
+        assert [each.token for each in found] == whole[0, 1:].tolist()
+        own = logps[:-1].gather(1, whole[0, 1:, None])[:, 0]
+        assert torch.allclose(torch.tensor([each.logp for each in found]), own, atol=1e-4)
+        for place, each in enumerate(found):
+            assert len(each.top) == (3 if place < len(ids[prompt]) - 1 else 2)
+            assert torch.allclose(torch.tensor([p for _, p in each.top]), logps[place].topk(len(each.top)).values, atol=1e-4)
+
+
+def test_a_prompt_may_only_be_read(engine: NativeEngine, batch: ContinuousBatch) -> None:
+    heard = Heard(batch, [[5, 6, 7]], Mixture.of({}), max_new_tokens=0, prompt_logprobs=0).all()
+    assert (heard.why, heard.written) == ({0: "length"}, {})
+    assert [each.token for each in heard.read[0].logps] == [6, 7]
+
+
+def test_weights_beyond_all_bounds_fail_their_own_request_alone(engine: NativeEngine, batch: ContinuousBatch) -> None:
+    ids = tokenize(engine.tokenizer, ["what is this?"])
+    good = Heard(batch, ids, Mixture.of({"a": 0.4}), max_new_tokens=NEW)
+    bad = Heard(batch, ids, Mixture.of({"a": 1e38}), max_new_tokens=NEW, sampling=Sampling(temperature=1.0))
+    with pytest.raises(UserError, match="too large"):
+        bad.all()
+    assert [text(engine, good.all().tokens())] == engine.generate(
+        ["what is this?"], max_new_tokens=NEW, mixture=Mixture.of({"a": 0.4})
+    )
+
+
+def test_a_mixture_of_nobody_fails_and_the_batch_runs_on(batch: ContinuousBatch) -> None:
+    with pytest.raises(UserError, match="nobody"):
+        Heard(batch, [[5]], Mixture.of({"nobody": 1.0}), max_new_tokens=2).all()
+    assert Heard(batch, [[5]], Mixture.of({}), max_new_tokens=2).all().tokens()
+
+
+def test_what_cannot_be_answered_is_refused_at_once(engine: NativeEngine) -> None:
+    engine.generation_config.eos_token_id = None
+    batch = ContinuousBatch(engine, rows=1, waiting=3)
+    base = Mixture.of({})
+    for prompts, options in (([[]], {}), ([[5] * 512], {}), ([[5] * 500], {"max_new_tokens": 13}), ([[5]], {"n": 4})):
+        with pytest.raises(UserError):
+            Heard(batch, prompts, base, **options)
+    first = Heard(batch, [[5]], base)
+    first.events.get(timeout=60)
+    waiting = [Heard(batch, [[5]], base) for _ in range(3)]
+    with pytest.raises(QueueFull):
+        Heard(batch, [[5]], base)
+    waiting[1].request.cancel()  # whoever has gone takes nobody's place
+    waiting[1] = Heard(batch, [[5]], base)
+    batch.close()
+    for each in (first, *waiting):
+        with pytest.raises(Stopped):
+            each.all()
+    with pytest.raises(Stopped):
+        Heard(batch, [[5]], base)
