@@ -36,6 +36,9 @@ from experts.svf import SVFModel
 PIECE = {"cpu": 256, "cuda": 8192}
 """Tokens of prompts that are read between two tokens of the answers."""
 
+ALONE = 1 << 17
+"""Tokens that an answer and its prompt may have where only one is written at once."""
+
 
 class QueueFull(Exception):
     """As many answers wait as may."""
@@ -60,7 +63,8 @@ class ContinuousBatch:
     def __init__(self, engine: NativeEngine, *, rows: int = 32, waiting: int = 256, tokens: int | None = None) -> None:
         self.engine = engine
         self.rows, self.waiting = rows, waiting
-        self.tokens = tokens or tokens_that_fit(engine.model)
+        self._decodes = engine.decodes
+        self.tokens = tokens or (tokens_that_fit(engine.model) if self._decodes else ALONE)
         self.context = min(context_of(engine.model.config) or self.tokens, self.tokens)
         self._waiting: deque[Row] = deque()
         self._batch = self._empty()
@@ -168,6 +172,9 @@ class ContinuousBatch:
         return Batch(self.engine.model, Writing(0, (), most_likely), None)
 
     def _turn(self) -> None:
+        if not self._decodes:
+            self._answer_alone()
+            return
         self._let_go()
         if self._reading is None:
             self._begin()
@@ -176,6 +183,33 @@ class ContinuousBatch:
             self._join(reading)
         if self._batch.rows:
             self._write()
+
+    def _answer_alone(self) -> None:
+        """Answers the next of those that wait, for bases that only transformers' `generate` can write for."""
+        with self._wake:
+            row = self._waiting.popleft()
+            self._row = {row.number: row}
+        request = row.request
+        if request.prompt_logprobs is not None:
+            request.cancel()
+            request.hear(UserError("this base only answers: how likely a prompt is cannot be had of it"))
+        elif not row.gone:
+            if row.is_first:
+                request.hear(PromptRead(row.prompt, ()))
+
+            def choose(ids: Tensor, logits: Tensor) -> Tensor:
+                self._hand_out(logits, ids, [row])
+                return torch.tensor([-1 if row.gone or self._closed else row.answer[-1]], device=ids.device)
+
+            self.engine.generate_with(
+                request.seen[row.prompt] if request.seen else None,
+                [*request.prompts[row.prompt]],
+                choose,
+                max_new_tokens=max(1, row.limit),
+                mixture=row.mixture,
+            )
+        if row.gone:
+            self._row = {}
 
     @property
     def _written(self) -> list[Row]:

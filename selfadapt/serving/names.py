@@ -21,6 +21,12 @@ def is_ours(model: str, library: ExpertLibrary) -> bool:
     return model.startswith(PREFIX) or model in library.names
 
 
+def is_asked(request: Mapping[str, Any], library: ExpertLibrary) -> bool:
+    """Whether a request is for more than the base, or for somebody whom another server behind ours may know."""
+    model = request.get("model")
+    return request.get("mixture") is not None or model == AUTO or (isinstance(model, str) and is_ours(model, library))
+
+
 def asked_mixture(request: Mapping[str, Any], library: ExpertLibrary, base: Collection[str]) -> Mixture | None:
     """The mixture that a request names; None where the dispatcher is to choose it.
 

@@ -18,13 +18,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dispatch import AUTO, Dispatcher, find_dispatcher
-from experts.engine.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
-from experts.library import ExpertLibrary
+from experts.engine.lora_cache import LoraCache, mixture_name
 from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import expand
 from selfadapt.base_models import load_base
+from selfadapt.serving.names import asked_mixture, is_asked
 from selfadapt.two_pass import find_library
 
 Message = MutableMapping[str, Any]
@@ -69,6 +69,7 @@ class TwoPasses:
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
         self.loras, self.dispatcher, _ = serving()
+        self.bases = (self.loras.library.base, "base")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in ASKED:
@@ -83,7 +84,8 @@ class TwoPasses:
                 mixture = await asyncio.to_thread(self._mixture, request)
                 if mixture is not None:
                     await asyncio.to_thread(answered.enter_context, self.loras.hold(mixture))
-                    body = _written(request | {"model": mixture_name(mixture) or None})  # None is the base
+                    rest = {name: value for name, value in request.items() if name != "mixture"}
+                    body = _written(rest | {"model": mixture_name(mixture) or None})  # None is the base
             except (UserError, RecursionError) as error:
                 nested = isinstance(error, RecursionError)
                 await _refuse(send, "the request is nested too deep" if nested else str(error))
@@ -93,18 +95,11 @@ class TwoPasses:
             await self.app({**scope, "headers": headers}, _again(body, receive), send)
 
     def _mixture(self, request: Any) -> Mixture | None:
-        """What the request's model stands for; None where that is not ours to say."""
-        name = request.get("model") if isinstance(request, dict) else None
-        if name == AUTO:
-            return self.dispatcher([_prompt(request)])
-        if isinstance(name, str) and is_ours(name, self.loras.library):
-            return read_mixture_name(name, self.loras.library)
-        return None
-
-
-def is_ours(model: str, library: ExpertLibrary) -> bool:
-    """Whether a model's name is meant to be a mixture's or an expert's."""
-    return model.startswith(PREFIX) or model in library.names
+        """What the request's model, or its mixture, stands for; None where that is not ours to say."""
+        if not isinstance(request, dict) or not is_asked(request, self.loras.library):
+            return None
+        named = asked_mixture(request, self.loras.library, self.bases)
+        return self.dispatcher([_prompt(request)]) if named is None else named
 
 
 @cache

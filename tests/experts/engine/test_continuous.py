@@ -17,6 +17,7 @@ from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
 from experts.outside.errors import UserError
+from tests.small_models import small_model
 
 NEW = 20
 PROMPTS = ["a", "a much longer prompt than the first one", "x", "what is this?", "bb", "and one more of them " * 9]
@@ -196,3 +197,27 @@ def test_what_cannot_be_answered_is_refused_at_once(engine: NativeEngine) -> Non
             each.all()
     with pytest.raises(Stopped):
         Heard(batch, [[5]], base)
+
+
+def test_bases_that_are_not_decoded_row_by_row_answer_one_by_one(tiny_tokenizer: Any) -> None:
+    model = small_model("Mamba")
+    model.generation_config.eos_token_id = [7, 40]
+    engine = NativeEngine(model, tiny_tokenizer)
+    assert not engine.decodes
+    batch = ContinuousBatch(engine)
+    ids = tokenize(tiny_tokenizer, PROMPTS[:3])
+    samplings = [Sampling(temperature=0.9, seed=3), Sampling(), Sampling(repetition_penalty=1.4)]
+    heard = [
+        Heard(batch, [own], Mixture.of({}), max_new_tokens=NEW, n=2, sampling=sampling)
+        for own, sampling in zip(ids, samplings, strict=True)
+    ]
+    for prompt, sampling, each in zip(PROMPTS, samplings, heard, strict=False):
+        wanted = engine.generate([prompt] * 2, max_new_tokens=NEW, mixture=Mixture.of({}, 2), sampling=sampling)
+        assert [text(engine, each.all().tokens(row)) for row in range(2)] == wanted
+    gone = Heard(batch, ids[:1], Mixture.of({}), max_new_tokens=40)
+    gone.events.get(timeout=60)
+    gone.request.cancel()
+    with pytest.raises(UserError, match="only answers"):
+        Heard(batch, ids[:1], Mixture.of({}), prompt_logprobs=0).all()
+    batch.close()
+    assert batch.running == 0

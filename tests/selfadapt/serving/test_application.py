@@ -91,8 +91,6 @@ def test_likelihoods_of_a_prompt_and_its_answer(server: Running) -> None:
         assert choice.text.startswith(text)
         assert len(found.tokens) == len(found.token_logprobs) == len(text) + new
         assert found.token_logprobs[0] is None
-        wanted = server.engine.loglikelihood([[{"role": "user", "content": "x"}]], ["y"], mixture=Mixture.of({"a": 1.0}))
-        assert wanted.isfinite().all()
         assert found.text_offset is not None
         assert [text[offset] for offset in found.text_offset[: len(text)]] == list(text)
         stream = server.openai.completions.create(model="a", **asked, stream=True)
