@@ -31,6 +31,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+LISTED = ("/v1/models", "GET")
 ASKED = ("/v1/chat/completions", "/v1/completions")
 LENGTHS = (b"content-length", b"transfer-encoding")  # headers that say how long a body is
 
@@ -72,6 +73,9 @@ class TwoPasses:
         self.bases = (self.loras.library.base, "base")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["path"], scope["method"]) == LISTED:
+            await self.app(scope, receive, self._listing(send))
+            return
         if scope["type"] != "http" or scope["path"] not in ASKED:
             await self.app(scope, receive, send)
             return
@@ -93,6 +97,28 @@ class TwoPasses:
             length = [(b"content-length", str(len(body)).encode())]
             headers = [header for header in scope["headers"] if header[0].lower() not in LENGTHS] + length
             await self.app({**scope, "headers": headers}, _again(body, receive), send)
+
+    def _listing(self, send: Send) -> Send:
+        """`send` for vLLM's list of models, to which it adds `auto` and the experts."""
+        held: list[Message] = []
+
+        async def listing(message: Message) -> None:
+            held.append(message)
+            if message["type"] == "http.response.start" or message.get("more_body"):
+                return
+            start, body = held[0], b"".join(part.get("body", b"") for part in held[1:])
+            listed = _read(body) if start["status"] == 200 else None
+            if isinstance(listed, dict) and listed.get("data"):
+                first, taken = listed["data"][0], {each["id"] for each in listed["data"]}
+                ours = [name for name in (AUTO, *self.loras.library.names) if name not in taken]
+                listed["data"] += [{**first, "id": name, "root": name, "parent": first["id"]} for name in ours]
+                body = json.dumps(listed).encode()
+            length = [(b"content-length", str(len(body)).encode())]
+            headers = [header for header in start["headers"] if header[0].lower() not in LENGTHS] + length
+            await send({**start, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+        return listing
 
     def _mixture(self, request: Any) -> Mixture | None:
         """What the request's model, or its mixture, stands for; None where that is not ours to say."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 KEY = "SELFADAPT_API_KEY"
 
@@ -17,11 +17,12 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
-    rows: int = 32,
-    queue: int = 256,
-    max_body_mib: int = 8,
+    rows: int | None = None,
+    queue: int | None = None,
+    max_body_mib: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    vllm_options: dict[str, str] | None = None,
 ) -> None:
     """Serve a base and its experts to OpenAI's clients: every request under a mixture of its own.
 
@@ -34,20 +35,32 @@ def serve(
         host: the address to listen at; 0.0.0.0 lets other machines in.
         port: the port to listen at.
         api_key: what clients must send; $SELFADAPT_API_KEY does the same without a trace in the list of processes.
-        rows: answers that are written at once; more need more memory.
-        queue: answers that may wait for their place; beyond it clients are told to try again (429).
-        max_body_mib: the largest request, in MiB.
+        rows: answers that are written at once, 32 by default; more need more memory.
+        queue: answers that may wait for their place, 256 by default; beyond it clients are told to try again (429).
+        max_body_mib: the largest request in MiB, 8 by default.
         dtype: what the base computes in.
         device: where it computes.
+        vllm_options: of vLLM's own, over those chosen here, such as "tensor-parallel-size 2 max-model-len 4096".
     """
     from experts.outside.errors import UserError, check_whole, not_installed
 
-    check_whole("--port", port, most=65535)
-    for name, number in (("--rows", rows), ("--queue", queue), ("--max-body-mib", max_body_mib)):
-        check_whole(name, number)
+    check_whole("--port", port, least=0, most=65535)
+    natives = {"--queue": queue, "--max-body-mib": max_body_mib}
+    for name, number in {"--rows": rows, **natives}.items():
+        if number is not None:
+            check_whole(name, number)
     key = api_key if api_key is not None else os.environ.get(KEY)
     if key is not None and (not key or not key.isascii() or not key.isprintable()):
         raise UserError(f"--api-key and ${KEY} must be letters, digits and marks of ASCII; leave them out for no key")
+    where: Any = {"host": host, "port": port, "api_key": key}
+    if engine == "vllm":
+        if given := [name for name, value in {**natives, "--device": device}.items() if value is not None]:
+            raise UserError(f"{given[0]} is the native engine's; leave it out")
+        from selfadapt.serving.vllm_command import run_vllm
+
+        run_vllm(model, library, dispatch, **where, rows=rows, dtype=dtype, options=vllm_options or {})
+    if vllm_options:
+        raise UserError("--vllm-options are vLLM's; the native engine has none")
     try:
         from selfadapt.serving.running import run_native
     except ImportError as error:
@@ -56,12 +69,10 @@ def serve(
         model,
         library,
         dispatch,
-        host=host,
-        port=port,
-        api_key=key,
-        rows=rows,
-        queue=queue,
-        most_bytes=max_body_mib << 20,
+        **where,
+        rows=rows or 32,
+        queue=queue or 256,
+        most_bytes=(max_body_mib or 8) << 20,
         dtype=dtype,
         device=device,
     )

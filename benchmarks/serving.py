@@ -1,0 +1,131 @@
+"""Clients of `selfadapt serve`, each under a mixture of its own, against one client at a time and against the plain base.
+
+python benchmarks/serving.py [--clients 16] [--requests 32] [--new-tokens 64] [--rounds 3] [--every 0]
+
+One server answers all, in turns. Tokens a second over all answers; seconds to the first token and between tokens as a
+client sees them. With `--every S` requests arrive at random, S seconds apart in the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+
+import httpx
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+EXPERTS = ("stories", "groups", "relations", "sums")
+ABOUT = "a fox, the sea, winter, an old clock, bread, a lighthouse, two brothers, the moon".split(", ")
+
+
+@dataclass
+class Turn:
+    """What one way to ask has measured in one round."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--every", type=float, default=0.0)
+    options = parser.parse_args()
+    draw = random.Random(0)
+    mixtures = []
+    for _ in range(options.clients):
+        weights = {name: draw.random() / len(EXPERTS) for name in EXPERTS}
+        mixtures.append("mix:" + ",".join(f"{name}={weight:.3f}" for name, weight in weights.items()))
+    with subprocess.Popen(
+        [sys.executable, "-m", "selfadapt.cli", "serve", "--model", "smollm2-135m", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stderr is not None
+        try:
+            address = next(line.split(" at ")[1].strip() for line in server.stderr if line.startswith("serving "))
+            asyncio.run(compare(address, mixtures, options))
+        finally:
+            server.terminate()
+
+
+async def compare(address: str, mixtures: list[str], options: argparse.Namespace) -> None:
+    ways = {
+        f"{options.clients} clients, as many mixtures": (options.clients, mixtures),
+        f"{options.clients} clients, plain base": (options.clients, ["base"]),
+        "one client at a time, as many mixtures": (1, mixtures),
+    }
+    turns: dict[str, list[Turn]] = {name: [] for name in ways}
+    async with httpx.AsyncClient(base_url=address, timeout=None) as client:
+        for number in range(options.rounds + 1):  # the first warms up
+            for name, (at_once, models) in ways.items():
+                few = number == 0 or at_once == 1  # alone, fewer are enough
+                count = min(options.requests, options.clients) if few else options.requests
+                every = options.every if at_once > 1 else 0.0
+                turn = await ask_all(client, models, count, at_once, options.new_tokens, every)
+                if number:
+                    turns[name].append(turn)
+    table = Table("", "tokens/s", "first token p50, p95 (s)", "between tokens p50, p95 (s)", title="medians of rounds")
+    speed = {name: [turn.tokens / turn.seconds for turn in own] for name, own in turns.items()}
+    for name, own in turns.items():
+        first, between = ([each for turn in own for each in getattr(turn, what)] for what in ("first", "between"))
+        shown = [", ".join(f"{np.percentile(values, p):.2f}" for p in (50, 95)) for values in (first, between)]
+        table.add_row(name, f"{np.median(speed[name]):.1f}", *shown)
+    console = Console(width=120)
+    console.print(table)
+    ours, *others = speed
+    for other in others:
+        ratios = [mine / its for mine, its in zip(speed[ours], speed[other], strict=True)]
+        console.print(f"{ours}: {np.median(ratios):.2f} × {other} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+async def ask_all(
+    client: httpx.AsyncClient, models: list[str], count: int, at_once: int, new_tokens: int, every: float
+) -> Turn:
+    turn, places, start = Turn(), asyncio.Semaphore(at_once), time.perf_counter()
+    draw = random.Random(1)
+    arrivals = np.cumsum([draw.expovariate(1 / every) if every else 0.0 for _ in range(count)])
+
+    async def ask(number: int) -> None:
+        await asyncio.sleep(max(0.0, start + arrivals[number] - time.perf_counter()))
+        async with places:
+            said = f"Tell a long story about {ABOUT[number % len(ABOUT)]} and the number {number}."
+            body = {
+                "model": models[number % len(models)],
+                "messages": [{"role": "user", "content": said}],
+                "max_tokens": new_tokens,
+                "temperature": 0,
+                "logprobs": False,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            asked, last = time.perf_counter(), 0.0
+            async with client.stream("POST", "/chat/completions", json=body) as response:
+                response.raise_for_status()
+                async for line in response.aiter_lines():
+                    now = time.perf_counter()
+                    if '"content": "' in line and '"content": ""' not in line:
+                        (turn.between if last else turn.first).append(now - (last or asked))
+                        last = now
+                    if '"completion_tokens": ' in line:
+                        turn.tokens += int(line.split('"completion_tokens": ')[1].split(",")[0])
+
+    await asyncio.gather(*(ask(number) for number in range(count)))
+    turn.seconds = time.perf_counter() - start
+    return turn
+
+
+if __name__ == "__main__":
+    main()
