@@ -1,4 +1,4 @@
-"""Clients of `selfadapt serve`, each under a mixture of its own, against one client at a time and against the plain base.
+"""Clients of `selfadapt serve`, each under its own mixture, against one client at a time and against the plain base.
 
 python benchmarks/serving.py [--clients 16] [--requests 32] [--new-tokens 64] [--rounds 3] [--every 0]
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 EXPERTS = ("stories", "groups", "relations", "sums")
-ABOUT = "a fox, the sea, winter, an old clock, bread, a lighthouse, two brothers, the moon".split(", ")
+ABOUT = ["a fox", "the sea", "winter", "an old clock", "bread", "a lighthouse", "two brothers", "the moon"]
 
 
 @dataclass

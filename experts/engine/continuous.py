@@ -1,8 +1,8 @@
 """Continuous batching: one batch that always runs. Requests join it at the next token, each under its own mixture.
 
-A thread owns the batch. In turns it reads a piece of the prompts that came last and writes a token of every answer, so
-that a long prompt holds up nobody for long. What ends, or is cancelled, leaves; where keys and values have no more room,
-the youngest rows go back to those that wait, and are read again.
+A thread owns the batch. In turns it reads a piece of the prompts that came last and writes a token of every answer: a
+long prompt holds up nobody for long. What ends, or is cancelled, leaves; where keys and values have no more room, the
+youngest rows go back to those that wait, and are read again.
 
 transformers' own continuous batching lays the tokens of all requests end to end in one row. Whose a token is only its
 manager knows, and layers that run every row under its own mixture cannot tell; all requests share one configuration of
@@ -19,14 +19,24 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, ProcessorMixin
+from transformers import DynamicCache
 
 from experts.engine.context import context_of
-from experts.engine.decoding import LEAVE, Batch, Writing, can_decode, end_tokens, most_likely, tokens_that_fit
-from experts.engine.forward import allows_holes, evaluating, forward_cached, mixed
+from experts.engine.decoding import LEAVE, Batch, Writing, end_tokens, most_likely, tokens_that_fit
+from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import ROOM, growing_cache
 from experts.engine.native import NativeEngine
-from experts.engine.requests import Ended, PromptRead, Request, Row, TokenLogp, Written, choose, refuse_unbounded, token_logps
+from experts.engine.requests import (
+    Ended,
+    PromptRead,
+    Request,
+    Row,
+    TokenLogp,
+    Written,
+    choose,
+    refuse_unbounded,
+    token_logps,
+)
 from experts.engine.sampling import Stops
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -256,7 +266,9 @@ class ContinuousBatch:
         rows = len(group) + len(self._batch.rows)
         width = max(self._width, *lengths) + ROOM
         padded = max(lengths) * len(lengths) > 2 * sum(lengths)
-        return rows <= self.rows and rows * width <= self.tokens and not padded and self._share([*group, *self._written])
+        return (
+            rows <= self.rows and rows * width <= self.tokens and not padded and self._share([*group, *self._written])
+        )
 
     def _share(self, rows: Sequence[Row]) -> bool:
         """Whether rows can be in one batch."""

@@ -26,9 +26,7 @@ CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= R
 """What models call the cache that they are given, and give."""
 
 
-def mixed(
-    model: PreTrainedModel | PeftModel, mixture: Mixture, *, merge: bool = True
-) -> AbstractContextManager[None]:
+def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture, *, merge: bool = True) -> AbstractContextManager[None]:
     """Within the block, row b of every batch that this thread runs is under row b of the mixture.
 
     Args:

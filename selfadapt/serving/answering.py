@@ -57,7 +57,9 @@ class Answering:
         """
         await asyncio.to_thread(self.served.refresh)
         try:
-            named = asked_mixture(options.model_dump(include={"model", "mixture"}), self.served.library, self.served.bases)
+            named = asked_mixture(
+                options.model_dump(include={"model", "mixture"}), self.served.library, self.served.bases
+            )
             prompts = await asyncio.to_thread(self._read, options)
             start = time.perf_counter()
             whole = await self.dispatched(self.served.dispatcher, prompts.asked) if named is None else None
@@ -122,7 +124,9 @@ def _refuse_addresses(chat: Chat) -> None:
 class Answers:
     """What comes of a request: events of all rows, as they are written."""
 
-    def __init__(self, by: Answering, options: ChatOptions | CompletionOptions, prompts: Prompts, mixture: Mixture) -> None:
+    def __init__(
+        self, by: Answering, options: ChatOptions | CompletionOptions, prompts: Prompts, mixture: Mixture
+    ) -> None:
         self.by, self.options, self.prompts, self.mixture = by, options, prompts, mixture
         self.tokenizer = by.tokenizer
         names = {answered_by(mixture.rows([row]), by.served.base) for row in range(len(mixture))}

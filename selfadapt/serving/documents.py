@@ -126,9 +126,7 @@ def _whole_choice(answers: Answers, choice: Choice) -> dict[str, Any]:
     return {**finish, "text": text, "logprobs": _logprobs(answers, choice.logps, 0) if asked else None}
 
 
-def _piece(
-    answers: Answers, choice: Choice, text: str, new: Sequence[TokenLogp | int], first: bool
-) -> dict[str, Any]:
+def _piece(answers: Answers, choice: Choice, text: str, new: Sequence[TokenLogp | int], first: bool) -> dict[str, Any]:
     finish = {"index": choice.index, "finish_reason": choice.why}
     if isinstance(answers.options, ChatOptions):
         delta = {"role": "assistant", "content": ""} if first else {"content": text} if text else {}
@@ -168,7 +166,10 @@ def _logprobs(answers: Answers, tokens: Sequence[TokenLogp | int], start: int) -
     top = [
         None
         if isinstance(each, int)
-        else {str(answers.tokenizer.decode([token])): logp for token, logp in [*reversed(each.top), (each.token, each.logp)]}
+        else {
+            str(answers.tokenizer.decode([token])): logp
+            for token, logp in [*reversed(each.top), (each.token, each.logp)]
+        }
         for each in tokens
     ]
     logps = [None if isinstance(each, int) else each.logp for each in tokens]

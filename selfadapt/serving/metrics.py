@@ -14,8 +14,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()
-        self.requests = Counter("selfadapt_requests", "Requests, by route and status.", ["route", "status"], registry=own)
-        self.tokens = Counter("selfadapt_tokens", "Tokens read in prompts and written in answers.", ["kind"], registry=own)
+        self.requests = Counter(
+            "selfadapt_requests", "Requests, by route and status.", ["route", "status"], registry=own
+        )
+        self.tokens = Counter(
+            "selfadapt_tokens", "Tokens read in prompts and written in answers.", ["kind"], registry=own
+        )
         self.dispatch = Histogram(
             "selfadapt_dispatch_seconds", "Pass one: who is to answer.", buckets=SECONDS, registry=own
         )

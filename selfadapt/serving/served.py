@@ -8,9 +8,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
-from typing import Any, Unpack
+from typing import Unpack
 
-from dispatch import DEFAULT, Dispatcher, Fixed, check_dispatcher, find_dispatcher
+from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
 from experts.engine import NativeEngine
 from experts.engine.continuous import ContinuousBatch
 from experts.library import ExpertLibrary

@@ -87,7 +87,9 @@ def vllm_arguments(
         UserError: if there are no experts.
     """
     if not library.names:
-        raise UserError(f"the library {library.folder} has no experts, which vLLM needs; serve the base with vLLM itself")
+        raise UserError(
+            f"the library {library.folder} has no experts, which vLLM needs; serve the base with vLLM itself"
+        )
     adapters = [library.adapter(name) for name in library.names]
     matrices = {matrix for one in adapters for matrix in (one.a if isinstance(one, Lora) else one.z)}
     chosen = {

@@ -42,7 +42,9 @@ def batch(engine: NativeEngine) -> Iterator[ContinuousBatch]:
 class Heard:
     """What comes of a request."""
 
-    def __init__(self, batch: ContinuousBatch, prompts: Sequence[Sequence[int]], mixture: Mixture, **options: Any) -> None:
+    def __init__(
+        self, batch: ContinuousBatch, prompts: Sequence[Sequence[int]], mixture: Mixture, **options: Any
+    ) -> None:
         self.events: queue.Queue[Any] = queue.Queue()
         self.request = Request(prompts, mixture, self.events.put, **options)
         self.written: dict[int, list[Written]] = {}
@@ -151,7 +153,9 @@ def test_how_likely_tokens_are_is_what_the_model_says(engine: NativeEngine, batc
         assert torch.allclose(torch.tensor([each.logp for each in found]), own, atol=1e-4)
         for place, each in enumerate(found):
             assert len(each.top) == (3 if place < len(ids[prompt]) - 1 else 2)
-            assert torch.allclose(torch.tensor([p for _, p in each.top]), logps[place].topk(len(each.top)).values, atol=1e-4)
+            assert torch.allclose(
+                torch.tensor([p for _, p in each.top]), logps[place].topk(len(each.top)).values, atol=1e-4
+            )
 
 
 def test_a_prompt_may_only_be_read(engine: NativeEngine, batch: ContinuousBatch) -> None:

@@ -66,7 +66,9 @@ def start(library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any) -> Itera
     """Starts a server; `rows`, `waiting` and `tokens` are the batch's, other options the application's."""
     with ExitStack() as servers:
 
-        def start(*, rows: int = 8, waiting: int = 64, tokens: int | None = None, dispatch: str = "b", **options: Any) -> Running:
+        def start(
+            *, rows: int = 8, waiting: int = 64, tokens: int | None = None, dispatch: str = "b", **options: Any
+        ) -> Running:
             tiny_model.generation_config.eos_token_id = ENDS
             engine = NativeEngine(library.load(tiny_model), tiny_tokenizer)
             batch = ContinuousBatch(engine, rows=rows, waiting=waiting, tokens=tokens)

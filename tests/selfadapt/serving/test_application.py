@@ -27,7 +27,9 @@ USER = [{"role": "user", "content": "Which animal barks?"}]
 WHO = {"tiny": {}, "a": {"a": 1.0}, "mix:a=0.7,b=0.2": {"a": 0.7, "b": 0.2}, "auto": {"b": 1.0}}
 
 
-def alone(server: Running, prompt: Any, weights: dict[str, float], n: int = 1, new: int = 12, **sampling: Any) -> list[str]:
+def alone(
+    server: Running, prompt: Any, weights: dict[str, float], n: int = 1, new: int = 12, **sampling: Any
+) -> list[str]:
     return server.engine.generate(
         [prompt] * n, max_new_tokens=new, mixture=Mixture.of(weights, n), sampling=Sampling(**sampling)
     )
@@ -134,7 +136,13 @@ def test_models_are_listed(server: Running) -> None:
 
 def test_text_comes_in_parts_and_what_changes_nothing_may_stand_beside_it(server: Running) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "Which animal barks?"}]}]
-    asked: dict[str, Any] = {"messages": parts, "max_completion_tokens": 12, "temperature": 0, "user": "me", "store": True}
+    asked: dict[str, Any] = {
+        "messages": parts,
+        "max_completion_tokens": 12,
+        "temperature": 0,
+        "user": "me",
+        "store": True,
+    }
     asked |= {"metadata": {"a": "b"}, "frequency_penalty": 0, "response_format": {"type": "text"}, "logit_bias": None}
     response = server.http.post("/v1/chat/completions", json=asked)
     assert response.json()["choices"][0]["message"]["content"] == alone(server, USER, {})[0]
@@ -184,8 +192,20 @@ MISTAKES: list[tuple[Any, int, str]] = [
     (CHAT | {"top_logprobs": 3}, 400, "logprobs"),
     (CHAT | {"anything": 3}, 400, "anything is not done"),
     (CHAT | {"chat_template_kwargs": {"messages": []}}, 400, "messages"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}]}, 400, "picture"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}]}, 400, "text alone"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}]},
+        400,
+        "picture",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
+            ]
+        },
+        400,
+        "text alone",
+    ),
 ]
 
 
@@ -225,7 +245,9 @@ def test_a_key_is_asked_for(start: Callable[..., Running]) -> None:
             server.openai.with_options(api_key=key).models.list()
     assert server.http.get("/metrics").status_code == 401
     assert server.http.get("/health").status_code == 200
-    answer = server.openai.with_options(api_key="secret").chat.completions.create(model="a", messages=USER, max_tokens=2)  # type: ignore[arg-type]
+    answer = server.openai.with_options(api_key="secret").chat.completions.create(
+        model="a", messages=USER, max_tokens=2
+    )  # type: ignore[arg-type]
     assert answer.choices
 
 
@@ -251,7 +273,7 @@ def test_whoever_finds_the_queue_full_is_told_when_to_come_back(start: Callable[
                 server.http.stream("POST", "/v1/chat/completions", json=endless(server) | {"max_tokens": 400})
             )
             assert response.status_code == 200
-            until(lambda: server.served.batch.running == 1 and server.served.batch.queued == count - 1)
+            until(lambda count=count: server.served.batch.running == 1 and server.served.batch.queued == count - 1)  # type: ignore[misc]
         refused = server.http.post("/v1/chat/completions", json=CHAT)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         with pytest.raises(RateLimitError):
@@ -274,7 +296,9 @@ def test_a_slow_reader_holds_up_nobody(server: Running) -> None:
     body = json.dumps(endless(server) | {"logprobs": True, "top_logprobs": 20, "n": 8}).encode()
     with socket.create_connection((server.http.base_url.host, server.http.base_url.port or 0)) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
         assert slow.recv(1)
         until(lambda: server.served.batch.running == 0)
         answer = server.http.post("/v1/chat/completions", json=CHAT | {"temperature": 0})
@@ -324,7 +348,8 @@ def test_prompts_that_arrive_together_are_dispatched_together(server: Running) -
     said = ["a", "x", "y", "mistake", "z"]
     with ThreadPoolExecutor(8) as pool:
         ask = lambda text: server.http.post(  # noqa: E731
-            "/v1/chat/completions", json={"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 1}
+            "/v1/chat/completions",
+            json={"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 1},
         )
         answers = list(pool.map(ask, said))
     assert [answer.status_code for answer in answers] == [200, 200, 200, 400, 200]
@@ -364,7 +389,9 @@ def test_the_figures_count_what_was_done(server: Running) -> None:
         assert line in text
 
 
-def test_the_log_has_a_line_a_request_and_nothing_of_what_was_said(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_a_line_a_request_and_nothing_of_what_was_said(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO", logger="selfadapt.serving"):
         server.http.post("/v1/chat/completions?secret", json=CHAT | {"model": "a", "messages": USER})
         server.http.get("/secret")

@@ -21,8 +21,17 @@ from tests.selfadapt.serving.test_application import MISTAKES, until
 
 PATH = "/v1/chat/completions"
 PROMPTS = ["Which animal barks?", "x", "Add 3 and 4. " * 12]
-WHO: dict[str, dict[str, float]] = {"tiny": {}, "a": {"a": 1.0}, "auto": {"b": 1.0}, "mix:a=0.25,b=0.5": {"a": 0.25, "b": 0.5}}
-SAMPLINGS: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.8, "seed": 3}, {"temperature": 1, "top_p": 0.7, "seed": 9}]
+WHO: dict[str, dict[str, float]] = {
+    "tiny": {},
+    "a": {"a": 1.0},
+    "auto": {"b": 1.0},
+    "mix:a=0.25,b=0.5": {"a": 0.25, "b": 0.5},
+}
+SAMPLINGS: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 0.8, "seed": 3},
+    {"temperature": 1, "top_p": 0.7, "seed": 9},
+]
 USUAL = list(itertools.product(PROMPTS, WHO, SAMPLINGS, (1, 17)))
 
 
@@ -64,7 +73,9 @@ def misbehave(client: httpx.Client, draw: random.Random, large: int) -> None:
         content = given.encode("latin-1") if isinstance(given, str) else json.dumps(given).encode()
         assert client.post(PATH, content=content).status_code in (status, 429)
     elif kind == 1:  # hangs up in mid-stream
-        with client.stream("POST", PATH, json=body(*draw.choice(USUAL)) | {"stream": True, "max_tokens": 300}) as response:
+        with client.stream(
+            "POST", PATH, json=body(*draw.choice(USUAL)) | {"stream": True, "max_tokens": 300}
+        ) as response:
             next(response.iter_bytes(), None)
     elif kind == 2:
         assert client.post(PATH, content=b"x" * (large + 1)).status_code == 413

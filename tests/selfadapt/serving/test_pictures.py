@@ -18,7 +18,10 @@ from tests.selfadapt.serving.conftest import running
 
 def asked(url: str) -> list[dict[str, Any]]:
     return [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]}
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}],
+        }
     ]
 
 
@@ -45,7 +48,13 @@ def test_pictures(seeing: Any, tmp_path: Path) -> None:
                 assert answer.choices[0].message.content == wanted
                 said.add(wanted)
         assert len(said) > 2
-        for url in (str(on_disk), f"file://{on_disk}", "http://127.0.0.1/x.png", "data:text/plain,x", "data:image/png;base64,x"):
+        for url in (
+            str(on_disk),
+            f"file://{on_disk}",
+            "http://127.0.0.1/x.png",
+            "data:text/plain,x",
+            "data:image/png;base64,x",
+        ):
             refused = server.http.post("/v1/chat/completions", json={"messages": asked(url)})
             assert refused.status_code == 400
             assert "picture" in refused.json()["error"]["message"]

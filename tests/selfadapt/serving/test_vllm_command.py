@@ -26,7 +26,11 @@ def test_what_the_user_need_not_type(library: ExpertLibrary) -> None:
     assert (given["max-lora-rank"], given["served-model-name"], given["dtype"]) == ("64", library.base, "float32")
     assert "dtype" not in arguments(library, cpu=False)
     own = arguments(library, options={"--max_loras": "2", "tensor-parallel-size": "4"}, rows=7)
-    assert (own["max-loras"].strip(), own["tensor-parallel-size"].strip(), own["max-num-seqs"].strip()) == ("2", "4", "7")
+    assert (own["max-loras"].strip(), own["tensor-parallel-size"].strip(), own["max-num-seqs"].strip()) == (
+        "2",
+        "4",
+        "7",
+    )
     library.names.clear()
     with pytest.raises(UserError, match="no experts"):
         arguments(library)
