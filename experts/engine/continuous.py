@@ -12,7 +12,8 @@ sampling, too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from threading import Condition, Thread
 from typing import Any, cast
@@ -83,6 +84,7 @@ class ContinuousBatch:
         self._under = ExitStack()  # of the rows that `_mixing` names
         self._mixing: list[int] = []
         self._alike = False  # whether all rows must be under one mixture, as the base does not run others
+        self._changes: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._wake = Condition()
         self._closed = False
         self._thread = Thread(target=self._run, name="continuous batch", daemon=True)
@@ -127,6 +129,16 @@ class ContinuousBatch:
             self._wake.notify()
         self._thread.join(patience)
 
+    def between(self, change: Callable[[], object]) -> None:
+        """Has `change` made to the engine between two tokens, and waits for that; raises what it raises."""
+        made: Future[object] = Future()
+        with self._wake:
+            if self._closed:
+                raise Stopped("the server is shutting down")
+            self._changes.append((change, made))
+            self._wake.notify()
+        made.result()
+
     @property
     def running(self) -> int:
         """The answers that are being read or written."""
@@ -152,8 +164,9 @@ class ContinuousBatch:
     def _run(self) -> None:
         while self._wait():
             try:
+                self._change()
                 with torch.inference_mode(), evaluating(self.engine.model):
-                    while not self._closed and (self._waiting or self._row):
+                    while not (self._closed or self._changes) and (self._waiting or self._row):
                         self._turn()
                 self._under.close()
                 self._mixing = []
@@ -164,11 +177,22 @@ class ContinuousBatch:
             self._waiting.clear()
         self._row |= {row.number: row for row in left}
         self._fail(Stopped("the server is shutting down"))
+        for _, made in self._changes:
+            made.set_exception(Stopped("the server is shutting down"))
+
+    def _change(self) -> None:
+        while self._changes:
+            change, made = self._changes.popleft()
+            try:
+                made.set_result(change())
+            except Exception as error:
+                made.set_exception(error)
+        self._batch.model = self.engine.model
 
     def _wait(self) -> bool:
         """Until there is something to do; whether there is."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._waiting)
+            self._wake.wait_for(lambda: self._closed or self._changes or self._waiting or self._row)
         return not self._closed
 
     def _fail(self, error: Exception) -> None:
@@ -284,9 +308,13 @@ class ContinuousBatch:
 
     def _make_room(self, rows: int, width: int) -> None:
         """Sends the youngest rows back to those that wait until as many more, so wide, have room."""
-        while self._batch.rows and (len(self._batch.rows) + rows) * max(self._width + 1, width) > self.tokens:
-            if len(self._batch.rows) + rows == 1:
-                return
+        def too_much() -> bool:
+            there = len(self._batch.rows)
+            return there > 0 and there + rows > 1 and (there + rows) * max(self._width + 1, width) > self.tokens
+
+        if too_much():
+            self._keep([place for place, row in enumerate(self._written) if not row.gone])
+        while too_much():
             place = max(range(len(self._batch.rows)), key=lambda place: self._written[place].since)
             row = self._written[place]
             self._keep([other for other in range(len(self._batch.rows)) if other != place])

@@ -68,6 +68,7 @@ class Request:
         logprobs: hear how likely tokens of the answers are, beside so many of the most likely ones; None is not at all.
         prompt_logprobs: the same of the prompts' tokens.
         seen: the chats themselves, where a vision-language model is to look at their pictures.
+        held: lives for as long as the request: what its experts are there for.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -79,6 +80,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     seen: Sequence[Chat] = ()
+    held: object = None
     cancelled: bool = field(default=False, init=False)
 
     def cancel(self) -> None:

@@ -19,10 +19,10 @@ from experts.outside.pictures import text_tokenizer
 from experts.outside.template_arguments import check_arguments
 from selfadapt.serving.errors import RequestError
 from selfadapt.serving.metrics import Metrics
-from selfadapt.serving.names import answered_by, asked_mixture
+from selfadapt.serving.names import UnknownModel, answered_by, asked_mixture
 from selfadapt.serving.schemas import ChatOptions, CompletionOptions
 from selfadapt.serving.served import Served
-from selfadapt.serving.together import DispatchedTogether
+from selfadapt.serving.together import Dispatched, DispatchedTogether
 
 RETRY_AFTER = "1"  # seconds
 
@@ -43,7 +43,7 @@ class Answering:
 
     def __init__(self, served: Served, metrics: Metrics) -> None:
         self.served, self.metrics = served, metrics
-        self.dispatched = DispatchedTogether()
+        self.together = DispatchedTogether()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -61,15 +61,12 @@ class Answering:
                 options.model_dump(include={"model", "mixture"}), self.served.library, self.served.bases
             )
             prompts = await asyncio.to_thread(self._read, options)
-            start = time.perf_counter()
-            whole = await self.dispatched(self.served.dispatcher, prompts.asked) if named is None else None
-            mixture = cast(Mixture, named).expand(len(prompts.ids)) if whole is None else whole
-            if whole is not None:
-                self.metrics.dispatch.observe(time.perf_counter() - start)
-            answers = Answers(self, options, prompts, mixture)
+            dispatched = await self._dispatched(prompts) if named is None else None
+            mixture = dispatched.mixture if dispatched else cast(Mixture, named).expand(len(prompts.ids))
+            answers = Answers(self, options, prompts, mixture, held=dispatched)
             self.served.batch.submit(answers.request)
-        except LookupError as error:
-            raise RequestError(404, str(error.args[0]), param="model", code="model_not_found") from error
+        except UnknownModel as error:
+            raise RequestError(404, str(error), param="model", code="model_not_found") from error
         except QueueFull as error:
             raise RequestError(429, str(error), headers={"Retry-After": RETRY_AFTER}) from error
         except Stopped as error:
@@ -79,6 +76,12 @@ class Answering:
         self.metrics.count(mixture, answers.request.n)
         self.metrics.tokens.labels("prompt").inc(answers.prompt_tokens)
         return answers
+
+    async def _dispatched(self, prompts: Prompts) -> Dispatched:
+        start = time.perf_counter()
+        dispatched = await self.together(self.served.dispatcher, prompts.asked)
+        self.metrics.dispatch.observe(time.perf_counter() - start)
+        return dispatched
 
     def _read(self, options: ChatOptions | CompletionOptions) -> Prompts:
         if isinstance(options, CompletionOptions):
@@ -125,7 +128,12 @@ class Answers:
     """What comes of a request: events of all rows, as they are written."""
 
     def __init__(
-        self, by: Answering, options: ChatOptions | CompletionOptions, prompts: Prompts, mixture: Mixture
+        self,
+        by: Answering,
+        options: ChatOptions | CompletionOptions,
+        prompts: Prompts,
+        mixture: Mixture,
+        held: object,
     ) -> None:
         self.by, self.options, self.prompts, self.mixture = by, options, prompts, mixture
         self.tokenizer = by.tokenizer
@@ -147,6 +155,7 @@ class Answers:
             logprobs=logprobs,
             prompt_logprobs=logprobs if echo else None,
             seen=prompts.seen,
+            held=held,
         )
 
     @property

@@ -16,6 +16,10 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError, short, unknown
 
 
+class UnknownModel(UserError):
+    """A model's name that is nobody's."""
+
+
 def is_ours(model: str, library: ExpertLibrary) -> bool:
     """Whether a model's name is meant to be a mixture's or an expert's."""
     return model.startswith(PREFIX) or model in library.names
@@ -35,7 +39,7 @@ def asked_mixture(request: Mapping[str, Any], library: ExpertLibrary, base: Coll
 
     Raises:
         UserError: if it names one that is none, or two.
-        LookupError: if the model is nobody's.
+        UnknownModel: if the model is nobody's.
     """
     model = request.get("model")
     if request.get("mixture") is not None:
@@ -47,7 +51,7 @@ def asked_mixture(request: Mapping[str, Any], library: ExpertLibrary, base: Coll
     if model == AUTO:
         return None
     if not isinstance(model, str) or not is_ours(model, library):
-        raise LookupError(str(unknown("model", str(model), [AUTO, *base, *library.names])))
+        raise UnknownModel(str(unknown("model", str(model), [AUTO, *base, *library.names])))
     return read_mixture_name(model, library)
 
 

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Unpack
 
 from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
 from experts.engine import NativeEngine
-from experts.engine.continuous import ContinuousBatch
+from experts.engine.continuous import ContinuousBatch, Stopped
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -68,7 +69,7 @@ class Served:
                 return
             try:
                 self._take_over(ExpertLibrary.open(self._folder), seen != self._seen)
-            except (UserError, OSError) as error:  # it is being written, or damaged: what was there goes on
+            except (UserError, OSError, Stopped) as error:  # it is being written, or damaged: what was there goes on
                 logger.warning("the library %s cannot be read, and stays as it was: %s", self._folder, error)
             self._seen = seen
 
@@ -76,13 +77,13 @@ class Served:
         now = {name: self._stamp(name) for name in library.names}
         self._retired |= {name for name, stamp in self._carried.items() if now.get(name) != stamp}
         for name in self._retired - {*self.batch.in_use()}:
-            self.engine.drop(name)
+            self.batch.between(partial(self.engine.drop, name))
             self._retired.remove(name)
             del self._carried[name]
             changed = True
         for name in now.keys() - self._carried.keys():
             try:
-                self.engine.carry(name, library.adapter(name))
+                self.batch.between(partial(self.engine.carry, name, library.adapter(name)))
                 self._carried[name] = now[name]
                 changed = True
             except UserError as error:

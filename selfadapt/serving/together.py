@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dispatch import Dispatcher
 from experts.mixture import Mixture
@@ -15,20 +16,28 @@ MOST = 64
 Prompts = Sequence[str | Chat]
 
 
+class Dispatched(NamedTuple):
+    """The mixture of a request's prompts, and that of all it was asked with: dispatchers that write experts keep them
+    for as long as the mixture that they gave exists."""
+
+    mixture: Mixture
+    of_all: Mixture
+
+
 class DispatchedTogether:
     """Asks a dispatcher, in a thread, about all prompts that have come while it was asked about those before them."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Dispatcher, Prompts, asyncio.Future[Mixture]]] = []
+        self._waiting: list[tuple[Dispatcher, Prompts, asyncio.Future[Dispatched]]] = []
         self._asking: asyncio.Task[None] | None = None
 
-    async def __call__(self, dispatcher: Dispatcher, prompts: Prompts) -> Mixture:
+    async def __call__(self, dispatcher: Dispatcher, prompts: Prompts) -> Dispatched:
         """The mixture of each prompt.
 
         Raises:
             UserError: as the dispatcher does; what is wrong with one request's prompts is no other's concern.
         """
-        future: asyncio.Future[Mixture] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Dispatched] = asyncio.get_running_loop().create_future()
         self._waiting.append((dispatcher, prompts, future))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
@@ -52,16 +61,16 @@ class DispatchedTogether:
         self._asking = None
 
 
-def _dispatched(dispatcher: Dispatcher, asked: Sequence[Prompts]) -> list[Mixture | Exception]:
+def _dispatched(dispatcher: Dispatcher, asked: Sequence[Prompts]) -> list[Dispatched | Exception]:
     try:
         whole = dispatcher([prompt for prompts in asked for prompt in prompts])
     except Exception as error:
         if len(asked) == 1:
             return [error]
         return [answer for prompts in asked for answer in _dispatched(dispatcher, [prompts])]
-    answers: list[Mixture | Exception] = []
+    answers: list[Dispatched | Exception] = []
     start = 0
     for prompts in asked:
-        answers.append(whole.rows(range(start, start + len(prompts))))
+        answers.append(Dispatched(whole.rows(range(start, start + len(prompts))), whole))
         start += len(prompts)
     return answers

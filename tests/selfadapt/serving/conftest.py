@@ -67,9 +67,15 @@ def start(library: ExpertLibrary, tiny_model: Any, tiny_tokenizer: Any) -> Itera
     with ExitStack() as servers:
 
         def start(
-            *, rows: int = 8, waiting: int = 64, tokens: int | None = None, dispatch: str = "b", **options: Any
+            *,
+            rows: int = 8,
+            waiting: int = 64,
+            tokens: int | None = None,
+            dispatch: str = "b",
+            ends: list[int] | None = None,
+            **options: Any,
         ) -> Running:
-            tiny_model.generation_config.eos_token_id = ENDS
+            tiny_model.generation_config.eos_token_id = ends or ENDS
             engine = NativeEngine(library.load(tiny_model), tiny_tokenizer)
             batch = ContinuousBatch(engine, rows=rows, waiting=waiting, tokens=tokens)
             served = Served(engine, ExpertLibrary.open(library.folder), dispatch, "tiny", batch)
