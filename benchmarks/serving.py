@@ -2,8 +2,9 @@
 
 python benchmarks/serving.py [--clients 16] [--requests 32] [--new-tokens 64] [--rounds 3] [--every 0]
 
-One server answers all, in turns. Tokens a second over all answers; seconds to the first token and between tokens as a
-client sees them. With `--every S` requests arrive at random, S seconds apart in the mean.
+One server answers all, in turns. Tokens a second over all answers, and a second of the server's processors, which what
+else runs on the machine changes less; seconds to the first token and between tokens as a client sees them. With
+`--every S` requests arrive at random, S seconds apart in the mean.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +32,7 @@ class Turn:
     """What one way to ask has measured in one round."""
 
     seconds: float = 0.0
+    processor: float = 0.0
     tokens: int = 0
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
@@ -56,12 +59,12 @@ def main() -> None:
         assert server.stderr is not None
         try:
             address = next(line.split(" at ")[1].strip() for line in server.stderr if line.startswith("serving "))
-            asyncio.run(compare(address, mixtures, options))
+            asyncio.run(compare(address, psutil.Process(server.pid), mixtures, options))
         finally:
             server.terminate()
 
 
-async def compare(address: str, mixtures: list[str], options: argparse.Namespace) -> None:
+async def compare(address: str, server: psutil.Process, mixtures: list[str], options: argparse.Namespace) -> None:
     ways = {
         f"{options.clients} clients, as many mixtures": (options.clients, mixtures),
         f"{options.clients} clients, plain base": (options.clients, ["base"]),
@@ -71,24 +74,31 @@ async def compare(address: str, mixtures: list[str], options: argparse.Namespace
     async with httpx.AsyncClient(base_url=address, timeout=None) as client:
         for number in range(options.rounds + 1):  # the first warms up
             for name, (at_once, models) in ways.items():
-                few = number == 0 or at_once == 1  # alone, fewer are enough
-                count = min(options.requests, options.clients) if few else options.requests
+                # To warm up, and alone, fewer are enough.
+                count = 2 if number == 0 else options.requests if at_once > 1 else options.requests // 8
                 every = options.every if at_once > 1 else 0.0
+                before = sum(server.cpu_times()[:2])
                 turn = await ask_all(client, models, count, at_once, options.new_tokens, every)
+                turn.processor = sum(server.cpu_times()[:2]) - before
                 if number:
                     turns[name].append(turn)
-    table = Table("", "tokens/s", "first token p50, p95 (s)", "between tokens p50, p95 (s)", title="medians of rounds")
-    speed = {name: [turn.tokens / turn.seconds for turn in own] for name, own in turns.items()}
+    speeds = {
+        "a second": {name: [turn.tokens / turn.seconds for turn in own] for name, own in turns.items()},
+        "a processor's second": {name: [turn.tokens / turn.processor for turn in own] for name, own in turns.items()},
+    }
+    columns = [*(f"tokens {per}" for per in speeds), "first token p50, p95 (s)", "between tokens p50, p95 (s)"]
+    table = Table("", *columns, title=f"medians of {options.rounds} rounds")
     for name, own in turns.items():
         first, between = ([each for turn in own for each in getattr(turn, what)] for what in ("first", "between"))
         shown = [", ".join(f"{np.percentile(values, p):.2f}" for p in (50, 95)) for values in (first, between)]
-        table.add_row(name, f"{np.median(speed[name]):.1f}", *shown)
-    console = Console(width=120)
+        table.add_row(name, *(f"{np.median(speed[name]):.1f}" for speed in speeds.values()), *shown)
+    console = Console(width=150)
     console.print(table)
-    ours, *others = speed
-    for other in others:
-        ratios = [mine / its for mine, its in zip(speed[ours], speed[other], strict=True)]
-        console.print(f"{ours}: {np.median(ratios):.2f} × {other} ({min(ratios):.2f} to {max(ratios):.2f})")
+    for per, speed in speeds.items():
+        ours, *others = speed
+        for other in others:
+            ratios = [mine / its for mine, its in zip(speed[ours], speed[other], strict=True)]
+            console.print(f"tokens {per}: {np.median(ratios):.2f} × {other} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 async def ask_all(
@@ -107,7 +117,6 @@ async def ask_all(
                 "messages": [{"role": "user", "content": said}],
                 "max_tokens": new_tokens,
                 "temperature": 0,
-                "logprobs": False,
                 "stream": True,
                 "stream_options": {"include_usage": True},
             }

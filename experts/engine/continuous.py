@@ -308,6 +308,7 @@ class ContinuousBatch:
 
     def _make_room(self, rows: int, width: int) -> None:
         """Sends the youngest rows back to those that wait until as many more, so wide, have room."""
+
         def too_much() -> bool:
             there = len(self._batch.rows)
             return there > 0 and there + rows > 1 and (there + rows) * max(self._width + 1, width) > self.tokens

@@ -46,10 +46,10 @@ def tasks(tmp_path: Path) -> TaskManager:
     return TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
 
 
-def judged(model: str, tasks: TaskManager, names: list[str], chat: bool, **arguments: Any) -> dict[str, list[Any]]:
+def judged(judge: str, tasks: TaskManager, names: list[str], chat: bool, **arguments: Any) -> dict[str, list[Any]]:
     """What each sample was answered with: likelihoods, or text."""
     found = lm_eval.simple_evaluate(
-        model=model,
+        model=judge,
         model_args=arguments,
         tasks=names,
         task_manager=tasks,
