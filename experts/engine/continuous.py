@@ -33,6 +33,7 @@ from experts.engine.requests import (
     Request,
     Row,
     TokenLogp,
+    Why,
     Written,
     choose,
     refuse_unbounded,
@@ -371,15 +372,14 @@ class ContinuousBatch:
         for row, token, logp in zip(open_, tokens.tolist(), logps, strict=True):
             if row.gone:
                 continue
-            if row.limit == 0:
-                why = "length"
-            else:
+            why: Why | None = "length" if row.limit == 0 else None
+            if why is None:
                 row.answer.append(token)
                 row.request.hear(Written(row.place, token, logp))
                 stops = Stops(text_tokenizer(self.engine.tokenizer), row.request.sampling.stop)
                 stopped = token in end_tokens(config) or stops(row.answer)
                 why = "stop" if stopped else "length" if len(row.answer) >= row.limit else None
-            if why:
+            if why is not None:
                 row.ended = True
                 row.request.hear(Ended(row.place, why))
 

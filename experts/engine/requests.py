@@ -45,11 +45,14 @@ class Written(NamedTuple):
     logp: TokenLogp | None
 
 
+Why = Literal["stop", "length"]
+
+
 class Ended(NamedTuple):
     """A row's answer is complete: the base or a stop text ended it, or it is as long as it may be."""
 
     row: int
-    why: Literal["stop", "length"]
+    why: Why
 
 
 Event = PromptRead | Written | Ended | Exception

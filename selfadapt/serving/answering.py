@@ -143,7 +143,7 @@ class Answers:
         self.written = 0
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        echo = isinstance(options, CompletionOptions) and bool(options.echo)
+        self.echo = isinstance(options, CompletionOptions) and bool(options.echo)
         logprobs = options.logprobs if isinstance(options, CompletionOptions) else _top(options)
         self.request = Request(
             prompts.ids,
@@ -153,7 +153,7 @@ class Answers:
             sampling=options.sampling,
             n=options.n or 1,
             logprobs=logprobs,
-            prompt_logprobs=logprobs if echo else None,
+            prompt_logprobs=logprobs if self.echo else None,
             seen=prompts.seen,
             held=held,
         )
@@ -161,6 +161,10 @@ class Answers:
     @property
     def rows(self) -> int:
         return len(self.prompts.ids) * self.request.n
+
+    def rows_of(self, prompt: int) -> slice:
+        """The answers to a prompt."""
+        return slice(prompt * self.request.n, (prompt + 1) * self.request.n)
 
     @property
     def usage(self) -> dict[str, int]:

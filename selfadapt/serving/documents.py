@@ -8,80 +8,141 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from experts.engine.requests import Ended, PromptRead, TokenLogp
+from experts.engine.requests import Ended, PromptRead, TokenLogp, Why
 from selfadapt.serving.answering import Answers
 from selfadapt.serving.errors import RequestError
 from selfadapt.serving.schemas import ChatOptions, CompletionOptions
 from selfadapt.serving.texts import GrowingText
 
 
-class Choice:
-    """One answer of several, of which so much is known."""
-
-    def __init__(self, answers: Answers, index: int) -> None:
-        self.answers, self.index = answers, index
-        self.text = GrowingText(answers.tokenizer, answers.request.sampling.stop)
-        self.why: str | None = None
-        self.logps: list[TokenLogp | int] = []  # tokens that nothing stands before have no likelihood
-        self.new: list[TokenLogp | int] = []  # since a piece was last shown
-
-
 async def whole(answers: Answers) -> dict[str, Any]:
     """The response to a request that wants no stream."""
-    choices = [Choice(answers, index) for index in range(answers.rows)]
+    choices = [Choice(answers, row) for row in range(answers.rows)]
     async for event in answers.events():
         if isinstance(event, PromptRead):
-            for choice in choices[event.prompt * answers.request.n : (event.prompt + 1) * answers.request.n]:
-                choice.logps += _with_first(answers, event)
+            for choice in choices[answers.rows_of(event.prompt)]:
+                choice.new += choice.known_of_prompt(event)
         elif isinstance(event, Ended):
             choices[event.row].why = event.why
         else:
-            choices[event.row].text.tokens.append(event.token)
-            if event.logp is not None:
-                choices[event.row].logps.append(event.logp)
-    shown = [_whole_choice(answers, choice) for choice in choices]
-    return {**_head(answers, ""), "choices": shown, "usage": answers.usage}
+            choices[event.row].add(event.token, event.logp)
+    return {**_head(answers, ""), "choices": [choice.whole for choice in choices], "usage": answers.usage}
 
 
 async def pieces(answers: Answers) -> AsyncIterator[bytes]:
     """The events of a stream; what goes wrong after it has begun is one of them."""
-    choices = [Choice(answers, index) for index in range(answers.rows)]
+    choices = [Choice(answers, row) for row in range(answers.rows)]
     head = _head(answers, ".chunk")
     if answers.options.usage_in_stream:
         head["usage"] = None
 
-    def event(choice: Choice, text: str, first: bool = False) -> bytes:
-        new, choice.new = choice.new, []
-        return _event({**head, "choices": [_piece(answers, choice, text, new, first)]})
+    def event(piece: dict[str, Any]) -> bytes:
+        return _event({**head, "choices": [piece]})
 
     try:
         if isinstance(answers.options, ChatOptions):
             for choice in choices:
-                yield event(choice, "", first=True)
+                yield event(choice.opening)
         async for heard in answers.events():
             if isinstance(heard, PromptRead):
-                for choice in choices[heard.prompt * answers.request.n : (heard.prompt + 1) * answers.request.n]:
-                    if _echo(answers):
-                        choice.new += _with_first(answers, heard)
-                        yield event(choice, _prompt_text(answers, heard.prompt))
+                for choice in choices[answers.rows_of(heard.prompt)] if answers.echo else ():
+                    choice.new += choice.known_of_prompt(heard)
+                    yield event(choice.piece(choice.prompt_text))
                 continue
             choice = choices[heard.row]
             if isinstance(heard, Ended):
                 choice.why = heard.why
-                yield event(choice, choice.text.end())
-                continue
-            text = choice.text.add(heard.token)
-            if heard.logp is not None:
-                choice.new.append(heard.logp)
-            if text or choice.new:
-                yield event(choice, text)
+                yield event(choice.piece(choice.text.end()))
+            elif (text := choice.add(heard.token, heard.logp)) or choice.new:
+                yield event(choice.piece(text))
         if answers.options.usage_in_stream:
             yield _event({**head, "choices": [], "usage": answers.usage})
     except RequestError as error:
         yield _event(error.body)
     yield b"data: [DONE]\n\n"
+
+
+class Choice:
+    """One answer of several, as far as it is known."""
+
+    def __init__(self, answers: Answers, row: int) -> None:
+        self.answers, self.row = answers, row
+        self.text = GrowingText(answers.tokenizer, answers.request.sampling.stop)
+        self.why: Why | None = None
+        self.new: list[TokenLogp | int] = []
+        """Tokens not yet shown, where their likelihoods are asked for; one that nothing stands before has none."""
+        self._characters = 0  # of the tokens that were shown
+
+    def add(self, token: int, logp: TokenLogp | None) -> str:
+        """The text that is certain now."""
+        if logp is not None:
+            self.new.append(logp)
+        return self.text.add(token)
+
+    def known_of_prompt(self, read: PromptRead) -> Sequence[TokenLogp | int]:
+        """All tokens of a prompt whose likelihoods were asked for."""
+        wanted = self.answers.request.prompt_logprobs is not None
+        return [self.answers.prompts.ids[read.prompt][0], *read.logps] if wanted else []
+
+    @property
+    def prompt_text(self) -> str:
+        asked = self.answers.prompts.asked[self.row // self.answers.request.n]
+        return asked if isinstance(asked, str) else ""
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        head = {"index": self.row, "finish_reason": self.why, "logprobs": self._logprobs()}
+        if isinstance(self.answers.options, CompletionOptions):
+            return {**head, "text": (self.prompt_text if self.answers.echo else "") + self.text.whole}
+        return {**head, "message": {"role": "assistant", "content": self.text.whole, "refusal": None}}
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        return {**self.piece(""), "delta": {"role": "assistant", "content": ""}}
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Some more of the text, and the likelihoods of what has been written since."""
+        head = {"index": self.row, "finish_reason": self.why, "logprobs": self._logprobs() if self.new else None}
+        if isinstance(self.answers.options, CompletionOptions):
+            return {**head, "text": text}
+        return {**head, "delta": {"content": text} if text else {}}
+
+    def _logprobs(self) -> dict[str, Any] | None:
+        """Of the tokens that were not yet shown."""
+        if self.answers.request.logprobs is None:
+            return None
+        new, self.new = self.new, []
+        return self._of_chat(new) if isinstance(self.answers.options, ChatOptions) else self._of_completion(new)
+
+    def _of_chat(self, tokens: Sequence[TokenLogp | int]) -> dict[str, Any]:
+        def entry(token: int, logp: float) -> dict[str, Any]:
+            said = self._said(token)
+            return {"token": said, "logprob": logp, "bytes": list(said.encode())}
+
+        content = [
+            {**entry(each.token, each.logp), "top_logprobs": [entry(*pair) for pair in each.top]}
+            for each in tokens
+            if isinstance(each, TokenLogp)
+        ]
+        return {"content": content, "refusal": None}
+
+    def _of_completion(self, tokens: Sequence[TokenLogp | int]) -> dict[str, Any]:
+        """A token itself is among the most likely ones, as in OpenAI's."""
+        shown: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for each in tokens:
+            token, logp, top = (each, None, None) if isinstance(each, int) else each
+            said = self._said(token)
+            shown["tokens"].append(said)
+            shown["token_logprobs"].append(logp)
+            # Of tokens that show the same text, such as parts of characters, the likeliest stays.
+            pairs = None if top is None else [(token, logp), *reversed(top)]
+            shown["top_logprobs"].append(None if pairs is None else {self._said(one): p for one, p in pairs})
+            shown["text_offset"].append(self._characters)
+            self._characters += len(said)
+        return shown
+
+    def _said(self, token: int) -> str:
+        return str(self.answers.tokenizer.decode([token]))
 
 
 def _event(document: dict[str, Any]) -> bytes:
@@ -97,80 +158,3 @@ def _head(answers: Answers, part: str) -> dict[str, Any]:
         "model": answers.who,
         "system_fingerprint": None,
     }
-
-
-def _echo(answers: Answers) -> bool:
-    return isinstance(answers.options, CompletionOptions) and bool(answers.options.echo)
-
-
-def _prompt_text(answers: Answers, prompt: int) -> str:
-    asked = answers.prompts.asked[prompt]
-    return asked if isinstance(asked, str) else ""
-
-
-def _with_first(answers: Answers, read: PromptRead) -> Sequence[TokenLogp | int]:
-    """What is known of all of a prompt's tokens, the first among them, where it was asked for."""
-    wanted = answers.request.prompt_logprobs is not None
-    return [answers.prompts.ids[read.prompt][0], *read.logps] if wanted else []
-
-
-def _whole_choice(answers: Answers, choice: Choice) -> dict[str, Any]:
-    text, finish = choice.text.whole, {"finish_reason": choice.why, "index": choice.index}
-    asked = answers.request.logprobs is not None
-    if isinstance(answers.options, ChatOptions):
-        logprobs = _chat_logprobs(answers.tokenizer, choice.logps) if asked else None
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {**finish, "message": message, "logprobs": logprobs}
-    if _echo(answers):
-        text = _prompt_text(answers, choice.index // answers.request.n) + text
-    return {**finish, "text": text, "logprobs": _logprobs(answers, choice.logps, 0) if asked else None}
-
-
-def _piece(answers: Answers, choice: Choice, text: str, new: Sequence[TokenLogp | int], first: bool) -> dict[str, Any]:
-    finish = {"index": choice.index, "finish_reason": choice.why}
-    if isinstance(answers.options, ChatOptions):
-        delta = {"role": "assistant", "content": ""} if first else {"content": text} if text else {}
-        return {**finish, "delta": delta, "logprobs": _chat_logprobs(answers.tokenizer, new) if new else None}
-    logprobs = None
-    if new:
-        logprobs = _logprobs(answers, new, sum(len(_said(answers.tokenizer, each)) for each in choice.logps))
-        choice.logps += new
-    return {**finish, "text": text, "logprobs": logprobs}
-
-
-def _said(tokenizer: PreTrainedTokenizerBase, token: TokenLogp | int) -> str:
-    return str(tokenizer.decode([token if isinstance(token, int) else token.token]))
-
-
-def _chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[TokenLogp | int]) -> dict[str, Any]:
-    def entry(token: int, logp: float) -> dict[str, Any]:
-        said = str(tokenizer.decode([token]))
-        return {"token": said, "logprob": logp, "bytes": list(said.encode())}
-
-    content = [
-        {**entry(each.token, each.logp), "top_logprobs": [entry(*pair) for pair in each.top]}
-        for each in tokens
-        if isinstance(each, TokenLogp)
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _logprobs(answers: Answers, tokens: Sequence[TokenLogp | int], start: int) -> dict[str, Any]:
-    """`logprobs` of /v1/completions; the token itself is among the most likely ones, as in OpenAI's.
-
-    Args:
-        start: characters before these tokens.
-    """
-    said = [_said(answers.tokenizer, token) for token in tokens]
-    offsets = [start + sum(map(len, said[:place])) for place in range(len(said))]
-    top = [
-        None
-        if isinstance(each, int)
-        else {
-            str(answers.tokenizer.decode([token])): logp
-            for token, logp in [*reversed(each.top), (each.token, each.logp)]
-        }
-        for each in tokens
-    ]
-    logps = [None if isinstance(each, int) else each.logp for each in tokens]
-    return {"tokens": said, "token_logprobs": logps, "top_logprobs": top, "text_offset": offsets}
