@@ -25,6 +25,8 @@ from selfadapt.serving.served import Served
 from selfadapt.serving.together import Dispatched, DispatchedTogether
 
 RETRY_AFTER = "1"  # seconds
+LAG = 4096
+"""Events that a client may be behind by, before its request is cancelled: what it does not read takes memory."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Answering:
         return Prompts([chat], tokenize(tokenizer, [chat], **arguments), seen)
 
     def _texts(self, options: CompletionOptions) -> Prompts:
+        if isinstance(self.served.engine.tokenizer, ProcessorMixin):
+            raise UserError("this base sees pictures, and answers chats alone; ask /v1/chat/completions")
         given = options.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             given = cast(Any, [given])
@@ -195,6 +199,9 @@ class Answers:
             self.by.metrics.tokens.labels("answer").inc(self.written)
 
     def _hear(self, event: Event) -> None:
+        if self._events.qsize() >= LAG:
+            self.request.cancel()
+            event = UserError("the answer is read more slowly than it is written; ask for less at once")
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 

@@ -19,6 +19,7 @@ from openai import AuthenticationError, NotFoundError, RateLimitError
 from dispatch.base import question
 from experts import ExpertLibrary
 from experts.engine import Sampling
+from experts.engine.requests import Request
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from tests.selfadapt.serving.conftest import Running
@@ -292,17 +293,27 @@ def test_whoever_hangs_up_frees_a_place_at_once(server: Running) -> None:
     assert not batch.in_use()
 
 
-def test_a_slow_reader_holds_up_nobody(server: Running) -> None:
-    body = json.dumps(endless(server) | {"logprobs": True, "top_logprobs": 20, "n": 8}).encode()
-    with socket.create_connection((server.http.base_url.host, server.http.base_url.port or 0)) as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        slow.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        assert slow.recv(1)
+def ask_and_read_nothing(server: Running, body: dict[str, Any]) -> socket.socket:
+    slow = socket.create_connection((server.http.base_url.host, server.http.base_url.port or 0))
+    sent = json.dumps(body).encode()
+    slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(sent), sent))
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    assert slow.recv(1)
+    return slow
+
+
+def test_a_slow_reader_holds_up_nobody(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = endless(server) | {"logprobs": True, "top_logprobs": 20, "n": 8}
+    with ask_and_read_nothing(server, asked):
         until(lambda: server.served.batch.running == 0)
         answer = server.http.post("/v1/chat/completions", json=CHAT | {"temperature": 0})
         assert answer.json()["choices"][0]["message"]["content"] == alone(server, USER, {}, new=2)[0]
+    cancelled: list[Request] = []
+    monkeypatch.setattr("selfadapt.serving.answering.LAG", 20)
+    monkeypatch.setattr(Request, "cancel", lambda own: (cancelled.append(own), setattr(own, "cancelled", True)))
+    with ask_and_read_nothing(server, asked):  # and does not hang up
+        until(lambda: server.served.batch.running == 0)
+        assert cancelled
 
 
 def test_experts_come_and_go_while_the_server_runs(server: Running, tmp_path: Path) -> None:

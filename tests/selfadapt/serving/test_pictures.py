@@ -58,3 +58,5 @@ def test_pictures(seeing: Any, tmp_path: Path) -> None:
             refused = server.http.post("/v1/chat/completions", json={"messages": asked(url)})
             assert refused.status_code == 400
             assert "picture" in refused.json()["error"]["message"]
+        refused = server.http.post("/v1/completions", json={"prompt": "What?"})
+        assert (refused.status_code, "chats alone" in refused.text) == (400, True)
