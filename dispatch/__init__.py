@@ -3,15 +3,13 @@
 from dispatch.base import Dispatcher, Fixed
 from dispatch.embedding import EmbeddingDispatcher, check_described
 from dispatch.prompt import Calibration, PromptDispatcher, calibration_path
-from dispatch.table import AUTO, DEFAULT, DISPATCHERS, FEW_SHOT, RESERVED_NAMES, check_dispatcher, find_dispatcher
+from dispatch.table import DEFAULT, DISPATCHERS, FEW_SHOT, check_dispatcher, find_dispatcher
 from dispatch.text_to_lora import T2LDispatcher
 
 __all__ = [
-    "AUTO",
     "DEFAULT",
     "DISPATCHERS",
     "FEW_SHOT",
-    "RESERVED_NAMES",
     "Calibration",
     "Dispatcher",
     "EmbeddingDispatcher",

@@ -1,4 +1,7 @@
-"""The table of dispatchers, and what a dispatcher's name means. A new one is a file beside this and a line in it."""
+"""The table of dispatchers, and what a dispatcher's name means.
+
+A new one is a file beside this, a line in the table, and its name in `experts.naming`, so that no expert has it.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +48,6 @@ DISPATCHERS = {
     "t2l": Kind(T2LDispatcher.from_library, "any", check_network, brings_experts=True),
     FEW_SHOT: Kind(None, "native"),
 }
-
-AUTO = "auto"  # where a model is named: what the dispatcher chooses
-
-RESERVED_NAMES = {
-    **{name: f"--dispatch {name} means something else" for name in DISPATCHERS},
-    **dict.fromkeys(("base", "other"), "it stands for the base"),
-    AUTO: "it stands for what a dispatcher chooses",
-}
-"""What no expert can be called, and why; a library asks when an expert is added."""
 
 
 def find_dispatcher(name: str, library: ExpertLibrary, engine: Engine | None = None) -> Dispatcher:

@@ -27,7 +27,7 @@ from experts.naming import check_name
 from experts.outside.adapters import read_description, write_description
 from experts.outside.base_names import public_name
 from experts.outside.errors import UserError, unknown
-from experts.outside.files import atomic_folder, write_json
+from experts.outside.files import atomic_folder, check_writable, write_json
 from experts.outside.reading import read_json, read_text
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import (
@@ -101,7 +101,7 @@ class ExpertLibrary(LibraryOnTheHub):
         folder = Path(folder)
         library = cls(folder, base, base_fingerprint, [])
         library._check_empty()  # before it gets a lock
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
         with library._lock():
             library._check_empty()
             if base_sketch is not None:
@@ -110,6 +110,8 @@ class ExpertLibrary(LibraryOnTheHub):
         return library
 
     def _check_empty(self) -> None:
+        if self.folder.is_file():
+            raise UserError(f"{self.folder} is a file; a library is a folder")
         if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty; a new library needs a folder of its own")
 
@@ -306,7 +308,7 @@ class ExpertLibrary(LibraryOnTheHub):
                 neither an expert nor a LoRA and nothing else.
         """
         expert = Path(expert)
-        name = CLASSIFIER if classifier else name or expert.resolve().name
+        name = CLASSIFIER if classifier else expert.resolve().name if name is None else name
         if not classifier:
             check_name(name)
         check_apart(expert, self.folder)

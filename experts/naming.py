@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 
 from experts.outside.errors import UserError
 from experts.svf.names import fault_in_adapter_name
 
-# Who chooses among experts by their names reads some names otherwise, and says itself which: `RESERVED_NAMES`, name →
-# why no expert can have it. It stands above this package, and need not have been imported when an expert is added.
-CHOOSER = "dispatch"
+DISPATCHERS = ("none", "prompt", "classifier", "embedding", "t2l", "few-shot")
+"""What stands for a dispatcher where an expert's name could stand; `dispatch.table` says what each is."""
+AUTO = "auto"
+"""Where a model is named: what the dispatcher chooses."""
+RESERVED = {
+    **{name: f"--dispatch {name} means something else" for name in DISPATCHERS},
+    **dict.fromkeys(("base", "other"), "it stands for the base"),
+    AUTO: "it stands for what a dispatcher chooses",
+}
+"""What no expert can be called, and why."""
 
 # An expert's name is an adapter's in PEFT, a folder's on any file system, and a word of the command line.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -21,7 +27,7 @@ def check_name(name: str) -> None:
     """Raises UserError, with the reason, if no expert of a library can have this name."""
     fault = fault_in_adapter_name(name)
     if fault is None:
-        fault = import_module(CHOOSER).RESERVED_NAMES.get(name.casefold())
+        fault = RESERVED.get(name.casefold())
     if fault is None and WINDOWS_DEVICES.fullmatch(name):
         fault = "Windows keeps it for a device"
     if fault is None and not NAME.fullmatch(name):

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from experts.outside.base_names import HUB_ID
-from experts.outside.errors import UserError, unknown
+from experts.outside.errors import UserError, short, unknown
 from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
 from selfadapt.bases.built_in import BUILT_IN, fetch_gguf, stands_for
 from selfadapt.bases.gguf_files import (
@@ -185,6 +185,8 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 
 def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` must be given to find `name`: a folder or hub id, and options."""
+    if not isinstance(name, str | os.PathLike) or not str(name).strip():
+        raise UserError(f"a base is a built-in name, a folder, a .gguf file or a hub id, not {short(name)}")
     name = os.fspath(name)
     path = expand(name)
     if revision is not None and (name == BUILT_IN or path.exists()):

@@ -30,7 +30,7 @@ from selfadapt.verbs.serve import serve
 from selfadapt.verbs.t2l import T2L, t2l, t2l_train
 from selfadapt.verbs.train import Train, train
 from selfadapt.verbs.transfer import transfer
-from selfadapt.verbs.usage import parsed
+from selfadapt.verbs.usage import complain, parsed
 
 DESCRIPTION = (
     "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes. "
@@ -65,7 +65,7 @@ NAMES = ("--model", "--library", "--to", "--output", "--output-dir", "--dispatch
 def _run(args: list[str]) -> None:
     for option, value in itertools.pairwise([*args, ""]):
         if (option in NAMES and value == "") or option in [f"{name}=" for name in NAMES]:
-            print(f"error: {option.removesuffix('=')} needs a value, and it is empty", file=sys.stderr)
+            complain(f"error: {option.removesuffix('=')} needs a value, and it is empty")
             sys.exit(2)
     if args == ["--version"]:
         print(f"selfadapt {version('selfadapt')}")
@@ -80,10 +80,12 @@ def _run(args: list[str]) -> None:
         _call(VERBS, prog="selfadapt", description=DESCRIPTION, args=args or ["--help"])
 
 
-def _call(verbs: dict[str, Callable[..., Any]], **about: Any) -> None:
+def _call(verbs: dict[str, Callable[..., Any]], prog: str, description: str | None, args: list[str]) -> None:
     """Calls the verb that the arguments name, once they have been understood."""
     understood = {name: _understood(verb) for name, verb in verbs.items()}
-    parsed(lambda: tyro.extras.subcommand_cli_from_dict(understood, **about))()
+    about: Any = {"prog": prog, "description": description, "args": args}
+    named = " ".join([prog, *(args[:1] if args[0:1] and args[0] in verbs else [])])
+    parsed(lambda: tyro.extras.subcommand_cli_from_dict(understood, **about), named)()
 
 
 def _understood(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,14 +119,16 @@ def main() -> None:
     except Exception as error:
         from experts.outside.errors import UserError
 
-        # An OSError is the machine's: a full disk, a folder that may not be read. It names the file itself.
-        if not isinstance(error, UserError | OSError):
-            raise
-        _fail(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        line = f"error: {' '.join(str(error).split()) or type(error).__name__}"
+        if isinstance(error, UserError):
+            _fail(line)
+        if isinstance(error, OSError):  # a full disk, a folder that may not be read, perhaps on one machine of several
+            sys.exit(line)
+        raise
 
 
 def _fail(line: str) -> NoReturn:
-    print(line, file=sys.stderr)
+    complain(line)
     sys.exit(1)
 
 

@@ -17,6 +17,7 @@ from experts.attaching import check_lora
 from experts.domains.base import scores_of
 from experts.domains.jsonl import Jsonl
 from experts.engine import NativeEngine
+from experts.exchange.hub import EXPERT, LIBRARY, folder_of
 from experts.exchange.lora_folder import peft_type, read_lora
 from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import Expert
@@ -24,7 +25,7 @@ from experts.library import ExpertLibrary, UnknownBase, check_apart, check_name
 from experts.outside.base_names import public_name
 from experts.outside.chats import read_prompt
 from experts.outside.errors import UserError
-from experts.outside.files import check_new_folder
+from experts.outside.files import check_new_folder, expand
 from experts.outside.reading import read_objects
 from experts.svf.fingerprint import fingerprint, refuse_other_base, sketch
 from experts.text_to_lora.encoder import BUILT_IN
@@ -44,9 +45,9 @@ def add_expert(
     """Copies the folder of an expert, or of a LoRA, into a library, which is made if there is none.
 
     Args:
-        expert: the folder of an SVF adapter, or of a LoRA that PEFT saved.
+        expert: the folder of an SVF adapter, or of a LoRA that PEFT saved, or its repository on the hub (owner/name).
         library: the library's folder.
-        name: its name there; by default the folder's.
+        name: its name there; by default the folder's, or the repository's.
         classifier: whether it names domains instead of answering.
         model: the base that it was trained on, which is loaded only if the folder does not say, or, for a LoRA, if the
             library calls its base otherwise: a built-in name, a hub id or a folder.
@@ -59,16 +60,25 @@ def add_expert(
         UnknownBase: if neither `model` nor the folder says which base it was trained on. No library is made then.
         UserError: as `ExpertLibrary.create` and `ExpertLibrary.add` do.
     """
-    expert, library = Path(expert), Path(library)
+    library = Path(library)
+    if expand(expert).is_file():
+        raise UserError(f"{expert} is a file; an expert, or a LoRA, is a folder")
     if not classifier:
-        check_name(name or expert.resolve().name)
-    check_apart(expert, library)
+        name = expand(expert).resolve().name if name is None else name
+        check_name(name)
+    folder = folder_of(expert, EXPERT, LIBRARY)
+    if (folder / LIBRARY).is_file():
+        raise UserError(
+            f"{expert} is a library, and no expert: add one of the experts in it (of the hub's, after "
+            "`selfadapt experts pull`)"
+        )
+    check_apart(folder, library)
     into = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
-    if peft_type(expert) == "LORA":
-        into, base = _for_lora(expert, library, into, model)
+    if peft_type(folder) == "LORA":
+        into, base = _for_lora(folder, library, into, model)
     else:
-        into, base = _for_expert(expert, library, into, model)
-    return into.add(expert, name, classifier=classifier, base=base, description=description)
+        into, base = _for_expert(folder, library, into, model)
+    return into.add(folder, name, classifier=classifier, base=base, description=description)
 
 
 def _for_expert(

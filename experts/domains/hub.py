@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DATASET_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# As datasets and pandas say it of a file with nothing in it, or nothing but a header.
+NO_ROWS = ("corresponds to no data", "No columns to parse")
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 ZIPPED = (".gz", ".bz2", ".xz", ".zst")
 # Columns that mean something here or to TRL, which are what the recipe says or are not there.
@@ -125,6 +127,8 @@ class Hub(Judged):
             what = f"the hub's data set {self.path}" if place is None else str(place)
             local = "there is no such file or folder, and " if place is None else ""
             cause = error.__cause__ or error
+            if any(said in str(cause) for said in NO_ROWS):
+                raise UserError(f"{what}: there are no rows in it") from error
             raise UserError(f"{local}{what} cannot be read ({' '.join(str(cause).split())})") from error
         if not isinstance(data, dict) or not all(isinstance(own, Dataset) for own in data.values()):
             raise UserError(f"{self.path} has no splits of rows")

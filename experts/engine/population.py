@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from experts.engine.batches import pad_batch
 from experts.engine.context import attention_window, check_context
-from experts.engine.decoding import Batch, Writing, end_tokens, most_likely
+from experts.engine.decoding import Batch, Writing, end_tokens, greedy, most_likely
 from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import growing_cache
 from experts.engine.likelihoods import log_p_of_tails, tokenize_pairs
@@ -67,13 +67,15 @@ class Population:
         self.rests = [head[len(self.shared) :] for head in heads]
         behind = max(len(rest) + len(draft) for rest, draft in zip(self.rests, self.drafts, strict=True))
         # Padding and dropped drafts are holes, for which a narrow window has no room.
-        self.narrow = len(self.shared) + behind + max_new_tokens > attention_window(config)
+        narrow = len(self.shared) + behind + max_new_tokens > attention_window(config)
+        # A draft is checked against the most likely tokens, which a penalty of the checkpoint's changes.
+        self.plainly = narrow or greedy(engine.generation_config) is not most_likely
         self._read: DynamicCache | None = None  # what is shared, under each mixture [C]
 
     @torch.inference_mode()
     def answer(self, asked: Sequence[tuple[int, int]]) -> tuple[list[str], Tensor]:
         """For P mixtures and prompts: the mixture's greedy answer to the prompt, and log p of the right one [P]."""
-        if self.narrow:
+        if self.plainly:
             return self._answer_plainly(asked)
         texts, likelihoods = [""] * len(asked), torch.zeros(len(asked))
         by_length = sorted(range(len(asked)), key=lambda place: len(self.rests[asked[place][1]]))
@@ -126,10 +128,10 @@ class Population:
         scores = log_p_of_tails(logits, ids, drafts)
 
         answers: list[list[int]] = []
-        for row, (draft, greedy) in enumerate(zip(drafts, logits.argmax(2).tolist(), strict=True)):
-            greedy = greedy[longest - len(draft) :]
-            same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, greedy, strict=False))))
-            answers.append(self._until_end([*draft[:same], greedy[same]])[: self.max_new_tokens])
+        for row, (draft, likeliest) in enumerate(zip(drafts, logits.argmax(2).tolist(), strict=True)):
+            likeliest = likeliest[longest - len(draft) :]
+            same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(draft, likeliest, strict=False))))
+            answers.append(self._until_end([*draft[:same], likeliest[same]])[: self.max_new_tokens])
             if same < len(draft):
                 mask[row, same - len(draft) :] = 0  # the rest of the draft is not part of the answer
         read = torch.cat([ids.new_tensor(self.shared).expand(len(ids), -1), ids], 1)

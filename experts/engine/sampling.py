@@ -24,12 +24,17 @@ MARGIN = 8
 """Tokens at the end of an answer that are looked at beyond those that a stop text can have: some show no text."""
 
 
+GREEDILY = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
+"""What only means something where tokens are drawn, and its value elsewhere."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """By default greedy, up to where the base ends.
 
     Raises:
-        UserError: for what is no number or out of range, or a stop text that is empty or no string.
+        UserError: for what is no number or out of range, or a stop text that is empty or no string; for `top_p`,
+            `top_k`, `min_p` or a seed without a temperature.
     """
 
     temperature: float = 0.0
@@ -56,6 +61,12 @@ class Sampling:
             if getattr(self, name) > 1:
                 raise UserError(f"{name} must be at most 1, not {getattr(self, name)}")
         check_whole("top_k", self.top_k, least=0)
+        told = [name for name, without in GREEDILY.items() if getattr(self, name) != without]
+        if self.greedy and told:
+            raise UserError(
+                f"{told[0]} is for tokens that are drawn, and without a temperature the most likely one is taken: give "
+                f"a temperature above 0, or leave {told[0]} out"
+            )
         if self.seed is not None:
             check_whole("seed", self.seed, least=0, most=SEEDS)
         several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)

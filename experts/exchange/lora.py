@@ -9,17 +9,13 @@ from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.mixture import Mixture
 from experts.outside.adapters import PREFIX, write_adapter, write_description
 from experts.outside.base_names import public_name
-from experts.outside.errors import UserError
 from experts.outside.files import new_folder
-from experts.outside.reading import read_json
 from experts.svf.mixing import LoraFactors
 
 A, B = ".lora_A.weight", ".lora_B.weight"  # behind a matrix's name in the keys of an adapter file
@@ -67,35 +63,6 @@ class Lora:
     base: str | None = None
     description: str = ""
     conv1d: bool = False
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Lora:
-        """The LoRA in a PEFT adapter folder.
-
-        Raises:
-            UserError: if it is damaged, or more than A and B under one scaling.
-        """
-        folder = Path(folder)
-        document = read_json(folder / "adapter_config.json")
-        if not isinstance(document, dict):
-            raise UserError(f"{folder / 'adapter_config.json'} is damaged: it is not a JSON object")
-        try:
-            tensors = load_file(folder / "adapter_model.safetensors")
-            names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
-            a = {name: tensors.pop(f"{PREFIX}{name}{A}").float() for name in names}
-            b = {name: tensors.pop(f"{PREFIX}{name}{B}").float() for name in names}
-            alpha, alphas = float(document["lora_alpha"]), document.get("alpha_pattern") or {}
-            in_b = all(len(factor) == alphas.get(name, alpha) for name, factor in a.items())
-        except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{folder} is damaged, or not a plain LoRA: {error}") from error
-        if tensors or (alphas and not in_b):
-            what = next(iter(tensors), "an alpha for each matrix")
-            raise UserError(f"{folder} is not a plain LoRA: it has {what}")
-        if not document.get("rank_pattern") and {len(factor) for factor in a.values()} != {document.get("r")}:
-            raise UserError(f"{folder} is damaged: its factors have other ranks than its configuration says")
-        rslora, base = bool(document.get("use_rslora")), document.get("base_model_name_or_path")
-        conv1d = bool(document.get("fan_in_fan_out"))
-        return cls(a, b, None if in_b and not rslora else alpha, rslora, base, conv1d=conv1d)
 
     @property
     def ranks(self) -> dict[str, int]:

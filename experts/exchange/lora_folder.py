@@ -46,7 +46,7 @@ def peft_type(folder: Path) -> str | None:
 
 
 def read_lora(folder: Path) -> Lora:
-    """The LoRA in a PEFT adapter folder; B carries each matrix's scaling, alpha / k or (rsLoRA) alpha / √k.
+    """The LoRA in a PEFT adapter folder; where matrices have alphas of their own, B carries the scaling.
 
     Raises:
         UserError: if it is damaged, or more than B A beside W.
@@ -66,23 +66,29 @@ def read_lora(folder: Path) -> Lora:
         )
     a, b = _factors(folder)
     try:
-        scalings = {matrix: _scaling(document, matrix, len(factor)) for matrix, factor in a.items()}
+        alphas = {matrix: _alpha(document, matrix) for matrix in a}
     except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
         raise UserError(f"{folder / 'adapter_config.json'} is damaged: no number stands for alpha ({error})") from error
-    base = document.get("base_model_name_or_path")
+    rslora, base = bool(document.get("use_rslora")), document.get("base_model_name_or_path")
+    plain = not rslora and all(alpha == len(a[matrix]) for matrix, alpha in alphas.items())
+    alpha = None if plain or len({*alphas.values()}) > 1 else next(iter(alphas.values()))
+    if alpha is None and not plain:
+        scalings = {matrix: alphas[matrix] / (len(a[matrix]) ** 0.5 if rslora else len(a[matrix])) for matrix in a}
+        b = {matrix: scalings[matrix] * factor for matrix, factor in b.items()}
     return Lora(
         a,
-        {matrix: scalings[matrix] * factor for matrix, factor in b.items()},
+        b,
+        alpha,
+        rslora and alpha is not None,
         base=base if base and isinstance(base, str) else None,  # PEFT writes "" for a base without a name
         description=read_description(folder) or "",
         conv1d=bool(document.get("fan_in_fan_out")),
     )
 
 
-def _scaling(document: dict[str, Any], matrix: str, rank: int) -> float:
+def _alpha(document: dict[str, Any], matrix: str) -> float:
     alphas = document.get("alpha_pattern") or {}
-    alpha = float(alphas.get(get_pattern_key(list(alphas), matrix), document["lora_alpha"]))
-    return alpha / (rank**0.5 if document.get("use_rslora") else rank)
+    return float(alphas.get(get_pattern_key(list(alphas), matrix), document["lora_alpha"]))
 
 
 def _factors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

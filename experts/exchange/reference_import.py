@@ -65,7 +65,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it wants to run code ({named[1]})" if named else "it wants to run code, or is damaged"
         raise UserError(f"{path} was refused: {what}; only plain tensors are read") from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle make the unpickler stumble in any way
         raise UserError(f"{path} is not a file of tensors, or it is damaged") from error
     if not isinstance(document, dict) or not all(isinstance(p, Tensor) for p in document.values()):
         raise UserError(f"{path} is not an expert: it must hold one vector for each matrix")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from experts.exchange.lora import Lora
+from experts.exchange.lora_folder import read_lora
 from experts.expert import read_config, read_z
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.reading import read_json
@@ -168,7 +168,7 @@ def _read(path: Path) -> _Adapter:
         return _Adapter(SvfOutput(rank, sorted(z)), vectors, config.description, config.base_fingerprint)
     if kind != "LORA":
         raise UserError(f"{path} is a {kind} adapter; a network learns to write LoRAs and SVF experts")
-    lora = Lora.read(path)
+    lora = read_lora(path)
     ranks = sorted(set(lora.ranks.values()))
     if len(ranks) > 1:
         raise UserError(f"{path} is a LoRA of mixed ranks, {ranks}; a network writes one rank for all matrices")

@@ -34,10 +34,13 @@ class TrainingOptions:
     """Names that TRL has for options of ours, which recipes may use as well."""
 
     learning_rate: float
+    """AdamW's, before any schedule."""
     steps: int
     """Optimiser steps."""
     max_grad_norm: float = 1.0
+    """A longer gradient is scaled down to this length."""
     seed: int = 0
+    """Of the order of rows, and of all that is drawn."""
 
     def __post_init__(self) -> None:
         check_numbers(self, least=[("steps", 1), ("max_grad_norm", 0)], positive=["learning_rate"])
@@ -69,14 +72,17 @@ class ExpertTraining(TrainingOptions):
     max_new_tokens: int = 32
     """The most that an answer may have."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: constant, or down to zero along half a cosine."""
     validate_every: int = 5
     """Steps between greedy evaluations on the validation split. A checkpoint is written with every step."""
     validation_size: int = 128
+    """Problems of the validation split that are answered each time."""
     patience: int | None = None
     """Stop after this many validations in a row without a new best; None never stops early."""
     micro_batch_size: int = 16
     """Sequences of one forward and backward pass on one process; changes memory and speed, not the result."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     report_to: str = "none"
     """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
     trainer: dict[str, Any] = added(default_factory=dict)

@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, Trainer, get_scheduler
+from transformers.utils import is_liger_kernel_available
 
 from experts.engine.sampling import Sampling
 from experts.outside.errors import UserError, unknown
@@ -124,12 +125,16 @@ def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
             TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             raise UserError(f"trainer: {name}: {error.errors()[0]['msg']}") from error
+    if given.get("use_liger_kernel") and not is_liger_kernel_available():
+        raise UserError(
+            "trainer: use_liger_kernel needs liger-kernel, which is not installed: pip install liger-kernel"
+        )
     try:
         generation = given.get("generation_kwargs") or {}
         if twice := next((name for name in BOUNDED if name in given and name in generation), None):
             raise UserError(f"{twice} is there twice, in generation_kwargs as well: leave one of them out")
         for block in (given, generation):
-            Sampling(**{name: block[name] for name in BOUNDED if block.get(name) is not None})
+            Sampling(1.0, **{name: block[name] for name in BOUNDED if block.get(name) is not None})
         _check_generation(generation)
     except UserError as error:
         raise UserError(f"trainer: {error}") from error

@@ -92,17 +92,23 @@ class Reinforce(ExpertTraining):
     }
 
     prompts_per_step: int = 16
+    """P, of all processes together."""
     samples_per_prompt: int = 4
+    """S, completions of each prompt, which are compared with each other."""
     temperature: float = 1.0
+    """At which completions are sampled."""
     reward: Literal["signed", "raw"] | None = None
     """signed: +1 for a right answer, whose score is 1 or more, and `wrong_reward` for any other. raw: the score itself.
     None is raw where a reward function of the user's own gives the scores, signed elsewhere."""
     wrong_reward: float = -1.0
+    """What a wrong answer earns where `reward` is signed."""
     baseline: Baseline = "leave-one-out"
+    """What is taken off a reward; `advantages` says what each is."""
     kl: float = 0.0
     """λ, the coefficient of KL(π_z ‖ base)."""
-    parametrization: Literal["raw", "sigmoid"] = "raw"
-    """raw trains z itself; sigmoid is the original code's z = σ(p) with the nuclear norm kept."""
+    parametrization: Literal["raw", "sigmoid", "shared"] = "raw"
+    """raw trains z itself; sigmoid is the original code's z = σ(p) with the nuclear norm kept; shared trains one z for
+    the matrices of a kind in all layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -140,8 +140,7 @@ class Run:
         assert best is not None
         model: Any = trainer.model
         model.load_state_dict(load_file(kept_path(self.folder, best)), strict=False)
-        parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return Result(self.output, parameters, figures, best, self.log.seconds(), diverged)
+        return Result(self.output, trainer.trained_parameters(), figures, best, self.log.seconds(), diverged)
 
     def finish(self, result: Result, write: Callable[[Path], None]) -> None:
         """Makes `output` of what `write` puts into a folder, with the log beside it; then the run is over.
@@ -167,6 +166,17 @@ def unfinished_folder(output: Path) -> Path:
     """Where the run that will end in `output` keeps itself until then."""
     output = Path(os.path.normpath(output))
     return output.with_name(output.name + ".unfinished")
+
+
+def is_begun(output: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether there is a run of this recipe that can go on."""
+    unfinished = unfinished_folder(output)
+    return unfinished.exists() and _was_begun_with(unfinished, recipe)
+
+
+def _was_begun_with(unfinished: Path, recipe: Mapping[str, Any]) -> bool:
+    note = unfinished / "recipe.json"
+    return not note.exists() or json.loads(note.read_text(encoding="utf-8")) == recipe
 
 
 def last_checkpoint(unfinished: Path) -> str | None:
@@ -210,8 +220,7 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
         raise UserError(f"there is nothing to resume: {unfinished} does not exist")
     if unfinished.exists() and not (resume or replace):
         raise UserError(f"{unfinished} holds an unfinished run; resume it, or remove it to start again")
-    note = unfinished / "recipe.json"
-    if resume and note.exists() and json.loads(note.read_text(encoding="utf-8")) != recipe:
+    if resume and not _was_begun_with(unfinished, recipe):
         raise UserError(f"{unfinished} was begun with another recipe; resume it with that one, or remove it")
     check_new_folder(unfinished)
 

@@ -37,6 +37,7 @@ class NextToken(ExpertTraining):
     config_class: ClassVar[type] = TrainingArguments
 
     sequences_per_step: int = 64
+    """Prompts with their answers, of all processes together."""
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "include_num_input_tokens_seen": "non_padding"}

@@ -6,7 +6,7 @@ import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -97,6 +97,10 @@ class RunTrainer(Trainer):
             if "probability tensor" in str(error):
                 raise Diverged(self.state.global_step + 1, "the model's distribution") from error
             raise
+
+    def trained_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in cast(Any, self.model).parameters() if p.requires_grad)
 
     def finite(self, loss: Tensor) -> Tensor:
         """The loss itself; raises Diverged if it is no number."""

@@ -25,7 +25,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from peft import PeftConfig, PeftType
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import RLOOTrainer
 from trl.models import unwrap_model_for_generation
@@ -39,6 +39,7 @@ from experts.engine.constrained import Constraint, constraint_of
 from experts.outside.chats import tokenize, words
 from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
+from experts.svf.shared import SharedAdamW, of_one_kind
 from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.log import Log
 from experts.training.options import check_step
@@ -74,12 +75,27 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         self.head = head_of(cast(Any, self.model).get_base_model()) if several else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.options.parametrization == "sigmoid":
-            assert self.model is not None
-            layers = [module for module in self.model.modules() if isinstance(module, SVFLinear)]
-            matrices = [(layer.svf_z[name], layer.svf_s) for layer in layers for name in layer.active_adapters]
-            self.optimizer = SigmoidAdamW(matrices, self.options.learning_rate, self.options.max_grad_norm)
+        options = self.options
+        if options.parametrization == "sigmoid":
+            matrices = [(z, layer.svf_s) for _, layer, z in self._trained()]
+            self.optimizer = SigmoidAdamW(matrices, options.learning_rate, options.max_grad_norm)
+        if options.parametrization == "shared":
+            self.optimizer = SharedAdamW(self._kinds(), options.learning_rate, options.max_grad_norm)
         return super().create_optimizer(model)
+
+    def trained_parameters(self) -> int:
+        if self.options.parametrization == "shared":
+            return sum(kind[0].numel() for kind in self._kinds())
+        return super().trained_parameters()
+
+    def _kinds(self) -> list[list[nn.Parameter]]:
+        return of_one_kind((name, z) for name, _, z in self._trained())
+
+    def _trained(self) -> list[tuple[str, SVFLinear, nn.Parameter]]:
+        """The trained z, each with its layer, and the layer's name."""
+        assert self.model is not None
+        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SVFLinear)]
+        return [(name, layer, layer.svf_z[own]) for name, layer in layers for own in layer.active_adapters]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """The micro-batch at hand. TRL shuffles a step's completions; here those of one prompt stay together."""
@@ -267,19 +283,20 @@ def make_trainer(
 
     Raises:
         UserError: as `check_step` and `constraint_of` do, if the answers are a few and there are pictures, or if the
-            adapter has no z for the sigmoid parametrisation.
+            adapter has no z for a parametrisation of z.
     """
-    sigmoid = options.parametrization == "sigmoid"
-    if sigmoid and not isinstance(adapter, SVFConfig):
+    raw = options.parametrization == "raw"
+    if not (raw or isinstance(adapter, SVFConfig)):
         raise UserError(
-            f"parametrization: sigmoid is one of SVF's z, which {PeftType(adapter.peft_type).value} does not have"
+            f"parametrization: {options.parametrization} is one of SVF's z, which {PeftType(adapter.peft_type).value} "
+            "does not have"
         )
     rows = load_rows(domain, "train")
     constraint = constraint_of(domain, base.tokenizer, options.max_new_tokens)
     if constraint is not None and "image" in rows.column_names:
         raise UserError(f"the answers of {domain.name} are a few, which pictures do not go with: leave either out")
     arguments = trainer_arguments(options, check_step(options, len(rows)), base.model.device, folder)
-    if sigmoid:  # its optimiser clips the gradient of p
+    if not raw:  # its optimiser clips the gradient of what it trains
         arguments["max_grad_norm"] = 0.0
     rewards = reinforced(domain)
     args = options.configuration(**arguments, reward_weights=[reward.weight for reward in rewards])

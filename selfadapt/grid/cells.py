@@ -23,7 +23,7 @@ from experts.mixture import Mixture
 from experts.svf.fingerprint import fingerprint
 from experts.training.evaluation import Problems, held_out_scores
 from experts.training.log import Log
-from experts.training.run import unfinished_folder
+from experts.training.run import is_begun
 from experts.training.statistics import accuracy, constant_answer
 from experts.training.trainer import LoadedBase
 from selfadapt.base_models import load_base
@@ -227,7 +227,7 @@ class TrainedCell(Cell):
             result = train_recipe(
                 self.recipe,
                 LoadedBase(base, tokenizer, self.model),
-                self.recipe.run(folder, resume=unfinished_folder(folder).exists(), replace=True),
+                self.recipe.run(folder, resume=is_begun(folder, self.recipe.to_dict()), replace=True),
                 self._base_scores(lines),
             )
         document = self.recipe.to_dict()

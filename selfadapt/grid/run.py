@@ -17,6 +17,7 @@ from experts.outside.files import check_writable
 from experts.training.options import check_step
 from experts.training.processes import processes
 from experts.training.run import Interrupted
+from selfadapt.base_models import load_config
 from selfadapt.grid.cells import Cell, TrainedCell
 from selfadapt.grid.experiment import Experiment
 from selfadapt.grid.results import RESULTS, Line, add_results, check_results_folder, read_results
@@ -36,13 +37,13 @@ def run_experiment(
 
     Args:
         output: gets `results.jsonl`, and in `cells/` what each cell trained.
-        resume: whether there may be results already. There may be those of other shares in any case.
+        resume: whether there may be results already. There may be failures, and results of other shares, in any case.
         only: a pattern of cell names, such as `svf-*/sums/*`.
         share: the part of these cells that is run.
 
     Raises:
         UserError: for results of another experiment, a folder of other things, where nothing matches `only`, or where
-            a domain's answers cannot be judged here.
+            there is no such base, or a domain's answers cannot be judged here.
         Interrupted: after Ctrl-C, once the running cell has a checkpoint.
     """
     if processes().num_processes > 1:
@@ -51,17 +52,20 @@ def run_experiment(
         )
     check_results_folder(output)
     results = output / RESULTS
-    if results.exists() and not resume and share is None:
+    if not resume and share is None and any(line.error is None for line in read_results(results)):
         raise UserError(f"{results} exists already; resume it, or choose another folder")
     matching = [cell for cell in experiment.cells if only is None or fnmatch(cell.name, only)]
     if not matching:
         names = ", ".join(cell.name for cell in experiment.cells)
         raise UserError(f"no cell matches {only!r}; the cells are {names}")
     cells = {cell.name: cell for cell in (matching if share is None else share.of(matching))}
-    if not resume and (there := _own_lines(results, cells)):
+    if not resume and (there := [line for line in _own_lines(results, cells) if line.error is None]):
         raise UserError(f"{results} has results of {there[0].cell} already; resume them, or choose another folder")
     to_retry = {line.cell for line in _own_lines(results, cells) if line.error}
-    check_domains([cell for cell in cells.values() if not _is_settled(cell, _own_lines(results, cells), to_retry)])
+    to_run = [cell for cell in cells.values() if not _is_settled(cell, _own_lines(results, cells), to_retry)]
+    check_domains(to_run)
+    for cell in to_run[:1]:  # they have one base
+        load_config(cell.model, **cell.base.options())
     check_writable(output / "cells")
     while True:
         lines = _own_lines(results, cells)
@@ -129,8 +133,12 @@ def run_cell(cell: Cell, folder: Path, lines: Sequence[Line]) -> list[Line]:
 
 
 def _own_lines(results: Path, cells: Mapping[str, Cell]) -> list[Line]:
-    """The lines of these cells; raises UserError, if one has come from other settings."""
-    lines = [line for line in read_results(results) if line.cell in cells]
+    """The lines of these cells; raises UserError, if a result has come from other settings.
+
+    What failed under other settings says nothing of these.
+    """
+    own = [(line, line.settings == cells[line.cell].settings) for line in read_results(results) if line.cell in cells]
+    lines = [line for line, same in own if same or line.error is None]
     for line in lines:
         if line.settings != cells[line.cell].settings:
             raise UserError(

@@ -85,7 +85,10 @@ def _check_generation(given: Any) -> None:
     if isinstance(given, Mapping):
         numbers = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         try:
-            Sampling(**{name: given[name] for name in numbers if given.get(name) is not None})
+            numbered = {name: given[name] for name in numbers if given.get(name) is not None}
+            if not numbered.get("temperature"):  # whether tokens are drawn, `do_sample` says, or the task
+                numbered["temperature"] = 1.0
+            Sampling(**numbered)
         except UserError as error:
             raise UserError(f"gen_kwargs: {error}") from error
 

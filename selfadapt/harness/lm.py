@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from experts.outside.chats import check_system_is_shown, refused
 from experts.outside.errors import UserError, unknown
 from experts.outside.template_arguments import check_arguments
 from selfadapt.harness.response_cache import ResponseCache
+from selfadapt.recipes.base import BaseBlock
 from selfadapt.two_pass import SelfAdaptiveModel
 
 # HFLM's other arguments say how to load a model, which `load_base` does here; HFLM would silently ignore them.
@@ -39,7 +41,7 @@ OPTIONS = (
     *("add_bos_token", "batch_size", "chat_template_args", "enable_thinking", "logits_cache", "max_batch_size"),
     *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
 )
-LOADING = ("revision", "attn_implementation", "device_map", "trust_remote_code")  # of `load_base`
+LOADING = tuple(field.name for field in fields(BaseBlock))  # of `load_base`
 BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what no answer follows from
 
 

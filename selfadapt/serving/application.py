@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dispatch import AUTO
+from experts.naming import AUTO
 from selfadapt.serving.answering import Answering, Answers
 from selfadapt.serving.documents import pieces, whole
 from selfadapt.serving.errors import RequestError, json_response

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dispatch import AUTO
 from experts.engine.lora_cache import PREFIX, mixture_name, read_mixture_name
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
+from experts.naming import AUTO
 from experts.outside.errors import UserError, short, unknown
 
 

@@ -69,14 +69,19 @@ class Options(BaseModel):
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > MOST_STOPS:
             raise RequestError(400, f"stop has {len(stop)} texts; at most {MOST_STOPS} may be", param="stop")
+        always: dict[str, Any] = {
+            "stop": [whole_text(text, "a text in stop") for text in stop],
+            "repetition_penalty": self.repetition_penalty or 1.0,
+        }
+        if self.temperature == 0:  # clients say the rest all the same
+            return Sampling(**always)
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p or 1.0,
             seed=None if self.seed is None else self.seed % (SEEDS + 1),
-            stop=[whole_text(text, "a text in stop") for text in stop],
             top_k=max(0, self.top_k or 0),
             min_p=self.min_p or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+            **always,
         )
 
     @property

@@ -17,9 +17,10 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple
 
-from dispatch import AUTO, Dispatcher, find_dispatcher
+from dispatch import Dispatcher, find_dispatcher
 from experts.engine.lora_cache import LoraCache, mixture_name
 from experts.mixture import Mixture
+from experts.naming import AUTO
 from experts.outside.chats import Chat, read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import expand

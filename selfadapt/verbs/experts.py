@@ -58,7 +58,7 @@ def experts_show(
 
 
 def experts_add(
-    expert: Positional[Path],
+    expert: Positional[str],
     library: Path,
     name: str | None = None,
     classifier: bool = False,
@@ -69,9 +69,10 @@ def experts_add(
     """Copy an expert, or a PEFT LoRA, into a library, which is made if there is none.
 
     Args:
-        expert: the folder that `selfadapt train` wrote, or any SVF adapter or LoRA that PEFT saved.
+        expert: the folder that `selfadapt train` wrote, or any SVF adapter or LoRA that PEFT saved; or its repository
+            on the hub, USER/NAME.
         library: the library's folder.
-        name: its name there; by default the folder's.
+        name: its name there; by default the folder's, or the repository's.
         classifier: it is the expert that names domains for `--dispatch classifier`.
         model: the base that it was trained on, if its folder does not say, as after TRL's trainers or a loop of one's
             own, or names another than the library: a built-in name, a hub id or a folder.

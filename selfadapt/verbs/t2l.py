@@ -34,7 +34,10 @@ def t2l_train(args: list[str]) -> None:
     if help_flags and len(args) == 1:
         tyro.cli(T2LTrain, args=args, prog="selfadapt t2l train")
     own = [a for a in args if a not in help_flags]
-    options, fields = parsed(lambda: tyro.cli(T2LTrain, args=own, prog="selfadapt t2l train", return_unknown_args=True))
+    options, fields = parsed(
+        lambda: tyro.cli(T2LTrain, args=own, prog="selfadapt t2l train", return_unknown_args=True),
+        "selfadapt t2l train",
+    )
     fields += help_flags
 
     from experts.training.processes import processes
@@ -43,7 +46,8 @@ def t2l_train(args: list[str]) -> None:
     from selfadapt.recipes.text_to_lora import find_recipe, read_recipe, train
 
     path = find_recipe(options.recipe)
-    recipe = parsed(lambda: override(read_recipe(path), fields, prog=f"selfadapt t2l train {options.recipe}"))
+    prog = f"selfadapt t2l train {options.recipe}"
+    recipe = parsed(lambda: override(read_recipe(path), fields, prog=prog), prog)
     output = options.output or Path("runs") / f"t2l-{path.stem}"
     processes()  # each takes its own accelerator, before a base is loaded onto it
     result = train(recipe, output, resume=options.resume)

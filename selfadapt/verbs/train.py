@@ -38,13 +38,16 @@ def train(args: list[str]) -> None:
     if help_flags and len(args) == 1:
         tyro.cli(Train, args=args, prog="selfadapt train")
     own = [a for a in args if a not in help_flags]
-    options, fields = parsed(lambda: tyro.cli(Train, args=own, prog="selfadapt train", return_unknown_args=True))
+    options, fields = parsed(
+        lambda: tyro.cli(Train, args=own, prog="selfadapt train", return_unknown_args=True), "selfadapt train"
+    )
     fields += help_flags
 
     from selfadapt.recipes import find_recipe, override, read_recipe, train_recipe
 
     path = find_recipe(options.recipe)
-    recipe = parsed(lambda: override(read_recipe(path), fields, prog=f"selfadapt train {options.recipe}"))
+    prog = f"selfadapt train {options.recipe}"
+    recipe = parsed(lambda: override(read_recipe(path), fields, prog=prog), prog)
 
     import torch
 

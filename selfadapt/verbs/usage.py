@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,15 +13,25 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def parsed(parse: Callable[[], T]) -> T:
-    """`parse()`, which calls tyro; raises SystemExit with code 2 for wrong usage, as tyro does."""
+def complain(line: str) -> None:
+    """Says what is wrong; of the processes that `torchrun` started on a machine, which all find it, the first does."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
+def parsed(parse: Callable[[], T], verb: str) -> T:
+    """`parse()`, which calls tyro; raises SystemExit with code 2 for wrong usage, as tyro does.
+
+    Args:
+        verb: what was called, such as `selfadapt train`, whose help a mistake points to.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return parse()
     except SystemExit as exit:
         if exit.code:
-            print(f"error: {_one_line(said.getvalue())}", file=sys.stderr)
+            complain(f"error: {_one_line(said.getvalue())}; see {verb} --help")
         raise
 
 
@@ -31,4 +42,4 @@ def _one_line(box: str) -> str:
         re.sub(r"^[│|] *| *[│|]$", "", line).strip() for line in lines if not re.fullmatch(r"[│|╭╮╰╯─├┤+ -]*", line)
     ]
     text = " ".join(line for line in lines if line.strip("─-"))
-    return re.sub(r"(?: Argument helptext:.*)? For full helptext, (?:run|see):? (.+)$", r"; see \1", text)
+    return re.sub(r"(?: Argument helptext:.*)? For full helptext, (?:run|see):? .+$", "", text)

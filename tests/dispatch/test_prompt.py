@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dispatch import Calibration, PromptDispatcher
+from dispatch import DISPATCHERS, Calibration, PromptDispatcher
 from dispatch.prompt import category_question, named
+from experts import naming
 from experts.engine import NativeEngine
 from experts.library import ExpertLibrary
 from experts.outside.chats import PLAIN_TEMPLATE, tokenize
@@ -37,6 +38,10 @@ def by_hand(
             total += logits[allowed].log_softmax(0)[allowed.index(token)]
         scores.append(total)
     return torch.tensor(scores)
+
+
+def test_no_expert_can_have_a_dispatchers_name() -> None:
+    assert {*DISPATCHERS} == {*naming.DISPATCHERS}
 
 
 def test_scores_are_those_of_constrained_decoding(tiny_model: Any, tiny_tokenizer: Any) -> None:

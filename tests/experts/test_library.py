@@ -74,11 +74,21 @@ def test_add_open_and_remove(library: ExpertLibrary, expert: Path) -> None:
     assert not (library.folder / "letters").exists()
 
 
+def test_a_library_cannot_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder, said in (
+        (tmp_path / "file", "is a file; a library is a folder"),
+        (tmp_path / "file" / "x", "cannot write"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ExpertLibrary.create(folder, "tiny", "0")
+
+
 def test_an_empty_library_opens(library: ExpertLibrary) -> None:
     assert len(ExpertLibrary.open(library.folder)) == 0
 
 
-NOT_FREE = ["none", "Prompt", "embedding", "t2l", "../evil", ".hidden", "a b", "math-v1.0", "-x", "a/b", "__base__"]
+NOT_FREE = ["", "none", "Prompt", "embedding", "t2l", "../evil", ".hidden", "a b", "math-v1.0", "-x", "a/b", "__base__"]
 
 
 @pytest.mark.parametrize("name", [*NOT_FREE, "keys", "train", "nul", "COM1", "größe", "x" * 101])

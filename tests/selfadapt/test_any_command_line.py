@@ -63,7 +63,7 @@ def say(*args: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-@EACH
+@settings(EACH, max_examples=40)  # some of them load a base
 @given(data=st.data())
 def test_any_command_line_gives_a_result_or_one_line(
     data: st.DataObject, tiny_folder: Path, library: ExpertLibrary, tmp_path: Path

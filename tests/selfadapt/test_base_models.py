@@ -46,6 +46,12 @@ def no_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 # The built-in base
 
 
+@pytest.mark.parametrize("name", [None, 3, "", " "])
+def test_what_names_no_base_is_refused(name: Any) -> None:
+    with pytest.raises(UserError, match=r"a base is a built-in name, a folder, a \.gguf file or a hub id, not"):
+        load_base(name)
+
+
 def test_built_in_is_a_dense_float32_llama(smollm2: Base) -> None:
     model, tokenizer = smollm2
     assert isinstance(model, LlamaForCausalLM)

@@ -145,6 +145,42 @@ def test_wrong_usage_is_exit_code_2(run: Any, args: list[str]) -> None:
     assert (code, out) == (2, "")
 
 
+@pytest.mark.parametrize(
+    ("args", "verb"),
+    [
+        (["generate", "--dispach", "x"], "generate"),
+        (["generate", "hi", "--max-new-tokens", "x"], "generate"),
+        (["experts", "add"], "experts add"),
+        (["experts", "rename"], "experts"),
+        (["t2l", "generate"], "t2l generate"),
+        (["train", "smollm2-135m/sums", "--steps", "x"], "train smollm2-135m/sums"),
+        (["frob"], ""),
+    ],
+)
+def test_a_mistake_in_usage_points_to_the_help_of_its_verb(run: Any, args: list[str], verb: str) -> None:
+    err = run(*args)[2]
+    assert err.endswith(f"; see selfadapt {verb} --help\n".replace("  ", " "))
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("args", [["generate"], ["generate", "--dispach"], ["generate", "hi", "--model", ""]])
+def test_of_several_processes_the_first_says_what_is_wrong(
+    run: Any, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run(*args)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert run(*args) == (code, "", err)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run(*args) == (code, "", "")
+
+
+@pytest.mark.parametrize("option", [("--top-p", 0.9), ("--seed", 3), ("--top-k", 5), ("--min-p", 0.1)])
+def test_what_draws_tokens_needs_a_temperature(run: Any, option: tuple[str, float]) -> None:
+    code, out, err = run("generate", "hi", "--model", "nowhere", *option)
+    assert (code, out) == (1, "")
+    assert "give a temperature above 0" in err
+
+
 def test_names_of_trl_and_peft_are_options_too(run: Any, recipe: Path, tmp_path: Path) -> None:
     theirs = ("--max-steps", 1, "--max_completion_length=3", "--num-generations", 2, "--beta", 0.5, "--r", 4)
     code, out, err = run("train", recipe, "--output-dir", tmp_path / "expert", *theirs)
@@ -182,6 +218,12 @@ def test_help_of_a_recipe_lists_its_fields(run: Any, recipe: Path) -> None:
 
 def test_version(run: Any) -> None:
     assert run("--version") == (0, f"selfadapt {selfadapt.__version__}\n", "")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "selfadapt", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"selfadapt {selfadapt.__version__}\n"
 
 
 def test_nothing_at_all_shows_the_help(run: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 
 from experts.library import ExpertLibrary
@@ -66,6 +67,29 @@ def test_one_expert_with_its_twin(
     code, out, err = run("export", "someone/animals", "--format", "lora", "--output", tmp_path / "lora", "--json")
     assert code == 0, err
     assert json.loads(out)["base"] == BASE
+
+
+def test_an_expert_of_the_hub_is_added(
+    run: Any, hub: HubServer, base_on_the_hub: str, library: ExpertLibrary, tmp_path: Path
+) -> None:
+    library.push_to_hub("someone/mine", base_model=BASE)
+    assert (
+        run("experts", "push", "someone/animals", "--library", library.folder, "--expert", "b", "--base-model", BASE)[0]
+        == 0
+    )
+    own = tmp_path / "own"
+    for args, name in (((), "animals"), (("--name", "zoo"), "zoo")):
+        code, out, err = run("experts", "add", "someone/animals", "--library", own, *args)
+        assert (code, out) == (0, f"{name}\n"), err
+    assert not any(path.is_symlink() for path in own.rglob("*"))
+    z = ExpertLibrary.open(own).z("animals")
+    assert all(torch.equal(vector, z[matrix]) for matrix, vector in library.z("b").items())
+    code, out, err = run("experts", "add", "someone/mine", "--library", own)
+    assert (code, out) == (1, "")
+    assert "selfadapt experts pull" in err.splitlines()[-1]
+    code, out, err = run("experts", "add", "someone/nothing", "--library", own)
+    assert (code, out) == (1, "")
+    assert "there is no folder someone/nothing here, and of the hub" in err.splitlines()[-1]
 
 
 MISTAKES = [

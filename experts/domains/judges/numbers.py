@@ -18,6 +18,7 @@ from experts.domains.judges.writing import boxed, without_tags
 WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"[−‐‑﹣－]"), "-"),
     (re.compile(r"\\\$"), "$"),
+    (re.compile(r"(?<![\d\\,])\\[!,;:](?=\s?\d)"), " "),  # a space that LaTeX makes, before a number
     # Thousands in LaTeX: 9{,}500, 9,\!500, 9\,500, 9~500.
     (re.compile(r"(?<=\d)(?:\{\\?,\}|,\\[!,;:]|\\[!,;: ]|~)\s?(?=\d{3})"), ","),
     # Thousands apart, in spaces that do not break.
@@ -124,6 +125,17 @@ def find_number(text: str, fractions: bool = False) -> str:
     if not readings or (len(readings) > 1 and OPEN.fullmatch(readings[-1].before)):
         return ""
     return readings[-1].value
+
+
+def takes_back(text: str) -> bool:
+    """Whether a text says no to its last number, or asks.
+
+    >>> takes_back("It is not 6."), takes_back("Is it 6?"), takes_back("not 5 but 6")
+    (True, True, False)
+    """
+    text = _written_plainly(text)
+    readings = list(_readings(text, fractions=True))
+    return bool(ASKS.search(text[-2 * TAIL :]) or (readings and DENIED.search(readings[-1].before)))
 
 
 def final_line(text: str, mark: str) -> str:

@@ -13,7 +13,8 @@ from fractions import Fraction
 
 from experts.domains.judges.bounded import judge
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.numbers import find_number
+from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, bare_expression
+from experts.domains.judges.numbers import find_number, takes_back
 from experts.domains.judges.writing import boxed, without_tags
 
 # math-verify reads the end of a text only, where an answer stands.
@@ -89,7 +90,19 @@ def math_verify(text: str, answer: str) -> float:
     given, right = (BASE.findall(boxed(each)) for each in (text, answer))
     if given and right and given != right:
         return 0.0
-    return exact(text, answer) or judge("math_verify", [], [answer, text[-MATH_CHARACTERS:]])
+    text = text[-MATH_CHARACTERS:]
+    if _closed_up(text) == _closed_up(answer):
+        return 1.0
+    if LATEX_WORD.fullmatch(answer.strip()):
+        return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
+    if DELIMITED.search(text):
+        if DENIED.search(text):
+            return 0.0
+    elif expression := bare_expression(text):
+        text = f"${expression}$"
+    elif takes_back(text):
+        text = find_number(text, fractions=True)
+    return judge("math_verify", [], [answer, text])
 
 
 REWARDS: dict[str, Callable[..., float]] = {
@@ -142,6 +155,20 @@ def _value(number: str) -> Fraction | None:
         return over / under[0] if under else over
     except ArithmeticError:
         return None
+
+
+def _says_word(text: str, word: str) -> float:
+    """Whether the text says nothing but this, or ends with it, where it is more than a letter and in no list."""
+    said = LATEX_WORD.sub(r"\1", boxed(text)).strip(EDGES)
+    if word.casefold() in (_plain(said), _plain(after_lead(said)).strip(EDGES)):
+        return 1.0
+    listed = re.search(r",\W*\w+\Z", said)
+    return float(len(word) > 1 and not listed and last_word(text, word))
+
+
+def _closed_up(text: str) -> str:
+    """An expression without the spaces and the full stop that mean nothing: `6 - 5i.` is `6-5i`, `1 2` is not `12`."""
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
 
 
 def _plain(text: str) -> str:

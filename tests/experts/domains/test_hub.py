@@ -122,6 +122,16 @@ def test_choices_and_solutions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", ""), ("a.csv", "question,target\n"), ("a.tsv", ""), ("a.json", "[]"), ("a.json", ""), ("a.jsonl", "")],
+)
+def test_a_file_without_rows_is_said_to_be_one(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: there are no rows in it"):
+        load_rows(domain(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize(
     ("options", "rows", "said"),
     [
         ({"prompt_column": "qestion"}, [row(0)], "unknown column 'qestion'; did you mean 'question'"),

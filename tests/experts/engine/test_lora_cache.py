@@ -13,6 +13,7 @@ from experts import Expert, ExpertLibrary, Mixture
 from experts.engine import mixed
 from experts.engine.lora_cache import LoraCache, mixture_name, read_mixture_name
 from experts.exchange.lora import Lora
+from experts.exchange.lora_folder import read_lora
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
 
@@ -95,7 +96,7 @@ def test_loras_stand_beside_experts_in_the_lora_of_a_mixture(
     model.unload()
     with loras.hold(mixture) as (adapter,):
         assert adapter is not None
-        assert max(Lora.read(adapter.path).ranks.values()) == rank
+        assert max(read_lora(adapter.path).ranks.values()) == rank
         served = PeftModel.from_pretrained(tiny_model, str(adapter.path))
         torch.testing.assert_close(logits(served), wanted, atol=1e-4, rtol=1e-4)
     assert (wanted - of_base).abs().max() > 0.1

@@ -32,10 +32,11 @@ def every_pair(prompts: list[str]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], ["zero", *PROMPTS]])
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
+@pytest.mark.parametrize(("batch_size", "penalty"), [(1, 1.0), (2, 1.0), (64, 1.0), (64, 1.7)])
 def test_answers_and_likelihoods_are_those_of_each_alone(
-    model: Any, tiny_tokenizer: Any, prompts: list[str], batch_size: int
+    model: Any, tiny_tokenizer: Any, prompts: list[str], batch_size: int, penalty: float
 ) -> None:
+    model.get_base_model().generation_config.repetition_penalty = penalty
     wanted = [alone(model, tiny_tokenizer, weights, prompts) for weights in MIXTURES]
     drafts = {
         "nobody's": ["7", "no", "seven of them", "-"],

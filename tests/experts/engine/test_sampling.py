@@ -76,7 +76,6 @@ def test_a_seed_draws_the_same_again(engine: NativeEngine) -> None:
 
 def test_no_temperature_is_greedy(engine: NativeEngine) -> None:
     greedy = engine.generate(PROMPTS, max_new_tokens=12)
-    assert answers(engine, PROMPTS, Sampling(seed=5, top_p=0.5)) == greedy
     assert answers(engine, PROMPTS, Sampling(temperature=1e-30)) == greedy
     assert answers(engine, PROMPTS, Sampling(temperature=2.0, top_p=1e-6)) == greedy
 
@@ -226,6 +225,13 @@ def test_a_stream_ends_where_the_text_does(text: str, stop: list[str], wanted: s
 def test_what_cannot_be_sampled_by_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"seed": 3}, {"top_k": 5}, {"min_p": 0.1}])
+def test_what_draws_needs_a_temperature(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(options))} is for tokens that are drawn.*give a temperature"):
+        Sampling(**options)
+    assert not Sampling(temperature=0.1, **options).greedy
 
 
 def test_one_stop_text_may_stand_alone() -> None:

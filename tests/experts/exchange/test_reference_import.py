@@ -111,6 +111,16 @@ def test_files_that_are_no_experts_of_this_base_are_refused(policy: Policy, tiny
             import_expert(path, tiny_model, "tiny", "")
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"q,a\n1+1?,2\n", b"\x00" * 64, b"hello", b"PK\x03\x04", b"(i0\n", b"]q\x00", b"{"]
+)
+def test_a_file_of_another_kind_is_refused_in_one_line(tiny_model: Any, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "own.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"own\.csv") as refusal:
+        import_expert(tmp_path / "own.csv", tiny_model, "tiny", "Sums.")
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_matrix_of_zeros_is_imported_as_the_base_has_it(policy: Policy, tiny_model: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         tiny_model.model.layers[0].mlp.up_proj.weight.zero_()

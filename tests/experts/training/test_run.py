@@ -113,7 +113,12 @@ class Interrupt(TrainerCallback):
 
 @pytest.mark.parametrize(
     ("parametrization", "step", "number"),
-    [("raw", 3, signal.SIGINT), ("sigmoid", 3, signal.SIGTERM), ("raw", 6, signal.SIGTERM)],
+    [
+        ("raw", 3, signal.SIGINT),
+        ("sigmoid", 3, signal.SIGTERM),
+        ("shared", 3, signal.SIGINT),
+        ("raw", 6, signal.SIGTERM),
+    ],
 )
 def test_an_interrupted_run_resumes_to_the_same_expert(
     train: Any,

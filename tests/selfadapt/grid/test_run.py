@@ -190,6 +190,34 @@ def test_a_failed_cell_is_reported_and_the_grid_goes_on(
     assert len(again) == 2 + 2 * 2
 
 
+def test_a_base_that_is_not_there_stops_the_grid_before_its_cells(path: Path, tmp_path: Path) -> None:
+    for missing in ("nosuch", str(tmp_path / "nowhere")):
+        with pytest.raises(UserError, match=r"nosuch|nowhere"):
+            run_experiment(read_experiment(path, quick=True, model=missing), tmp_path / "out", resume=False)
+        assert read_results(tmp_path / "out" / "results.jsonl") == []
+
+
+def test_a_command_that_is_corrected_runs_what_failed_in_the_same_folder(
+    quick: Experiment, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("experts.training.expert.plot_curve", crash)  # an unfinished run is left, too
+        patch.setattr(cells.Evaluation, "scores", crash)
+        assert all(line.error for line in run_experiment(quick, output, resume=False))
+    assert [*(output / "cells").glob("*.unfinished")]
+    document["recipe"] = {"test_size": 3}
+    document["methods"]["svf"]["training"] |= {"micro_batch_size": 2}
+    corrected = tmp_path / "corrected.yaml"
+    corrected.write_text(yaml.safe_dump(document))
+    lines = run_experiment(read_experiment(corrected, quick=True), output, resume=False)
+    assert [line.error for line in lines] == [None] * 4
+    assert {line.n for line in lines} == {3}
+
+
 def test_a_cell_that_another_process_has_is_left_to_it(
     quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

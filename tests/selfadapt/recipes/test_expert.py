@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ from experts.training.methods import DoRA
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken
 from experts.training.trainer import trainer_arguments
+from selfadapt.base_models import BaseOptions
 from selfadapt.recipes import Recipe, configs_folder, find_recipe, override, read_recipe
+from selfadapt.recipes.base import BaseBlock
 
 MINIMAL = {
     "domain": {"kind": "reasoning_gym", "name": "sums", "description": "Sums.", "dataset": "chain_sum"},
@@ -106,6 +108,13 @@ def test_the_base_and_the_trainer_are_told_more_by_blocks_that_change_nothing_wh
         read_recipe(written(tmp_path, {**recipe.to_dict(), "trainer": {}}))
 
 
+def test_the_base_block_takes_what_load_base_takes_of_a_base() -> None:
+    hints = {*BaseOptions.__annotations__} - {"chat_template_kwargs"}  # a recipe has these at its top
+    assert [field.name for field in fields(BaseBlock)] == [
+        name for name in BaseOptions.__annotations__ if name in hints
+    ]
+
+
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
@@ -125,6 +134,7 @@ def test_the_base_and_the_trainer_are_told_more_by_blocks_that_change_nothing_wh
         ({"generation_kwargs": {"foo": 1}}, "unknown argument of GenerationConfig in generation_kwargs: 'foo'"),
         ({"generation_kwargs": {"top_p": 3.0}}, "trainer: top_p must be at most 1"),
         ({"generation_kwargs": {"top_k": 1}, "top_k": 2}, "top_k is there twice"),
+        ({"use_liger_kernel": True}, "needs liger-kernel, which is not installed: pip install liger-kernel"),
     ],
 )
 def test_what_is_no_business_of_the_trainer_block_is_one_line(tmp_path: Path, trainer: dict, message: str) -> None:

@@ -5,11 +5,12 @@ import random
 import signal
 import threading
 import time
+from types import ModuleType
 
 import pytest
 
 from experts.domains import text_of
-from experts.domains.judges import bounded, rewards
+from experts.domains.judges import bounded, expressions, numbers, rewards
 from experts.domains.judges.rewards import REWARDS, choice, exact, last_number, last_word, math_verify
 
 NASTY = [
@@ -19,9 +20,10 @@ NASTY = [
 ]
 
 
-def test_doctests() -> None:
-    result = doctest.testmod(rewards)
-    assert result.attempted > 5
+@pytest.mark.parametrize("module", [rewards, numbers, expressions])
+def test_doctests(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
     assert not result.failed
 
 

@@ -1,0 +1,78 @@
+r"""An expression that a text gives without `$`, as LaTeX: math-verify reads only the last number of such a text."""
+
+from __future__ import annotations
+
+import re
+
+# How LaTeX says where an expression begins.
+DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
+# "It is not $6$.", at the end.
+DENIED = re.compile(r"(?:\bnot|n['’]t)\s+\$[^$]+\$\W*\Z")
+# What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
+LEAD = re.compile(
+    r".*(?:\b(?:is|are|equals|be|get|has|have|so|hence|thus|therefore|answer)\b|:(?!\s?\d))\s*", re.IGNORECASE
+)
+NO_LETTER = r"(?<![\\A-Za-z])"
+FUNCTIONS = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|log|ln"
+# Ways of writing, and LaTeX's.
+WAYS = [
+    (re.compile(r"[−–]"), "-"),
+    (re.compile(r"\\?\$"), ""),
+    (re.compile(r"\*\*(?=\S)(.*?)(?<=\S)\*\*"), r"\1"),  # bold
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(rf"(?:√|{NO_LETTER}sqrt)\s?\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(rf"(?:√|{NO_LETTER}sqrt)\s?(\d+|[a-z])(?![a-z])"), r"\\sqrt{\1}"),
+    (re.compile(rf"{NO_LETTER}({FUNCTIONS})(?![a-z])"), r"\\\1 "),
+    (re.compile(rf"π|{NO_LETTER}pi(?![a-z])"), r"\\pi "),
+    (re.compile(rf"∞|{NO_LETTER}(?:infinity|inf|oo)(?![a-z])"), r"\\infty "),
+    (re.compile(r"±|\+/-"), r"\\pm "),
+    (re.compile(r"≤|<="), r"\\le "),
+    (re.compile(r"≥|>="), r"\\ge "),
+    (re.compile(r"[*·]"), r"\\cdot "),
+    (re.compile(r"×"), r"\\times "),
+    (re.compile(r"(?<=\d)\s(\d+)/(\d+)"), r"\\frac{\1}{\2}"),  # 3 1/2
+    (re.compile(r"(?<![\d.])(\d+)/(\d+)\s?(?=\\(?:pi|sqrt))"), r"\\frac{\1}{\2}"),  # 2/3 pi
+    (re.compile(r"(?<=\d)\s(?=\\(?:pi|sqrt)|[a-z]\b)"), ""),
+    (re.compile(r"\s*,?\s+(?:and|or)\s+"), ", "),
+    (re.compile(r"(?<=\S)\s*\b(?:square |cubic )?(?:units?|[cmk]m|in(?:ches)?|feet|ft)(?:\^?[23])?[\s.]*\Z"), ""),
+]
+# Numbers, operators, brackets, commands of LaTeX, and letters that stand for themselves.
+EXPRESSION = re.compile(
+    r"""
+    (?: [\d\s+\-/^_=<>()\[\]{},.!|:&%] | \\[A-Za-z]+ | \\[\\{},;!\ %]
+      | (?<![A-Za-z]) [A-Za-z] (?![A-Za-z]) | (?<=\d) [a-z]{2} (?![A-Za-z])
+    )+
+    """,
+    re.VERBOSE,
+)
+# "3x = 9, x = 3" is on the way to its end, where "x = 1, x = 2" is not.
+SOLVED = re.compile(r".*[^\s,=]\s?(?P<letter>[a-z])\b[^=,]*=[^=,]*,\s*(?P<end>(?P=letter)\s?=[^=,]+)")
+LONGEST = 200  # characters of a line that is an expression
+
+
+def bare_expression(text: str) -> str:
+    r"""The expression with which a text without `$` and `\boxed` ends, as LaTeX; "" for prose.
+
+    >>> bare_expression("The answer is 10 pi."), bare_expression("y=2x+3"), bare_expression("7 apples")
+    ('10\\pi', 'y=2x+3', '')
+    """
+    line = text.rstrip().rpartition("\n")[2]
+    if len(line) > LONGEST:
+        return ""
+    for written in (line, LEAD.sub("", line)):
+        for way, latex in WAYS:
+            written = way.sub(latex, written)
+        written = written.strip().rstrip(".;, ")
+        if EXPRESSION.fullmatch(written):
+            solved = SOLVED.fullmatch(written)
+            return solved["end"] if solved else written
+    return ""
+
+
+def after_lead(text: str) -> str:
+    """What the last line of a text leads to.
+
+    >>> after_lead("Let me see. The answer is (C)")
+    '(C)'
+    """
+    return LEAD.sub("", text.rstrip().rpartition("\n")[2][:LONGEST])
