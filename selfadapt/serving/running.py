@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -80,7 +81,8 @@ def run_native(
     app = make_application(served, api_key=api_key, most_bytes=most_bytes)
     names = ", ".join(["auto", served.base, *served.names])
     print(f"serving {names} at http://{host}:{listening.getsockname()[1]}/v1", file=sys.stderr, flush=True)
-    Server(app, served.batch, host=host, port=port).run([listening])
+    with suppress(KeyboardInterrupt):  # which has stopped it already
+        Server(app, served.batch, host=host, port=port).run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
