@@ -2,14 +2,16 @@
 
 python benchmarks/fits.py [--card 24]
 
-For every shipped recipe of rank 64 on bases of 4 to 8 billion parameters. `benchmarks/memory.py` measures the same
-components on the built-in base. None of this was run on a GPU.
+For every shipped recipe of rank 64 on bases of 4 to 8 billion parameters, in bfloat16 on cards of 24 and 80 GB, in four
+and eight bits on 12 and 16 GB. `benchmarks/memory.py` measures the same components on the built-in base. None of this
+was run on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import nn
@@ -35,6 +37,9 @@ BASES: dict[str, PreTrainedConfig] = {
 LOGITS = 3 * 4 * 2**26
 """A piece of logits, its softmax and its gradient, in float32 (`experts/training/token_logps.py`)."""
 MLP = ("gate_proj", "up_proj", "down_proj")
+BYTES = {None: (2.0, 0), "nf4": (0.5 + 1 / 64 + 4 / (64 * 256), 0), "int8": (1.0, 4)}
+"""Of a weight in a linear layer, and beside each row: NF4 has a scale in a byte for 64 weights, and one in float32 for
+256 of those; int8 has one in float32 for a row."""
 
 
 @dataclass(frozen=True)
@@ -67,30 +72,49 @@ class Needs:
         return int((card - self.stays) / 2 // self.cache)
 
 
-def needs(config: PreTrainedConfig, rank: int | None, step: Step, targets: tuple[str, ...] = MLP) -> Needs:
-    """Of a base in bfloat16 with experts on its MLP matrices, or others.
+def base_bytes(base: nn.Module, quantization: str | None) -> int:
+    """Of a model on the meta device: the linear layers but the head in few bits, all else in bfloat16."""
+    head = base.get_output_embeddings()  # type: ignore[operator]
+    linear = [m.weight.shape for m in base.modules() if isinstance(m, nn.Linear) and m is not head]
+    whole = 2 * sum(parameter.numel() for parameter in base.parameters())
+    a_weight, a_row = BYTES[quantization]
+    return round(whole + sum((a_weight - 2) * m * n + a_row * m for m, n in linear))
+
+
+def needs(
+    config: PreTrainedConfig,
+    rank: int | None,
+    step: Step,
+    targets: tuple[str, ...] = MLP,
+    quantization: str | None = None,
+) -> Needs:
+    """Of a base in bfloat16, or in few bits, with experts on its MLP matrices, or others.
 
     A token keeps 2·h bytes a layer with gradient checkpointing, and 2·(4·i + 6·h) in a layer that is not, which is one
-    at a time then: 8 % more than was measured on the built-in base (hidden size h, intermediate size i).
+    at a time then: 8 % more than was measured on the built-in base (hidden size h, intermediate size i). Layers of
+    eight bits keep their inputs as well, 2·(3·h + i). A quantised matrix is made dense while it multiplies, one at a
+    time.
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config)
     shapes = [m.weight.shape for name, m in base.named_modules() if isinstance(m, nn.Linear) and name.endswith(targets)]
     ranks = [min(*shape, rank or min(shape)) for shape in shapes]
     h, i, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    whole = 2 * (4 * i + 6 * h)
+    whole = 2 * (4 * i + 6 * h) + (2 * (3 * h + i) if quantization == "int8" else 0)
+    dense = 0 if quantization is None else 2 * h * i
     kept = 2 * h * layers + whole if step.checkpointing else whole * layers
     width = getattr(config, "head_dim", None) or h // config.num_attention_heads
     return Needs(
-        base=2 * sum(parameter.numel() for parameter in base.parameters()),
+        base=base_bytes(base, quantization),
         factors=sum(2 * r * sum(shape) + 4 * r for r, shape in zip(ranks, shapes, strict=True)),
-        backward=step.tokens * step.micro_batch * kept + LOGITS,
+        backward=step.tokens * step.micro_batch * kept + LOGITS + dense,
         cache=2 * layers * config.num_key_value_heads * width * 2 * step.tokens,
     )
 
 
-SETTINGS = {24: (4, True), 80: (8, False)}
+SETTINGS = {12: (2, True), 16: (4, True), 24: (4, True), 80: (8, False)}
 """Card → sequences of a micro-batch, and whether there is gradient checkpointing."""
+QUANTIZATIONS: dict[int, tuple[str | None, ...]] = {12: ("nf4",), 16: ("nf4", "int8"), 24: (None,), 80: (None,)}
 TOKENS = {"gsm8k": 300 + 512, "mbpp": 350 + 512, "arc_easy": 250 + 256}
 """The longest prompts of the training split, and the new tokens of the recipe."""
 
@@ -103,14 +127,14 @@ def main() -> None:
     print(f"| | card | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for size in [card] if card else SETTINGS:
         micro_batch, checkpointing = SETTINGS[size]
-        for name, config in BASES.items():
+        for (name, config), quantization in product(BASES.items(), QUANTIZATIONS[size]):
             for domain, tokens in TOKENS.items():
-                own = needs(config, 64, Step(tokens, micro_batch, checkpointing))
+                own = needs(config, 64, Step(tokens, micro_batch, checkpointing), quantization=quantization)
                 rows = min(own.sequences(size * 1e9), 128)
                 sizes = (own.base, own.factors, own.stays, own.backward, own.stays + own.backward)
                 told = [f"{each / 1e9:.1f}" for each in sizes]
                 told += [str(rows), f"{rows * own.cache / 1e9:.1f}", f"{(own.stays + rows * own.cache) / 1e9:.1f}"]
-                print(f"| {name}, {domain} | {size} | {' | '.join(told)} |")
+                print(f"| {name}, {domain}, {quantization or 'bfloat16'} | {size} | {' | '.join(told)} |")
 
 
 if __name__ == "__main__":

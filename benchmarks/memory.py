@@ -1,6 +1,6 @@
 """Bytes of each component of training an expert: measured on the built-in base, and by arithmetic for any shapes.
 
-python benchmarks/memory.py [--rank 64] [--rows 4] [--tokens 256]
+python benchmarks/memory.py [--rank 64] [--rows 4] [--tokens 256] [--quantization nf4]
 
 The arithmetic is checked against the measurement, component by component, and then done for Llama-3-8B.
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from fits import base_bytes
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from experts.svf import SVFConfig, SVFLinear
 from selfadapt import load_base
+from selfadapt.base_models import BaseOptions
 
 LLAMA_3_8B = LlamaConfig(
     vocab_size=128_256,
@@ -33,14 +36,14 @@ def size(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def by_arithmetic(base: nn.Module, rank: int | None) -> dict[str, int]:
-    """All linear layers but the head in bfloat16; works on a model without values (meta device)."""
+def by_arithmetic(base: nn.Module, rank: int | None, quantization: str | None = None) -> dict[str, int]:
+    """All linear layers but the head, in bfloat16 or in few bits; works on a model without values (meta device)."""
     head = base.get_output_embeddings()
     shapes = [m.weight.shape for m in base.modules() if isinstance(m, nn.Linear) and m is not head]
     ranks = [min(*shape, rank or min(shape)) for shape in shapes]
     z = 4 * sum(ranks)
     return {
-        "base": 2 * sum(p.numel() for p in base.parameters()),
+        "base": base_bytes(base, quantization),
         "factors": sum(2 * r * sum(shape) + 4 * r for r, shape in zip(ranks, shapes, strict=True)),
         "z": z,
         "gradient": z,
@@ -66,9 +69,23 @@ def saved_for_backward(model: nn.Module) -> Iterator[list[int]]:
     total.append(sum(storages.values()))
 
 
-def measured(rank: int | None, ids: Tensor) -> dict[str, int]:
-    base, _ = load_base(dtype="bfloat16")
-    base_bytes = size(*base.parameters())
+def bytes_of(base: nn.Module) -> int:
+    """Of all parameters, and of the scales beside quantised ones."""
+    total = size(*base.parameters())
+    for module in base.modules():
+        weight: Any = getattr(module, "weight", None)
+        if type(weight).__name__ == "Params4bit":
+            state = weight.quant_state
+            total += size(state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+        elif type(weight).__name__ == "Int8Params":
+            total += size(weight.SCB)
+    return total
+
+
+def measured(rank: int | None, ids: Tensor, quantization: str | None = None) -> dict[str, int]:
+    options: BaseOptions = {} if quantization is None else {"quantization": quantization}
+    base, _ = load_base(dtype="bfloat16", **options)
+    its_bytes = bytes_of(base)
     model = get_peft_model(base, SVFConfig(rank=rank)).train()
     zs = [p for p in model.parameters() if p.requires_grad]
     layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
@@ -85,14 +102,14 @@ def measured(rank: int | None, ids: Tensor) -> dict[str, int]:
     optimizer.step()
     state = [value for p in zs for value in optimizer.state[p].values() if value.ndim]
     return {
-        "base": base_bytes,
+        "base": its_bytes,
         "factors": sum(size(layer.svf_u, layer.svf_s, layer.svf_vt) for layer in layers),
         "z": size(*zs),
         "gradient": size(*(p.grad for p in zs)),
         "AdamW": size(*state),
         "kept for backward, a token": activations[False] // ids.numel(),
         "the same with gradient checkpointing": activations[True] // ids.numel(),
-        "dense gradients (for comparison)": sum(size(layer.base_layer.weight) for layer in layers),
+        "dense gradients (for comparison)": sum(2 * layer.out_features * layer.in_features for layer in layers),
     }
 
 
@@ -101,20 +118,24 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--quantization", choices=["nf4", "int8"])
     options = parser.parse_args()
     torch.manual_seed(0)
     ids = torch.randint(10, 40_000, (options.rows, options.tokens))
     with torch.device("meta"):
         large = AutoModelForCausalLM.from_config(LLAMA_3_8B)
     small, _ = load_base()
-    for rank in (options.rank, None):
-        found, wanted = measured(rank, ids), by_arithmetic(small, rank)
-        print(f"\n{'built-in base, bfloat16, rank ' + str(rank or 'full'):44}{'measured':>14}{'arithmetic':>14}")
+    few_bits = options.quantization
+    dtype = few_bits or "bfloat16"
+    for rank in (options.rank,) if few_bits else (options.rank, None):
+        found, wanted = measured(rank, ids, few_bits), by_arithmetic(small, rank, few_bits)
+        print(f"\n{f'built-in base, {dtype}, rank ' + str(rank or 'full'):44}{'measured':>14}{'arithmetic':>14}")
         for name, value in found.items():
             print(f"{name:44}{value:14,}{f'{wanted[name]:14,}' if name in wanted else '':>14}")
-        assert all(found[name] == value for name, value in wanted.items())
-        print(f"\n{'Llama-3-8B, bfloat16, rank ' + str(rank or 'full'):44}{'':14}{'arithmetic':>14}")
-        for name, value in by_arithmetic(large, rank).items():
+        # In few bits each layer has a table of its values as well, a kilobyte.
+        assert all(abs(found[name] - value) <= (0.05 * value if few_bits else 0) for name, value in wanted.items())
+        print(f"\n{f'Llama-3-8B, {dtype}, rank ' + str(rank or 'full'):44}{'':14}{'arithmetic':>14}")
+        for name, value in by_arithmetic(large, rank, few_bits).items():
             print(f"{name:44}{'':14}{value:14,}")
 
 

@@ -1,6 +1,8 @@
 """A training step (forward and backward) of SVF against a PEFT LoRA and against rebuilding W in autograd.
 
-python benchmarks/training_step.py [--rounds 7] [--rows 16] [--tokens 64]
+python benchmarks/training_step.py [--rounds 7] [--rows 16] [--tokens 64] [--quantization nf4]
+
+On a quantised base: a LoRA, which is then QLoRA, and SVF of rank 64.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import resource
 from collections.abc import Callable
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from experts.svf import SVFConfig, SVFLinear
 from selfadapt import load_base
+from selfadapt.base_models import BaseOptions
 
 
 class RebuiltLinear(nn.Module):
@@ -31,8 +35,8 @@ class RebuiltLinear(nn.Module):
         return F.linear(x, self.u @ ((self.s * self.z)[:, None] * self.vt), self.bias)
 
 
-def adapted(config: PeftConfig) -> nn.Module:
-    return get_peft_model(load_base()[0], config).train()
+def adapted(config: PeftConfig, **options: Unpack[BaseOptions]) -> nn.Module:
+    return get_peft_model(load_base(**options)[0], config).train()
 
 
 def rebuilt() -> nn.Module:
@@ -59,12 +63,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--quantization")
     options = parser.parse_args()
     torch.manual_seed(0)
     ids = torch.randint(10, 40_000, (options.rows, options.tokens))
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    what = f"forward + backward, {options.rows} × {options.tokens} tokens, all linear layers"
+    if options.quantization is not None:
+        few_bits: BaseOptions = {"quantization": options.quantization}
+        quantised = {"QLoRA r=16": adapted(lora, **few_bits), "SVF rank 64": adapted(SVFConfig(rank=64), **few_bits)}
+        runs = {name: step(model, ids) for name, model in quantised.items()}
+        side_by_side(f"{what}, {options.quantization}", runs, against="QLoRA r=16", rounds=options.rounds)
+        return
     full = adapted(SVFConfig())
     alternatives = {
-        "LoRA r=16": adapted(LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")),
+        "LoRA r=16": adapted(lora),
         "SVF full rank": full,
         "SVF rank 64": adapted(SVFConfig(rank=64)),
         "rebuilt in autograd": rebuilt(),
@@ -80,7 +93,7 @@ def main() -> None:
 
     runs = {name: step(model, ids) for name, model in alternatives.items()}
     side_by_side(
-        f"forward + backward, {options.rows} × {options.tokens} tokens, all linear layers",
+        what,
         {**runs, "(merging all weights anew)": remerge},
         against="LoRA r=16",
         rounds=options.rounds,

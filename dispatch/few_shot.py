@@ -35,8 +35,8 @@ from experts.engine.batches import ROWS_PER_READ
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
 from experts.outside.errors import SEEDS, UserError, check_whole
-from experts.svf import SVFLinear
 from experts.svf.names import plain_modules
+from experts.svf.scaled import SVFLayer
 
 Reward = Callable[..., list[float]]  # (completions, **columns), from 0 to 1, as a domain's
 
@@ -171,7 +171,7 @@ def rank_candidates(
 def matrix_groups(model: PreTrainedModel | PeftModel, per: str) -> dict[str, int]:
     """Adapted matrix → the number of the weight that it follows."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    matrices = [name for name, module in plain_modules(base).items() if isinstance(module, SVFLinear)]
+    matrices = [name for name, module in plain_modules(base).items() if isinstance(module, SVFLayer)]
     if per == "model":
         return dict.fromkeys(matrices, 0)
     if per == "matrix":

@@ -1,13 +1,17 @@
 """Experts: what is mixed, and how it is made. Importing this package registers SVF with PEFT."""
 
+import logging
 import os
 
 # TRL and the hub client report usage unless told otherwise; a library should not decide that for its users.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# bitsandbytes warns of a package that it could use, when PEFT imports it, and of a cast in every layer at every call.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
-from experts.expert import Expert
-from experts.library import ExpertLibrary
-from experts.mixture import Mixture
-from experts.svf import SVFConfig
+from experts.expert import Expert  # noqa: E402 (the loggers' levels come first)
+from experts.library import ExpertLibrary  # noqa: E402
+from experts.mixture import Mixture  # noqa: E402
+from experts.svf import SVFConfig  # noqa: E402
 
 __all__ = ["Expert", "ExpertLibrary", "Mixture", "SVFConfig"]

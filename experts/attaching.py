@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +21,9 @@ from experts.svf import SVFConfig, SVFModel
 from experts.svf.fingerprint import read_sketch, refuse_other_base
 from experts.svf.layer import SVFLinear
 from experts.svf.names import plain_modules
+from experts.svf.quantised import shape_of
+from experts.svf.scaled import SVFLayer
+from experts.svf.stacks import fused_parameters
 
 BASE = "base"  # the name of the identity expert; no expert of a library may have it
 
@@ -50,7 +55,7 @@ def attach_expert(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the expert in {folder} does not load: {' '.join(str(error).split())}") from error
     modules = plain_modules(model.get_base_model())
-    adapted = {key for key, module in modules.items() if isinstance(module, SVFLinear) and name in module.svf_z}
+    adapted = {key for key, module in modules.items() if isinstance(module, SVFLayer) and name in module.svf_z}
     if odd := sorted(adapted ^ set(vectors)):
         where = "adapter_config.json" if odd[0] in adapted else "adapter_model.safetensors"
         raise UserError(f"the expert in {folder} is damaged: only {where} speaks of {odd[0]}")
@@ -65,7 +70,7 @@ def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedMo
     PEFT would put the new one in its place, for that model, too.
     """
     for matrix, layer in plain_modules(base).items():
-        if isinstance(layer, SVFLinear) and name in layer.svf_z:
+        if isinstance(layer, SVFLayer) and name in layer.svf_z:
             carried, wanted = layer.svf_z[name].detach(), vectors.get(matrix)
             if wanted is None or not torch.equal(carried, wanted.to(carried)):
                 raise UserError(
@@ -82,17 +87,29 @@ def check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConf
     """
     config, vectors = read_config(folder), read_z(folder)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    modules = plain_modules(plain)
+    modules, fused = plain_modules(plain), fused_parameters(plain)
     for matrix, z in vectors.items():
+        if z.ndim == 2 or matrix in fused:
+            _check_stack(folder, matrix, z, fused.get(matrix), config.rank_of(matrix))
+            continue
         module = modules.get(matrix)
         if module is None:
             raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
         if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
             raise UserError(f"the expert in {folder} adapts {matrix}, which is no linear layer of the base")
-        rank = min(*module.weight.shape, config.rank_of(matrix) or len(z))
+        rank = min(*shape_of(module), config.rank_of(matrix) or len(z))
         if len(z) != rank:
             raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
     return config, vectors
+
+
+def _check_stack(folder: Path, matrix: str, z: Tensor, weight: Tensor | None, rank: int | None) -> None:
+    """Raises UserError if a base has no stack of matrices W [E, m, n] for an expert's z [E, r]."""
+    if weight is None:
+        raise UserError(f"the expert in {folder} adapts {matrix}, which holds no stack of matrices in the base")
+    wanted = [len(weight), min(*weight.shape[1:], rank or z.shape[-1])]
+    if list(z.shape) != wanted:
+        raise UserError(f"the expert in {folder} has {list(z.shape)} values for {matrix}, which needs {wanted}")
 
 
 def attach_lora(model: PreTrainedModel | PeftModel, lora: Lora, name: str) -> PeftModel:
@@ -103,7 +120,7 @@ def attach_lora(model: PreTrainedModel | PeftModel, lora: Lora, name: str) -> Pe
             adapters that are not experts.
     """
     if not isinstance(model, PeftModel):
-        model = with_identity(model, {_smallest_matrix(model, lora): 1})
+        model = with_identity(model, {_smallest_matrix(model, lora): (1,)})
     if not isinstance(model.base_model, SVFModel):
         raise UserError("the model carries adapters of another kind, beside which there is no room for LoRAs")
     model.base_model.add_lora(name, lora.factors)
@@ -125,23 +142,21 @@ def fault_of_lora(lora: Lora, model: PreTrainedModel | PeftModel) -> str | None:
             return f"adapts {matrix}, which the base does not have"
         if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
             return f"adapts {matrix}, which is no linear layer of the base"
-        shape, wanted = list(module.weight.shape), [len(factors.b), factors.a.shape[1]]
-        if isinstance(module.base_layer if isinstance(module, SVFLinear) else module, Conv1D):
-            shape.reverse()
+        shape, wanted = list(shape_of(module)), [len(factors.b), factors.a.shape[1]]
         if shape != wanted:
             return f"is for a {matrix} of shape {wanted}, and the base's has {shape}"
     return None
 
 
-def with_identity(base: PreTrainedModel, ranks: dict[str, int]) -> PeftModel:
+def with_identity(base: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> PeftModel:
     """`base` as a model that carries experts, with one of them, called `BASE`, that is the base bit for bit.
 
     The first expert of a base is the active one, which calls that are running would see; they see this one.
 
     Args:
-        ranks: what the identity adapts: matrix name → r.
+        shapes: what the identity adapts: matrix name → that of its z.
     """
-    identity = Expert({matrix: torch.ones(rank) for matrix, rank in ranks.items()})
+    identity = Expert({matrix: torch.ones(*shape) for matrix, shape in shapes.items()})
     return cast(PeftModel, get_peft_model(base, identity.config, BASE)).eval()
 
 
@@ -153,4 +168,4 @@ def _smallest_matrix(base: PreTrainedModel, lora: Lora) -> str:
     own = {name: module for name, module in able.items() if name in lora.a} or able
     if not own:
         raise UserError("the base has no linear layer that an adapter could adapt")
-    return min(own, key=lambda name: own[name].weight.numel())
+    return min(own, key=lambda name: math.prod(shape_of(own[name])))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from experts.exchange.hub import OnTheHub
+from experts.mixture import sum_of
 from experts.outside.adapters import PREFIX, write_adapter
 from experts.outside.base_names import own_name, public_name
 from experts.outside.errors import UserError
@@ -26,6 +26,8 @@ from experts.outside.reading import read_json
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, is_other_base, read_sketch, write_sketch
 from experts.svf.names import plain_modules
+from experts.svf.quantised import shape_of
+from experts.svf.stacks import fused_parameters
 
 SUFFIX = ".svf_z"  # behind a matrix's name in the keys of an adapter file
 EMBEDDING = re.compile(
@@ -52,6 +54,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("base_model_name_or_path", "base_fingerprint", "domain", "description"), _is_text),
     **dict.fromkeys(("transferred_from", "revision", "task_type"), _is_text),
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), _are_names),
+    "target_parameters": lambda names: names is None or (_are_names(names) and not isinstance(names, str)),
     "rank": lambda rank: rank is None or _is_rank(rank),
     "rank_pattern": lambda ranks: ranks is None or (isinstance(ranks, dict) and all(map(_is_rank, ranks.values()))),
 }
@@ -90,7 +93,9 @@ def read_config(folder: Path) -> SVFConfig:
 
 
 def read_z(folder: Path) -> dict[str, Tensor]:
-    """Matrix name → z [r], float32. The embeddings that PEFT saves with a model whose vocabulary was resized are left.
+    """Matrix name → z [r], or [E, r] of a stack of matrices, float32.
+
+    The embeddings that PEFT saves with a model whose vocabulary was resized are left.
 
     Raises:
         UserError: if the file is missing, truncated, or holds anything else but finite z vectors.
@@ -107,7 +112,7 @@ def read_z(folder: Path) -> dict[str, Tensor]:
         if EMBEDDING.fullmatch(key) and z.ndim <= 2:
             continue
         named = key.startswith(PREFIX) and key.endswith(SUFFIX)
-        if not named or z.ndim != 1 or not len(z) or z.dtype not in FLOATS:
+        if not named or z.ndim not in (1, 2) or not z.numel() or z.dtype not in FLOATS:
             raise UserError(f"{path} is damaged and was not loaded: {key} is not a z vector")
         if not torch.isfinite(z).all():
             raise UserError(f"{path} is damaged and was not loaded: {key} is not finite")
@@ -127,7 +132,7 @@ class Expert(OnTheHub):
     matrices, or different ranks, the one that has nothing there counts as z = 1.
 
     Args:
-        z: matrix name → z [r], float32.
+        z: matrix name → z [r], float32; [E, r] for the E matrices of a mixture that are in one parameter of that name.
         base: the name of the base.
         fingerprint: of the base; only experts of one base add up.
         description: what it is for, or how it was made.
@@ -161,9 +166,10 @@ class Expert(OnTheHub):
         return SVFConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=public_name(self.base),
-            target_modules=sorted(self.z),
+            target_modules=sorted(matrix for matrix, z in self.z.items() if z.ndim == 1),
+            target_parameters=sorted(matrix for matrix, z in self.z.items() if z.ndim == 2) or None,
             # The longest first: a pattern counts for every matrix whose name ends like it.
-            rank_pattern={matrix: len(self.z[matrix]) for matrix in sorted(self.z, key=len, reverse=True)},
+            rank_pattern={matrix: self.z[matrix].shape[-1] for matrix in sorted(self.z, key=len, reverse=True)},
             base_fingerprint=self.fingerprint,
             description=self.description,
             transferred_from=self.transferred_from,
@@ -193,22 +199,34 @@ class Expert(OnTheHub):
         if self.sketch is not None:
             write_sketch(save_directory, self.sketch)
 
-    def weights_in(self, base: PreTrainedModel) -> dict[str, Tensor]:
-        """W [m, n] of each adapted matrix.
+    def layers_in(self, base: PreTrainedModel) -> dict[str, nn.Module | Tensor]:
+        """The layer of each adapted matrix, or the parameter [E, m, n] of each adapted stack.
 
         Raises:
             UserError: if the base lacks one, or it has too few singular values.
         """
-        modules = plain_modules(base)
-        weights = {}
+        modules, fused = plain_modules(base), fused_parameters(base)
+        layers: dict[str, nn.Module | Tensor] = {}
         for matrix, z in self.z.items():
+            if z.ndim == 2:
+                layers[matrix] = self._stack_in(fused, matrix)
+                continue
             module = modules.get(matrix)
             if not isinstance(module, nn.Linear | Conv1D):
                 raise UserError(f"the expert adapts {matrix}, which is no linear layer of the base")
-            weights[matrix] = module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
-            if len(z) > min(module.weight.shape):
-                raise UserError(f"the expert has {len(z)} values for {matrix}, the base {min(module.weight.shape)}")
-        return weights
+            layers[matrix] = module
+            if len(z) > min(shape_of(module)):
+                raise UserError(f"the expert has {len(z)} values for {matrix}, the base {min(shape_of(module))}")
+        return layers
+
+    def _stack_in(self, fused: Mapping[str, Tensor], matrix: str) -> Tensor:
+        """W [E, m, n] of an adapted stack, among those of a base; raises what `layers_in` does."""
+        if matrix not in fused:
+            raise UserError(f"the expert adapts {matrix}, which holds no stack of matrices in the base")
+        z, weight = self.z[matrix], fused[matrix].detach()
+        if len(z) != len(weight) or z.shape[1] > min(weight.shape[1:]):
+            raise UserError(f"the expert has {list(z.shape)} values for {matrix}, the base {list(weight.shape)}")
+        return weight
 
     def attach(self, base: PreTrainedModel) -> PeftModel:
         """`base` with this expert active, trainable; that it belongs to this base is not checked.
@@ -216,7 +234,7 @@ class Expert(OnTheHub):
         Raises:
             UserError: if the base lacks a matrix, or one has too few singular values.
         """
-        self.weights_in(base)
+        self.layers_in(base)
         config = self.config
         config.inference_mode = False
         config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
@@ -239,9 +257,7 @@ class Expert(OnTheHub):
             )
         z = dict(self.z)
         for matrix, theirs in other.z.items():
-            ours = z.get(matrix, torch.ones(0))
-            r = max(len(ours), len(theirs))
-            z[matrix] = 1 + F.pad(ours - 1, (0, r - len(ours))) + F.pad(theirs - 1, (0, r - len(theirs)))
+            z[matrix] = 1 + sum_of(z.get(matrix, theirs[..., :0]) - 1, theirs - 1)
         origin = self.transferred_from or other.transferred_from
         return Expert(z, self.base, self.fingerprint, f"{self.description} + {other.description}", origin, self.sketch)
 

@@ -13,7 +13,7 @@ from experts.svf import SVFConfig
 
 @dataclass(frozen=True)
 class MatrixFigures:
-    """z of one matrix: how many values it has, the smallest and the largest."""
+    """z of one matrix, or of a stack: how many values a matrix has, the smallest and the largest."""
 
     r: int
     min: float
@@ -34,9 +34,9 @@ class ExpertFigures:
     @classmethod
     def of(cls, name: str, config: SVFConfig, z: Mapping[str, Tensor]) -> ExpertFigures:
         matrices = {
-            matrix: MatrixFigures(len(vector), vector.min().item(), vector.max().item()) for matrix, vector in z.items()
+            matrix: MatrixFigures(own.shape[-1], own.min().item(), own.max().item()) for matrix, own in z.items()
         }
-        parameters = sum(matrix.r for matrix in matrices.values())
+        parameters = sum(vector.numel() for vector in z.values())
         return cls(name, config.domain, config.description, config.rank, parameters, matrices)
 
 

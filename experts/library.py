@@ -40,6 +40,8 @@ from experts.svf.fingerprint import (
     write_sketch,
 )
 from experts.svf.names import plain_modules
+from experts.svf.quantised import shape_of
+from experts.svf.stacks import fused_parameters
 
 __all__ = [
     "CLASSIFIER",
@@ -195,7 +197,7 @@ class ExpertLibrary(LibraryOnTheHub):
         return read_sketch(self.folder)
 
     def z(self, name: str) -> dict[str, Tensor]:
-        """Matrix name → z [r] of an expert, float32."""
+        """Matrix name → z [r], or [E, r] of a stack, of an expert, float32."""
         return read_z(self.path(name))
 
     def figures(self, name: str) -> ExpertFigures | LoraFigures:
@@ -244,11 +246,14 @@ class ExpertLibrary(LibraryOnTheHub):
 
     def fits(self, base: PreTrainedModel) -> bool:
         """Whether a base has the shapes that the experts need; its weights are not looked at."""
-        modules = plain_modules(base)
+        modules, fused = plain_modules(base), fused_parameters(base)
 
         def has(matrix: str, z: Tensor) -> bool:
+            if z.ndim == 2:
+                stack = fused.get(matrix)
+                return stack is not None and len(z) == len(stack) and z.shape[1] <= min(stack.shape[1:])
             module = modules.get(matrix)
-            return isinstance(module, nn.Linear | Conv1D) and len(z) <= min(module.weight.shape)
+            return isinstance(module, nn.Linear | Conv1D) and len(z) <= min(shape_of(module))
 
         for name in self.names:
             adapter = self.lora(name) if self.is_lora(name) else self.z(name)

@@ -138,7 +138,7 @@ class Mixture:
         return self.rows([0] * prompts)
 
     def z(self, of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Matrix → z [r] = 1 + Σ_k α_k (z_k − 1) of the mixture for the only prompt.
+        """Matrix → z [..., r] = 1 + Σ_k α_k (z_k − 1) of the mixture for the only prompt.
 
         Args:
             of: an expert's name → its z of each matrix. Where it has none, or fewer values than another, they are 1.
@@ -147,9 +147,7 @@ class Mixture:
         for k, name in enumerate(self.names):
             for matrix, z in of(name).items():
                 part = self.per_matrix.get(matrix, self.weights)[0, k] * (z - 1)
-                others = total.get(matrix, part[:0])
-                r = max(len(part), len(others))
-                total[matrix] = F.pad(others, (0, r - len(others))) + F.pad(part, (0, r - len(part)))
+                total[matrix] = sum_of(total.get(matrix, part[..., :0]), part)
         return {matrix: 1 + delta for matrix, delta in total.items()}
 
     def groups(self) -> list[int]:
@@ -167,3 +165,9 @@ class Mixture:
     def is_base(self) -> bool:
         """Whether no expert has a part in any row."""
         return not self.parts
+
+
+def sum_of(one: Tensor, other: Tensor) -> Tensor:
+    """Of two differences z − 1, [..., r] each, where one of a smaller rank has nothing."""
+    r = max(one.shape[-1], other.shape[-1])
+    return F.pad(one, (0, r - one.shape[-1])) + F.pad(other, (0, r - other.shape[-1]))

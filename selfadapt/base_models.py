@@ -26,6 +26,7 @@ from selfadapt.bases.gguf_files import (
     restore_steps,
     tie_head,
 )
+from selfadapt.bases.quantised import bitsandbytes_config, check_readable, quantised_by, remember_dense
 from selfadapt.bases.special_tokens import settle_special_tokens
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class BaseOptions(TypedDict, total=False):
     """accelerate's, such as "auto": shares the base out over devices; in the place of `device`."""
     trust_remote_code: bool
     """Run the code that comes with the checkpoint; off unless it is said."""
+    quantization: str | Mapping[str, Any]
+    """nf4 or int8, by bitsandbytes while it is loaded; or arguments of transformers' `BitsAndBytesConfig`."""
     chat_template_kwargs: Mapping[str, Any]
     """Arguments of the chat template, wherever the tokenizer shows a chat, such as Qwen3's `enable_thinking`."""
 
@@ -90,12 +93,14 @@ def load_base(
     place = _device(device)
     source, found = _locate(name, options.get("revision"))
     found["trust_remote_code"] = options.get("trust_remote_code", False)
-    own = {option: value for option, value in options.items() if option in ("attn_implementation", "device_map")}
-    model, tokenizer = _read(source, _dtype(dtype, place), own, **found)
+    of_model = ("attn_implementation", "device_map", "quantization")
+    own = {option: value for option, value in options.items() if option in of_model}
+    model, tokenizer = _read(source, _dtype(dtype, place), place, own, **found)
     tokenizer = with_template_arguments(tokenizer, options.get("chat_template_kwargs", {}))
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_contiguous)
-    return model if "device_map" in options else model.to(place), tokenizer  # type: ignore[arg-type]
+    placed = "device_map" in options or getattr(model, "is_quantized", False)
+    return model if placed else model.to(place), tokenizer  # type: ignore[arg-type]
 
 
 def load_config(name: str | Path = BUILT_IN, **options: Unpack[BaseOptions]) -> PreTrainedConfig:
@@ -133,13 +138,10 @@ def copy_settings(name: str, folder: Path) -> None:
     That is the tokenizer with its padding side and pad token, the chat template and the sampling settings. A `.gguf`
     file has no such files.
     """
-    from huggingface_hub import snapshot_download
-
     source, options = _locate(name)
     if "gguf_file" in options:
         return
-    # A hub's snapshot on this machine has what was loaded.
-    own = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, local_files_only=True))
+    own = _files_of(source, options)
     for old in _settings(folder):
         old.unlink()
     for file in _settings(own):
@@ -147,6 +149,15 @@ def copy_settings(name: str, folder: Path) -> None:
     document, wanted = (json.loads((each / "config.json").read_text(encoding="utf-8")) for each in (folder, own))
     document.pop("pad_token_id", None)
     write_json(folder / "config.json", document | {k: v for k, v in wanted.items() if k == "pad_token_id"})
+
+
+def _files_of(source: str, options: Mapping[str, Any]) -> Path:
+    """The folder of what was loaded: a hub's snapshot on this machine has it."""
+    from huggingface_hub import snapshot_download
+
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(snapshot_download(source, revision=options.get("revision"), local_files_only=True))
 
 
 def _settings(folder: Path) -> list[Path]:
@@ -236,9 +247,17 @@ def _hub_answers(name: str, revision: str | None) -> bool:
 
 
 def _read(
-    source: str, dtype: torch.dtype | str, of_model: Mapping[str, Any] = {}, **options: Any
+    source: str,
+    dtype: torch.dtype | str,
+    place: torch.device | None = None,
+    of_model: Mapping[str, Any] = {},
+    **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`from_pretrained` for both halves; `options` as `_locate` gives them, `of_model` for the model alone."""
+    """`from_pretrained` for both halves; `options` as `_locate` gives them, `of_model` for the model alone.
+
+    A quantised model is put in its place at once, where it is not shared out.
+    """
+    import torch
     from gguf import GGUFReader
     from safetensors import SafetensorError
     from transformers import (
@@ -250,20 +269,34 @@ def _read(
         GgufConfig,
     )
 
-    gguf_file = options.get("gguf_file")
+    from experts.svf.quantised import floating_dtype, unpack
+
+    gguf_file, own = options.get("gguf_file"), dict(of_model)
     try:
         # A download keeps its progress bars.
         with nullcontext() if "local_files_only" in options else _no_progress_bars():
             sees = False
             if not gguf_file:
                 config = AutoConfig.from_pretrained(source, **options)
-                _refuse_quantised(config, source)
+                check_readable(config, source)
                 sees = _sees(config)
+                if (named := own.pop("quantization", None)) is not None:
+                    own["quantization_config"] = bitsandbytes_config(named, dtype, config)
+                if own.get("quantization_config") or quantised_by(config):
+                    own.setdefault("device_map", {"": place})
+            else:
+                if "quantization" in own:
+                    raise UserError("a .gguf file is quantised once it is kept as a checkpoint, which cannot be here")
+                own["quantization_config"] = GgufConfig(dequantize=True)
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
-            quantization = GgufConfig(dequantize=True) if gguf_file else None
             model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
-                source, dtype=dtype, quantization_config=quantization, **options, **of_model
+                source, dtype=dtype, **options, **own
             )
+            for module in model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    unpack(module)
+            if "quantization" in of_model:
+                remember_dense(model, _files_of(source, options), floating_dtype(model.parameters()))
             if gguf_file:
                 reader = GGUFReader(Path(source, gguf_file))
                 mend_pre_tokenizer(tokenizer, reader)
@@ -285,18 +318,6 @@ def _read(
         raise UserError(f"cannot load {str(Path(source, gguf_file or ''))!r}: {reason}; {mend}") from error
     settle_special_tokens(model, tokenizer.tokenizer if sees else tokenizer)
     return model, tokenizer
-
-
-def _refuse_quantised(config: PreTrainedConfig, source: str) -> None:
-    """Raises UserError for a checkpoint with packed weights, which would not be found under the names of dense ones."""
-    for part in (config, config.get_text_config()):
-        quantization = getattr(part, "quantization_config", None)
-        if quantization:
-            method = quantization.get("quant_method", "of an unknown kind")
-            raise UserError(
-                f"{source!r} is quantised ({method}): singular values need the dense weights; name the checkpoint that "
-                "it was made from, or save it dequantised"
-            )
 
 
 def _sees(config: PreTrainedConfig) -> bool:

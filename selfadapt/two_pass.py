@@ -143,6 +143,8 @@ class SelfAdaptiveModel:
         check_installed()
         if device is not None:
             raise UserError("vLLM has its device by how it was built; leave out device")
+        if "quantization" in base_options:
+            raise UserError("vLLM loads the base by itself; leave out quantization, or take the native engine")
         if dtype is None and torch.accelerator.is_available():
             dtype = "auto"  # the checkpoint's, as load_base has it there
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, cast
@@ -16,6 +17,7 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.outside.pictures import text_tokenizer
 from experts.svf import SVFLinear, SVFModel
+from experts.svf.quantised import shape_of
 
 # While a step decodes fewer rows than this, reading the weights takes longer than computing with them.
 ROWS_PER_READ = {"cpu": 8, "cuda": 256}
@@ -99,7 +101,7 @@ def _relative_costs(model: PeftModel, named: Sequence[str], no_base: bool) -> tu
         no_base: no row is the base, so that full factors may stand for their matrix.
     """
     base = sum(
-        module.weight.numel()
+        math.prod(shape_of(module))
         for module in model.modules()
         if isinstance(module, nn.Linear | Conv1D) and isinstance(module.weight, Tensor)
     )

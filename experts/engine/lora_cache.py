@@ -21,7 +21,7 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -33,6 +33,7 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.mixing import LoraFactors
+from experts.svf.quantised import dense_weight
 
 PREFIX = "mix:"
 
@@ -91,7 +92,7 @@ class LoraCache:
         keep: how many LoRAs stay on disk; those least recently held make room for others, unless they are held.
 
     Raises:
-        UserError: if the library was made for another base, or an expert is damaged.
+        UserError: if the library was made for another base, or an expert is damaged, or adapts a mixture's matrices.
     """
 
     def __init__(
@@ -103,25 +104,26 @@ class LoraCache:
         self.keep = keep
         self._experts: dict[str, Expert] = {}
         self._loras: dict[str, Lora] = {}
-        weights: dict[str, Tensor] = {}
+        layers: dict[str, nn.Module | Tensor] = {}
         for name in library.names:
             adapter = library.adapter(name)
             if isinstance(adapter, Lora):
                 check_lora(f"the LoRA in {library.path(name)}", adapter, base)
                 self._loras[name] = adapter
             else:
-                weights |= adapter.weights_in(base)
+                _refuse_stacks(name, adapter)
+                layers |= adapter.layers_in(base)
                 self._experts[name] = adapter
-        self._matrices = list(dict.fromkeys([*weights, *(m for lora in self._loras.values() for m in lora.a)]))
+        self._matrices = list(dict.fromkeys([*layers, *(m for lora in self._loras.values() for m in lora.a)]))
         self._conv1d = any(isinstance(base.get_submodule(matrix), Conv1D) for matrix in self._matrices)
 
         def shared(matrix: str) -> tuple[Tensor, Tensor]:
             """Vᵀ [r, n] and U diag(s) [m, r]."""
             r = max(len(expert.z.get(matrix, ())) for expert in self._experts.values())
-            u, s, vt = (factor.float().cpu() for factor in decompose(weights[matrix], r))
+            u, s, vt = (factor.float().cpu() for factor in decompose(dense_weight(layers[matrix]), r))
             return vt, u * s
 
-        self._factors = dict(zip(weights, each_matrix(shared, list(weights), base.device), strict=True))
+        self._factors = dict(zip(layers, each_matrix(shared, list(layers), base.device), strict=True))
         self._folder = TemporaryDirectory(prefix="selfadapt-loras-")
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._held: Counter[str] = Counter()
@@ -147,6 +149,7 @@ class LoraCache:
         if isinstance(adapter, Lora):
             self._refuse_without_room(name, adapter)
         else:
+            _refuse_stacks(name, adapter)
             self._refuse_other_values(name, adapter)
         with self._lock:
             if name in self.experts:
@@ -248,3 +251,12 @@ class LoraCache:
         unheld = [name for name in self._adapters if not self._held[name]]
         for name in unheld[: max(0, len(self._adapters) - self.keep)]:
             shutil.rmtree(self._adapters.pop(name).path)
+
+
+def _refuse_stacks(name: str, expert: Expert) -> None:
+    for matrix, z in expert.z.items():
+        if z.ndim == 2:
+            raise UserError(
+                f"the expert {name!r} adapts {matrix}, a stack of a mixture's matrices, and is served by the native "
+                "engine alone"
+            )

@@ -35,9 +35,10 @@ from experts.mixture import Mixture
 from experts.outside.chats import Chat, read_prompts, tokenize, tokenize_seen
 from experts.outside.errors import UserError, check_whole, unknown
 from experts.outside.pictures import text_tokenizer
-from experts.svf import SVFLinear, SVFModel
+from experts.svf import SVFModel
 from experts.svf.fingerprint import fingerprint
 from experts.svf.names import plain_modules
+from experts.svf.scaled import SVFLayer
 
 _carrying = RLock()
 
@@ -238,14 +239,14 @@ class NativeEngine:
                 self.model = attach_lora(model, adapter, name)
                 return
             if not isinstance(model, PeftModel):
-                model = with_identity(model, {matrix: len(z) for matrix, z in adapter.z.items()})
+                model = with_identity(model, {matrix: z.shape for matrix, z in adapter.z.items()})
             if not isinstance(model.base_model, SVFModel):
                 raise UserError("the model carries adapters of another kind, beside which there is no room for experts")
             model.add_adapter(name, adapter.config)
             layers = plain_modules(model.get_base_model())
             with torch.no_grad():
                 for matrix, z in adapter.z.items():
-                    cast(SVFLinear, layers[matrix]).svf_z[name].copy_(z)
+                    cast(SVFLayer, layers[matrix]).svf_z[name].copy_(z)
             self.model = model
 
     def drop(self, name: str) -> None:

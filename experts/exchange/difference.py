@@ -18,6 +18,7 @@ from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.mixing import LoraFactors
 from experts.svf.names import plain_modules
+from experts.svf.quantised import dense_weight, is_quantised
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,21 @@ class Difference:
         """All of it as one LoRA, whose rank in a matrix is the sum of theirs.
 
         Raises:
-            UserError: if it does not fit the base.
+            UserError: if it does not fit the base, or its expert adapts stacks of matrices, beside which LoRAs have no
+                place.
         """
-        weights = self.expert.weights_in(base)
+        if stacks := [matrix for matrix, z in self.expert.z.items() if z.ndim == 2]:
+            raise UserError(
+                f"a mixture of LoRAs and of experts that adapt a stack of matrices ({stacks[0]}) is not exported; "
+                "mix either alone"
+            )
+        layers = self.expert.layers_in(base)
 
         def factors(matrix: str) -> LoraFactors:
-            u, s, vt = decompose(weights[matrix], len(self.expert.z[matrix]))
+            u, s, vt = decompose(dense_weight(layers[matrix]), len(self.expert.z[matrix]))
             return LoraFactors(vt.float().cpu(), (u.to(s) * (s * (self.expert.z[matrix] - 1).to(s))).float().cpu())
 
-        own = dict(zip(weights, each_matrix(factors, list(weights), base.device), strict=True))
+        own = dict(zip(layers, each_matrix(factors, list(layers), base.device), strict=True))
         a, b = joined([own, *self.loras])
         conv1d = any(isinstance(plain_modules(base).get(matrix), Conv1D) for matrix in a)
         lora = Lora(a, b, base=self.expert.base, description=self.expert.description, conv1d=conv1d)
@@ -93,12 +100,14 @@ class Difference:
         """Adds it to the base's own weights, each rounded once.
 
         Raises:
-            UserError: as `exact` does, or if a matrix shares its weight with the input embeddings.
+            UserError: as `exact` does, or if a matrix is quantised or shares its weight with the input embeddings.
         """
         exact = self.exact(base)
         modules: dict[str, Any] = {**plain_modules(base)}
         embeddings = base.get_input_embeddings()
         for matrix in exact.a:
+            if is_quantised(modules[matrix]):
+                raise UserError(f"{matrix} is quantised, and nothing is merged into few bits; export a LoRA")
             if modules[matrix].weight is embeddings.weight:
                 raise UserError(
                     f"{matrix} shares its weight with the input embeddings, which would change with it; export a LoRA"

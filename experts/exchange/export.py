@@ -8,12 +8,14 @@ difference, and their ranks to that of the exact one (`experts.exchange.differen
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -29,6 +31,9 @@ from experts.outside.files import new_folder
 from experts.outside.reading import read_json
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import refuse_other_base
+from experts.svf.names import plain_modules
+from experts.svf.quantised import dense_weight, shape_of
+from experts.svf.stacks import fused_parameters
 
 
 def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | None = None) -> tuple[Lora, float]:
@@ -38,7 +43,8 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
         The LoRA, and the share of Σ‖W' − W‖² over all matrices that it keeps; 1.0 is exact.
 
     Raises:
-        UserError: if the expert is the base, does not fit it, or its exact LoRA would be as large as the matrices.
+        UserError: if the expert is the base, does not fit it, or its exact LoRA would be as large as the matrices; or
+            if PEFT would misread the LoRA.
     """
     if rank is not None and rank < 1:
         raise UserError(f"the rank of a LoRA is at least 1, not {rank}")
@@ -48,35 +54,60 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
         expert = expert.expert
     if not expert.z:
         raise UserError("the mixture is the base itself: there is nothing to export as a LoRA")
-    weights = expert.weights_in(base)
+    layers = expert.layers_in(base)
+    modules, fused = plain_modules(base), fused_parameters(base)
+    transposed = {m for m in fused if getattr(modules[m.rpartition(".")[0]], "is_transposed", False)}
     if rank is None:
-        exact = sum(len(z) * sum(weights[matrix].shape) for matrix, z in expert.z.items())
-        if exact >= sum(weight.numel() for weight in weights.values()):
+        exact = sum(z.numel() * sum(shape_of(layers[matrix])) for matrix, z in expert.z.items())
+        if exact >= sum(z.shape[:-1].numel() * math.prod(shape_of(layers[m])) for m, z in expert.z.items()):
             raise UserError(
                 "this expert adapts so many singular values that its exact LoRA would be as large as the matrices; "
                 "choose a rank, or export it merged"
             )
 
     def best(matrix: str) -> tuple[Tensor, Tensor, float, float]:
-        """A [k, n], B [m, k], the energy they keep, and all there is."""
+        """A [..., k, n], B [..., m, k], the energy they keep, and all there is."""
         z = expert.z[matrix]
-        u, s, vt = decompose(weights[matrix], len(z))
-        scale = s * (z - 1).to(s)  # [r]
-        largest = scale.abs().topk(min(rank or len(z), len(z))).indices.sort().values  # [k]
-        a = vt[largest].float().cpu()
-        b = (u[:, largest].to(s) * scale[largest]).float().cpu()
-        return a, b, scale[largest].double().square().sum().item(), scale.double().square().sum().item()
+        r = z.shape[-1]
+        u, s, vt = decompose(dense_weight(layers[matrix]), r)
+        scale = s * (z - 1).to(s)  # [..., r]
+        largest = scale.abs().topk(min(rank or r, r)).indices.sort().values  # [..., k]
+        kept = scale.gather(-1, largest)
+        a = vt.take_along_dim(largest[..., None], -2).float().cpu()
+        b = (u.take_along_dim(largest[..., None, :], -1).to(s) * kept[..., None, :]).float().cpu()
+        if matrix in transposed:  # PEFT's A is on the side of a layer's inputs
+            a, b = b.mT, a.mT
+        return a, b, kept.double().square().sum().item(), scale.double().square().sum().item()
 
-    a, b, kept, energies = zip(*each_matrix(best, list(expert.z), base.device), strict=True)
+    # Stacks in the order of the base, in which PEFT wraps their modules.
+    matrices = [*(m for m in expert.z if m not in fused), *(m for m in fused if m in expert.z)]
+    a, b, kept, energies = zip(*each_matrix(best, matrices, base.device), strict=True)
     lora = Lora(
-        dict(zip(expert.z, a, strict=True)),
-        dict(zip(expert.z, b, strict=True)),
+        dict(zip(matrices, a, strict=True)),
+        dict(zip(matrices, b, strict=True)),
         base=expert.base,
         description=expert.description,
-        conv1d=all(isinstance(base.get_submodule(matrix), Conv1D) for matrix in expert.z),
+        conv1d=all(isinstance(modules.get(matrix), Conv1D) for matrix in expert.z),
     )
+    _refuse_misread(lora, base)
     energy = sum(energies)
     return lora, sum(kept) / energy if energy else 1.0
+
+
+def _refuse_misread(lora: Lora, base: PreTrainedModel) -> None:
+    """Raises UserError for a LoRA that PEFT would take for one of other matrices.
+
+    For some mixtures of experts it reads `gate_proj` and the like, wherever they are, as names that the matrices of the
+    mixture had before transformers 5 kept them in one parameter.
+    """
+    config = lora.config
+    convert_peft_config_for_transformers(config, base, None)
+    read_as = {*(config.target_modules or ()), *(config.target_parameters or ())}
+    if misread := sorted(lora.a.keys() - read_as):
+        raise UserError(
+            f"PEFT would take the LoRA of {misread[0]} for one of the mixture's own matrices; export it merged, or "
+            "leave that layer out of target_modules"
+        )
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ class Lora:
     """W' = W + scaling · B A for each adapted matrix W [m, n].
 
     Args:
-        a: matrix name → A [k, n], float32.
-        b: matrix name → B [m, k], float32.
+        a: matrix name → A [k, n], float32; [E, k, n] for a stack of E matrices in one parameter of that name.
+        b: matrix name → B [m, k], float32; or [E, m, k].
         alpha: the scaling is alpha / k, with `rslora` alpha / √k; None for 1, where B carries the scale.
         base: the name of the base.
         description: what it is for, or how it was made.
@@ -67,7 +67,7 @@ class Lora:
     @property
     def ranks(self) -> dict[str, int]:
         """Matrix name → k."""
-        return {matrix: len(a) for matrix, a in self.a.items()}
+        return {matrix: a.shape[-2] for matrix, a in self.a.items()}
 
     @property
     def factors(self) -> dict[str, LoraFactors]:
@@ -90,7 +90,8 @@ class Lora:
             use_rslora=self.rslora,
             rank_pattern=differing,
             alpha_pattern=dict(differing) if self.alpha is None else {},
-            target_modules=sorted(self.a),
+            target_modules=sorted(matrix for matrix, a in self.a.items() if a.ndim == 2),
+            target_parameters=sorted(matrix for matrix, a in self.a.items() if a.ndim == 3) or None,
             fan_in_fan_out=self.conv1d,
             inference_mode=True,
         )
@@ -120,5 +121,16 @@ class Lora:
         return model.eval()
 
     def _state_dict(self) -> dict[str, Tensor]:
-        tensors = {f"{PREFIX}{matrix}{A}": a for matrix, a in self.a.items()}
-        return tensors | {f"{PREFIX}{matrix}{B}": b for matrix, b in self.b.items()}
+        places = {matrix: PREFIX + self._layer_of(matrix) for matrix in self.a}
+        tensors = {f"{places[matrix]}{A}": a.reshape(-1, a.shape[-1]) for matrix, a in self.a.items()}
+        # PEFT counts the E matrices fastest in the columns of B, and slowest in the rows of A.
+        columns = {matrix: b if b.ndim == 2 else b.permute(1, 2, 0).flatten(1) for matrix, b in self.b.items()}
+        return tensors | {f"{places[matrix]}{B}": b for matrix, b in columns.items()}
+
+    def _layer_of(self, matrix: str) -> str:
+        """The name of PEFT's layer for a matrix: a stack's module is wrapped once for each, the last one outside."""
+        if self.a[matrix].ndim == 2:
+            return matrix
+        module = matrix.rpartition(".")[0]
+        beside = [other for other, a in self.a.items() if a.ndim == 3 and other.rpartition(".")[0] == module]
+        return module + ".base_layer" * (len(beside) - 1 - beside.index(matrix))

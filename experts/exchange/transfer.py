@@ -18,6 +18,7 @@ from experts.expert import Expert
 from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import fingerprint, is_other_base, sketch
+from experts.svf.quantised import dense_weight, shape_of
 
 
 def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | None = None) -> Expert:
@@ -31,14 +32,14 @@ def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | N
         UserError: if the base lacks a matrix or one is too small, or the expert is one of this base already. Whether
             the shapes are the same, `check_shapes` tells.
     """
-    expert.weights_in(base)
+    expert.layers_in(base)
     found, runs = fingerprint(base), sketch(base)
     if shuffled is None and not is_other_base(expert.fingerprint, expert.sketch, found, runs):
         raise UserError(f"the expert belongs to this base already (fingerprint {found}); there is nothing to transfer")
     z, description = expert.z, expert.description
     if shuffled is not None:
         generator = torch.Generator().manual_seed(shuffled)
-        z = {matrix: z[matrix][torch.randperm(len(z[matrix]), generator=generator)] for matrix in sorted(z)}
+        z = {matrix: z[matrix][..., torch.randperm(z[matrix].shape[-1], generator=generator)] for matrix in sorted(z)}
         description = f"{description} (shuffled control, seed {shuffled})"
     origin = expert.transferred_from or f"{expert.base} ({expert.fingerprint})"
     return replace(
@@ -89,15 +90,18 @@ def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrained
         k: how many of the largest directions span the spaces that `overlap` compares, where a matrix has so many.
 
     Raises:
-        UserError: if the expert does not fit a base, a matrix has not the same shape in both, or all are zeros.
+        UserError: if the expert does not fit a base, a matrix has not the same shape in both, or all are zeros; or if
+            it adapts stacks of matrices, which are not compared.
     """
+    if stacks := [matrix for matrix, z in expert.z.items() if z.ndim == 2]:
+        raise UserError(f"{stacks[0]} is a stack of a mixture's matrices, and only those of linear layers are compared")
     check_shapes(expert, trained_on, other)
-    ours, theirs = expert.weights_in(trained_on), expert.weights_in(other)
+    ours, theirs = expert.layers_in(trained_on), expert.layers_in(other)
 
     def of(matrix: str) -> Comparison:
-        return _compare(matrix, expert.z[matrix], ours[matrix], theirs[matrix], k)
+        return _compare(matrix, expert.z[matrix], dense_weight(ours[matrix]), dense_weight(theirs[matrix]), k)
 
-    matrices = [matrix for matrix in expert.z if ours[matrix].any()]
+    matrices = [matrix for matrix in expert.z if dense_weight(ours[matrix]).any()]
     if not matrices:
         raise UserError("all matrices that the expert adapts are zeros in its own base: there is nothing to compare")
     return each_matrix(of, matrices, trained_on.device)
@@ -105,10 +109,10 @@ def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrained
 
 def check_shapes(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel) -> None:
     """Raises UserError if a matrix that an expert adapts has not the same shape in two bases, of whatever weights."""
-    ours, theirs = expert.weights_in(trained_on), expert.weights_in(other)
+    ours, theirs = expert.layers_in(trained_on), expert.layers_in(other)
     for matrix in expert.z:
-        if ours[matrix].shape != theirs[matrix].shape:
-            shapes = " and ".join(str(list(weights[matrix].shape)) for weights in (ours, theirs))
+        if shape_of(ours[matrix]) != shape_of(theirs[matrix]):
+            shapes = " and ".join(str([*shape_of(layers[matrix])]) for layers in (ours, theirs))
             raise UserError(
                 f"{matrix} has the shapes {shapes}; experts go from base to base only where shapes are alike"
             )

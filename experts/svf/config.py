@@ -23,6 +23,9 @@ class SVFConfig(PeftConfig):
     Args:
         target_modules: names or a regular expression as in other PEFT methods, or "all-linear": without the head, and
             of a vision-language model the language part (unless `exclude_modules` says otherwise).
+        target_parameters: names, or the ends of names, of parameters that hold the matrices of a mixture of experts,
+            [E, m, n], as in PEFT's LoRA: "mlp.experts.gate_up_proj". They are adapted beside the target modules, which
+            may be none ([]), each matrix by a z of its own.
         exclude_modules: names or a regular expression of modules to leave alone.
         rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them, and so does a
             rank that is larger than the matrix.
@@ -45,6 +48,7 @@ class SVFConfig(PeftConfig):
     """
 
     target_modules: list[str] | str | None = field(default="all-linear")
+    target_parameters: list[str] | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     rank: int | None = field(default=None)
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -65,6 +69,8 @@ class SVFConfig(PeftConfig):
         # PEFT matches a set of names much faster than a list.
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
+        if isinstance(self.target_parameters, str):
+            raise UserError(f"target_parameters must be a list of names; got {self.target_parameters!r}")
         if isinstance(self.exclude_modules, list | tuple):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         self._check_ranks()

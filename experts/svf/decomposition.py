@@ -40,7 +40,10 @@ FEW = 16  # truncated where min(m, n) is so many times the rank: below, LAPACK i
 
 
 class Factors(NamedTuple):
-    """W ≈ U diag(s) Vᵀ, exact for r = min(m, n); s is float32 and falls, U and Vᵀ have W's dtype and device."""
+    """W ≈ U diag(s) Vᵀ, exact for r = min(m, n); s is float32 and falls, U and Vᵀ have W's dtype and device.
+
+    Of a stack of matrices [E, m, n], all three have that dimension in front.
+    """
 
     u: Tensor  # [m, r]
     s: Tensor  # [r]
@@ -50,11 +53,15 @@ class Factors(NamedTuple):
 def decompose(weight: Tensor, rank: int | None = None) -> Factors:
     """The `rank` largest singular triplets of `weight` [m, n], from the cache or computed on the weight's device.
 
+    Those of a stack [E, m, n] come matrix by matrix, and are kept like those of any other.
+
     Raises:
         ValueError: if the weight has no values to decompose (meta device) or is not finite.
     """
     if weight.is_meta:
         raise ValueError("the weights of this model are not loaded (meta device): load it without offloading first")
+    if weight.ndim == 3:
+        return Factors(*map(torch.stack, zip(*(decompose(matrix, rank) for matrix in weight), strict=True)))
     weight = weight.detach().contiguous()
     most = min(weight.shape)
     rank = min(rank or most, most)

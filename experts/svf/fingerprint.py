@@ -33,8 +33,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -48,8 +49,9 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
 from experts.svf.layer import SVFLinear
-from experts.svf.linear import fused_matrices
 from experts.svf.names import plain_name
+from experts.svf.quantised import dense_weight, dequantised, is_quantised, is_transposed, shape_of
+from experts.svf.stacks import SVFStack, fused_matrices
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,8 @@ class Sketch:
 def fingerprint(model: nn.Module) -> str:
     """A hash over the linear weights of a base, the same with and without adapters, in float32 and in bfloat16.
 
-    Every `nn.Linear` and `Conv1D` counts, whatever an expert adapts, and the fused tensors of a mixture of experts. The
+    Every `nn.Linear` and `Conv1D` counts, whatever an expert adapts, and the fused tensors of a mixture of experts; of
+    a quantised layer what its few bits stand for. The
     output embeddings do not: their size follows the vocabulary, and an added padding token does not make another base.
     """
     return _hash(_matrices(model), torch.bfloat16)
@@ -89,25 +92,24 @@ def sketch(model: nn.Module) -> Sketch:
     return Sketch(_runs(matrices), _hash(matrices, torch.float16))
 
 
-def _hash(matrices: dict[str, tuple[Tensor, bool]], dtype: torch.dtype) -> str:
+def _hash(matrices: Mapping[str, _Matrix], dtype: torch.dtype) -> str:
     """Over the matrices in `dtype` and then bfloat16."""
     digest = hashlib.sha256()
     for name in sorted(matrices):
-        rounded = matrices[name][0].detach().to("cpu", dtype).to(torch.bfloat16).contiguous()
+        rounded = matrices[name].read().to("cpu", dtype).to(torch.bfloat16).contiguous()
         digest.update(f"{name} {list(rounded.shape)}".encode())
         digest.update(rounded.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _runs(matrices: dict[str, tuple[Tensor, bool]]) -> Tensor:
-    matrices = {name: each for name, each in matrices.items() if each[0].numel() >= RUN}
-    names = sorted(matrices)
+def _runs(matrices: Mapping[str, _Matrix]) -> Tensor:
+    names = sorted(name for name, matrix in matrices.items() if matrix.numel >= RUN)
     if len(names) > RUNS:
         names = [names[k * len(names) // RUNS] for k in range(RUNS)]
     runs = []
     for k, name in enumerate(names):
-        weight, transposed = matrices[name]
-        weight = weight.detach().T if transposed else weight.detach()  # files are rounded along a matrix's inputs
+        weight = matrices[name].read()
+        weight = weight.T if matrices[name].transposed else weight  # files are rounded along a matrix's inputs
         rows = weight.reshape(-1, weight.shape[-1] if weight.shape[-1] >= RUN else weight.numel())
         each = max(1, RUNS // len(names))
         for j in range(each):
@@ -212,13 +214,23 @@ def read_sketch(folder: Path) -> Sketch | None:
     return Sketch(runs, float16)
 
 
-def _matrices(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
-    """Name in the plain base → weight, and whether its rows are the inputs.
+@dataclass(frozen=True)
+class _Matrix:
+    """A weight as its module has it, which of a quantised base is made when it is asked for."""
+
+    read: Callable[[], Tensor]
+    numel: int
+    transposed: bool = False
+    """Whether its rows are the inputs."""
+
+
+def _matrices(model: nn.Module) -> dict[str, _Matrix]:
+    """Each matrix by its name in the plain base.
 
     Parts of adapters are passed over; a merged layer gives its own weight.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    matrices: dict[str, tuple[Tensor, bool]] = {}
+    matrices: dict[str, _Matrix] = {}
     adapted: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if name.startswith(adapted) and adapted:
@@ -229,13 +241,26 @@ def _matrices(model: nn.Module) -> dict[str, tuple[Tensor, bool]]:
             base = module.get_base_layer()
             if head in (module, base):
                 continue
-            if isinstance(module, SVFLinear):
-                weight = module.pristine_weight
-                matrices[plain] = (weight.T, True) if module.transposed else (weight, False)
+            if isinstance(module, SVFStack):
+                pristine = module.pristine_weight
+                matrices[plain] = _Matrix(pristine.detach, pristine.numel())
+            elif isinstance(module, SVFLinear):
+                matrices[plain] = _of(base, partial(getattr, module, "pristine_weight"))
             elif isinstance(base, nn.Linear | Conv1D):
-                matrices[plain] = base.weight, isinstance(base, Conv1D)
+                matrices[plain] = _of(base, partial(dense_weight, base))
         elif isinstance(module, nn.Linear | Conv1D) and module is not head:
-            matrices[plain] = module.weight, isinstance(module, Conv1D)
+            matrices[plain] = _of(module, partial(dense_weight, module))
         else:
-            matrices |= {f"{plain}.{key}": (tensor, False) for key, tensor in fused_matrices(module).items()}
+            plain = plain.removesuffix(".base_layer")  # of stacks that are adapted, which come after it
+            for key, tensor in fused_matrices(module).items():
+                matrices[f"{plain}.{key}"] = _Matrix(tensor.detach, tensor.numel())
     return matrices
+
+
+def _of(layer: nn.Module, read: Callable[[], Tensor]) -> _Matrix:
+    """The matrix of a layer, given what reads its W [m, n]."""
+    transposed = is_transposed(layer)
+    m, n = shape_of(layer)
+    if is_quantised(layer):
+        read = partial(dequantised, layer)
+    return _Matrix((lambda: read().T) if transposed else read, m * n, transposed)

@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
+from experts.outside.errors import UserError
 from experts.svf.decomposition import decompose
 from experts.svf.mixing import LayerMixture, LoraFactors, mixture_of
+from experts.svf.quantised import dense_weight, is_quantised, shape_of
+from experts.svf.scaled import SVFLayer
 
 # Fused optimisers change parameters without bumping their version counters, so a merged weight also remembers how many
 # optimiser steps this process had made when it was built. Which parameters a step changed is not asked: some optimisers
@@ -90,7 +92,7 @@ class MergedLinear(torch.autograd.Function):
         return grad_x, grad_delta, grad_bias, None, None, None, None
 
 
-class SVFLinear(nn.Module, BaseTunerLayer):
+class SVFLinear(SVFLayer):
     """A linear layer W [m, n] with experts z [r]: W' = U diag(s·z) Vᵀ (arXiv 2501.06252, equation 1).
 
     Everything is computed as a difference, W' = W + U diag(s·δ) Vᵀ with δ = Σ_k c_k (z_k − 1) over the active adapters
@@ -107,6 +109,9 @@ class SVFLinear(nn.Module, BaseTunerLayer):
       y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) where that is exact enough and no row is the base; and beside either
       Σ_k α_bk B_k (A_k x_b) of the LoRAs that the layer carries, which mixtures alone can name.
 
+    Of a base in four or eight bits nothing is ever merged: rounding W' to so few bits would lose the expert, and a
+    dense W' is what such a base is there to avoid. All of the above is then y = W_q x + U (s·δ·(Vᵀ x)).
+
     A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, new data
     (`z.data = …`), or any in-place operation that PyTorch counts. After `z.data.add_(…)` and the like, which it does
     not count, call `invalidate()`.
@@ -115,10 +120,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     are never saved. z is float32 whatever the dtype of the base.
     """
 
-    adapter_layer_names = ("svf_z",)
-    other_param_names = ("svf_scales",)
     svf_u: Tensor  # [m, r]
-    svf_s: Tensor  # [r]; None without experts
     svf_vt: Tensor  # [r, n]
 
     def __init__(
@@ -127,14 +129,16 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         adapter_name: str | None = None,  # None: without an expert, for the LoRAs that the layer is to carry
         rank: int | None = None,
         inference: bool = True,
+        dtype: torch.dtype = torch.float32,  # of the factors beside a quantised weight
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.transposed = isinstance(base_layer, Conv1D)  # its weight is [n, m]
-        weight = base_layer.weight
-        self.out_features, self.in_features = reversed(weight.shape) if self.transposed else weight.shape
+        self.out_features, self.in_features = shape_of(base_layer)
+        self.quantised = is_quantised(base_layer)
+        self._factor_dtype = dtype
         self.svf_z = nn.ParameterDict()
-        self.svf_scales: dict[str, float] = {}  # of the adapters that have another than 1
+        self.svf_scales = {}
         for name in ("svf_u", "svf_s", "svf_vt"):
             self.register_buffer(name, None, persistent=False)
         self.svf_loras: dict[str, LoraFactors] = {}
@@ -161,53 +165,29 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """Loads or computes the factors, as many as the experts of the layer need. Cheap when they are there."""
         rank = max((z.numel() for z in self.svf_z.values()), default=0)
         if rank > (0 if self.svf_s is None else len(self.svf_s)):
-            self.svf_u, self.svf_s, self.svf_vt = decompose(self.pristine_weight, rank)
+            u, self.svf_s, vt = decompose(self.pristine_weight, rank)
+            self.svf_u, self.svf_vt = u.to(self.dtype), vt.to(self.dtype)
 
     @property
     def pristine_weight(self) -> Tensor:
-        """The base's W [m, n], also while adapters are merged into the layer."""
-        weight = self.base_layer.weight.detach() if self._pristine is None else self._pristine
-        return weight.T if self.transposed else weight
+        """The base's W [m, n], also while adapters are merged into the layer; made anew of a quantised one."""
+        if self._pristine is None:
+            return dense_weight(self.base_layer)
+        return self._pristine.T if self.transposed else self._pristine
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in: its weight's dtype, or that of the factors beside a quantised weight."""
+        return self._factor_dtype if self.quantised else self.base_layer.weight.dtype
 
     @property
     def z_dtype(self) -> torch.dtype:
         # float64 only serves to check the arithmetic.
-        return torch.float64 if self.base_layer.weight.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def carries(self, name: str) -> bool:
         """Whether an expert, or a LoRA, of this name adapts the layer."""
         return name in self.svf_z or name in self.svf_loras
-
-    def deltas(self, adapter_names: list[str]) -> Tensor:
-        """c_k (z_k − 1) of each expert [K, r] with its scale c_k, zero where one of a smaller rank has nothing."""
-        z = pad_sequence([self.svf_z[name] for name in adapter_names], batch_first=True, padding_value=1.0)
-        deltas = F.pad(z - 1, (0, len(self.svf_s) - z.shape[1]))
-        if not self.svf_scales:
-            return deltas
-        return deltas * deltas.new_tensor([self.svf_scales.get(name, 1.0) for name in adapter_names])[:, None]
-
-    def delta(self, adapter_names: list[str]) -> Tensor:
-        """δ = Σ_k c_k (z_k − 1) [r] of at least one expert."""
-        return self.deltas(adapter_names).sum(0)
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """PEFT's name for the share c in 1 + c (z − 1) that an adapter has in this layer; it is not saved."""
-        if adapter not in self.svf_z:
-            return
-        self.svf_scales.pop(adapter, None)
-        if scale != 1:
-            self.svf_scales[adapter] = float(scale)
-        self.invalidate()
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiplies the scales of the active adapters."""
-        for name in self.active_adapters:
-            self.set_scale(name, scale * self.svf_scales.get(name, 1.0))
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divides the scales of the active adapters, or sets them to 1."""
-        for name in self.active_adapters:
-            self.set_scale(name, 1.0 if scale is None else self.svf_scales.get(name, 1.0) / scale)
 
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
         """Changes whenever one of these experts' z, one of these LoRAs, or the base's weight, may have changed."""
@@ -221,7 +201,8 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def whole_in_factors(self) -> bool:
         """Whether U diag(s) Vᵀ is W to float32's precision: all singular values are there, and nothing was rounded."""
         return (
-            self.svf_s is not None
+            not self.quantised
+            and self.svf_s is not None
             and len(self.svf_s) == min(self.out_features, self.in_features)
             and self.svf_u.dtype.itemsize >= 4
         )
@@ -242,7 +223,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """U diag(s·(z − 1)) Vᵀ, in the shape and dtype of the base layer's weight (PEFT's LoRA conversion asks)."""
         difference = self.difference(self.delta([adapter_name]).detach())
-        return (difference.T if self.transposed else difference).to(self.base_layer.weight.dtype)
+        return (difference.T if self.transposed else difference).to(self.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
@@ -251,8 +232,10 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         """Puts W' in the place of the base layer's weight and keeps the base's for `unmerge`.
 
         Raises:
+            UserError: if the base is quantised.
             ValueError: with `safe_merge`, if W' is not finite; nothing is changed then.
         """
+        self.check_mergeable()
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
         if not names:
             return
@@ -264,16 +247,20 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         self.base_layer.weight.data = merged.T if self.transposed else merged
         self.merged_adapters.extend(names)
 
+    def check_mergeable(self) -> None:
+        """Raises UserError where the base is quantised."""
+        if self.quantised:
+            raise UserError(
+                "experts are not merged into a base of 4 or 8 bits, which would round them away: leave them unmerged, "
+                "export a LoRA, or merge them into the dense base"
+            )
+
     def unmerge(self) -> None:
         """Puts the base's own weight back, bit for bit."""
         if self._pristine is not None:
             self.base_layer.weight.data = self._pristine
             self._pristine = None
         self.merged_adapters.clear()
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Switches between the experts and the base. What is frozen stays frozen; PEFT's own would thaw it."""
-        self._disable_adapters = not enabled
 
     def invalidate(self) -> None:
         """Forgets the merged weights. Needed only after z was changed in place through `.data`."""
@@ -300,6 +287,7 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         active = [name for name in self.active_adapters if name in self.svf_z]
         if self.merged or self.disable_adapters or not active:
             return weight
+        self.check_mergeable()
         if torch.is_grad_enabled() and any(self.svf_z[name].requires_grad for name in active):
             return weight + self._as_in_base(self.difference(self.delta(active)).to(weight.dtype))
         return self._as_in_base(self._merged(active))
@@ -319,6 +307,10 @@ class SVFLinear(nn.Module, BaseTunerLayer):
         if self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
 
+        if self.quantised:
+            self._refuse_rounded(active)
+            y = self.base_layer(x, *args, **kwargs)
+            return y + self._factored(x.to(self.dtype), self.delta(active)).to(y.dtype)
         weight, bias = self.base_layer.weight, self.base_layer.bias
         trained = any(self.svf_z[name].requires_grad for name in active)
         wants_gradient = trained and torch.is_grad_enabled()
@@ -337,44 +329,47 @@ class SVFLinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs) + self._factored(x, self.delta(active))
         return F.linear(x, self._merged(active), bias)
 
+    def _refuse_rounded(self, adapter_names: list[str]) -> None:
+        """Raises UserError for z that is rounded, and would hardly move from 1."""
+        if any(self.svf_z[name].dtype.itemsize < 4 for name in adapter_names):
+            raise UserError(
+                "z was rounded to half precision, as TRL's own trainers do beside a base of 4 or 8 bits: set "
+                "base.is_loaded_in_4bit = base.is_loaded_in_8bit = False before the trainer is made"
+            )
+
     def _factored(self, x: Tensor, delta: Tensor) -> Tensor:
         """U (s·δ·(Vᵀ x)) for x [..., n] and δ [r]."""
         hidden = F.linear(x, self.svf_vt)
         return F.linear((hidden * (self.svf_s * delta)).to(hidden.dtype), self.svf_u)
 
     def _mixed(self, x: Tensor, mixture: LayerMixture) -> Tensor:
-        """Each row of x [..., n] under its own mixture."""
+        """Each row of x [..., n] under its own mixture, or all under one."""
         if mixture.weight is not None:
             return F.linear(x, mixture.weight, self.base_layer.bias)
-        if mixture.batch is None:
+        if mixture.is_base:
             return self.base_layer(x)
-        y = None
+        y: Any = None if mixture.whole else self.base_layer(x).contiguous()
+        x = x.to(self.dtype) if self.quantised else x  # which a quantised layer does for itself
         if mixture.scale is not None and mixture.u is not None and mixture.vt is not None:
             hidden = F.linear(x, mixture.vt)  # [..., r]
-            hidden.mul_(mixture.batch.spread(mixture.scale, x, mixture.name, mixture.order))
-            if mixture.whole:
+            hidden.mul_(mixture.spread(mixture.scale, x))
+            if y is None:
                 y = F.linear(hidden, mixture.u, self.base_layer.bias)
             else:
-                y = self.base_layer(x).contiguous()
-                y.view(-1, self.out_features).addmm_(hidden.reshape(-1, len(mixture.vt)), mixture.u.T)
-        y = self.base_layer(x).contiguous() if y is None else y.contiguous()
+                self._add(y, hidden, mixture.u)
         for alpha, (lora_a, lora_b) in mixture.loras:
             hidden = F.linear(x, lora_a)  # [..., k]
-            hidden.mul_(mixture.batch.spread(alpha, x, mixture.name, mixture.order))
-            y.view(-1, self.out_features).addmm_(hidden.reshape(-1, len(lora_a)), lora_b.T)
+            hidden.mul_(mixture.spread(alpha, x))
+            self._add(y, hidden, lora_b)
         return y
 
+    def _add(self, y: Tensor, hidden: Tensor, factor: Tensor) -> None:
+        """Adds [..., k] times [m, k]ᵀ to y [..., m], in place and in y's dtype."""
+        hidden = hidden.reshape(-1, factor.shape[1]).to(y.dtype)
+        y.view(-1, self.out_features).addmm_(hidden, factor.T.to(y.dtype))
+
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
-        # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.
-        kept = {name: z.data for name, z in self.svf_z.items()}
-        s = self.svf_s
         super()._apply(fn, recurse)
-        for name, data in kept.items():
-            z = self.svf_z[name]
-            if z.dtype != data.dtype and not z.is_meta:
-                z.data = data.to(z.device, self.z_dtype)
-        if s is not None and self.svf_s is not None:
-            self.svf_s = s.to(self.svf_s.device, self.z_dtype)
         if self._pristine is not None:
             self._pristine = fn(self._pristine)
         self.svf_loras = {name: LoraFactors(*map(fn, factors)) for name, factors in self.svf_loras.items()}
@@ -393,6 +388,3 @@ class SVFLinear(nn.Module, BaseTunerLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_merged_weight": None}  # what is copied or pickled can be merged again
-
-    def __repr__(self) -> str:
-        return "svf." + super().__repr__()

@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.svf.config import SVFConfig
 from experts.svf.names import plain_modules, plain_name
+from experts.svf.quantised import is_quantised
+from experts.svf.stacks import fused_matrices, fused_parameters
 from experts.svf.targets import module_names
 from experts.svf.watching import without_gradient
 
@@ -36,9 +38,14 @@ def resolve_all_linear(config: SVFConfig, model: nn.Module, heads: tuple[str, ..
     _maybe_include_all_linear_layers(cast(Any, config), model)
     names = {plain_name(name) for name in cast(Any, config.target_modules)} & {*module_names(model)}
     names = {name for name in names if not name.endswith(heads)}
-    fused = [plain_name(name) for name, module in model.named_modules() if fused_matrices(module)]
-    if fused:
-        logger.warning("all-linear leaves out %d modules of fused experts, such as %s", len(fused), fused[0])
+    fused = fused_parameters(model)
+    if fused and not config.target_parameters:
+        logger.warning(
+            "all-linear leaves out %d stacks of a mixture's matrices, such as %s; name them in target_parameters to "
+            "adapt them as well",
+            len(fused),
+            next(iter(fused)),
+        )
     for why, unsuitable in left_out(model, names).items():
         logger.info("all-linear leaves out %s, %s", _said(unsuitable), why)
         names -= unsuitable
@@ -67,6 +74,8 @@ def multiplies(module: nn.Module) -> bool:
     """Whether a linear layer gives x Wᵀ + b and nothing else; of a quantised one that is not asked."""
     if isinstance(module, BaseTunerLayer) or type(module).forward in (nn.Linear.forward, Conv1D.forward):
         return True
+    if is_quantised(module):
+        return True
     weight, bias = cast(Any, module).weight, cast(Any, module).bias
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
         return True
@@ -79,13 +88,6 @@ def multiplies(module: nn.Module) -> bool:
         return False
 
 
-def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters [experts, m, n] in which transformers keeps the matrices of a mixture of experts."""
-    if isinstance(module, nn.Conv1d):
-        return {}
-    return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) > 1}
-
-
 def _routers(model: nn.Module) -> set[str]:
     """Linear layers that give a number for each expert beside them, and those in what is called a router."""
     modules = plain_modules(model)
@@ -93,7 +95,8 @@ def _routers(model: nn.Module) -> set[str]:
     for name, module in modules.items():
         for matrices in fused_matrices(module).values():
             if len(matrices) < min(matrices.shape[1:]):  # XLNet has [n, heads, width]
-                experts.setdefault(name.rpartition(".")[0], set()).add(len(matrices))
+                block = name.removesuffix(".base_layer").rpartition(".")[0]
+                experts.setdefault(block, set()).add(len(matrices))
     called = tuple(f"{name}." for name, module in modules.items() if "router" in type(module).__name__.lower())
     routers = set()
     for name, module in modules.items():

@@ -89,15 +89,30 @@ class LayerMixture:
     loras: tuple[tuple[Tensor, LoraFactors], ...] = ()  # with α [B, 1] of each
     whole: bool = False  # the scale is s·(1 + δ), and the factors stand for all of W'; else s·δ, beside W
     name: str = ""  # the layer's, in the base
-    batch: Batch | None = None
+    batch: Batch | None = None  # None where all rows share the mixture: B is 1
     order: Order | None = None  # None where it is not known
+
+    @property
+    def is_base(self) -> bool:
+        """Whether nothing changes the layer."""
+        return self.weight is None and self.scale is None and not self.loras
+
+    def spread(self, scale: Tensor, x: Tensor) -> Tensor:
+        """The mixtures' scale [B, r] beside the tokens of x [..., n], as `Batch.spread` gives it."""
+        return scale if self.batch is None else self.batch.spread(scale, x, self.name, self.order)
 
     def shared_weight(self) -> Tensor | None:
         """W' [m, n] for who reads it; None for the base's.
 
         Raises:
-            UserError: naming the layer, if rows have different ones, and it is not known to be called with them.
+            UserError: naming the layer, if rows have different ones, and it is not known to be called with them; or if
+                it is quantised.
         """
+        if self.batch is None and self.weight is None and not self.is_base:
+            raise UserError(
+                f"{self.name} is quantised, and the base reads its weight, where others are called: leave it out of "
+                "target_modules"
+            )
         if self.batch is not None and not (self.order and self.order.called):
             raise UserError(
                 f"{self.name} cannot run rows under different mixtures: the base reads its weight, where others are "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import RLock
 from typing import Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -19,11 +21,14 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import each_matrix
 from experts.svf.layer import SVFLinear
-from experts.svf.linear import fused_matrices, multiplies, resolve_all_linear
+from experts.svf.linear import multiplies, resolve_all_linear
 from experts.svf.mixing import Batch, LayerMixture, LoraFactors, expect_rows, name_saved_rows, note_shape, running
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
-from experts.svf.rows import merged, rows
-from experts.svf.targets import HEADS, check_names
+from experts.svf.quantised import floating_dtype, is_quantised, shape_of, unpack
+from experts.svf.rows import rows, shared
+from experts.svf.scaled import SVFLayer
+from experts.svf.stacks import SVFExperts, SVFStack, fused_matrices, fused_parameters, refuse_unsuitable
+from experts.svf.targets import HEADS, check_names, module_names, targeted_parameters
 from experts.svf.verbs import PeftVerbs
 from experts.svf.watching import orders_in
 
@@ -35,10 +40,13 @@ _changing = RLock()
 
 
 class SVFModel(PeftVerbs):
-    """A model whose chosen linear layers carry SVF experts. Made by `get_peft_model(base, SVFConfig(...))`."""
+    """A model whose chosen linear layers, and stacks of a mixture's matrices, carry SVF experts.
+
+    Made by `get_peft_model(base, SVFConfig(...))`.
+    """
 
     prefix = "svf_"
-    tuner_layer_cls = SVFLinear
+    tuner_layer_cls = SVFLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the base class's name and type)
     kept_mixtures = 2  # merged weights of so many mixtures stay in memory, each as large as the adapted matrices
 
@@ -47,11 +55,16 @@ class SVFModel(PeftVerbs):
         fault = fault_in_adapter_name(adapter_name)
         if fault:
             raise UserError(f"{adapter_name!r} cannot name an adapter: {fault}; choose another name")
-        others = [z for module in model.modules() if isinstance(module, SVFLinear) for z in module.svf_z.values()]
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                unpack(module)
+        others = [z for module in model.modules() if isinstance(module, SVFLayer) for z in module.svf_z.values()]
         trained = [z.requires_grad for z in others]
         everywhere = config.target_modules == "all-linear"
         try:
-            with _changing:
+            with _changing, warnings.catch_warnings():
+                # It looks for them among modules alone; `check_names` has looked for them everywhere.
+                warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
             what = "no linear layer" if everywhere else "nothing that target_modules names"
@@ -60,17 +73,17 @@ class SVFModel(PeftVerbs):
                     f" (a text is an expression for whole names; a list, [{config.target_modules!r}], has their ends)"
                 )
             raise UserError(
-                f"the base has {what}: SVF adapts nn.Linear and transformers' Conv1D, of bases that are loaded without "
-                "quantisation; model.named_modules() lists the names"
+                f"the base has {what}: SVF adapts nn.Linear, transformers' Conv1D, and both as bitsandbytes quantises "
+                "them; model.named_modules() lists the names"
             ) from error
         # PEFT takes those for the new adapter's that have its name in their path, such as "mlp".
         for z, was_trained in zip(others, trained, strict=True):
             z.requires_grad_(was_trained)
         if adapter_name == "ref" and config is self.peft_config.get("default"):
             self._copy_reference(model)
-        layers = [module for module in model.modules() if isinstance(module, SVFLinear)]
+        layers = [module for module in model.modules() if isinstance(module, SVFLayer)]
         with _changing:
-            each_matrix(SVFLinear.decompose, layers, layers[0].base_layer.weight.device)
+            each_matrix(lambda layer: layer.decompose(), layers, next(model.parameters()).device)
         if note_shape not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(note_shape, with_kwargs=True)
         for module in model.modules():
@@ -111,7 +124,7 @@ class SVFModel(PeftVerbs):
                     parent, _, child = matrix.rpartition(".")
                     self._replace_module(modules[parent], child, layer, modules[matrix])
                 weight = layer.base_layer.weight
-                layer.svf_loras[name] = LoraFactors(*(part.to(weight.device, weight.dtype) for part in factors[matrix]))
+                layer.svf_loras[name] = LoraFactors(*(part.to(weight.device, layer.dtype) for part in factors[matrix]))
 
     def _layer_for_lora(
         self, name: str, matrix: str, modules: Mapping[str, nn.Module], a: Tensor, b: Tensor
@@ -122,7 +135,11 @@ class SVFModel(PeftVerbs):
             raise UserError(f"the LoRA {name!r} adapts {matrix}, which the base does not have")
         if not isinstance(target, SVFLinear):
             self._refuse_other_than_dense(target, matrix)
-        layer = target if isinstance(target, SVFLinear) else SVFLinear(cast(nn.Linear, target)).train(target.training)
+        if isinstance(target, SVFLinear):
+            layer = target
+        else:
+            dtype = floating_dtype(self.model.parameters())
+            layer = SVFLinear(cast(nn.Linear, target), dtype=dtype).train(target.training)
         shape, wanted = [layer.out_features, layer.in_features], [len(b), a.shape[1]]
         if wanted != shape:
             raise UserError(f"the LoRA {name!r} is for a {matrix} of shape {wanted}, and the base's has {shape}")
@@ -170,31 +187,34 @@ class SVFModel(PeftVerbs):
 
         Raises:
             UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
-                adapted, or experts are merged into the base.
+                adapted, experts are merged into the base, or rows differ in what they make of a stack.
         """
         known = self.peft_config.keys() | self.loras
         for name in names:
             if name not in known:
                 raise unknown("expert", name, known)
-        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
-        alphas = dict.fromkeys(layers, weights)
+        modules = plain_modules(self.model)
+        layers = {name: m for name, m in modules.items() if isinstance(m, SVFLinear)}
+        stacks = {name: m for name, m in modules.items() if isinstance(m, SVFStack)}
+        alphas = dict.fromkeys([*layers, *stacks], weights)
         for matrix, own in (per_matrix or {}).items():
-            if matrix not in layers:
-                raise unknown("adapted matrix", matrix, layers)
+            if matrix not in alphas:
+                raise unknown("adapted matrix", matrix, alphas)
             alphas[matrix] = own
         for alpha in alphas.values():
             if alpha.shape != (len(weights), len(names)) or not torch.isfinite(alpha).all():
                 raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
-        if any(layer.merged for layer in layers.values()):
+        if any(layer.merged for layer in (*layers.values(), *stacks.values())):
             raise UserError("experts are merged into the base's weights; call unmerge_adapter() before mixing")
         batch = Batch(len(weights))
         mixtures: dict[nn.Module, LayerMixture] = {}
         with _changing, torch.no_grad():
+            mixtures |= {stack: stack.mixture(names, alphas[matrix], matrix) for matrix, stack in stacks.items()}
             if not any(alpha.any() for alpha in alphas.values()):
                 mixtures |= dict.fromkeys(layers.values(), LayerMixture())
             elif merge and all((alpha == alpha[:1]).all() for alpha in alphas.values()):
-                weights_of = self._shared_weights(names, alphas, layers)
-                mixtures |= {layer: LayerMixture(weight=weights_of[matrix]) for matrix, layer in layers.items()}
+                one_for_all = self._shared(names, alphas, layers)
+                mixtures |= {layer: one_for_all[matrix] for matrix, layer in layers.items()}
             else:
                 orders = orders_in(self.model)
                 mixtures |= {
@@ -206,15 +226,17 @@ class SVFModel(PeftVerbs):
 
     def runs_rows(self, names: Sequence[str]) -> bool:
         """Whether rows of different mixtures of these can share a batch: no layer refuses to run them."""
-        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
+        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLayer)}
         adapted = [name for name, layer in layers.items() if any(map(layer.carries, names))]
+        if any(isinstance(layers[name], SVFStack) for name in adapted):
+            return False
         return all(order.axis is not None for name, order in orders_in(self.model).items() if name in adapted)
 
-    def _shared_weights(
+    def _shared(
         self, names: Sequence[str], alphas: Mapping[str, Tensor], layers: Mapping[str, SVFLinear]
-    ) -> dict[str, Tensor | None]:
-        """W' of the mixture that all rows share, from among those kept or made now; None where it is the base's W."""
-        kept: OrderedDict[Any, dict[str, Tensor | None]] = self.__dict__.setdefault("_kept", OrderedDict())
+    ) -> dict[str, LayerMixture]:
+        """How each layer runs the mixture that all rows share, from among those kept or made now."""
+        kept: OrderedDict[Any, dict[str, LayerMixture]] = self.__dict__.setdefault("_kept", OrderedDict())
         own = {m: [k for k, name in enumerate(names) if layer.carries(name)] for m, layer in layers.items()}
         key = tuple(
             (matrix, tuple(alphas[matrix][0, own[matrix]].tolist()), layer.version([names[k] for k in own[matrix]]))
@@ -224,12 +246,7 @@ class SVFModel(PeftVerbs):
         if key not in kept:
             while len(kept) >= self.kept_mixtures:
                 kept.popitem(last=False)
-            weights: dict[str, Tensor | None] = {}
-            for matrix, layer in layers.items():
-                # Outside inference mode, so that any later forward may use it.
-                with torch.inference_mode(False), torch.no_grad():
-                    weights[matrix] = merged(layer, names, alphas[matrix][0].clone())
-            kept[key] = weights
+            kept[key] = {m: shared(layer, names, alphas[m][0], m) for m, layer in layers.items()}
         kept.move_to_end(key)
         return kept[key]
 
@@ -272,7 +289,7 @@ class SVFModel(PeftVerbs):
         parameters with `.default.` in their names. Ours end in the adapter's name, as transformers' own loader has it.
         """
         for module in model.modules():
-            if isinstance(module, SVFLinear) and not module.svf_z["ref"].is_meta:
+            if isinstance(module, SVFLayer) and not module.svf_z["ref"].is_meta:
                 module.svf_z["ref"].data.copy_(module.svf_z["default"])
 
     @classmethod
@@ -285,12 +302,12 @@ class SVFModel(PeftVerbs):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         modules = {name.replace("_fsdp_wrapped_module.", ""): module for name, module in model.named_modules()}
-        places = [n for n, m in modules.items() if isinstance(m, SVFLinear | AuxiliaryTrainingWrapper | nn.Embedding)]
+        places = [n for n, m in modules.items() if isinstance(m, SVFLayer | AuxiliaryTrainingWrapper | nn.Embedding)]
         if {*OWN_PARTS, *".".join(places).split(".")} & {*unwanted_adapter_names}:
             # PEFT has left out whatever has another adapter's name in its path: of "default" beside "mlp", all MLPs.
             for key, tensor in model.state_dict().items():
                 state_dict.setdefault(key, tensor)
-        layers = [n for n, m in modules.items() if isinstance(m, SVFLinear) and adapter_name in m.svf_z]
+        layers = [n for n, m in modules.items() if isinstance(m, SVFLayer) and adapter_name in m.svf_z]
         return {key: state_dict[key] for key in (f"{name}.svf_z.{adapter_name}" for name in layers)}
 
     @classmethod
@@ -298,12 +315,14 @@ class SVFModel(PeftVerbs):
         """In a file a vector is called `<matrix>.svf_z`, by the matrix's name in the plain base."""
         return plain_name(re.sub(rf"\.svf_z\.{re.escape(adapter_name)}$", ".svf_z", key))
 
-    @staticmethod
-    def _check_target_module_exists(peft_config: Any, key: str) -> Any:
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
+        if isinstance(self.model.get_submodule(key.rpartition(".")[0]), SVFExperts):
+            return False  # stands in a parameter's place, and under its name
         return check_target_module_exists(peft_config, plain_name(key))
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         check_names(peft_config, model)
+        self._refuse_full_rank(peft_config, model)
         compiled = any("_orig_mod" in name.split(".") for name, _ in model.named_modules())
         if compiled and (peft_config.modules_to_save or peft_config.trainable_token_indices):
             raise UserError(
@@ -335,13 +354,34 @@ class SVFModel(PeftVerbs):
             target.update_layer(adapter_name, rank, peft_config.inference_mode)
             return
         self._refuse_unsuitable(target, current_key)
-        layer = SVFLinear(target, adapter_name, rank, peft_config.inference_mode)  # type: ignore[arg-type]
+        dtype = floating_dtype(self.model.parameters())
+        layer = SVFLinear(target, adapter_name, rank, peft_config.inference_mode, dtype)  # type: ignore[arg-type]
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional expert is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)
 
+    def _inject_parameters(
+        self, peft_config: Any, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        names = targeted_parameters(peft_config, model)
+        modules, fused = plain_modules(model), fused_parameters(model)
+        for name in names:
+            owner, _, parameter = name.rpartition(".")
+            if parameter not in getattr(modules[owner], "stacks", {}):
+                refuse_unsuitable(name, modules[owner], fused[name])
+            if not isinstance(modules[owner], SVFExperts):
+                parent, _, child = owner.rpartition(".")
+                modules[owner] = SVFExperts(modules[owner])
+                setattr(modules[parent], child, modules[owner])
+            stack = cast(SVFExperts, modules[owner]).stack(parameter)
+            with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+                stack.update_layer(adapter_name, peft_config.rank_of(name), peft_config.inference_mode)
+            if adapter_name not in self.active_adapters:
+                stack.svf_z[adapter_name].requires_grad_(False)  # until it is made active
+        return names
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):
+        if isinstance(child, AuxiliaryTrainingWrapper | SVFExperts):
             setattr(parent, child_name, new_module)  # unloading: it comes whole
         else:
             super()._replace_module(parent, child_name, new_module, child)
@@ -355,23 +395,42 @@ class SVFModel(PeftVerbs):
                 "leave it out of target_modules"
             )
 
+    def _refuse_full_rank(self, config: Any, model: nn.Module) -> None:
+        """Raises UserError where the factors beside quantised matrices would be as large as the dense matrices."""
+        modules = {plain_name(name): module for name, module in model.named_modules()}
+        targets = [name for name in module_names(model) if check_target_module_exists(config, name)]
+        factors, matrices = 0, 0
+        for name in targets:
+            layer = modules[name].base_layer if isinstance(modules[name], SVFLinear) else modules[name]
+            if isinstance(layer, nn.Linear) and is_quantised(layer):
+                m, n = shape_of(layer)
+                factors += min(m, n, config.rank_of(name) or n) * (m + n)
+                matrices += m * n
+        if matrices and factors >= matrices:
+            raise UserError(
+                "an expert of so many singular values has factors as large as the dense weights, which a quantised "
+                "base is there to avoid: limit its rank, to 64 for example, or load the base without quantisation"
+            )
+
     @staticmethod
     def _refuse_other_than_dense(target: nn.Module, name: str) -> None:
         kind = type(target).__name__
-        if fused_matrices(target):
+        if fused_matrices(target) or isinstance(target, SVFExperts):
             raise UserError(
-                f"{name} ({kind}) holds the matrices of a mixture of experts fused into one tensor; SVF adapts "
-                "nn.Linear and transformers' Conv1D: leave it out of target_modules"
+                f"{name} ({kind}) holds the matrices of a mixture of experts fused into one tensor, which is no linear "
+                "layer: leave it out of target_modules, and name its parameters in target_parameters"
             )
         if not isinstance(target, nn.Linear | Conv1D):
             raise UserError(f"{name} is a {kind}; SVF adapts torch.nn.Linear and transformers' Conv1D")
         weight = target.weight
-        # Quantised layers keep packed integers, 8-bit floats, or a tensor class of their own.
+        if is_quantised(target):
+            return
+        # What others quantise keeps packed integers, 8-bit floats, or a tensor class of its own.
         dense = type(weight.data) is torch.Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
         if not dense:
             raise UserError(
-                f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): its singular values need "
-                "the dense weight; load the base without quantisation"
+                f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): of quantised bases SVF "
+                "adapts bitsandbytes' alone; load it without quantisation, or by load_base(…, quantization='nf4')"
             )
         if not multiplies(target):
             raise UserError(

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from experts.svf.layer import SVFLinear
 from experts.svf.mixing import Batch, LayerMixture, Order
 
 
-def merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
+def shared(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str) -> LayerMixture:
+    """One mixture α [K] for all rows: on a merged weight, or in factor space beside a weight that is quantised."""
+    # Outside inference mode, so that any later forward may use it.
+    with torch.inference_mode(False), torch.no_grad():
+        if layer.quantised:
+            return rows(layer, names, alpha[None].clone(), matrix, None, None)
+        return LayerMixture(weight=_merged(layer, names, alpha.clone()))
+
+
+def _merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
     """W + U diag(s·δ) Vᵀ + Σ_k α_k B_k A_k [m, n] for one mixture α [K]; None where nothing of it adapts the layer."""
     delta = _delta(layer, names, alpha[None])
     difference = None if delta is None else layer.difference(delta[0])
@@ -23,7 +33,7 @@ def merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | No
 
 
 def rows(
-    layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch, order: Order | None
+    layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch | None, order: Order | None
 ) -> LayerMixture:
     """A mixture for each row of a batch, α [B, K], in factor space."""
     loras = tuple(

@@ -17,8 +17,10 @@ INITIAL_P = 0.1  # σ(0.1) = 0.525; any constant p is z = 1
 def effective_z(p: Tensor, s: Tensor) -> Tensor:
     """z = σ(p) · Σs / Σ(s·σ(p)) [r]: positive, and U diag(s·z) Vᵀ keeps the nuclear norm Σs of the matrix.
 
-    A matrix of zeros has nothing to rescale: z = 1.
+    Of a stack [E, r] each matrix by itself. A matrix of zeros has nothing to rescale: z = 1.
     """
+    if p.ndim > 1:
+        return torch.stack([effective_z(*matrix) for matrix in zip(p, s, strict=True)])
     if not s.any():
         return torch.ones_like(p)
     gate = torch.sigmoid(p)
@@ -29,7 +31,7 @@ class SigmoidAdamW(torch.optim.AdamW):
     """AdamW on p where z = `effective_z(p, s)`; each step carries ∂L/∂z over to p and writes the new z.
 
     Args:
-        matrices: (z, s) of each adapted matrix, both [r]; every z must be 1.
+        matrices: (z, s) of each adapted matrix, both [r], or of each stack, both [E, r]; every z must be 1.
         max_grad_norm: clips the global norm of ∂L/∂p, as the original code does; 0 does not clip.
     """
 

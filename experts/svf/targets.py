@@ -6,6 +6,7 @@ import copy
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -14,6 +15,7 @@ from torch import nn
 from experts.outside.errors import UserError, unknown
 from experts.svf.config import SVFConfig
 from experts.svf.names import plain_name
+from experts.svf.stacks import SVFExperts, fused_parameters
 
 # The heads that PEFT trains and saves of itself for these tasks, by the ends of their names; no model has all of them.
 HEADS = {
@@ -32,11 +34,13 @@ def check_names(config: SVFConfig, model: nn.Module) -> None:
     names = list(module_names(model))
     check_each("target module", config.target_modules, names)
     check_each("excluded module", config.exclude_modules, names)
+    _check_parameters(config, model)
     if isinstance(config.exclude_modules, str) and not any(re.fullmatch(config.exclude_modules, n) for n in names):
         raise UserError(f"exclude_modules {config.exclude_modules!r} matches no module's whole name")
     _check_saved(config, names)
-    _check_layers(config, names)
+    _check_layers(config, names, model)
     adapted = [name for name in names if check_target_module_exists(config, name)]
+    adapted += targeted_parameters(config, model)
     for pattern in config.rank_pattern:
         if adapted and not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
             raise unknown("module in rank_pattern", pattern, _near(pattern, adapted))
@@ -48,9 +52,16 @@ def module_names(model: nn.Module) -> Iterable[str]:
     for name, module in model.named_modules():
         if not name or (inside and name.startswith(inside)):
             continue
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper | SVFExperts):
             inside += (f"{name}.",)
         yield plain_name(name)
+
+
+def targeted_parameters(config: SVFConfig, model: nn.Module) -> list[str]:
+    """The parameters that `target_parameters` means, in the layers that are to be adapted, by their plain names."""
+    alone = copy.copy(config)
+    alone.target_modules = cast(Any, {*(config.target_parameters or ())})
+    return [name for name in fused_parameters(model) if check_target_module_exists(alone, name)]
 
 
 def check_each(kind: str, wanted: Iterable[str] | str | None, names: list[str]) -> None:
@@ -69,6 +80,20 @@ def _near(wanted: str, names: list[str]) -> set[str]:
     return set(whole) or {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
 
 
+def _check_parameters(config: SVFConfig, model: nn.Module) -> None:
+    fused = [*fused_parameters(model)]
+    for wanted in config.target_parameters or ():
+        ends = tuple(name for name, _ in model.named_parameters() if f".{name}".endswith(f".{wanted}"))
+        if ends and not any(f".{name}".endswith(f".{wanted}") for name in fused):
+            raise UserError(
+                f"{wanted!r} in target_parameters is no parameter [experts, m, n] that holds a mixture's matrices; "
+                "linear layers go into target_modules"
+            )
+    if config.target_parameters and not fused:
+        raise UserError("the base keeps no mixture's matrices in a parameter: leave out target_parameters")
+    check_each("target parameter", config.target_parameters, fused)
+
+
 def _check_saved(config: SVFConfig, names: list[str]) -> None:
     saved, heads = config.modules_to_save or [], HEADS.get(config.task_type or "", ())
     for module in saved:
@@ -80,10 +105,11 @@ def _check_saved(config: SVFConfig, names: list[str]) -> None:
         )
 
 
-def _check_layers(config: SVFConfig, names: list[str]) -> None:
+def _check_layers(config: SVFConfig, names: list[str], model: nn.Module) -> None:
     layers = config.layers_to_transform
     for layer in [layers] if isinstance(layers, int) else layers or []:
         alone = copy.copy(config)
         alone.layers_to_transform = layer
-        if not any(check_target_module_exists(alone, name) for name in names):
+        named = any(check_target_module_exists(alone, name) for name in names)
+        if not named and not targeted_parameters(alone, model):
             raise UserError(f"layers_to_transform: no module that target_modules names is in a layer {layer}")

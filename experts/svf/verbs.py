@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
@@ -14,6 +15,8 @@ from experts.outside.errors import UserError, unknown
 from experts.svf.config import SVFConfig
 from experts.svf.layer import SVFLinear
 from experts.svf.names import plain_modules
+from experts.svf.scaled import SVFLayer
+from experts.svf.stacks import SVFStack
 
 EXACT = ("linear", "cat", "svd")
 
@@ -43,7 +46,7 @@ class PeftVerbs(BaseTuner):
         self._check_known(adapters)
         if adapter_name in self.peft_config:
             raise UserError(f"there is an adapter {adapter_name!r} already; delete it first, or choose another name")
-        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLinear)}
+        layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLayer)}
         configs: Any = [self.peft_config[name] for name in adapters]
         self.peft_config[adapter_name] = _config(layers, configs, adapters, weights, combination_type, others)
         try:
@@ -55,13 +58,20 @@ class PeftVerbs(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         self._check_known(adapter_names or [])
+        self._check_mergeable()
         super().merge_adapter(adapter_names, safe_merge)
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
         self._check_known(adapter_names or [])
+        self._check_mergeable()
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _check_mergeable(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, SVFLinear):
+                module.check_mergeable()
 
     def _check_known(self, names: Sequence[str]) -> None:
         """Raises UserError for the name of no adapter, where PEFT would merge nothing and say nothing."""
@@ -71,7 +81,7 @@ class PeftVerbs(BaseTuner):
 
 
 def _config(
-    layers: Mapping[str, SVFLinear],
+    layers: Mapping[str, SVFLayer],
     configs: Sequence[SVFConfig],
     adapters: Sequence[str],
     weights: Sequence[float],
@@ -98,7 +108,7 @@ def _config(
         if config.modules_to_save or config.trainable_token_indices:
             raise UserError(f"{name!r} was saved with modules of its own, which do not mix")
     ranks = {
-        matrix: max(layer.svf_z[name].numel() for name in adapters if name in layer.svf_z)
+        matrix: max(layer.svf_z[name].shape[-1] for name in adapters if name in layer.svf_z)
         for matrix, layer in layers.items()
         if any(name in layer.svf_z for name in adapters)
     }
@@ -106,7 +116,8 @@ def _config(
     fingerprints = {config.base_fingerprint for config in configs}
     return replace(
         configs[0],
-        target_modules=sorted(ranks),
+        target_modules=sorted(matrix for matrix in ranks if not isinstance(layers[matrix], SVFStack)),
+        target_parameters=sorted(matrix for matrix in ranks if isinstance(layers[matrix], SVFStack)) or None,
         exclude_modules=None,
         layers_to_transform=None,
         layers_pattern=None,
@@ -120,13 +131,13 @@ def _config(
     )
 
 
-def _fill_in(layers: Mapping[str, SVFLinear], adapters: Sequence[str], weights: Sequence[float], mixture: str) -> None:
+def _fill_in(layers: Mapping[str, SVFLayer], adapters: Sequence[str], weights: Sequence[float], mixture: str) -> None:
     """Sets the adapter `mixture`, which is there, to the sum of others, and freezes it."""
     share = dict(zip(adapters, weights, strict=True))
     for layer in layers.values():
         own = [name for name in share if name in layer.svf_z]
         if own:
             z = layer.svf_z[mixture].requires_grad_(False)
-            deltas = layer.deltas(own).detach()[:, : len(z)]  # [K', r]
-            z.data.copy_(1 + deltas.new_tensor([share[name] for name in own]) @ deltas)
+            deltas = layer.deltas(own).detach()[..., : z.shape[-1]]  # [K', ..., r]
+            z.data.copy_(1 + torch.tensordot(deltas.new_tensor([share[name] for name in own]), deltas, 1))
             layer.invalidate()

@@ -78,7 +78,9 @@ class Card:
     def _loaded(self) -> list[str]:
         """What `load_base` has to be told for this base to be the one that it is."""
         options = self.recipe.get("base", {})
-        return [f"{name}={options[name]!r}" for name in ("revision", "trust_remote_code") if name in options]
+        return [
+            f"{name}={options[name]!r}" for name in ("revision", "trust_remote_code", "quantization") if name in options
+        ]
 
     def __str__(self) -> str:
         base, original = self.origin.base, public_name(self.origin.base)

@@ -19,6 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from experts.outside.errors import UserError, check_numbers, check_whole
+from experts.outside.fields import added
 from experts.svf import SVFConfig
 from experts.svf.names import check_expression
 from experts.svf.targets import check_each, module_names
@@ -33,6 +34,8 @@ class SVF:
 
     target_modules: str | list[str] = "all-linear"
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
+    target_parameters: list[str] | None = added(None)
+    """Beside those, parameters that hold the matrices of a mixture of experts, such as mlp.experts.gate_up_proj."""
     rank: int | None = None
     """Adapt only this many of the largest singular values of each matrix; None adapts all of them."""
     layers_to_transform: list[int] | None = None

@@ -34,13 +34,15 @@ def shard(model: PeftModel) -> None:
     factors among them, which are therefore best limited in rank. Every process must make equally many forward passes.
 
     Raises:
-        UserError: where there is one process only.
+        UserError: where there is one process only, or the base is quantised.
     """
     state = processes()
     if state.num_processes == 1:
         raise UserError("shard_base: there is one process, and so nothing to share out; start several with torchrun")
     if isinstance(model, FSDPModule):
         return
+    if getattr(model.get_base_model(), "is_quantized", False):
+        raise UserError("shard_base: a base of 4 or 8 bits is not shared out; give each process one of its own")
     base: Any = model.get_base_model()
     trained = {p for p in model.parameters() if p.requires_grad}
     mesh = init_device_mesh(state.device.type, (state.num_processes,))

@@ -19,6 +19,8 @@ What one hook leaves for another in the trainer is `_rewards` alone: TRL scores 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +40,8 @@ from experts.engine import check_context
 from experts.engine.constrained import Constraint, constraint_of
 from experts.outside.chats import tokenize, words
 from experts.outside.errors import UserError
-from experts.svf import SVFConfig, SVFLinear
+from experts.svf import SVFConfig
+from experts.svf.scaled import SVFLayer
 from experts.svf.shared import SharedAdamW, of_one_kind
 from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.log import Log
@@ -70,7 +73,8 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         self.options = options
         self.constraint = constraint
         self.sum_judges = sum_judges  # whether no reward alone says what is right
-        super().__init__(*args, **kwargs)
+        with _unrounded(kwargs["model"]):
+            super().__init__(*args, **kwargs)
         several = constraint is None and not isinstance(self.processing_class, ProcessorMixin)
         self.head = head_of(cast(Any, self.model).get_base_model()) if several else None
 
@@ -91,10 +95,10 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
     def _kinds(self) -> list[list[nn.Parameter]]:
         return of_one_kind((name, z) for name, _, z in self._trained())
 
-    def _trained(self) -> list[tuple[str, SVFLinear, nn.Parameter]]:
+    def _trained(self) -> list[tuple[str, SVFLayer, nn.Parameter]]:
         """The trained z, each with its layer, and the layer's name."""
         assert self.model is not None
-        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SVFLinear)]
+        layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SVFLayer)]
         return [(name, layer, layer.svf_z[own]) for name, layer in layers for own in layer.active_adapters]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -250,6 +254,19 @@ class KeepCompletions(TrainerCallback):
                 said = [turn | {"content": words(turn["content"])} for turn in chat]  # without pictures
                 step = {"step": state.global_step, "reward": _opinion(reward), **several}
                 self.log.append(**step, prompt=said, completion=text_of(completion))
+
+
+@contextmanager
+def _unrounded(base: Any) -> Iterator[None]:
+    """Keeps TRL from rounding what is trained to bfloat16, as it does beside a base of 4 or 8 bits: z is near 1."""
+    said = {name: True for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if getattr(base, name, False)}
+    for name in said:
+        setattr(base, name, False)
+    try:
+        yield
+    finally:
+        for name in said:
+            setattr(base, name, True)
 
 
 def _opinion(reward: float) -> float | None:

@@ -21,6 +21,9 @@ class BaseBlock:
     trust_remote_code: bool = added(False)
     """Run the code that comes with the checkpoint."""
 
+    quantization: str | dict[str, bool | int | float | str] | None = added(None)
+    """nf4 or int8, by bitsandbytes while it is loaded; or arguments of transformers' BitsAndBytesConfig."""
+
     def options(self) -> BaseOptions:
         """Those that are given."""
         return as_document(self)

@@ -6,7 +6,7 @@ import contextlib
 import json as json_format
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfadapt.verbs import show
 
@@ -19,6 +19,7 @@ def evaluate(
     model_args: tuple[str, ...] = (),
     device: str | None = None,
     dtype: str | None = None,
+    quantization: Literal["nf4", "int8"] | None = None,
     include_path: Path | None = None,
     limit: float | None = None,
     samples: str | None = None,
@@ -46,6 +47,7 @@ def evaluate(
         model_args: further arguments of the lm-eval model, key=value, such as revision=main,max_length=2048; or JSON.
         device: such as cuda:1 or cpu; by default the accelerator, if there is one.
         dtype: such as bfloat16; by default the checkpoint's own.
+        quantization: load the base in four or eight bits, by bitsandbytes.
         include_path: a folder with task files of your own.
         limit: only the first so many documents of each task, or that share of them if less than 1.
         samples: only these documents, as JSON such as {"arc_easy": [0, 1, 5]}, or a file that holds it.
@@ -92,6 +94,7 @@ def evaluate(
         check_batch_size("--batch-size", batch_size)
         own: dict[str, tuple[str, Any]] = {"pretrained": ("--model", model), "library": ("--library", library)}
         own |= {"dispatch": ("--dispatch", dispatch), "device": ("--device", device), "dtype": ("--dtype", dtype)}
+        own |= {"quantization": ("--quantization", quantization)}
         own |= {"chat_template_args": ("--chat-template-kwargs", chat_template_kwargs)}
         of_model = command_line.merged("--model-args", command_line.pairs("--model-args", model_args), own)
         results = evaluation.evaluate(

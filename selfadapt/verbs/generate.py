@@ -28,6 +28,7 @@ def generate(
     stop: tuple[str, ...] = (),
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None,
+    quantization: Literal["nf4", "int8"] | None = None,
     engine: Literal["native", "vllm"] = "native",
     json: bool = False,
 ) -> None:
@@ -49,6 +50,7 @@ def generate(
         stop: texts that end an answer, and do not belong to it.
         system_prompt: what the system says before every prompt.
         chat_template_kwargs: arguments of the base's chat template, such as Qwen3's "enable_thinking False".
+        quantization: load the base in four or eight bits, by bitsandbytes.
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
@@ -56,15 +58,17 @@ def generate(
     from experts.engine import Sampling
     from experts.outside.chats import with_system_prompt
     from experts.outside.errors import UserError, check_whole
+    from selfadapt.base_models import BaseOptions
     from selfadapt.two_pass import SelfAdaptiveModel
 
     if not prompts:
         raise UserError("there is no prompt to answer; give one or more")
     check_whole("--max-new-tokens", max_new_tokens)
     sampling = Sampling(temperature, top_p, seed, stop, top_k, min_p, repetition_penalty)
-    adaptive = SelfAdaptiveModel.from_pretrained(
-        model, library, dispatch, engine=engine, chat_template_kwargs=chat_template_kwargs or {}
-    )
+    options: BaseOptions = {"chat_template_kwargs": chat_template_kwargs or {}}
+    if quantization is not None:
+        options["quantization"] = quantization
+    adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch, engine=engine, **options)
     how: Any = {"max_new_tokens": max_new_tokens, "sampling": sampling}
     if len(prompts) == 1 and not json and sys.stdout.isatty():
         mixture = adaptive.dispatch(prompts)

@@ -19,7 +19,8 @@ from experts.engine.padding import reading_of
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
 from experts.svf import SVFConfig, SVFLinear
-from experts.svf.linear import fused_matrices, left_out
+from experts.svf.linear import left_out
+from experts.svf.stacks import fused_matrices
 from experts.svf.watching import linear_layers
 from tests.small_models import small_model
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -267,15 +268,34 @@ def test_what_a_recipe_does_not_use_is_not_in_its_settings(tmp_path: Path) -> No
         read_recipe(written(tmp_path, MINIMAL | {"chat_template_kwargs": {"words": ["a"]}}))
 
 
-def test_recipes_that_fit_a_card_say_what_the_arithmetic_gives() -> None:
-    """Their headers, and the settings for 24 GB."""
+def fits_module() -> Any:
     spec = importlib.util.spec_from_file_location("fits", configs_folder().parent / "benchmarks" / "fits.py")
     assert spec is not None
     assert spec.loader is not None
     fits = importlib.util.module_from_spec(spec)
     sys.modules["fits"] = fits  # where dataclasses look for their own
     spec.loader.exec_module(fits)
-    found = 0
+    return fits
+
+
+@pytest.mark.parametrize(("quantization", "card"), [("nf4", 12), ("int8", 16)])
+def test_recipes_in_few_bits_say_what_the_arithmetic_gives(quantization: str, card: int) -> None:
+    fits, path = fits_module(), find_recipe(f"llama-3.1-8b-instruct/gsm8k-{quantization}")
+    recipe, header = read_recipe(path), path.read_text()
+    assert recipe.base.quantization == quantization
+    step = fits.Step(fits.TOKENS["gsm8k"], recipe.training.micro_batch_size, recipe.training.gradient_checkpointing)
+    own = fits.needs(fits.BASES["Llama-3.1-8B-Instruct"], recipe.adapt.rank, step, quantization=quantization)
+    sampled = own.sequences(card * 1e9)
+    assert f" {own.base / 1e9:.1f} and the factors of rank 64 {own.factors / 1e9:.1f} stay" in header
+    assert f"On {card} GB a step's 128 answers are sampled {sampled} at a time" in header
+    assert f"peak {(own.stays + sampled * own.cache) / 1e9:.1f}; a micro-batch" in header
+    assert f"takes {own.backward / 1e9:.1f}, peak {(own.stays + own.backward) / 1e9:.1f}" in header
+    assert own.stays + max(own.backward, sampled * own.cache) < (card - 1) * 1e9
+
+
+def test_recipes_that_fit_a_card_say_what_the_arithmetic_gives() -> None:
+    """Their headers, and the settings for 24 GB."""
+    fits, found = fits_module(), 0
     for folder, name in [("qwen3-4b", "Qwen3-4B"), ("llama-3.1-8b-instruct", "Llama-3.1-8B-Instruct")]:
         for domain, tokens in fits.TOKENS.items():
             path = find_recipe(f"{folder}/{domain}")

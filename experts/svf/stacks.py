@@ -1,0 +1,261 @@
+"""The matrices of a mixture of experts, which a base keeps in one parameter [E, m, n] and multiplies by on its own.
+
+Mixtral, Qwen3-MoE, gpt-oss and others have no linear layer for each of their E matrices, but a module that looks into
+its parameter. That module is not changed: a call under an expert runs a shallow copy of it whose parameter is
+W_e + U_e diag(s_e·δ_e) V_eᵀ, kept as factors. So nothing here knows an architecture, and nothing that other threads run
+changes under their eyes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from experts.outside.errors import UserError
+from experts.svf.decomposition import decompose
+from experts.svf.factored import FactoredWeight
+from experts.svf.mixing import LayerMixture, mixture_of
+from experts.svf.names import plain_name
+from experts.svf.scaled import SVFLayer
+
+# How transformers has a mixture multiply; others are kernels that take a tensor's memory and would miss the difference.
+IMPLEMENTATIONS = (None, "eager", "batched_mm", "grouped_mm")
+
+
+class SVFStack(SVFLayer):
+    """The matrices W_e of one parameter [E, m, n], with experts z [E, r]: W'_e = U_e diag(s_e·z_e) V_eᵀ.
+
+    They are computed as a difference, and in factors: x W'_e = x W_e + (x L_e) R_e, for training and for answers alike.
+    So z = 1 is the base bit for bit, half precision keeps small differences, and no second copy of the experts, which
+    are most of such a base, is ever made but by `merge`.
+
+    It stands as a child of the parameter's name in an `SVFExperts`, and so has the parameter's name in the base.
+
+    U [E, m, r], s [E, r] and Vᵀ [E, r, n] are buffers as those of an `SVFLinear`.
+    """
+
+    svf_u: Tensor  # [E, m, r]
+    svf_vt: Tensor  # [E, r, n]
+
+    def __init__(self, base_layer: nn.Module, parameter: str) -> None:
+        super().__init__()
+        self._owner = (base_layer, parameter)  # in a tuple, as it is no child
+        self.svf_z = nn.ParameterDict()
+        self.svf_scales = {}
+        for name in ("svf_u", "svf_s", "svf_vt"):
+            self.register_buffer(name, None, persistent=False)
+        self.merged_adapters = []
+        self._disable_adapters = False
+        self._active_adapter = []
+        self._pristine: Tensor | None = None  # the base's parameter while adapters are merged into it
+
+    @property
+    def base_layer(self) -> nn.Module:
+        """The base's module that has the parameter."""
+        return self._owner[0]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter [E, m, n] as it is now."""
+        module, parameter = self._owner
+        return getattr(module, parameter)
+
+    @property
+    def pristine_weight(self) -> Tensor:
+        """The base's W [E, m, n], also while adapters are merged into it."""
+        return self.weight.detach() if self._pristine is None else self._pristine
+
+    @property
+    def z_dtype(self) -> torch.dtype:
+        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+
+    def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
+        """Adds the expert z = 1 under a name, of the `rank` largest singular values of each matrix, or of all."""
+        matrices, m, n = self.weight.shape
+        with torch.inference_mode(False):  # where a model is loaded in that mode, z can still be trained
+            z = torch.ones(matrices, min(m, n, rank or n), dtype=self.z_dtype, device=self.weight.device)
+            self.svf_z[adapter_name] = nn.Parameter(z)
+        self.set_adapter(self.active_adapters or adapter_name, inference_mode=inference)
+
+    def decompose(self) -> None:
+        rank = max((z.shape[-1] for z in self.svf_z.values()), default=0)
+        if rank > (0 if self.svf_s is None else self.svf_s.shape[-1]):
+            self.svf_u, self.svf_s, self.svf_vt = decompose(self.pristine_weight, rank)
+
+    def mixture(self, names: Sequence[str], alpha: Tensor, matrix: str) -> LayerMixture:
+        """How a batch under α [B, K] runs: by U diag(s·δ) [E, m, r], which is its `u`, and Vᵀ; without them, the base.
+
+        Raises:
+            UserError: by the name of the matrices, if rows have different experts here.
+        """
+        own = [k for k, name in enumerate(names) if name in self.svf_z]
+        alpha = alpha[:, own]
+        if not alpha.any():
+            return LayerMixture()
+        if not (alpha == alpha[:1]).all():
+            raise UserError(
+                f"{matrix} cannot run rows under different mixtures: a router sends it their tokens in an order of its "
+                "own; run them apart, or leave it out of target_parameters"
+            )
+        deltas = self.deltas([names[k] for k in own])  # [K', E, r]
+        delta = torch.tensordot(alpha[0].to(deltas), deltas, 1)
+        return LayerMixture(u=self._scaled(delta), vt=self.svf_vt, name=matrix)
+
+    def changed(self) -> FactoredWeight | None:
+        """What stands in the parameter's place in this call; None for the base's own."""
+        mixture: LayerMixture | None = mixture_of(self)
+        if mixture is not None:
+            if mixture.u is None or mixture.vt is None:
+                return None
+            return FactoredWeight.of(self.weight, mixture.u, mixture.vt)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        active = [name for name in self.active_adapters if name in self.svf_z]
+        if self.disable_adapters or self.merged or not active:
+            return None
+        return FactoredWeight.of(self.weight, self._scaled(self.delta(active)), self.svf_vt)
+
+    def _scaled(self, delta: Tensor) -> Tensor:
+        """U diag(s·δ) [E, m, r], for δ [E, r]."""
+        return (self.svf_u * (self.svf_s * delta)[:, None]).to(self.svf_u.dtype)
+
+    def merge_delta(self, delta: Tensor) -> Tensor:
+        """W + U diag(s·δ) Vᵀ [E, m, n], each matrix rounded once to the base's dtype, and made after the other."""
+        merged = torch.empty_like(self.pristine_weight)
+        for e, w in enumerate(self.pristine_weight):
+            u, vt = self.svf_u[e].to(delta.dtype), self.svf_vt[e].to(delta.dtype)
+            merged[e] = ((u * (self.svf_s[e] * delta[e])) @ vt).add_(w)
+        return merged
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Puts W' in the place of the parameter's data and keeps the base's for `unmerge`.
+
+        Raises:
+            ValueError: with `safe_merge`, if W' is not finite; nothing is changed then.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
+        if not names:
+            return
+        merged = self.merge_delta(self.delta([*self.merged_adapters, *names]).detach())
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"merging {', '.join(names)} gives a weight that is not finite; the expert is broken")
+        if self._pristine is None:
+            self._pristine = self.weight.data
+        self.weight.data = merged
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Puts the base's own data back, bit for bit."""
+        if self._pristine is not None:
+            self.weight.data = self._pristine
+            self._pristine = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SVFStack:
+        super()._apply(fn, recurse)
+        if self._pristine is not None:
+            self._pristine = fn(self._pristine)
+        return self
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT would also cast z to the base's dtype, after it was loaded.
+        z = self.svf_z.get(adapter_name)
+        if z is not None and not z.is_meta:
+            z.data = z.data.to(device or self.weight.device)
+
+
+class SVFExperts(nn.Module):
+    """A base's module with matrices of a mixture of experts, of which experts adapt some: each an `SVFStack`."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.train(base_layer.training)
+
+    @property
+    def stacks(self) -> dict[str, SVFStack]:
+        """Of the adapted parameters, by their names in the module."""
+        return {name: module for name, module in self._modules.items() if isinstance(module, SVFStack)}
+
+    def stack(self, parameter: str) -> SVFStack:
+        """That of a parameter, which is adapted from now on."""
+        if parameter not in self.stacks:
+            # `add_module` refuses the name, under which the base's own parameter is seen (`__getattr__`).
+            self._modules[parameter] = SVFStack(self.base_layer, parameter)
+        return self.stacks[parameter]
+
+    @torch.compiler.disable  # which cannot trace a weight in factors
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        changed = {name: weight for name, stack in self.stacks.items() if (weight := stack.changed()) is not None}
+        module = self.base_layer
+        if not changed:
+            return module(*args, **kwargs)
+        own = object.__new__(type(module))
+        own.__dict__.update(module.__dict__, **changed)
+        own._parameters = {name: p for name, p in module._parameters.items() if name not in changed}
+        own.__dict__.pop("forward", None)  # a hook of accelerate's, which runs the module that it was put on
+        return own(*args, **kwargs)
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """PEFT's way to take it off: the base's own module, with or without what the experts change."""
+        for stack in self.stacks.values():
+            if merge:
+                stack.merge(safe_merge, adapter_names)
+            else:
+                stack.unmerge()
+        return self.base_layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)  # such as the number of experts, which the base may read
+
+
+def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters [experts, m, n] in which transformers keeps the matrices of a mixture of experts."""
+    if isinstance(module, nn.Conv1d):
+        return {}
+    return {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) > 1}
+
+
+def fused_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters [E, m, n] that hold the matrices of a mixture of experts, by their names in the plain base.
+
+    Of one module in the order in which it has them.
+    """
+    return {
+        f"{plain_name(name).removesuffix('.base_layer')}.{parameter}": tensor
+        for name, module in model.named_modules()
+        if "expert" in type(module).__name__.lower()
+        for parameter, tensor in fused_matrices(module).items()
+    }
+
+
+def refuse_unsuitable(name: str, module: nn.Module, weight: Tensor) -> None:
+    """Raises UserError, by its name, for a parameter whose matrices cannot be decomposed, or not be run in factors."""
+    if weight.is_meta:
+        raise UserError(f"{name} is not loaded (meta device): load the base without offloading first")
+    dense = type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
+    if not dense:
+        raise UserError(
+            f"{name} is quantised ({str(weight.dtype).removeprefix('torch.')}): the singular values of a mixture's "
+            "matrices need the dense weight; load the base without quantisation, or leave it out of target_parameters"
+        )
+    implementation = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(
+            f"{name} is run by {implementation!r}, which takes no difference in factors: load the base with "
+            "experts_implementation='grouped_mm'"
+        )

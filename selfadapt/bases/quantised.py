@@ -1,0 +1,128 @@
+"""Bases in four or eight bits: quantised by bitsandbytes while they are loaded, or so on disk already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experts.outside.errors import UserError, not_installed, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+    from experts.svf.quantised import DenseWeight
+
+logger = logging.getLogger(__name__)
+
+FARTHEST = 0.7  # ‖W_q − W‖ / ‖W_q‖; four bits have 0.1, tiny matrices 0.3, and strangers 1.4
+NAMED: dict[str, dict[str, Any]] = {
+    # As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight.
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
+def bitsandbytes_config(
+    quantization: str | Mapping[str, Any], dtype: torch.dtype | str, config: PreTrainedConfig
+) -> BitsAndBytesConfig:
+    """What transformers is told, for a base of this configuration that is to be in few bits.
+
+    Args:
+        quantization: a name in `NAMED`, or arguments of transformers' `BitsAndBytesConfig`.
+        dtype: of all that is not quantised, and of the products of 4-bit weights unless they say another.
+
+    Raises:
+        UserError: if it means nothing, bitsandbytes is not installed, or the checkpoint is quantised already.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if isinstance(quantization, str) and quantization not in NAMED:
+        raise unknown("quantization", quantization, NAMED)
+    if quantised_by(config) is not None:
+        raise UserError("the checkpoint is quantised already: leave 'quantization' out")
+    if find_spec("bitsandbytes") is None:
+        raise not_installed("a base of 4 or 8 bits", "bitsandbytes", "quantised")
+    arguments = dict(NAMED[quantization] if isinstance(quantization, str) else quantization)
+    if arguments.get("load_in_4bit"):
+        own = getattr(config, "dtype", None) if dtype == "auto" else dtype
+        arguments.setdefault("bnb_4bit_compute_dtype", own or torch.float32)
+    known = signature(BitsAndBytesConfig).parameters
+    for name in arguments:
+        if name not in known:
+            raise unknown("argument of quantization", name, known)
+    try:
+        made = BitsAndBytesConfig(**arguments)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"quantization {arguments!r} is none of bitsandbytes: {' '.join(str(error).split())}"
+        ) from error
+    if not (made.load_in_4bit or made.load_in_8bit):
+        raise UserError("quantization must be nf4 or int8, or have load_in_4bit or load_in_8bit among its arguments")
+    return made
+
+
+def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Tells each layer of a base that was quantised while it was loaded where its checkpoint has the dense weight.
+
+    Where a checkpoint has other names, or no safetensors files, nothing is told, which is said: what the few bits stand
+    for is decomposed then.
+    """
+    from safetensors import safe_open
+    from torch import nn
+
+    from experts.svf.quantised import DenseWeight, is_quantised, is_transposed
+
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    layers = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantised(m)}
+    sources = {key: DenseWeight(files[key], key, dtype, is_transposed(layers[key])) for key in layers if key in files}
+    near = (_is_near(layers[key], source) for key, source in sources.items())
+    if sources.keys() != layers.keys() or not all(near):
+        logger.warning(
+            "the checkpoint in %s does not have the dense weights by the layers' names: experts go by the singular "
+            "vectors of the quantised ones, and those of the dense base make another difference there",
+            folder,
+        )
+        return
+    for key, layer in layers.items():
+        layer.dense_source = sources[key]  # type: ignore[assignment]
+
+
+def _is_near(layer: nn.Module, source: DenseWeight) -> bool:
+    """Whether a layer is a rounding of a dense weight; one whose rows stand in another order is as far as strangers."""
+    from experts.svf.quantised import dequantised
+
+    wanted, found = source.read().float(), dequantised(layer).cpu().float()
+    return wanted.shape == found.shape and bool((wanted - found).norm() < FARTHEST * found.norm())
+
+
+def quantised_by(config: PreTrainedConfig) -> str | None:
+    """The method that a checkpoint is quantised by; None where its weights are dense."""
+    for part in (config, config.get_text_config()):
+        quantization = getattr(part, "quantization_config", None)
+        if quantization:
+            own = quantization if isinstance(quantization, Mapping) else quantization.to_dict()
+            return str(getattr(own.get("quant_method"), "value", own.get("quant_method", "an unknown kind")))
+    return None
+
+
+def check_readable(config: PreTrainedConfig, source: str) -> None:
+    """Raises UserError for a checkpoint whose weights are packed in another way than by bitsandbytes."""
+    method = quantised_by(config)
+    if method == "bitsandbytes":
+        if find_spec("bitsandbytes") is None:
+            raise not_installed(f"the base {source!r}, of 4 or 8 bits,", "bitsandbytes", "quantised")
+    elif method is not None:
+        raise UserError(
+            f"{source!r} is quantised ({method}), and of such bases only those of bitsandbytes are read: name the "
+            "checkpoint that it was made from, with quantization='nf4' where memory is short, or save it dequantised"
+        )
