@@ -114,6 +114,25 @@ class Mixture:
         own = {matrix: weights[rows] for matrix, weights in self.per_matrix.items()}
         return Mixture(self.names, self.weights[rows], own, None if self.confidence is None else self.confidence[rows])
 
+    @classmethod
+    def together(cls, mixtures: Sequence[Mixture]) -> Mixture:
+        """The rows of several mixtures, one below the other."""
+        names = tuple(dict.fromkeys(name for mixture in mixtures for name in mixture.parts))
+        matrices = dict.fromkeys(matrix for mixture in mixtures for matrix in mixture.per_matrix)
+
+        def stacked(matrix: str | None) -> Tensor:
+            rows = []
+            for mixture in mixtures:
+                own = mixture.weights if matrix is None else mixture.per_matrix.get(matrix, mixture.weights)
+                wide = own.new_zeros(len(own), len(names))
+                for k, name in enumerate(mixture.names):
+                    if name in names:
+                        wide[:, names.index(name)] = own[:, k]
+                rows.append(wide)
+            return torch.cat(rows)
+
+        return cls(names, stacked(None), {matrix: stacked(matrix) for matrix in matrices})
+
     def expand(self, prompts: int) -> Mixture:
         """A mixture for one prompt, for as many as there are."""
         return self.rows([0] * prompts)

@@ -26,6 +26,7 @@ from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
 from selfadapt.verbs.import_ import import_
+from selfadapt.verbs.serve import serve
 from selfadapt.verbs.t2l import T2L, t2l, t2l_train
 from selfadapt.verbs.train import Train, train
 from selfadapt.verbs.transfer import transfer
@@ -39,6 +40,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": Train,
     "generate": generate,
+    "serve": serve,
     "dispatch": dispatch,
     "adapt": adapt,
     "eval": evaluate,

@@ -253,12 +253,12 @@ def find_library(model: str | Path | None, library: str | Path | ExpertLibrary |
     if named := shipped_library(name):
         return ExpertLibrary.open(named)
     with suppress(UserError):  # there is no such base
-        if shipped_for(load_shapes(name)) and (found := _shipped_with(load_base(name)[0])):
+        if shipped_for(load_shapes(name)) and (found := shipped_with(load_base(name)[0])):
             return found
     raise UserError(f"no experts come with the base {name!r}; name a library")
 
 
-def _shipped_with(base: PreTrainedModel) -> ExpertLibrary | None:
+def shipped_with(base: PreTrainedModel) -> ExpertLibrary | None:
     """The experts that come with a base that is loaded."""
     for candidate in shipped_for(base):
         with suppress(UserError):  # it is of another base
@@ -285,12 +285,12 @@ def _load(
     base, tokenizer = load(str(model or (BUILT_IN if experts is None else experts.base)))
     if dispatch is not None:
         return base, tokenizer, experts, dispatch
-    experts = experts or _shipped_with(base)
-    chosen = "none" if experts is None else _default_dispatch(experts)
+    experts = experts or shipped_with(base)
+    chosen = "none" if experts is None else default_dispatch(experts)
     return base, tokenizer, None if library is None and chosen == "none" else experts, chosen
 
 
-def _default_dispatch(experts: ExpertLibrary) -> str:
+def default_dispatch(experts: ExpertLibrary) -> str:
     """By embedding; where a library cannot be dispatched so, the base, and what else may be chosen is said."""
     try:
         check_described(experts)

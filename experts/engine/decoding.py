@@ -60,15 +60,19 @@ def most_likely(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, r
 
 def rows_that_fit(model: PreTrainedModel | PeftModel, tokens: int) -> int:
     """The rows of so many tokens whose keys and values take up the memory that is left for them."""
+    return max(1, tokens_that_fit(model) // tokens)
+
+
+def tokens_that_fit(model: PreTrainedModel | PeftModel) -> int:
+    """The tokens whose keys and values take up the memory that is left for them."""
     config = cast(Any, model.config.get_text_config())
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
     room = ROOM
     if model.device.type == "cuda":  # what PyTorch keeps for itself and nothing uses is free, too
         own = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
         room = (torch.cuda.mem_get_info(model.device)[0] + own) // 2
-    return max(1, room // row)
+    return room // (2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
 
 
 def greedy(config: GenerationConfig) -> Choose | None:
@@ -155,18 +159,22 @@ class Batch:
         still = [place for place, answer in enumerate(self.answers) if self.writing.is_open(answer)]
         with self.under(self.rows):
             while still and len(self.rows) - len(still) < max(1, LEAVE * len(self.rows)):
-                last = torch.tensor([answer[-1:] for answer in self.answers], device=self.mask.device)
-                self.ids, self.mask = torch.cat([self.ids, last], 1), torch.cat([self.mask, torch.ones_like(last)], 1)
-                logits = forward_cached(self.model, last, self.mask, self.cache, keep=1)[:, -1]
-                following = self.writing.choose(logits, self.answers, self.ids, self.rows).tolist()
+                following = self.writing.choose(self.read(), self.answers, self.ids, self.rows).tolist()
                 for place in still:
                     self.answers[place].append(following[place])
                 still = [place for place in still if self.writing.is_open(self.answers[place])]
         ended = sorted(set(range(len(self.rows))) - set(still))
         yield from [(self.rows[place], self.answers[place]) for place in ended]
-        self._keep(still)
+        self.keep(still)
 
-    def _keep(self, places: list[int]) -> None:
+    def read(self) -> Tensor:
+        """Reads the last token of every answer: the logits [B, V] of those that come next."""
+        last = torch.tensor([answer[-1:] for answer in self.answers], device=self.mask.device)
+        self.ids, self.mask = torch.cat([self.ids, last], 1), torch.cat([self.mask, torch.ones_like(last)], 1)
+        return forward_cached(self.model, last, self.mask, self.cache, keep=1)[:, -1]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Lets all other rows go."""
         kept = torch.tensor(places, dtype=torch.long, device=self.mask.device)
         self.mask = self.mask[kept]
         first = 0

@@ -26,14 +26,17 @@ CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= R
 """What models call the cache that they are given, and give."""
 
 
-def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture) -> AbstractContextManager[None]:
+def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture, *, merge: bool = True) -> AbstractContextManager[None]:
     """Within the block, row b of every batch that this thread runs is under row b of the mixture.
+
+    Args:
+        merge: whether rows that all share one mixture run on a merged weight.
 
     Raises:
         UserError: if the mixture names an expert that the model does not carry.
     """
     if isinstance(model, PeftModel) and isinstance(model.base_model, SVFModel):
-        return model.base_model.mixed(mixture.names, mixture.weights, mixture.per_matrix)
+        return model.base_model.mixed(mixture.names, mixture.weights, mixture.per_matrix, merge=merge)
     if not mixture.is_base:
         raise UserError("this model carries no experts, and the mixture is not the base")
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()

@@ -185,6 +185,50 @@ class NativeEngine:
                 scores[rows] = log_p_of_tails(output.logits, batch["input_ids"], own)
         return scores
 
+    @property
+    def decodes(self) -> bool:
+        """Whether answers can be written row by row (`experts.engine.decoding`), and not by `generate` alone."""
+        text = not isinstance(self.tokenizer, ProcessorMixin)
+        return text and can_decode(self.model) and penalized(self.generation_config, most_likely) is not None
+
+    def generate_with(
+        self,
+        prompt: Chat | None,
+        ids: list[int],
+        choose: Callable[[Tensor, Tensor], Tensor],
+        *,
+        max_new_tokens: int,
+        mixture: Mixture,
+    ) -> None:
+        """One answer by transformers' `generate`, for bases that cannot be decoded row by row.
+
+        Args:
+            prompt: the chat, where its pictures are to be seen.
+            ids: the prompt's tokens.
+            choose: is given all tokens so far [1, T] and the logits [1, V] of the next; what it returns is that token
+                [1], and below 0 the end.
+        """
+        batch = self._batch([[] if prompt is None else prompt], [ids])
+        ended = False
+
+        def chosen(so_far: Tensor, logits: Tensor) -> Tensor:
+            nonlocal ended
+            token = choose(so_far, logits.float())
+            ended = bool(token < 0)
+            return torch.full_like(logits, -torch.inf).scatter(1, token.clamp(min=0)[:, None], 0)
+
+        with torch.inference_mode(), evaluating(self.model), mixed(self.model, mixture):
+            self._base.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                return_dict_in_generate=False,
+                logits_processor=[chosen],
+                stopping_criteria=[lambda so_far, scores: torch.tensor([ended], device=so_far.device)],
+            )
+
     def carry(self, name: str, adapter: Expert | Lora) -> None:
         """As `Engine.carry`. An expert is frozen, and not among those that are active."""
         with _carrying:
@@ -241,7 +285,7 @@ class NativeEngine:
 
     def _writing(self, asked: _Asked, queue: Sequence[int]) -> Writing | None:
         """How `decode` writes the rows of a queue; None if it cannot for this model, and `generate` must."""
-        if isinstance(self.tokenizer, ProcessorMixin) or not can_decode(self.model):
+        if not self.decodes:
             return None
 
         def drawn(logits: Tensor, answers: Any, ids: Tensor, rows: Sequence[int]) -> Tensor:

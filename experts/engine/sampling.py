@@ -196,15 +196,36 @@ def cut(text: str, stop: Sequence[str]) -> str:
     return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=None)]
 
 
-def cut_stream(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+class Cutting:
     """`cut` of a text that comes in pieces; what may be the beginning of a stop text waits for the next piece."""
-    waiting = ""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stop = stop
+        self.ended = False
+        self._waiting = ""
+
+    def add(self, piece: str) -> str:
+        """What is known to belong to the text now."""
+        self._waiting += "" if self.ended else piece
+        if len(shown := cut(self._waiting, self.stop)) < len(self._waiting):
+            self.ended, self._waiting = True, ""
+            return shown
+        begun = max((n for each in self.stop for n in range(len(each)) if self._waiting.endswith(each[:n])), default=0)
+        shown = self._waiting[: len(self._waiting) - begun]
+        self._waiting = self._waiting[len(shown) :]
+        return shown
+
+    def end(self) -> str:
+        """What has waited, where nothing follows."""
+        left, self._waiting = self._waiting, ""
+        return left
+
+
+def cut_stream(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """`cut` of a text that comes in pieces, as pieces."""
+    cutting = Cutting(stop)
     for piece in pieces:
-        waiting += piece
-        if len(shown := cut(waiting, stop)) < len(waiting):
-            yield from filter(None, [shown])
+        yield from filter(None, [cutting.add(piece)])
+        if cutting.ended:
             return
-        begun = max((n for each in stop for n in range(len(each)) if waiting.endswith(each[:n])), default=0)
-        yield from filter(None, [waiting[: len(waiting) - begun]])
-        waiting = waiting[len(waiting) - begun :]
-    yield from filter(None, [waiting])
+    yield from filter(None, [cutting.end()])

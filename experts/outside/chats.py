@@ -195,25 +195,35 @@ def check_template(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
     render(tokenizer, ["?"])
 
 
-def render(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[str]:
+def render(
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat], **arguments: Any
+) -> list[str]:
     """What the base reads of each chat, as text, up to where the assistant's answer begins.
+
+    Args:
+        arguments: of the chat template, such as `tools`, as `check_arguments` lets them through.
 
     Raises:
         UserError: naming the prompt that is none, that the base's chat template refuses, or that has a picture where
             the base reads text alone; or as `template_of` does.
     """
     chats, template = _shown(tokenizer, prompts), template_of(tokenizer)
-    return [_rendered(tokenizer, template, chat, _name(number, len(chats))) for number, chat in enumerate(chats, 1)]
+    return [
+        _rendered(tokenizer, template, chat, _name(number, len(chats)), arguments)
+        for number, chat in enumerate(chats, 1)
+    ]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[list[int]]:
-    """Token ids of each chat, up to where the assistant's answer begins; raises as `render` and `tokenize_seen` do."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat], **arguments: Any
+) -> list[list[int]]:
+    """Token ids of each chat, up to where the assistant's answer begins; as `render` and `tokenize_seen`."""
     prompts = read_prompts(prompts)
-    texts = render(tokenizer, prompts)
+    texts = render(tokenizer, prompts, **arguments)
     if not texts:
         return []
     if isinstance(tokenizer, ProcessorMixin):
-        return tokenize_seen(tokenizer, prompts)["input_ids"]
+        return tokenize_seen(tokenizer, prompts, **arguments)["input_ids"]
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
@@ -250,14 +260,22 @@ def _shown(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterabl
     return [[{**message, "content": words(message["content"])} for message in chat] for chat in chats]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, template: Any, chat: Chat, what: str) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+    template: Any,
+    chat: Chat,
+    what: str,
+    arguments: Mapping[str, Any],
+) -> str:
     # A choice of several templates is the tokenizer's own.
     options: dict[str, Any] = {} if template is tokenizer.chat_template else {"chat_template": template}
 
     def show(shown: Chat) -> str:
         return cast(
             str,
-            tokenizer.apply_chat_template(cast(Any, shown), add_generation_prompt=True, tokenize=False, **options),
+            tokenizer.apply_chat_template(
+                cast(Any, shown), add_generation_prompt=True, tokenize=False, **options, **arguments
+            ),
         )
 
     try:

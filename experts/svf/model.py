@@ -164,7 +164,12 @@ class SVFModel(PeftVerbs):
 
     @contextmanager
     def mixed(
-        self, names: Sequence[str], weights: Tensor, per_matrix: Mapping[str, Tensor] | None = None
+        self,
+        names: Sequence[str],
+        weights: Tensor,
+        per_matrix: Mapping[str, Tensor] | None = None,
+        *,
+        merge: bool = True,
     ) -> Iterator[None]:
         """Within the block, this thread or task runs every row of a batch under its own z_b = 1 + Σ_k α_bk (z_k − 1).
 
@@ -178,6 +183,7 @@ class SVFModel(PeftVerbs):
             names: K experts of this model, or LoRAs that it carries beside them.
             weights: α [B, K]; a row of zeros is the base.
             per_matrix: α [B, K] for the matrices that have weights of their own, by the matrices' names in the base.
+            merge: whether rows that all share one mixture run on merged weights, which pays where they run for long.
 
         Raises:
             UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
@@ -206,7 +212,7 @@ class SVFModel(PeftVerbs):
             mixtures |= {stack: stack.mixture(names, alphas[matrix], matrix) for matrix, stack in stacks.items()}
             if not any(alpha.any() for alpha in alphas.values()):
                 mixtures |= dict.fromkeys(layers.values(), LayerMixture())
-            elif all((alpha == alpha[:1]).all() for alpha in alphas.values()):
+            elif merge and all((alpha == alpha[:1]).all() for alpha in alphas.values()):
                 one_for_all = self._shared(names, alphas, layers)
                 mixtures |= {layer: one_for_all[matrix] for matrix, layer in layers.items()}
             else:

@@ -1,4 +1,8 @@
-"""Two passes behind an OpenAI-compatible server, and what vLLM needs of us."""
+"""An OpenAI-compatible server in two passes: our own on the native engine, and what vLLM's needs of us.
+
+`application.py` has the routes. A request is read (`schemas.py`), says who answers (`names.py`, for both servers), is
+answered (`answering.py`) and shown (`documents.py`); `served.py` follows the library on disk.
+"""
 
 from typing import TYPE_CHECKING, Any
 

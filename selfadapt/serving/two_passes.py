@@ -18,20 +18,21 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dispatch import Dispatcher, find_dispatcher
-from experts.engine.lora_cache import PREFIX, LoraCache, mixture_name, read_mixture_name
-from experts.library import ExpertLibrary
+from experts.engine.lora_cache import LoraCache, mixture_name
 from experts.mixture import Mixture
 from experts.naming import AUTO
 from experts.outside.chats import Chat, read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import expand
 from selfadapt.base_models import load_base
+from selfadapt.serving.names import asked_mixture, is_asked
 from selfadapt.two_pass import find_library
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+LISTED = ("/v1/models", "GET")
 ASKED = ("/v1/chat/completions", "/v1/completions")
 LENGTHS = (b"content-length", b"transfer-encoding")  # headers that say how long a body is
 
@@ -70,8 +71,12 @@ class TwoPasses:
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
         self.loras, self.dispatcher, _ = serving()
+        self.bases = (self.loras.library.base, "base")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["path"], scope["method"]) == LISTED:
+            await self.app(scope, receive, self._listing(send))
+            return
         if scope["type"] != "http" or scope["path"] not in ASKED:
             await self.app(scope, receive, send)
             return
@@ -84,7 +89,8 @@ class TwoPasses:
                 mixture = await asyncio.to_thread(self._mixture, request)
                 if mixture is not None:
                     await asyncio.to_thread(answered.enter_context, self.loras.hold(mixture))
-                    body = _written(request | {"model": mixture_name(mixture) or None})  # None is the base
+                    rest = {name: value for name, value in request.items() if name != "mixture"}
+                    body = _written(rest | {"model": mixture_name(mixture) or None})  # None is the base
             except (UserError, RecursionError) as error:
                 nested = isinstance(error, RecursionError)
                 await _refuse(send, "the request is nested too deep" if nested else str(error))
@@ -93,19 +99,34 @@ class TwoPasses:
             headers = [header for header in scope["headers"] if header[0].lower() not in LENGTHS] + length
             await self.app({**scope, "headers": headers}, _again(body, receive), send)
 
+    def _listing(self, send: Send) -> Send:
+        """`send` for vLLM's list of models, to which it adds `auto` and the experts."""
+        held: list[Message] = []
+
+        async def listing(message: Message) -> None:
+            held.append(message)
+            if message["type"] == "http.response.start" or message.get("more_body"):
+                return
+            start, body = held[0], b"".join(part.get("body", b"") for part in held[1:])
+            listed = _read(body) if start["status"] == 200 else None
+            if isinstance(listed, dict) and listed.get("data"):
+                first, taken = listed["data"][0], {each["id"] for each in listed["data"]}
+                ours = [name for name in (AUTO, *self.loras.library.names) if name not in taken]
+                listed["data"] += [{**first, "id": name, "root": name, "parent": first["id"]} for name in ours]
+                body = json.dumps(listed).encode()
+            length = [(b"content-length", str(len(body)).encode())]
+            headers = [header for header in start["headers"] if header[0].lower() not in LENGTHS] + length
+            await send({**start, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+        return listing
+
     def _mixture(self, request: Any) -> Mixture | None:
-        """What the request's model stands for; None where that is not ours to say."""
-        name = request.get("model") if isinstance(request, dict) else None
-        if name == AUTO:
-            return self.dispatcher([_prompt(request)])
-        if isinstance(name, str) and is_ours(name, self.loras.library):
-            return read_mixture_name(name, self.loras.library)
-        return None
-
-
-def is_ours(model: str, library: ExpertLibrary) -> bool:
-    """Whether a model's name is meant to be a mixture's or an expert's."""
-    return model.startswith(PREFIX) or model in library.names
+        """What the request's model, or its mixture, stands for; None where that is not ours to say."""
+        if not isinstance(request, dict) or not is_asked(request, self.loras.library):
+            return None
+        named = asked_mixture(request, self.loras.library, self.bases)
+        return self.dispatcher([_prompt(request)]) if named is None else named
 
 
 @cache

@@ -37,7 +37,8 @@ class MixtureResolver(LoRAResolver):
     def _resolve(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         # vLLM loads this plugin in all its processes; the one that answers requests has need of the rest.
         from experts.engine.lora_cache import read_mixture_name
-        from selfadapt.serving.two_passes import check_base, is_ours, serving
+        from selfadapt.serving.names import is_ours
+        from selfadapt.serving.two_passes import check_base, serving
 
         loras = serving().loras
         if not is_ours(lora_name, loras.library):

@@ -52,3 +52,15 @@ def test_weights_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 def test_weights_that_are_no_tensor_are_refused() -> None:
     with pytest.raises(UserError, match="a tensor of weights"):
         Mixture(("a",), [[1.0], [0.0]])  # type: ignore[arg-type]
+
+
+def test_mixtures_stand_below_each_other() -> None:
+    one = Mixture(("a", "b", "c"), torch.tensor([[0.5, 0.0, 0.25], [0.0, 0.0, 1.0]]))
+    other = Mixture(("c", "d"), torch.tensor([[0.1, 0.2]]), {"layer": torch.tensor([[0.3, 0.4]])})
+    together = Mixture.together([one, Mixture.of({}), other])
+    assert [together[row] for row in range(4)] == [one[0], one[1], {}, other[0]]
+    own = Mixture(together.names, together.per_matrix["layer"])
+    # Where a mixture says nothing of a matrix of its own, its weights hold there.
+    assert [own[row] for row in range(3)] == [one[0], one[1], {}]
+    assert own[3] == pytest.approx({"c": 0.3, "d": 0.4})
+    assert Mixture.together([Mixture.of({}, 2)]).is_base

@@ -76,7 +76,8 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    extras = [PROJECT["optional-dependencies"][name] for name in ("embedding", "eval", "quantised", "reasoning-gym")]
+    names = ("embedding", "eval", "quantised", "reasoning-gym", "serve")
+    extras = [PROJECT["optional-dependencies"][name] for name in names]
     # What vLLM and the tests need is there for them alone.
     lines = [line for own in (PROJECT["dependencies"], *extras) for line in own]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}

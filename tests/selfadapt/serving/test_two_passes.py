@@ -53,7 +53,7 @@ def post(app: Any, path: str, body: bytes) -> tuple[int, bytes]:
         sent.append(message)
 
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    asyncio.run(app({"type": "http", "path": path, "headers": headers}, receive, send))
+    asyncio.run(app({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send))
     return sent[0]["status"], sent[1]["body"]
 
 
@@ -105,6 +105,37 @@ def test_auto_is_dispatched_by_what_was_asked(server_of_b: pytest.MonkeyPatch, a
     post(app, CHAT if "messages" in asked else COMPLETION, json.dumps(asked | {"model": "auto"}).encode())
     assert seen == ["Which animal barks?"]
     assert json.loads(server.bodies[0])["model"] == "mix:a=0.5"
+
+
+def test_a_mixture_may_stand_in_the_body(server_of_b: pytest.MonkeyPatch) -> None:
+    server = Server()
+    base = serving().loras.library.base
+    for own in ({}, {"model": base}):
+        assert post(TwoPasses(server), CHAT, json.dumps({**own, "mixture": {"a": 0.5}, "n": 1}).encode())[0] == 200
+        assert json.loads(server.bodies.pop()) == {"n": 1, "model": "mix:a=0.5"}
+    for mixture in ({"a": 0.5, "c": 1}, {"a": "x"}, [1], 3):
+        status, body = post(TwoPasses(server), CHAT, json.dumps({"mixture": mixture}).encode())
+        assert status == 400
+        assert b"\n" not in body
+    assert post(TwoPasses(server), CHAT, b'{"mixture": {"a": 1}, "model": "b"}')[0] == 400
+    assert not server.bodies
+
+
+def test_the_list_of_models_has_the_experts(server_of_b: pytest.MonkeyPatch) -> None:
+    async def models(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"60")]})
+        await send({"type": "http.response.body", "body": b'{"object": "list", "data": [{"id"', "more_body": True})
+        await send({"type": "http.response.body", "body": b': "tiny", "object": "model"}]}'})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
+    asyncio.run(TwoPasses(models)(scope, send, send))  # type: ignore[arg-type]
+    assert dict(sent[0]["headers"]) == {b"content-length": str(len(sent[1]["body"])).encode()}
+    assert [model["id"] for model in json.loads(sent[1]["body"])["data"]] == ["tiny", "auto", "a", "b"]
 
 
 @pytest.mark.parametrize("body", [b'{"model": "another",  "n": 1}', b"not json", b"[]", b'{"model": 3}', b'{"n":1}'])
@@ -250,7 +281,7 @@ def test_whoever_goes_before_all_is_said_gets_nothing(server_of_b: pytest.Monkey
     async def send(message: Any) -> None:
         raise AssertionError(message)
 
-    asyncio.run(TwoPasses(server)({"type": "http", "path": CHAT, "headers": []}, receive, send))
+    asyncio.run(TwoPasses(server)({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send))
     assert not server.bodies
 
 

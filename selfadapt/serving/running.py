@@ -1,0 +1,98 @@
+"""The server itself: uvicorn, which ends open streams when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from experts.engine.continuous import ContinuousBatch
+from experts.outside.errors import UserError
+from selfadapt.serving.application import make_application
+from selfadapt.serving.gate import logger as requests_logger
+from selfadapt.serving.served import load_served
+
+GRACE = 5.0
+"""Seconds that answers have to be completed in when the server is told to stop."""
+
+
+class Server(uvicorn.Server):
+    """Told to stop, it takes no more requests, gives open ones a little time, and ends what is left."""
+
+    def __init__(self, app: ASGIApp, batch: ContinuousBatch, *, host: str, port: int, grace: float = GRACE) -> None:
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(2 * grace) + 2),
+        )
+        super().__init__(config)
+        self.batch, self.grace = batch, grace
+
+    async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_answers())
+        await super().shutdown(None if sockets is None else [*sockets])
+        await ending
+
+    async def _end_answers(self) -> None:
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + self.grace
+        while (self.batch.running or self.batch.queued) and loop.time() < patience and not self.force_exit:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(self.batch.close, self.grace)
+
+
+def run_native(
+    model: str | None,
+    library: str | Path | None,
+    dispatch: str | None,
+    *,
+    host: str,
+    port: int,
+    api_key: str | None,
+    rows: int,
+    queue: int,
+    most_bytes: int,
+    dtype: str | None,
+    device: str | None,
+) -> None:
+    """Serves until it is told to stop; one line a request goes to stderr.
+
+    Raises:
+        UserError: if the address is taken, or as `load_served` does.
+    """
+    listening = _listen(host, port)  # before a base is loaded
+    served = load_served(model, library, dispatch, rows=rows, waiting=queue, dtype=dtype, device=device)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    requests_logger.addHandler(lines)
+    requests_logger.setLevel(logging.INFO)
+    requests_logger.propagate = False
+    app = make_application(served, api_key=api_key, most_bytes=most_bytes)
+    names = ", ".join(["auto", served.base, *served.names])
+    print(f"serving {names} at http://{host}:{listening.getsockname()[1]}/v1", file=sys.stderr, flush=True)
+    with suppress(KeyboardInterrupt):  # which has stopped it already
+        Server(app, served.batch, host=host, port=port).run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened at: {error.strerror}; choose another --port or --host"
+        ) from error
+    return listening
