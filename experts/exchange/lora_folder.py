@@ -66,9 +66,14 @@ def read_lora(folder: Path) -> Lora:
         )
     a, b = _factors(folder)
     try:
-        alphas = {matrix: _alpha(document, matrix) for matrix in a}
+        alphas = {matrix: float(_own(document, "alpha_pattern", matrix, "lora_alpha")) for matrix in a}
+        ranks = {matrix: _own(document, "rank_pattern", matrix, "r") for matrix in a}
     except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
-        raise UserError(f"{folder / 'adapter_config.json'} is damaged: no number stands for alpha ({error})") from error
+        raise UserError(
+            f"{folder / 'adapter_config.json'} is damaged: it has no rank, or no number as alpha ({error})"
+        ) from error
+    if any(len(factor) != ranks[matrix] for matrix, factor in a.items()):
+        raise UserError(f"{folder} is damaged: its factors have other ranks than its configuration says")
     rslora, base = bool(document.get("use_rslora")), document.get("base_model_name_or_path")
     plain = not rslora and all(alpha == len(a[matrix]) for matrix, alpha in alphas.items())
     alpha = None if plain or len({*alphas.values()}) > 1 else next(iter(alphas.values()))
@@ -86,9 +91,10 @@ def read_lora(folder: Path) -> Lora:
     )
 
 
-def _alpha(document: dict[str, Any], matrix: str) -> float:
-    alphas = document.get("alpha_pattern") or {}
-    return float(alphas.get(get_pattern_key(list(alphas), matrix), document["lora_alpha"]))
+def _own(document: dict[str, Any], pattern: str, matrix: str, field: str) -> Any:
+    """What a pattern of the configuration says of a matrix, or else what it says of all."""
+    of = document.get(pattern) or {}
+    return of.get(get_pattern_key(list(of), matrix), document[field])
 
 
 def _factors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
