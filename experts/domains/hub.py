@@ -127,7 +127,8 @@ class Hub(Judged):
             what = f"the hub's data set {self.path}" if place is None else str(place)
             local = "there is no such file or folder, and " if place is None else ""
             cause = error.__cause__ or error
-            if any(said in str(cause) for said in NO_ROWS):
+            empty = place is not None and place.is_file() and not place.stat().st_size
+            if empty or any(said in str(cause) for said in NO_ROWS):
                 raise UserError(f"{what}: there are no rows in it") from error
             raise UserError(f"{local}{what} cannot be read ({' '.join(str(cause).split())})") from error
         if not isinstance(data, dict) or not all(isinstance(own, Dataset) for own in data.values()):

@@ -175,5 +175,6 @@ async def answer(app: Any, sent: bytes) -> tuple[int, bytes]:
     async def send(message: Any) -> None:
         got.append(message)
 
-    await app({"type": "http", "path": "/v1/chat/completions", "headers": [(b"content-length", b"0")]}, receive, send)
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"content-length", b"0")]}
+    await app(scope, receive, send)
     return got[0]["status"], got[1]["body"]

@@ -276,7 +276,7 @@ def test_quantised_bases_are_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own 8-bit layers are on their way out
         eight_bit = torch.ao.quantization.quantize_dynamic(base, {nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(UserError, match=r"no linear layer.*without quantisation"):
+    with pytest.raises(UserError, match=r"no linear layer.*as bitsandbytes quantises them"):
         get_peft_model(eight_bit, SVFConfig())
     with pytest.raises(UserError, match=r"q_proj is a Linear; SVF adapts torch\.nn\.Linear"):
         get_peft_model(eight_bit, SVFConfig(target_modules=["q_proj"]))

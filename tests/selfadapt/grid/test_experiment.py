@@ -239,13 +239,14 @@ def cells_of(name: str) -> list[Any]:
     return [cell for cell in read_experiment(find_experiment(name)).cells if isinstance(cell, TrainedCell)]
 
 
-@pytest.mark.parametrize("name", ["methods", "unseen", "ablations", "paper"])
+@pytest.mark.parametrize("name", ["methods", "unseen", "ablations", "paper", "paper_unseen"])
 def test_results_that_there_are_stay_those_of_the_shipped_experiments(name: str) -> None:
     results = Path(__file__).parents[3] / "docs" / "results" / name / "results.jsonl"
     known = {json.loads(line)["settings"] for line in results.read_text().splitlines()}
-    size = {"paper": 570}.get(name)  # docs/results.md
-    experiment = read_experiment(configs_folder() / "experiments" / f"{name}.yaml", test_size=size)
-    assert known <= {cell.settings for cell in experiment.cells}
+    sizes = {"paper": [570, 90], "paper_unseen": [299]}.get(name, [None])  # docs/results.md
+    path = configs_folder() / "experiments" / f"{name}.yaml"
+    experiments = [read_experiment(path, test_size=size) for size in sizes]
+    assert known <= {cell.settings for experiment in experiments for cell in experiment.cells}
 
 
 def test_a_recipe_of_a_grid_asks_in_the_bases_usual_way(tmp_path: Path) -> None:
