@@ -68,7 +68,8 @@ def read_config(folder: Path) -> SVFConfig:
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not an expert: it has no adapter_config.json")
+        why = "it has no adapter_config.json" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder} is not an expert: {why}")
     document = read_json(path)
     if not isinstance(document, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object")

@@ -127,7 +127,8 @@ class ExpertLibrary(LibraryOnTheHub):
         folder = Path(folder)
         path = folder / "library.json"
         if not path.is_file():
-            raise UserError(f"{folder} is not a library: it has no library.json")
+            why = "it has no library.json" if folder.is_dir() else "there is no such folder"
+            raise UserError(f"{folder} is not a library: {why}")
         document = read_json(path)
         names = document.get("experts") if isinstance(document, dict) else None
         if not isinstance(names, list) or not all(isinstance(document.get(k), str) for k in ("base", "fingerprint")):
