@@ -1,4 +1,4 @@
-"""The experts that come with the package, as data: one library a base, in a folder of the base's name."""
+"""The experts that come with the package, as data: one library a base, in a folder that is called after it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ FOLDER = Path(__file__).parent
 
 def shipped_library(base_name: str) -> Path | None:
     """The folder of the experts that come with the package for a base of this name, or None."""
-    folder = FOLDER / (BUILT_IN if base_name == ORIGINAL else base_name)
-    return folder if (folder / "library.json").is_file() else None
+    name = BUILT_IN if base_name == ORIGINAL else base_name
+    folders = [path.parent for path in sorted(FOLDER.glob("*/library.json"))]
+    return next((folder for folder in folders if name in (folder.name, ExpertLibrary.open(folder).base)), None)
 
 
 def shipped_for(shapes: PreTrainedModel) -> list[ExpertLibrary]:

@@ -47,6 +47,13 @@ def test_they_are_found_by_the_base_whatever_it_is_called(
             find_library(tmp_path / other, None)
 
 
+def test_they_are_found_by_the_bases_name_before_it_is_loaded() -> None:
+    found = shipped_library("Qwen/Qwen2.5-Coder-0.5B-Instruct")
+    assert found is not None
+    assert ExpertLibrary.open(found).base == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+    assert shipped_library("nobody/nothing") is None
+
+
 @pytest.mark.parametrize("name", LIBRARY.names)
 def test_each_is_complete_and_made_by_its_recipe(name: str) -> None:
     folder = LIBRARY.path(name)
