@@ -123,7 +123,8 @@ def main() -> None:
         if isinstance(error, UserError):
             _fail(line)
         if isinstance(error, OSError):  # a full disk, a folder that may not be read, perhaps on one machine of several
-            sys.exit(line)
+            print(line, file=sys.stderr)
+            sys.exit(1)
         raise
 
 
