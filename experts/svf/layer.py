@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -145,7 +144,6 @@ class SVFLinear(SVFLayer):
         self.merged_adapters = []
         self._disable_adapters = False
         self._active_adapter = [] if adapter_name is None else adapter_name
-        self._pristine: Tensor | None = None  # the base weight while adapters are merged into the layer
         self._merged_weight: tuple[Any, Tensor] | None = None  # and the version that it was built of
         self._invalidations = 0
         self.keeps_merged = True  # False where the base is shared out over processes: a merged copy would be whole
@@ -167,6 +165,10 @@ class SVFLinear(SVFLayer):
         if rank > (0 if self.svf_s is None else len(self.svf_s)):
             u, self.svf_s, vt = decompose(self.pristine_weight, rank)
             self.svf_u, self.svf_vt = u.to(self.dtype), vt.to(self.dtype)
+
+    @property
+    def parameter(self) -> Tensor:
+        return self.base_layer.weight
 
     @property
     def pristine_weight(self) -> Tensor:
@@ -228,25 +230,6 @@ class SVFLinear(SVFLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Puts W' in the place of the base layer's weight and keeps the base's for `unmerge`.
-
-        Raises:
-            UserError: if the base is quantised.
-            ValueError: with `safe_merge`, if W' is not finite; nothing is changed then.
-        """
-        self.check_mergeable()
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
-        if not names:
-            return
-        merged = self.merge_delta(self.delta([*self.merged_adapters, *names]).detach())
-        if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(f"merging {', '.join(names)} gives a weight that is not finite; the expert is broken")
-        if self._pristine is None:
-            self._pristine = self.base_layer.weight.data
-        self.base_layer.weight.data = merged.T if self.transposed else merged
-        self.merged_adapters.extend(names)
-
     def check_mergeable(self) -> None:
         """Raises UserError where the base is quantised."""
         if self.quantised:
@@ -254,13 +237,6 @@ class SVFLinear(SVFLayer):
                 "experts are not merged into a base of 4 or 8 bits, which would round them away: leave them unmerged, "
                 "export a LoRA, or merge them into the dense base"
             )
-
-    def unmerge(self) -> None:
-        """Puts the base's own weight back, bit for bit."""
-        if self._pristine is not None:
-            self.base_layer.weight.data = self._pristine
-            self._pristine = None
-        self.merged_adapters.clear()
 
     def invalidate(self) -> None:
         """Forgets the merged weights. Needed only after z was changed in place through `.data`."""
@@ -370,17 +346,9 @@ class SVFLinear(SVFLayer):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SVFLinear:
         super()._apply(fn, recurse)
-        if self._pristine is not None:
-            self._pristine = fn(self._pristine)
         self.svf_loras = {name: LoraFactors(*map(fn, factors)) for name, factors in self.svf_loras.items()}
         self.invalidate()
         return self
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT would also cast z to the base's dtype, after it was loaded.
-        z = self.svf_z.get(adapter_name)
-        if z is not None and not z.is_meta:
-            z.data = z.data.to(device or self.base_layer.weight.device)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.invalidate()

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 
@@ -18,6 +18,13 @@ class SVFLayer(nn.Module, BaseTunerLayer):
     svf_z: nn.ParameterDict
     svf_scales: dict[str, float]  # of the adapters that have another than 1
     svf_s: Tensor  # [..., r]; None without experts
+    merged_adapters: list[str]
+    _pristine: Tensor | None = None  # the base's data while adapters are merged into it
+
+    @property
+    def parameter(self) -> Tensor:
+        """The base's own, as it lies in memory, with what is merged into it."""
+        raise NotImplementedError
 
     @property
     def z_dtype(self) -> torch.dtype:
@@ -62,6 +69,42 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             self.set_scale(name, 1.0 if scale is None else self.svf_scales.get(name, 1.0) / scale)
 
+    def merge_delta(self, delta: Tensor) -> Tensor:
+        """W + U diag(s·δ) Vᵀ, rounded once to the base's dtype, for δ [..., r]."""
+        raise NotImplementedError
+
+    def check_mergeable(self) -> None:
+        """Raises UserError where nothing can be merged."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Puts W' in the place of the base's data and keeps that for `unmerge`.
+
+        Raises:
+            UserError: as `check_mergeable` does.
+            ValueError: with `safe_merge`, if W' is not finite; nothing is changed then.
+        """
+        self.check_mergeable()
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
+        if not names:
+            return
+        merged = self.merge_delta(self.delta([*self.merged_adapters, *names]).detach())
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"merging {', '.join(names)} gives a weight that is not finite; the expert is broken")
+        if self._pristine is None:
+            self._pristine = self.parameter.data
+        self.parameter.data = self._as_in_base(merged)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Puts the base's own data back, bit for bit."""
+        if self._pristine is not None:
+            self.parameter.data = self._pristine
+            self._pristine = None
+        self.merged_adapters.clear()
+
+    def _as_in_base(self, matrix: Tensor) -> Tensor:
+        return matrix
+
     def enable_adapters(self, enabled: bool) -> None:
         """Switches between the experts and the base. What is frozen stays frozen; PEFT's own would thaw it."""
         self._disable_adapters = not enabled
@@ -80,7 +123,15 @@ class SVFLayer(nn.Module, BaseTunerLayer):
                 z.data = data.to(z.device, self.z_dtype)
         if s is not None and self.svf_s is not None:
             self.svf_s = s.to(self.svf_s.device, self.z_dtype)
+        if self._pristine is not None:
+            self._pristine = fn(self._pristine)
         return self
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT would also cast z to the base's dtype, after it was loaded.
+        z = self.svf_z.get(adapter_name)
+        if z is not None and not z.is_meta:
+            z.data = z.data.to(device or self.parameter.device)
 
     def __repr__(self) -> str:
         return "svf." + super().__repr__()

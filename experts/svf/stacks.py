@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from experts.outside.errors import UserError
@@ -51,7 +50,6 @@ class SVFStack(SVFLayer):
         self.merged_adapters = []
         self._disable_adapters = False
         self._active_adapter = []
-        self._pristine: Tensor | None = None  # the base's parameter while adapters are merged into it
 
     @property
     def base_layer(self) -> nn.Module:
@@ -59,7 +57,7 @@ class SVFStack(SVFLayer):
         return self._owner[0]
 
     @property
-    def weight(self) -> nn.Parameter:
+    def parameter(self) -> nn.Parameter:
         """The parameter [E, m, n] as it is now."""
         module, parameter = self._owner
         return getattr(module, parameter)
@@ -67,17 +65,17 @@ class SVFStack(SVFLayer):
     @property
     def pristine_weight(self) -> Tensor:
         """The base's W [E, m, n], also while adapters are merged into it."""
-        return self.weight.detach() if self._pristine is None else self._pristine
+        return self.parameter.detach() if self._pristine is None else self._pristine
 
     @property
     def z_dtype(self) -> torch.dtype:
-        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.parameter.dtype == torch.float64 else torch.float32
 
     def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
         """Adds the expert z = 1 under a name, of the `rank` largest singular values of each matrix, or of all."""
-        matrices, m, n = self.weight.shape
+        matrices, m, n = self.parameter.shape
         with torch.inference_mode(False):  # where a model is loaded in that mode, z can still be trained
-            z = torch.ones(matrices, min(m, n, rank or n), dtype=self.z_dtype, device=self.weight.device)
+            z = torch.ones(matrices, min(m, n, rank or n), dtype=self.z_dtype, device=self.parameter.device)
             self.svf_z[adapter_name] = nn.Parameter(z)
         self.set_adapter(self.active_adapters or adapter_name, inference_mode=inference)
 
@@ -111,13 +109,13 @@ class SVFStack(SVFLayer):
         if mixture is not None:
             if mixture.u is None or mixture.vt is None:
                 return None
-            return FactoredWeight.of(self.weight, mixture.u, mixture.vt)
+            return FactoredWeight.of(self.parameter, mixture.u, mixture.vt)
         if self.disable_adapters and self.merged:
             self.unmerge()
         active = [name for name in self.active_adapters if name in self.svf_z]
         if self.disable_adapters or self.merged or not active:
             return None
-        return FactoredWeight.of(self.weight, self._scaled(self.delta(active)), self.svf_vt)
+        return FactoredWeight.of(self.parameter, self._scaled(self.delta(active)), self.svf_vt)
 
     def _scaled(self, delta: Tensor) -> Tensor:
         """U diag(s·δ) [E, m, r], for δ [E, r]."""
@@ -131,44 +129,8 @@ class SVFStack(SVFLayer):
             merged[e] = ((u * (self.svf_s[e] * delta[e])) @ vt).add_(w)
         return merged
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Puts W' in the place of the parameter's data and keeps the base's for `unmerge`.
-
-        Raises:
-            ValueError: with `safe_merge`, if W' is not finite; nothing is changed then.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
-        if not names:
-            return
-        merged = self.merge_delta(self.delta([*self.merged_adapters, *names]).detach())
-        if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(f"merging {', '.join(names)} gives a weight that is not finite; the expert is broken")
-        if self._pristine is None:
-            self._pristine = self.weight.data
-        self.weight.data = merged
-        self.merged_adapters.extend(names)
-
-    def unmerge(self) -> None:
-        """Puts the base's own data back, bit for bit."""
-        if self._pristine is not None:
-            self.weight.data = self._pristine
-            self._pristine = None
-        self.merged_adapters.clear()
-
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SVFStack:
-        super()._apply(fn, recurse)
-        if self._pristine is not None:
-            self._pristine = fn(self._pristine)
-        return self
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT would also cast z to the base's dtype, after it was loaded.
-        z = self.svf_z.get(adapter_name)
-        if z is not None and not z.is_meta:
-            z.data = z.data.to(device or self.weight.device)
 
 
 class SVFExperts(nn.Module):

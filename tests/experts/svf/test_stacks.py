@@ -83,15 +83,15 @@ def check_gradients(name: str, model: PeftModel, plain: Tensor) -> None:
     assert torch.equal(logits(model), plain) or (name in UNSTEADY and close(logits(model), plain))
     stacks = stacks_in(model.get_base_model())
     for stack in stacks.values():
-        stack.weight.requires_grad_(True)
+        stack.parameter.requires_grad_(True)
     output = model(input_ids=IDS, use_cache=False).logits
     (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     scale = max(stack.svf_z["default"].grad.abs().max() for stack in stacks.values())
     for key, stack in stacks.items():
         u, s, vt = decompose(stack.pristine_weight)
-        wanted = s * torch.einsum("emr,emn,ern->er", u, stack.weight.grad, vt)
+        wanted = s * torch.einsum("emr,emn,ern->er", u, stack.parameter.grad, vt)
         assert (stack.svf_z["default"].grad - wanted).abs().max() < 1e-3 * scale, key
-        reached = stack.weight.grad.flatten(1).any(1)  # matrices that a token is sent to
+        reached = stack.parameter.grad.flatten(1).any(1)  # matrices that a token is sent to
         assert reached.any(), key
         assert stack.svf_z["default"].grad[reached].all(), key
     model.requires_grad_(False)
@@ -202,15 +202,15 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_training_keeps_no_copy_of_the_matrices_and_makes_no_gradient_of_one(name: str) -> None:
     model = adapted(name)
     stacks = stacks_in(model.get_base_model()).values()
-    own = {stack.weight.untyped_storage().data_ptr() for stack in stacks}
-    smallest = min(stack.weight.numel() for stack in stacks)
+    own = {stack.parameter.untyped_storage().data_ptr() for stack in stacks}
+    smallest = min(stack.parameter.numel() for stack in stacks)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         output = model(input_ids=IDS[:1, :4], use_cache=False).logits
     output.sum().backward()
     large = [t for t in kept if t.numel() >= smallest and t.untyped_storage().data_ptr() not in own]
     assert not [t.shape for t in large if t.ndim == 3 and len(t) == 4]
-    assert all(stack.weight.grad is None for stack in stacks)
+    assert all(stack.parameter.grad is None for stack in stacks)
 
 
 def test_gradient_checkpointing_and_the_hooks_of_accelerate_change_nothing() -> None:
