@@ -43,8 +43,9 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         """c_k (z_k − 1) of each expert [K, ..., r] with its scale c_k, zero where one of a smaller rank has nothing."""
         rank = self.svf_s.shape[-1]
         deltas = [F.pad(self.svf_z[name] - 1, (0, rank - self.svf_z[name].shape[-1])) for name in adapter_names]
-        scaled = [self.svf_scales.get(name, 1.0) * each for name, each in zip(adapter_names, deltas, strict=True)]
-        return torch.stack(scaled if self.svf_scales else deltas)
+        if self.svf_scales:
+            deltas = [self.svf_scales.get(name, 1.0) * each for name, each in zip(adapter_names, deltas, strict=True)]
+        return torch.stack(deltas)
 
     def delta(self, adapter_names: list[str]) -> Tensor:
         """δ = Σ_k c_k (z_k − 1) [..., r] of at least one expert."""

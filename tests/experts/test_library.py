@@ -179,6 +179,9 @@ def test_other_adapters_are_refused(tmp_path: Path, tiny_model: Any, library: Ex
     get_peft_model(tiny_model, config).save_pretrained(tmp_path / "ia3")
     with pytest.raises(UserError, match="IA3 adapter"):
         library.add(tmp_path / "ia3")
+    with pytest.raises(UserError, match="no such folder"):
+        library.add(tmp_path / "nothing")
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
         library.add(tmp_path / "nothing")
 
@@ -193,6 +196,9 @@ def test_damaged_libraries_are_refused(library: ExpertLibrary, expert: Path, tmp
     path.write_text(json.dumps({**document, "experts": ["letters", "gone"]}))
     with pytest.raises(UserError, match="gone"):
         ExpertLibrary.open(library.folder)
+    with pytest.raises(UserError, match="no such folder"):
+        ExpertLibrary.open(tmp_path / "nowhere")
+    (tmp_path / "nowhere").mkdir()
     with pytest.raises(UserError, match=r"no library\.json"):
         ExpertLibrary.open(tmp_path / "nowhere")
     with pytest.raises(UserError, match="not empty"):
