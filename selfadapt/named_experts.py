@@ -93,7 +93,7 @@ def _for_expert(
     base_name = model or read.base
     if read.fingerprint is None or base_name is None:
         raise UnknownBase(f"the expert in {expert}")
-    return into or ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch), base
+    return ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch) if into is None else into, base
 
 
 def _for_lora(
@@ -113,7 +113,7 @@ def _for_lora(
             raise
         raise UnknownBase(what, f"names the base {lora.base!r}, which cannot be loaded ({error})") from error
     check_lora(what, lora, base)
-    return into or ExpertLibrary.create(library, named, fingerprint(base), sketch(base)), base
+    return ExpertLibrary.create(library, named, fingerprint(base), sketch(base)) if into is None else into, base
 
 
 def embed_examples(examples: Path, library: Path) -> tuple[str, Tensor]:

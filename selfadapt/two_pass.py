@@ -285,7 +285,7 @@ def _load(
     base, tokenizer = load(str(model or (BUILT_IN if experts is None else experts.base)))
     if dispatch is not None:
         return base, tokenizer, experts, dispatch
-    experts = experts or shipped_with(base)
+    experts = shipped_with(base) if experts is None else experts
     chosen = "none" if experts is None else default_dispatch(experts)
     return base, tokenizer, None if library is None and chosen == "none" else experts, chosen
 

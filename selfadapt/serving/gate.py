@@ -65,7 +65,8 @@ class Gate:
         return self._too_large() if length.isdigit() and int(length) > self.most_bytes else None
 
     def _too_large(self) -> RequestError:
-        return RequestError(413, f"the request is larger than {self.most_bytes} bytes", headers={"Connection": "close"})
+        # The connection stays: closed with some of the body unread, it would be reset, and the refusal lost with it.
+        return RequestError(413, f"the request is larger than {self.most_bytes} bytes")
 
     def _bounded(self, receive: Receive) -> Receive:
         came = 0

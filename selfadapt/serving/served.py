@@ -39,7 +39,7 @@ class Served:
     ) -> None:
         self.engine, self.batch, self.base = engine, batch, base
         self.since = int(time.time())
-        self.library = library or ExpertLibrary(Path(), base, engine.fingerprint, [])
+        self.library = ExpertLibrary(Path(), base, engine.fingerprint, []) if library is None else library
         self.dispatcher: Dispatcher = Fixed(Mixture.of({}))
         self._dispatch = dispatch
         self._changing = RLock()
@@ -130,7 +130,7 @@ def load_served(
         check_dispatcher(dispatch or "none", experts)
     named = str(model or (BUILT_IN if experts is None else experts.base))
     base, tokenizer = load_base(named, dtype=dtype, device=device)
-    experts = experts or shipped_with(base)
+    experts = shipped_with(base) if experts is None else experts
     chosen = dispatch or ("none" if experts is None else default_dispatch(experts))
     engine = NativeEngine(base if experts is None else experts.load(base), tokenizer)
     batch = ContinuousBatch(engine, rows=rows, waiting=waiting)

@@ -16,6 +16,7 @@ from experts.shipped import shipped_library
 from experts.svf.fingerprint import fingerprint
 from experts.training.evaluation import Problems, held_out_scores
 from experts.training.statistics import accuracy
+from selfadapt import SelfAdaptiveModel
 from selfadapt.recipes import find_recipe, read_recipe
 from selfadapt.two_pass import find_library
 
@@ -52,6 +53,13 @@ def test_they_are_found_by_the_bases_name_before_it_is_loaded() -> None:
     assert found is not None
     assert ExpertLibrary.open(found).base == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
     assert shipped_library("nobody/nothing") is None
+
+
+def test_a_library_that_is_given_and_empty_is_the_base(smollm2_folder: Path, tmp_path: Path) -> None:
+    ExpertLibrary.create(tmp_path / "empty", LIBRARY.base, LIBRARY.fingerprint)
+    model = SelfAdaptiveModel.from_pretrained("smollm2-135m", library=tmp_path / "empty")
+    assert not model.engine.experts
+    assert model.dispatch(["There are 6 boxes with 7 eggs in each. How many eggs are there?"]).is_base
 
 
 @pytest.mark.parametrize("name", LIBRARY.names)

@@ -83,6 +83,7 @@ def test_train_add_list_show_and_generate(
 
     assert run("experts", "remove", "expert", "--library", library)[0] == 0
     assert ExpertLibrary.open(library).names == []
+    assert run("experts", "add", tmp_path / "expert", "--library", library)[:2] == (0, "expert\n")
 
 
 def test_a_file_of_ones_own_is_a_domain(run: Any, recipe: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -232,11 +233,14 @@ def test_a_mistake_is_one_line_in_openais_form(server: Running) -> None:
 
 def test_a_body_beyond_the_bound_is_not_read(start: Callable[..., Running]) -> None:
     server = start(most_bytes=1000)
-    large = json.dumps(CHAT | {"user": "x" * 1000}).encode()
-    assert server.http.post("/v1/chat/completions", content=large).status_code == 413
-    pieces = (large[start : start + 100] for start in range(0, len(large), 100))
-    response = server.http.post("/v1/chat/completions", content=pieces)
-    assert (response.status_code, response.json()["error"]["message"]) == (413, "the request is larger than 1000 bytes")
+    said = (413, "the request is larger than 1000 bytes")
+    large = json.dumps(CHAT | {"user": "x" * 4_000_000}).encode()
+    with server.http as client:
+        for _ in range(10):  # whoever is still sending hears of it: the connection is not reset under them
+            pieces = (large[start : start + 100_000] for start in range(0, len(large), 100_000))
+            for content in (large, pieces):
+                response = client.post("/v1/chat/completions", content=content)
+                assert (response.status_code, response.json()["error"]["message"]) == said
 
 
 def test_a_key_is_asked_for(start: Callable[..., Running]) -> None:
@@ -333,6 +337,31 @@ def test_experts_come_and_go_while_the_server_runs(server: Running, tmp_path: Pa
             assert "b" in server.engine.experts  # someone is answered under it
             assert "[DONE]" in "".join(lines)
         until(lambda: not client.get("/v1/models").is_error and "b" not in server.engine.experts)
+
+
+def test_a_library_may_be_empty_when_the_server_starts(
+    start: Callable[..., Running], library: ExpertLibrary, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(library.path(name), tmp_path / "kept" / name)
+        library.remove(name)
+    server = start(dispatch="none")
+
+    def listed() -> list[str]:
+        return [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+    def carried() -> list[int]:
+        return [id(z) for name, z in server.engine.model.named_parameters() if name.endswith("svf_z.b")]
+
+    with server.http as client:
+        assert listed() == ["auto", "tiny"]
+        library.add(tmp_path / "kept" / "b")
+        answers = [client.post("/v1/chat/completions", json=CHAT | {"model": model}).json() for model in ("b", "tiny")]
+        assert [answer["model"] for answer in answers] == ["mix:b=1", "tiny"]
+        before = carried()
+        library.add(tmp_path / "kept" / "a")
+        assert listed() == ["auto", "tiny", "b", "a"]
+        assert carried() == before != []  # what has not changed is not taken in again
 
 
 def test_a_library_that_is_damaged_stays_as_it_was(server: Running) -> None:
