@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from experts.engine.continuous import ContinuousBatch
 from experts.outside.errors import UserError
 from selfadapt.serving.application import make_application
 from selfadapt.serving.gate import logger as requests_logger
-from selfadapt.serving.served import load_served
+from selfadapt.serving.served import Served, load_served
 
 GRACE = 5.0
 """Seconds that answers have to be completed in when the server is told to stop."""
@@ -65,8 +65,12 @@ def run_native(
     most_bytes: int,
     dtype: str | None,
     device: str | None,
+    around: Callable[[Served, ASGIApp], ASGIApp] = lambda served, app: app,
 ) -> None:
     """Serves until it is told to stop; one line a request goes to stderr.
+
+    Args:
+        around: what else is to be found at the address.
 
     Raises:
         UserError: if the address is taken, or as `load_served` does.
@@ -78,14 +82,42 @@ def run_native(
     requests_logger.addHandler(lines)
     requests_logger.setLevel(logging.INFO)
     requests_logger.propagate = False
-    app = make_application(served, api_key=api_key, most_bytes=most_bytes)
+    app = around(served, make_application(served, api_key=api_key, most_bytes=most_bytes))
     names = ", ".join(["auto", served.base, *served.names])
-    print(f"serving {names} at http://{host}:{listening.getsockname()[1]}/v1", file=sys.stderr, flush=True)
+    _run(app, served, listening, host, f"serving {names} at {{url}}/v1")
+
+
+def run_page(
+    model: str | None,
+    library: str | Path | None,
+    dispatch: str | None,
+    *,
+    host: str,
+    port: int,
+    rows: int,
+    queue: int,
+    dtype: str | None,
+    device: str | None,
+    page: Callable[[Served], ASGIApp],
+) -> None:
+    """Serves a page of what is served, and nothing else, until it is told to stop.
+
+    Raises:
+        UserError: if the address is taken, or as `load_served` does.
+    """
+    listening = _listen(host, port)
+    served = load_served(model, library, dispatch, rows=rows, waiting=queue, dtype=dtype, device=device)
+    _run(page(served), served, listening, host, "play at {url}")
+
+
+def _run(app: ASGIApp, served: Served, listening: socket.socket, host: str, said: str) -> None:
+    print(said.format(url=f"http://{host}:{listening.getsockname()[1]}"), file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt):  # which has stopped it already
-        Server(app, served.batch, host=host, port=port).run([listening])
+        Server(app, served.batch, host=host, port=listening.getsockname()[1]).run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound to an address; raises UserError if that cannot be."""
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         listening = socket.socket(family)
