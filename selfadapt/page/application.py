@@ -7,10 +7,19 @@ from pathlib import Path
 
 import gradio as gr
 
+from dispatch.text_to_lora import network_path
 from selfadapt.page.ask import ask_tab
+from selfadapt.page.cards import cards_tab
+from selfadapt.page.inside import inside_tab
 from selfadapt.page.looks import chip
+from selfadapt.page.mixing import mixing_tab
+from selfadapt.page.prompt_map import map_tab
+from selfadapt.page.sentence import sentence_tab
+from selfadapt.page.several import several_tab
+from selfadapt.page.trainings import trainings_tab
 from selfadapt.serving.served import Served
 
+TRAINING = "Training"
 ABOUT = """\
 <details><summary>What is an expert, and what are singular values?</summary>
 <p>A language model is a stack of layers, and each layer is a few large tables of numbers (matrices). Any such table can be
@@ -27,11 +36,34 @@ base, exactly.</p></details>
 def make_page(served: Served, runs: Path) -> gr.Blocks:
     """The page of what is served, and of the trainings in a folder."""
     with gr.Blocks(title="selfadapt: a model that adapts itself", analytics_enabled=False) as page:
-        gr.HTML(_head(served))
-        with gr.Tabs():
-            with gr.Tab("Ask", id="ask"):
+        with gr.Row(elem_classes="sa-top"):
+            gr.HTML(_head(served), padding=False)
+            look = gr.Button("Light or dark", size="sm", elem_id="look", min_width=120, scale=0)
+        look.click(None, None, None, js="() => document.body.classList.toggle('dark')", api_visibility="private")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Ask"):
                 ask_tab(served)
+            with gr.Tab("Mix"):
+                mixing_tab(served)
+            with gr.Tab("Several at once"):
+                several_tab(served)
+            with gr.Tab("Look inside"):
+                inside_tab(served)
+            with gr.Tab("Map"):
+                map_tab(served)
+            with gr.Tab("Library"):
+                cards_tab(served)
+            with gr.Tab(TRAINING):
+                timer = trainings_tab(runs)
+            if network_path(served.library).is_dir():
+                with gr.Tab("A sentence"):
+                    sentence_tab(served)
+        tabs.select(_watching, None, timer, show_progress="hidden", api_visibility="private")
     return page
+
+
+def _watching(chosen: gr.SelectData) -> gr.Timer:
+    return gr.Timer(active=chosen.value == TRAINING)
 
 
 def _head(served: Served) -> str:

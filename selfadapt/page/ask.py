@@ -27,13 +27,15 @@ expert switched on, here beside the plain base, so that you see what the expert 
 """
 
 
-def ask_tab(served: Served, example: str = EXAMPLES[0]) -> None:
+def ask_tab(served: Served) -> None:
     gr.Markdown(INTRODUCTION)
     with gr.Row():
-        prompt = gr.Textbox(example, label="Your prompt", max_lines=6, scale=5, elem_id="ask-prompt", autofocus=False)
-        go = gr.Button("Ask", variant="primary", scale=1, min_width=110, elem_id="ask-go")
-    tokens = length_slider()
-    gr.Examples([[each] for each in EXAMPLES], prompt, label="Examples")
+        with gr.Column(scale=3):
+            prompt = gr.Textbox(EXAMPLES[0], label="Your prompt", max_lines=6, elem_id="ask-prompt")
+            go = gr.Button("Ask", variant="primary", elem_id="ask-go")
+        with gr.Column(scale=2):
+            gr.Examples([[each] for each in EXAMPLES], prompt, label="Or one of these")
+            tokens = length_slider()
     status = status_line("ask-status")
     pass_one = gr.HTML(elem_id="ask-pass-one")
     written = gr.HTML(elem_id="ask-answers")
@@ -48,11 +50,18 @@ def ask_tab(served: Served, example: str = EXAMPLES[0]) -> None:
             yield {written: pair(served.names, mixture[0], own, base)}
         yield {status: note(f"Done. {'An expert' if mixture[0] else 'The base'} answered.")}
 
-    gr.on([go.click, prompt.submit], said(status, ask), [prompt, tokens], [status, pass_one, written], api_name="ask")
+    gr.on(
+        [go.click, prompt.submit],
+        said(status, ask),
+        [prompt, tokens],
+        [status, pass_one, written],
+        show_progress="hidden",
+        api_name="ask",
+    )
 
 
 def length_slider() -> gr.Slider:
-    return gr.Slider(8, 128, 24, step=8, label="Longest answer, in tokens (a token is about a word)")
+    return gr.Slider(8, 128, 24, step=8, label="Longest answer, in tokens (about words)")
 
 
 def status_line(name: str) -> gr.HTML:
@@ -127,7 +136,9 @@ def _verdict(considered: Considered, weights: dict[str, float], names: Sequence[
     if weights:
         over = f"The best {what}, {score:.2f}, reaches the threshold, {considered.threshold:.2f}."
         return f"<p class='sa-lead'>{chips(weights, names)} answers, with a confidence of {sure:.0%}.</p><p>{over}</p>"
-    under = f"The best {what}, {score:.2f}, stays below the threshold, {considered.threshold:.2f}: no expert is for this."
+    under = (
+        f"The best {what}, {score:.2f}, stays below the threshold, {considered.threshold:.2f}: no expert is for this."
+    )
     return f"<p class='sa-lead'>{chips({}, names)} answers.</p><p>{under}</p>"
 
 

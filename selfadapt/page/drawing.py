@@ -103,9 +103,7 @@ def scatter(groups: Sequence[Dots], alt: str) -> str:
 def _star(x: float, y: float, r: float) -> str:
     angles = np.pi * np.arange(10) / 5 - np.pi / 2
     radii = np.where(np.arange(10) % 2, r * 0.45, r)
-    points = [
-        f"{x + a:.1f},{y + b:.1f}" for a, b in zip(radii * np.cos(angles), radii * np.sin(angles), strict=True)
-    ]
+    points = [f"{x + a:.1f},{y + b:.1f}" for a, b in zip(radii * np.cos(angles), radii * np.sin(angles), strict=True)]
     return "M" + "L".join(points) + "Z"
 
 

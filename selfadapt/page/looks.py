@@ -26,6 +26,14 @@ def theme() -> gr.themes.Base:
         radius_size="lg",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+    ).set(
+        # White letters need something darker than Gradio's choice.
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        block_title_text_color="*primary_700",
+        block_title_text_color_dark="*primary_200",
     )
 
 
