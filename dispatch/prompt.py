@@ -185,7 +185,7 @@ class PromptDispatcher:
         return self._written(prompts) if self.free else self.consider(prompts).decide(self.soft)
 
     def consider(self, prompts: Sequence[str | Chat]) -> Considered:
-        """As `Classifier.consider`; scores are the probabilities themselves. What the reader writes is not looked at."""
+        """As `Classifier.consider`; scores are the probabilities themselves. `free` counts for nothing here."""
         if self.calibration is None:
             self.calibration = Calibration.centred(self.scores(list(self.categories.values())))
         logits = self.scores(prompts) @ self.calibration.weight + self.calibration.bias  # [B, K]

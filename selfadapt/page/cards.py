@@ -10,7 +10,7 @@ import gradio as gr
 from experts.library import LoraFigures
 from experts.outside.errors import UserError
 from experts.training.log import Log
-from selfadapt.page.ask import status_line
+from selfadapt.page.controls import status_line
 from selfadapt.page.curve import training_curve
 from selfadapt.page.failures import Shown, said
 from selfadapt.page.looks import note

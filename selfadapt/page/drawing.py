@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
@@ -45,12 +46,13 @@ def heat_map(values: np.ndarray, most: float, *, rows: Sequence[str], blocks: Ma
         wide = inner * columns / total
         parts.append(
             f'<text x="{at + wide / 2:.1f}" y="{top - 8}" font-size="13" text-anchor="middle">{escape(name)}</text>'
-            f'<rect x="{at:.1f}" y="{top}" width="{wide:.1f}" height="{step * len(rows):.1f}" fill="none" class="sa-axis"/>'
+            f'<rect x="{at:.1f}" y="{top}" width="{wide:.1f}" height="{step * len(rows):.1f}" fill="none" '
+            'class="sa-axis"/>'
         )
         at += wide
     parts.append(
-        f'<text x="{left}" y="{height - 8}" font-size="12">each block: loudest channel on the left, quieter ones to the '
-        "right; each row: a layer</text>"
+        f'<text x="{left}" y="{height - 8}" font-size="12">each row a layer; in each block the loudest '
+        "channel on the left</text>"
     )
     return _svg(width, height, alt, parts)
 
@@ -66,36 +68,39 @@ def _picture(values: np.ndarray, most: float) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+@dataclass(frozen=True)
 class Dots:
-    """A group of dots of one colour in a scatter plot."""
+    """Dots of one colour in a scatter plot."""
 
-    def __init__(self, name: str, points: np.ndarray, color: str, *, large: bool = False, titles: Sequence[str] = ()):
-        self.name, self.points, self.color, self.large = name, points, color, large
-        self.titles = [*titles] or [name] * len(points)
+    points: np.ndarray
+    """[n, 2]"""
+    color: str
+    names: Sequence[str]
+    """Of each dot."""
+    star: bool = False
+    """Whether they are large, with their names beside them."""
 
 
 def scatter(groups: Sequence[Dots], alt: str) -> str:
-    """Dots in the plane [n, 2] each; large ones are stars with their names beside them."""
+    """Dots in the plane, on one scale in both directions."""
     width, height, edge = 900, 520, 30
     everything = np.concatenate([group.points for group in groups])
     low, high = everything.min(0), everything.max(0)
     scale = min((width - 2 * edge) / max(high[0] - low[0], 1e-9), (height - 2 * edge) / max(high[1] - low[1], 1e-9))
-    middle = (low + high) / 2
     parts = []
     for group in groups:
-        for (x, y), title in zip((group.points - middle) * scale, group.titles, strict=True):
-            x, y = width / 2 + x, height / 2 - y
-            mark = f"<title>{escape(title)}</title>"
-            if not group.large:
+        for (right, up), name in zip((group.points - (low + high) / 2) * scale, group.names, strict=True):
+            x, y, title = width / 2 + right, height / 2 - up, f"<title>{escape(name)}</title>"
+            if not group.star:
                 parts.append(
-                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{group.color}" fill-opacity=".45">{mark}</circle>'
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{group.color}" opacity=".45">{title}</circle>'
                 )
                 continue
-            side = ("end", -13) if x > width * 0.8 else ("start", 13)
+            side, anchor = (-13, "end") if x > width * 0.85 else (13, "start")
             parts.append(
-                f'<path d="{_star(x, y, 11)}" fill="{group.color}" stroke="var(--body-text-color)" stroke-width="1.2">'
-                f'{mark}</path><text x="{x + side[1]:.1f}" y="{y + 5:.1f}" font-size="15" font-weight="600" '
-                f'text-anchor="{side[0]}">{escape(title if len(title) <= 40 else title[:39] + "…")}</text>'
+                f'<path d="{_star(x, y, 11)}" fill="{group.color}" stroke="var(--body-text-color)">{title}</path>'
+                f'<text x="{x + side:.1f}" y="{y + 5:.1f}" font-size="16" font-weight="600" text-anchor="{anchor}" '
+                f'class="sa-label">{escape(name)}</text>'
             )
     return _svg(width, height, alt, parts)
 
@@ -107,18 +112,16 @@ def _star(x: float, y: float, r: float) -> str:
     return "M" + "L".join(points) + "Z"
 
 
+@dataclass(frozen=True)
 class Line:
-    """One line of a plot; `between` are the lowest and the highest value that each could be."""
+    """One line of a plot."""
 
-    def __init__(
-        self,
-        name: str,
-        points: Mapping[int, float],
-        color: str,
-        *,
-        between: Mapping[int, tuple[float, float]] | None = None,
-    ) -> None:
-        self.name, self.points, self.color, self.between = name, points, color, between or {}
+    name: str
+    points: Mapping[int, float]
+    """Step → value."""
+    color: str
+    between: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """The lowest and the highest that a step's value could be."""
 
 
 def curves(lines: Sequence[Line], alt: str, *, low: float, high: float, percent: bool = False) -> str:

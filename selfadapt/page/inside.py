@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
-from selfadapt.page.ask import status_line
+from selfadapt.page.controls import status_line
 from selfadapt.page.drawing import figure, heat_map
 from selfadapt.page.failures import Shown, said
 from selfadapt.page.looks import chip, note
@@ -22,8 +22,8 @@ from selfadapt.serving.served import Served
 NOBODY = "(nobody)"
 LAYER = re.compile(r"^(.*?)\.(\d+)\.(.*)$")
 INTRODUCTION = """\
-This is all that an expert is. Every dot is a **volume knob** of one channel of one matrix of the model: **orange** is turned
-up, **blue** is turned down, and clear is left as it is in the base.
+This is all that an expert is. Every dot is a **volume knob** of one channel of one matrix of the model: **orange** is
+turned up, **blue** is turned down, and clear is left as it is in the base.
 """
 
 
@@ -70,7 +70,7 @@ def by_layer(changes: Mapping[str, Tensor]) -> tuple[np.ndarray, list[str], dict
     NaN where a layer has no such matrix, or fewer channels.
     """
     placed = {}
-    for matrix, own in changes.items():
+    for matrix in changes:
         found = LAYER.match(matrix)
         placed[matrix] = (int(found[2]), found[3]) if found else (0, matrix)
     layers = sorted({layer for layer, _ in placed.values()})

@@ -9,16 +9,17 @@ import gradio as gr
 
 from experts.mixture import Mixture
 from selfadapt.page.answers import read
-from selfadapt.page.ask import EXAMPLES, length_slider, pair, side_by_side, status_line
+from selfadapt.page.controls import FIRST, length_slider, status_line
 from selfadapt.page.failures import Shown, said
 from selfadapt.page.looks import note
+from selfadapt.page.side_by_side import pair, side_by_side
 from selfadapt.serving.served import Served
 
 MOST = 12
 """Sliders."""
 INTRODUCTION = """\
-Be the dispatcher yourself. Every slider is one expert: **0** leaves it out, **1** is the expert as it was trained, and above
-that it is exaggerated. All at 0 is the base. Move one, and the answer is written anew.
+Be the dispatcher yourself. Every slider is one expert: **0** leaves it out, **1** is the expert as it was trained,
+and above that it is exaggerated. All at 0 is the base. Move one, and the answer is written anew.
 """
 
 
@@ -27,7 +28,7 @@ def mixing_tab(served: Served) -> None:
     names = served.names[:MOST]
     with gr.Row():
         with gr.Column(scale=2):
-            prompt = gr.Textbox(EXAMPLES[0], label="Your prompt", max_lines=6, elem_id="mix-prompt")
+            prompt = gr.Textbox(FIRST, label="Your prompt", max_lines=6, elem_id="mix-prompt")
             tokens = length_slider()
         with gr.Column(scale=3):
             sliders = [

@@ -13,13 +13,14 @@ from starlette.types import ASGIApp
 
 from selfadapt.page.application import make_page
 from selfadapt.page.looks import CSS, SCRIPT, theme
+from selfadapt.serving.running import Application
 from selfadapt.serving.served import Served
 
 BESIDE = "/page"
 """Where the page is beside the API."""
 
 
-def with_page(runs: Path, served: Served, beside: ASGIApp | None = None) -> FastAPI:
+def with_page(runs: Path, served: Served, beside: ASGIApp | None = None) -> Application:
     """The application that has the page, at / or, with another application there, at `BESIDE`.
 
     Args:
@@ -41,4 +42,4 @@ def with_page(runs: Path, served: Served, beside: ASGIApp | None = None) -> Fast
     )
     if beside is not None:
         app.mount("/", beside)
-    return app
+    return Application(app, lambda: page.app.stop_event.set())  # every open page listens for a sign of life

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 
 import gradio as gr
 import torch
@@ -12,16 +13,16 @@ from dispatch.embedding import EmbeddingDispatcher, read_prompts
 from experts.outside.errors import UserError
 from experts.text_to_lora.encoder import encode
 from selfadapt.page.answers import read
-from selfadapt.page.ask import EXAMPLES, status_line
+from selfadapt.page.controls import EXAMPLES, status_line
 from selfadapt.page.drawing import Dots, figure, scatter
 from selfadapt.page.failures import Shown, said
-from selfadapt.page.looks import color_of, note
+from selfadapt.page.looks import chips, color_of, note
 from selfadapt.serving.served import Served
 
 INTRODUCTION = """\
-How does pass one know? A sentence encoder turns every prompt into a **point**, and prompts that mean alike lie close together.
-Small dots are prompts that an expert was trained on, a star is the middle of them. Your prompts go to the nearest star, or to
-the base where none is near.
+How does pass one know? A sentence encoder turns every prompt into a **point**, and prompts that mean alike lie close
+together. Small dots are prompts that an expert was trained on, a star is the middle of them. Your prompts go to the
+nearest star, or to the base where none is near.
 """
 
 
@@ -45,14 +46,13 @@ def map_tab(served: Served) -> None:
     go.click(said(status, look), [prompts], [status, drawn], show_progress="hidden", api_name="map")
 
 
-def plane(vectors: Tensor) -> tuple[Tensor, float]:
-    """The two directions [d, 2] in which vectors [n, d] differ the most, and what share of their spread that is."""
-    _, s, directions = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
-    return directions[:2].T, (s[:2].square().sum() / s.square().sum()).item()
+def plane(vectors: Tensor) -> Tensor:
+    """The two directions [d, 2] in which vectors [n, d] differ the most."""
+    return torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)[2][:2].T
 
 
 def _drawn(served: Served, prompts: list[str]) -> str:
-    library = served.library
+    library, names = served.library, served.names
     if not library.names:
         raise UserError("the library is empty: there are no experts to draw a map of")
     dispatcher = served.dispatcher
@@ -60,24 +60,27 @@ def _drawn(served: Served, prompts: list[str]) -> str:
         dispatcher = EmbeddingDispatcher.from_library(library)
     stored = {name: read_prompts(library.path(name))[1] for name in dispatcher.names}
     stored = {name: own for name, own in stored.items() if len(own)}
-    everything = torch.cat([*stored.values(), dispatcher.centroids])  # [n, d]
+    centroids = dispatcher.centroids  # [K, d]
+    everything = torch.cat([*stored.values(), centroids])
     if len(everything) < 3:
         raise UserError("the library keeps no embeddings of training prompts, and two experts make no map")
-    directions, share = plane(everything)
-    names = served.names
-    groups = [Dots(name, (own @ directions).numpy(), color_of(name, names)) for name, own in stored.items()]
-    for k, name in enumerate(dispatcher.names):
-        center = (dispatcher.centroids[k : k + 1] @ directions).numpy()
-        groups.append(Dots(name, center, color_of(name, names), large=True))
+    directions = plane(centroids if len(centroids) > 2 else everything)
+    dots = [Dots((own @ directions).numpy(), color_of(name, names), [name] * len(own)) for name, own in stored.items()]
+    for name, center in zip(dispatcher.names, centroids @ directions, strict=True):
+        dots.append(Dots(center[None].numpy(), color_of(name, names), [name], star=True))
+    listed = ""
     if prompts:
-        own = encode(prompts, dispatcher.encoder) @ directions
-        groups.append(Dots("yours", own.numpy(), "var(--body-text-color)", large=True, titles=prompts))
+        own, numbers = encode(prompts, dispatcher.encoder) @ directions, [str(n + 1) for n in range(len(prompts))]
+        dots.append(Dots(own.numpy(), "var(--body-text-color)", numbers, star=True))
+        mixture = dispatcher(prompts)
+        rows = "".join(f"<li>{escape(text)} {chips(mixture[n], names)}</li>" for n, text in enumerate(prompts))
+        listed = f'<ol class="sa-list">{rows}</ol>'
     alt = (
-        f"Map of {sum(map(len, stored.values()))} training prompts of {len(dispatcher.names)} experts, the centroid of each, "
-        f"and {len(prompts)} prompts of yours."
+        f"Map of {len(everything) - len(centroids)} training prompts of {len(dispatcher.names)} experts, the centroid "
+        f"of each, and {len(prompts)} prompts of yours."
     )
     caption = (
-        f"{alt} Two of {everything.shape[1]} directions, with {share:.0%} of the spread: what lies close together here may "
-        "be apart in another."
+        f"{alt} Shown are the two of {centroids.shape[1]} directions in which the centroids differ most: what lies "
+        "close together here may be apart in another."
     )
-    return f'<section class="sa-card">{figure(scatter(groups, alt), caption)}</section>'
+    return f'<section class="sa-card">{figure(scatter(dots, alt), caption)}{listed}</section>'

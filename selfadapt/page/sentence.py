@@ -1,4 +1,4 @@
-"""The tab A sentence: a network of the library turns a description into an adapter, under which a prompt is answered."""
+"""The tab A sentence: a network of the library writes an adapter from a description, and a prompt is answered."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import gradio as gr
 
 from dispatch import T2LDispatcher
 from selfadapt.page.answers import read
-from selfadapt.page.ask import length_slider, pair, side_by_side, status_line
+from selfadapt.page.controls import length_slider, status_line
 from selfadapt.page.failures import Shown, said
 from selfadapt.page.looks import note
+from selfadapt.page.side_by_side import pair, side_by_side
 from selfadapt.serving.served import Served
 
 INTRODUCTION = """\
-Nobody trains anything here. A **network** reads one sentence that describes a task and writes an adapter for it at once; then a
-prompt is answered with that adapter switched on.
+Nobody trains anything here. A **network** reads one sentence that describes a task and writes an adapter for it at
+once; then a prompt is answered with that adapter switched on.
 """
 
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from html import escape
+from typing import cast
 
 import gradio as gr
+from torch import Tensor
 
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from selfadapt.page.answers import Answer, answers, read
-from selfadapt.page.ask import EXAMPLES, consider, length_slider, status_line
+from selfadapt.page.controls import EXAMPLES, length_slider, status_line
 from selfadapt.page.failures import Shown, said
 from selfadapt.page.looks import chips, note
+from selfadapt.page.pass_one import consider
 from selfadapt.serving.served import Served
 
 MOST = 12
 """Prompts at once."""
 INTRODUCTION = """\
-A line is a prompt. All are answered **at the same time, in one batch**, and every one under an expert of its own: no copies of
-the model are made, and nobody waits for anybody.
+A line is a prompt. All are answered **at the same time, in one batch**, and every one under an expert of its own: no
+copies of the model are made, and nobody waits for anybody.
 """
 MORE = (
-    "What is 4 + 9 - 2?",
+    "State the final answer to the following arithmetic problem: 4 + 9 - 2 =",
     "Name three colours of the rainbow.",
 )
 
@@ -61,14 +64,15 @@ def several_tab(served: Served) -> None:
 def _table(names: Sequence[str], prompts: Sequence[str], mixture: Mixture, rows: Sequence[Answer]) -> str:
     lines = []
     for place, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        sure = "" if mixture.confidence is None else f" <span class='sa-quiet'>{mixture.confidence[place]:.0%}</span>"
+        unsure = mixture.confidence is None or not mixture[place]
+        sure = "" if unsure else f" <span class='sa-quiet'>{cast(Tensor, mixture.confidence)[place]:.0%}</span>"
         writing = "" if row.ended else ' class="sa-writing"'
         lines.append(
             f"<tr><td>{escape(prompt)}</td><td>{chips(mixture[place], names)}{sure}</td><td><span{writing}>"
             f"{escape(row.text)}</span></td></tr>"
         )
     return (
-        '<div class="sa-card sa-scroll"><table class="sa-table"><caption class="sa-reader">Prompts, who answered, and the '
-        'answers</caption><thead><tr><th scope="col">Prompt</th><th scope="col">Who answers</th><th scope="col">Answer'
-        f"</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        '<div class="sa-card sa-scroll"><table class="sa-table"><caption class="sa-reader">Prompts, who answered, and '
+        'the answers</caption><thead><tr><th scope="col">Prompt</th><th scope="col">Who answers</th><th scope="col">'
+        f"Answer</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )

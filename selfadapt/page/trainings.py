@@ -14,7 +14,7 @@ from dispatch.base import question
 from experts.outside.errors import UserError
 from experts.outside.reading import read_json
 from experts.training.log import Log
-from selfadapt.page.ask import status_line
+from selfadapt.page.controls import status_line
 from selfadapt.page.curve import training_curve
 from selfadapt.page.failures import Shown, said
 from selfadapt.page.looks import note
@@ -27,9 +27,9 @@ END = 1 << 16
 SECONDS = 2.0
 """Between two looks at a run."""
 INTRODUCTION = """\
-How does an expert come about? The model **tries** answers to problems of one kind, each **earns a reward**, and the knobs are
-turned so that answers that earned more become likelier. `selfadapt train RECIPE --log-completions` starts one; with
-`--output runs/NAME` it appears here, and the picture grows while it runs.
+How does an expert come about? The model **tries** answers to problems of one kind, each **earns a reward**, and the
+knobs are turned so that answers that earned more become likelier. `selfadapt train RECIPE --log-completions` starts
+one; with `--output runs/NAME` it appears here, and the picture grows while it runs.
 """
 
 
@@ -90,7 +90,7 @@ def _shown(run: Path, name: str) -> str:
     rows = "".join(
         f"<tr><td>{escape(question(entry['prompt']))}</td><td>{escape(entry['completion'])}</td>"
         f'<td class="sa-number">{_reward(entry["reward"])}</td></tr>'
-        for entry in _last_samples(run / "completions.jsonl")
+        for entry in last_samples(run / "completions.jsonl")
     )
     table = (
         '<h3>What it tried last</h3><div class="sa-scroll"><table class="sa-table"><thead><tr><th '
@@ -101,7 +101,7 @@ def _shown(run: Path, name: str) -> str:
     return f'<section class="sa-card">{drawn}{table if rows else without}</section>'
 
 
-def _last_samples(path: Path) -> list[dict[str, Any]]:
+def last_samples(path: Path) -> list[dict[str, Any]]:
     """The last lines of a log that may be long, and may be growing."""
     if not path.is_file():
         return []

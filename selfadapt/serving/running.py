@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,10 +24,27 @@ GRACE = 5.0
 """Seconds that answers have to be completed in when the server is told to stop."""
 
 
+class Application(NamedTuple):
+    """What a server has at its address."""
+
+    app: ASGIApp
+    ending: Callable[[], object] = lambda: None
+    """Is called when all answers have ended: what stays open by itself is to close."""
+
+
 class Server(uvicorn.Server):
     """Told to stop, it takes no more requests, gives open ones a little time, and ends what is left."""
 
-    def __init__(self, app: ASGIApp, batch: ContinuousBatch, *, host: str, port: int, grace: float = GRACE) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        batch: ContinuousBatch,
+        *,
+        host: str,
+        port: int,
+        grace: float = GRACE,
+        ending: Callable[[], object] = lambda: None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             host=host,
@@ -37,7 +55,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=max(1, round(2 * grace) + 2),
         )
         super().__init__(config)
-        self.batch, self.grace = batch, grace
+        self.batch, self.grace, self.ending = batch, grace, ending
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end_answers())
@@ -50,6 +68,7 @@ class Server(uvicorn.Server):
         while (self.batch.running or self.batch.queued) and loop.time() < patience and not self.force_exit:
             await asyncio.sleep(0.05)
         await asyncio.to_thread(self.batch.close, self.grace)
+        self.ending()
 
 
 def run_native(
@@ -65,7 +84,7 @@ def run_native(
     most_bytes: int,
     dtype: str | None,
     device: str | None,
-    around: Callable[[Served, ASGIApp], ASGIApp] = lambda served, app: app,
+    around: Callable[[Served, ASGIApp], Application] = lambda served, app: Application(app),
 ) -> None:
     """Serves until it is told to stop; one line a request goes to stderr.
 
@@ -82,9 +101,9 @@ def run_native(
     requests_logger.addHandler(lines)
     requests_logger.setLevel(logging.INFO)
     requests_logger.propagate = False
-    app = around(served, make_application(served, api_key=api_key, most_bytes=most_bytes))
+    application = around(served, make_application(served, api_key=api_key, most_bytes=most_bytes))
     names = ", ".join(["auto", served.base, *served.names])
-    _run(app, served, listening, host, f"serving {names} at {{url}}/v1")
+    _run(application, served, listening, host, f"serving {names} at {{url}}/v1")
 
 
 def run_page(
@@ -98,7 +117,7 @@ def run_page(
     queue: int,
     dtype: str | None,
     device: str | None,
-    page: Callable[[Served], ASGIApp],
+    page: Callable[[Served], Application],
 ) -> None:
     """Serves a page of what is served, and nothing else, until it is told to stop.
 
@@ -110,10 +129,11 @@ def run_page(
     _run(page(served), served, listening, host, "play at {url}")
 
 
-def _run(app: ASGIApp, served: Served, listening: socket.socket, host: str, said: str) -> None:
-    print(said.format(url=f"http://{host}:{listening.getsockname()[1]}"), file=sys.stderr, flush=True)
+def _run(application: Application, served: Served, listening: socket.socket, host: str, said: str) -> None:
+    port = listening.getsockname()[1]
+    print(said.format(url=f"http://{host}:{port}"), file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt):  # which has stopped it already
-        Server(app, served.batch, host=host, port=listening.getsockname()[1]).run([listening])
+        Server(application.app, served.batch, host=host, port=port, ending=application.ending).run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
