@@ -9,9 +9,9 @@ from pathlib import Path
 import gradio as gr
 
 BASE = "base"
-COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f7700", "#7a5195")
-"""Told apart by colour-blind eyes (Okabe and Ito), on light and on dark."""
-GREY = "#8c8c8c"
+COLORS = tuple(f"var(--sa-{number})" for number in range(8))
+"""The style sheet has them, for light and for dark."""
+GREY = "var(--sa-grey)"
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")

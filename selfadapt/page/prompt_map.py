@@ -66,7 +66,10 @@ def _drawn(served: Served, prompts: list[str]) -> str:
         raise UserError("the library keeps no embeddings of training prompts, and two experts make no map")
     directions = plane(centroids if len(centroids) > 2 else everything)
     dots = [Dots((own @ directions).numpy(), color_of(name, names), [name] * len(own)) for name, own in stored.items()]
-    for name, center in zip(dispatcher.names, centroids @ directions, strict=True):
+    # A centroid has length 1, the mean of its prompts is shorter; the picture has the mean.
+    lengths = [(stored[name] @ centroids[k]).mean() if name in stored else 1 for k, name in enumerate(dispatcher.names)]
+    middles = torch.stack([length * center for length, center in zip(lengths, centroids, strict=True)])
+    for name, center in zip(dispatcher.names, middles @ directions, strict=True):
         dots.append(Dots(center[None].numpy(), color_of(name, names), [name], star=True))
     listed = ""
     if prompts:

@@ -71,8 +71,9 @@ def _table(names: Sequence[str], prompts: Sequence[str], mixture: Mixture, rows:
             f"<tr><td>{escape(prompt)}</td><td>{chips(mixture[place], names)}{sure}</td><td><span{writing}>"
             f"{escape(row.text)}</span></td></tr>"
         )
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Prompt", "Who answers", "Answer"))
+    about = '<caption class="sa-reader">Prompts, who answered, and the answers</caption>'
     return (
-        '<div class="sa-card sa-scroll"><table class="sa-table"><caption class="sa-reader">Prompts, who answered, and '
-        'the answers</caption><thead><tr><th scope="col">Prompt</th><th scope="col">Who answers</th><th scope="col">'
-        f"Answer</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="sa-card sa-scroll"><table class="sa-table sa-stack">{about}<thead><tr>{head}</tr></thead><tbody>'
+        f"{''.join(lines)}</tbody></table></div>"
     )

@@ -61,12 +61,12 @@ def words(html: str) -> str:
 
 
 @contextmanager
-def open_page(served: Served, runs: Path) -> Iterator[Page]:
+def open_page(served: Served, runs: Path, beside: Any = None) -> Iterator[Page]:
     from selfadapt.page.mounting import with_page
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        app, ending = with_page(runs, served)
+        app, ending = with_page(runs, served, beside)
         server = Server(app, served.batch, host="127.0.0.1", port=0, grace=1.0, ending=ending)
         thread = Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
