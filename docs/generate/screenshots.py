@@ -1,7 +1,7 @@
 """The pictures of docs/playground.md: `python docs/generate/screenshots.py URL` takes them of a page served there.
 
-Names behind it take those alone. `selfadapt play --runs FOLDER` serves one; the picture of a training is of its newest run.
-Chromium must be installed.
+Names behind it take those alone. `selfadapt play --runs FOLDER` serves one; the picture of a training is of its newest
+run. Chromium must be installed.
 """
 
 from __future__ import annotations
