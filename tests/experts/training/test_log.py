@@ -25,14 +25,11 @@ def shown(terminal: bool) -> str:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_samples_stand_below_the_figures_of_their_step(terminal: bool) -> None:
-    lines = [line.rstrip() for line in shown(terminal).replace("\r", "\n").splitlines()]
-    last = next(
-        place
-        for place in reversed(range(len(lines)))
-        if "reward +1.00  right 100%" in " ".join(lines[place : place + 2])
-    )
-    below = [line for line in lines[last + 1 :] if line.startswith("  ")]
-    assert below[0] == "  What is 3 + 1? [/b]"
-    assert below[1] == "  +1.00  It is [red]3."
-    assert below[2].startswith("  none  No idea.") and below[2].endswith("[...]")
-    assert ("▁▅█" in "".join(lines)) == terminal
+    text = shown(terminal)
+    of_last = text[text.rindex("reward +1.00  right 100%") :].replace("\r", "\n").splitlines()
+    prompt, right, other = [line.rstrip() for line in of_last if line.startswith("  ")][:3]
+    assert prompt == "  What is 3 + 1? [/b]"
+    assert right == "  +1.00  It is [red]3."
+    assert other.startswith("  none  No idea.")
+    assert other.endswith("[...]")
+    assert ("▁▅█" in text) == terminal
