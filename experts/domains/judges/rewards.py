@@ -12,13 +12,16 @@ from decimal import Decimal
 from fractions import Fraction
 
 from experts.domains.judges.bounded import judge
+from experts.domains.judges.brackets import arrangement
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, bare_expression
+from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, bare_expression, final_expression
 from experts.domains.judges.numbers import find_number, takes_back
+from experts.domains.judges.units import unit, without_words
 from experts.domains.judges.writing import boxed, without_tags
 
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
+EMPTY_SET = re.compile(r"\\varnothing\b|∅")
 BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
 
@@ -90,11 +93,13 @@ def math_verify(text: str, answer: str) -> float:
     given, right = (BASE.findall(boxed(each)) for each in (text, answer))
     if given and right and given != right:
         return 0.0
-    text = text[-MATH_CHARACTERS:]
+    text, answer = (EMPTY_SET.sub(r"\\emptyset", each) for each in (text[-MATH_CHARACTERS:], without_words(answer)))
     if _closed_up(text) == _closed_up(answer):
         return 1.0
     if LATEX_WORD.fullmatch(answer.strip()):
         return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
+    if _is_another(text, answer):
+        return 0.0
     if DELIMITED.search(text):
         if DENIED.search(text):
             return 0.0
@@ -164,6 +169,12 @@ def _says_word(text: str, word: str) -> float:
         return 1.0
     listed = re.search(r",\W*\w+\Z", said)
     return float(len(word) > 1 and not listed and last_word(text, word))
+
+
+def _is_another(text: str, answer: str) -> bool:
+    """Whether what math-verify passes over makes them two: their units, or an order that one of them has."""
+    units = {unit(boxed(text)), unit(answer)} - {None}
+    return len(units) > 1 or {arrangement(final_expression(text)), arrangement(answer)} == {"order", "set"}
 
 
 def _closed_up(text: str) -> str:
