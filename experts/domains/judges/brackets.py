@@ -15,8 +15,8 @@ PLAIN = [
 ]
 # What names it: "x =", "(x, y) =", "x \in".
 NAME = re.compile(r"\A\s*[^=]*(?:=|\\in\b|∈)\s*")
-ASSIGNED = re.compile(r"\A\s*([A-Za-z]\w?)\s*=")
-LONGEST = 400  # characters that are read
+ASSIGNED = re.compile(r"\s*([A-Za-z]\w?)\s*=([^=]+)")
+LONGEST = 400  # characters at the end that are read
 
 
 def arrangement(expression: str) -> Literal["order", "set"] | None:
@@ -27,19 +27,35 @@ def arrangement(expression: str) -> Literal["order", "set"] | None:
     >>> arrangement("10,000"), arrangement("x = 2, y = 3"), arrangement(r"(1, 2) \cup (3, 4)"), arrangement("f(x, y)")
     (None, None, None, None)
     """
-    if len(expression) > LONGEST:
+    if point(expression):
         return None
-    for way, plain in PLAIN:
-        expression = way.sub(plain, expression)
-    expression = expression.strip().rstrip(".")
-    parts = list(_parts(expression))
-    if len(parts) > 1:
-        names = [assigned[1] for part in parts if (assigned := ASSIGNED.match(part))]
-        return None if len(set(names)) > 1 else "set"
+    expression = _plain(expression)
+    if len(list(_parts(expression))) > 1:
+        return "set"
     expression = NAME.sub("", expression)
     if expression.startswith("\\{"):
         return "set"
     return "order" if _in_brackets(expression) and len(list(_parts(expression[1:-1]))) > 1 else None
+
+
+def point(expression: str) -> str | None:
+    r"""The point that an expression names by its coordinates, in the order of their names; None for any other.
+
+    >>> point("y = 3, x = 2"), point(r"x=2 \text{ and } y=3"), point("x = 2, x = 3"), point("x=2 or y=3")
+    ('(2,3)', '(2,3)', None, None)
+    """
+    if re.search(r"\bor\b", expression):
+        return None
+    named = [ASSIGNED.fullmatch(part) for part in _parts(_plain(expression))]
+    values = {each[1]: each[2].strip() for each in named if each}
+    return f"({','.join(values[name] for name in sorted(values))})" if 1 < len(values) == len(named) else None
+
+
+def _plain(expression: str) -> str:
+    expression = expression[-LONGEST:]
+    for way, plain in PLAIN:
+        expression = way.sub(plain, expression)
+    return expression.strip().rstrip(".")
 
 
 def _parts(expression: str) -> Iterator[str]:

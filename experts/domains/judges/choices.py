@@ -31,7 +31,8 @@ REASON = re.compile(
     r"""
     (?<!\A)(?<![.!?\n]\s)
     (?: \b(?:because|since|due[ ]to|given[ ]that)\b
-      | (?:\bas|,[ ]for)[ ] (?!(?:well|is|are|was|were|do|does|has|have)\b) (?=[^\n,]*?\b(?:is|are|was|were|has|have)\b)
+      | (?:(?<!known[ ])\bas|,[ ]for)[ ] (?!(?:well|is|are|was|were|do|does|has|have)\b)
+        (?=[^\n,]*?\b(?:is|are|was|were|has|have)\b)
     ) [^\n]*
     | \b(?:because|since)\b [^\n,]*
     """,

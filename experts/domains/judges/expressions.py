@@ -11,7 +11,7 @@ from experts.domains.judges.writing import boxed
 DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
 # "It is not $6$.", at the end.
 DENIED = re.compile(r"(?:\bnot|n['’]t)\s+\$[^$]+\$\W*\Z")
-AT_END = re.compile(r"\$([^$]+)\$+[\s.*#]*\Z")
+AT_END = re.compile(r"(\$[^$]+\$(?:(?:,|,?\s(?:and|or))\s\$[^$]+\$)*)[\s.*#$]*\Z")
 # What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
 LEAD = re.compile(
     r".*(?:\b(?:is|are|equals|be|get|has|have|so|hence|thus|therefore|answer)\b|:(?!\s?\d))\s*", re.IGNORECASE
@@ -31,7 +31,8 @@ WAYS = [
     (re.compile(rf"∞|{NO_LETTER}(?:infinity|inf|oo)(?![a-z])"), r"\\infty "),
     (re.compile(r"±|\+/-"), r"\\pm "),
     (re.compile(r"≈"), r"\\approx "),
-    (re.compile(r"∈"), r"\\in "),
+    (re.compile(r";(?=\s)"), ","),
+    (re.compile(r"∈|(?<=[a-z]\s)in(?=\s[{(\[])"), r"\\in "),
     (re.compile(r"(\A|=\s?|\\in\s+)\{([^{}\\]*)\}\Z"), r"\1\\{\2\\}"),
     (re.compile(r"≤|<="), r"\\le "),
     (re.compile(r"≥|>="), r"\\ge "),
@@ -86,7 +87,7 @@ def final_expression(text: str) -> str:
     if "\\boxed" in text:
         return boxed(text)
     at_end = AT_END.search(text)
-    return at_end[1] if at_end else bare_expression(text)
+    return at_end[1].replace("$", "") if at_end else bare_expression(text)
 
 
 def after_lead(text: str) -> str:

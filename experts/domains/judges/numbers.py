@@ -24,7 +24,8 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     # Thousands apart, in spaces that do not break.
     (re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3})"), " "),
     (re.compile(r"(?<=\d)_(?=\d{3}(?!\d))"), ","),
-    # Commas for points: 1.234,56 and 1 234,56.
+    # Points for commas, and commas for points: 1.234.567, 1.234,56 and 1 234,56.
+    (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?!\.?\d)"), lambda match: match[0].replace(".", "")),
     (re.compile(r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d\d?)(?![\d,.])"), r"\1\2.\3"),
     (re.compile(r"(?<![\d.,])(?<!\d )(\d{1,3}(?:[ '’]\d{3})+),(\d\d?)(?![\d,.])"), r"\1.\2"),
     (re.compile(r"(?i)\b(?:step|part|question|problem|example)\s\d{1,3}\s?[:.)](?=\s)"), ""),

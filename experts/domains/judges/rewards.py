@@ -12,9 +12,9 @@ from decimal import Decimal
 from fractions import Fraction
 
 from experts.domains.judges.bounded import judge
-from experts.domains.judges.brackets import arrangement
+from experts.domains.judges.brackets import arrangement, point
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, bare_expression, final_expression
+from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, final_expression
 from experts.domains.judges.numbers import find_number, takes_back
 from experts.domains.judges.units import unit, without_words
 from experts.domains.judges.writing import boxed, without_tags
@@ -22,6 +22,7 @@ from experts.domains.judges.writing import boxed, without_tags
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
 EMPTY_SET = re.compile(r"\\varnothing\b|∅")
+THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:[ '’\u00a0\u2009\u202f]\d{3})+(?![\d'’])")
 BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
 
@@ -93,20 +94,22 @@ def math_verify(text: str, answer: str) -> float:
     given, right = (BASE.findall(boxed(each)) for each in (text, answer))
     if given and right and given != right:
         return 0.0
-    text, answer = (EMPTY_SET.sub(r"\\emptyset", each) for each in (text[-MATH_CHARACTERS:], without_words(answer)))
+    text, answer = (_as_latex(each) for each in (text[-MATH_CHARACTERS:], answer))
     if _closed_up(text) == _closed_up(answer):
         return 1.0
     if LATEX_WORD.fullmatch(answer.strip()):
         return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
-    if _is_another(text, answer):
+    expression = final_expression(text)
+    if DENIED.search(text) or _is_another(text, expression, answer):
         return 0.0
-    if DELIMITED.search(text):
-        if DENIED.search(text):
-            return 0.0
-    elif expression := bare_expression(text):
-        text = f"${expression}$"
-    elif takes_back(text):
-        text = find_number(text, fractions=True)
+    points = [point(each) or (each if arrangement(each) == "order" else None) for each in (answer, expression)]
+    if all(points) and points != [answer, expression]:
+        return judge("math_verify", [], [f"${each}$" for each in points])
+    if not DELIMITED.search(text):
+        if expression:
+            text = f"${expression}$"
+        elif takes_back(text):
+            text = find_number(text, fractions=True)
     return judge("math_verify", [], [answer, text])
 
 
@@ -171,10 +174,15 @@ def _says_word(text: str, word: str) -> float:
     return float(len(word) > 1 and not listed and last_word(text, word))
 
 
-def _is_another(text: str, answer: str) -> bool:
+def _as_latex(text: str) -> str:
+    text = THOUSANDS.sub(lambda number: "".join(filter(str.isdecimal, number[0])), text)
+    return without_words(EMPTY_SET.sub(r"\\emptyset", text))
+
+
+def _is_another(text: str, expression: str, answer: str) -> bool:
     """Whether what math-verify passes over makes them two: their units, or an order that one of them has."""
     units = {unit(boxed(text)), unit(answer)} - {None}
-    return len(units) > 1 or {arrangement(final_expression(text)), arrangement(answer)} == {"order", "set"}
+    return len(units) > 1 or {arrangement(expression), arrangement(answer)} == {"order", "set"}
 
 
 def _closed_up(text: str) -> str:

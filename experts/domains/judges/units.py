@@ -47,11 +47,10 @@ def unit(expression: str) -> tuple[str, int] | None:
     return (known, power) if known else None
 
 
-def without_words(expression: str) -> str:
-    r"""`\text{5 cm}` as `5\text{ cm}`: a number with a unit is no word.
+def without_words(text: str) -> str:
+    r"""A text with `5\text{ cm}` for `\text{5 cm}`: a number with a unit is no word.
 
-    >>> without_words(r"\text{5 cm}"), without_words(r"\text{5 doors}")
-    ('5\\text{ cm}', '\\text{5 doors}')
+    >>> without_words(r"\boxed{\text{5 cm}}"), without_words(r"\text{5 doors}")
+    ('\\boxed{5\\text{ cm}}', '\\text{5 doors}')
     """
-    written = IN_WORDS.fullmatch(expression.strip())
-    return rf"{written[1]}\text{{{written[2]}}}" if written and unit(expression) else expression
+    return IN_WORDS.sub(lambda words: rf"{words[1]}\text{{{words[2]}}}" if unit(words[0]) else words[0], text)
