@@ -27,11 +27,9 @@ def arrangement(expression: str) -> Literal["order", "set"] | None:
     >>> arrangement("10,000"), arrangement("x = 2, y = 3"), arrangement(r"(1, 2) \cup (3, 4)"), arrangement("f(x, y)")
     (None, None, None, None)
     """
-    if point(expression):
-        return None
     expression = _plain(expression)
     if len(list(_parts(expression))) > 1:
-        return "set"
+        return None if point(expression) else "set"
     expression = NAME.sub("", expression)
     if expression.startswith("\\{"):
         return "set"
@@ -41,11 +39,9 @@ def arrangement(expression: str) -> Literal["order", "set"] | None:
 def point(expression: str) -> str | None:
     r"""The point that an expression names by its coordinates, in the order of their names; None for any other.
 
-    >>> point("y = 3, x = 2"), point(r"x=2 \text{ and } y=3"), point("x = 2, x = 3"), point("x=2 or y=3")
+    >>> point("y = 3, x = 2"), point(r"x=2 \text{ and } y=3"), point("x = 2, x = 3"), point("2, 3")
     ('(2,3)', '(2,3)', None, None)
     """
-    if re.search(r"\bor\b", expression):
-        return None
     named = [ASSIGNED.fullmatch(part) for part in _parts(_plain(expression))]
     values = {each[1]: each[2].strip() for each in named if each}
     return f"({','.join(values[name] for name in sorted(values))})" if 1 < len(values) == len(named) else None

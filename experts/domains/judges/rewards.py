@@ -22,6 +22,7 @@ from experts.domains.judges.writing import boxed, without_tags
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
 EMPTY_SET = re.compile(r"\\varnothing\b|∅")
+EITHER = re.compile(r"=[^=\n]*\bor\b[^=\n]*=[^=\n]*\Z")  # "x = 2 or y = 3" is no point
 THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:[ '’\u00a0\u2009\u202f]\d{3})+(?![\d'’])")
 BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
@@ -104,7 +105,7 @@ def math_verify(text: str, answer: str) -> float:
         return 0.0
     points = [point(each) or (each if arrangement(each) == "order" else None) for each in (answer, expression)]
     if all(points) and points != [answer, expression]:
-        return judge("math_verify", [], [f"${each}$" for each in points])
+        return 0.0 if EITHER.search(text) else judge("math_verify", [], [f"${each}$" for each in points])
     if not DELIMITED.search(text):
         if expression:
             text = f"${expression}$"
