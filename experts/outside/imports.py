@@ -45,9 +45,9 @@ def find_object(where: str, what: str) -> Any:
 
 def _find_file(path: str, what: str) -> Path:
     try:
-        return find_path(path)
+        return find_path(path, data=False)
     except UserError as error:
-        raise UserError(f"{what} is not there: {str(error).partition(';')[0]}") from error
+        raise UserError(f"{what} is not there: {error}") from error
 
 
 def _from_package(name: str) -> ModuleType:

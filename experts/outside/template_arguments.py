@@ -32,13 +32,17 @@ def variables(template: str) -> set[str]:
 
 
 def named_in(template: str | Mapping[str, str] | None, name: str) -> bool:
-    """Whether a template, or one of a choice of several, has a string that is this name: it does something with it.
+    """Whether a template, or one of a choice of several, has a string of this name that is no key of a message's.
 
     Raises:
         UserError: if it is no template.
     """
-    templates = [template] if isinstance(template, str) else (template or {}).values()
-    return any(const.value == name for each in templates for const in _parsed(each).find_all(nodes.Const))
+    for each in [template] if isinstance(template, str) else (template or {}).values():
+        parsed = _parsed(each)
+        keys = [item.arg for item in parsed.find_all(nodes.Getitem)]
+        if any(const.value == name and not any(const is key for key in keys) for const in parsed.find_all(nodes.Const)):
+            return True
+    return False
 
 
 def _parsed(template: str) -> nodes.Template:

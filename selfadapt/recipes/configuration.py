@@ -25,7 +25,7 @@ from experts.outside.reading import read_text
 
 T = TypeVar("T")
 
-DATA = re.compile(r"\.(?:csv|tsv|jsonl|parquet|arrow|txt)(?:\.\w+)?\Z", re.IGNORECASE)
+DATA = re.compile(r"\.(?:csv|tsv|jsonl|parquet)(?:\.(?:gz|bz2|xz|zst|zip))?\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)  # what stands in an annotation must be hashable
@@ -115,7 +115,7 @@ class _EachKeyOnce(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """What a YAML file says; raises UserError, if it is not YAML."""
     if DATA.search(path.name):
-        kind = "jsonl" if ".jsonl" in path.name else "hub"
+        kind = "jsonl" if ".jsonl" in path.name.lower() else "hub"
         raise UserError(
             f"{path} holds data, and a YAML file is asked for: one whose domain names the data, as "
             f"{{kind: {kind}, path: {path}, …}}"

@@ -54,7 +54,9 @@ NUMBER = re.compile(
     re.VERBOSE,
 )
 UNDER = re.compile(r"\s?/\s?\d+")
-MIXED = re.compile(r" (\d{1,9})/(\d{1,9})(?!\d)")  # of 3 1/2
+# Of 3 1/2.
+WHOLE = re.compile(r"\d{1,9}")
+MIXED = re.compile(r" (\d{1,9})/(\d{1,9})(?!\d)")
 # What makes one thing of two numbers that is neither of them.
 JOINED = re.compile(
     r"""
@@ -208,8 +210,8 @@ def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
         value, end = match[0], match.end()
         if fractions and (under := UNDER.match(text, end)):
             value, end = value + under[0], under.end()
-        elif fractions and value.isdecimal() and (mixed := MIXED.match(text, end)):
-            value, end = f"{int(value[:LOOK]) * int(mixed[2]) + int(mixed[1])}/{mixed[2]}", mixed.end()
+        elif fractions and WHOLE.fullmatch(value) and (mixed := MIXED.match(text, end)):
+            value, end = f"{int(value) * int(mixed[2]) + int(mixed[1])}/{mixed[2]}", mixed.end()
         while joined := JOINED.match(text, end):
             value, end = "", joined.end()
         if FACTOR.match(text, end) or (BOUND.search(before) and not ARROW.search(before)):

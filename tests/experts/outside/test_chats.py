@@ -296,7 +296,7 @@ def test_a_role_is_one_of_the_usual_or_one_that_the_template_names(
     names = with_template(tiny_tokenizer, "{% for m in messages %}{{ m.role in ['user', \"ipython\"] }}{% endfor %}")
     assert shown(names, [{"role": "ipython", "content": "a"}, USER]) == "TrueTrue"
     engine = NativeEngine(tiny_model, tiny_tokenizer)
-    for role in ("boss", "User", "system ", "ipython"):
+    for role in ("boss", "User", "system ", "ipython", "content"):
         chat = [USER, {"role": role, "content": "4"}]
         said = (
             f"message 2 of prompt 2 has the unknown role {role!r}; the roles are system, developer, user, assistant, "

@@ -217,6 +217,9 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         )
         with pytest.raises(UserError, match=named):
             read_recipe(tmp_path / name)
+    (tmp_path / "of.csv.yaml").write_text(path.read_text())
+    with pytest.raises(UserError, match=r"of\.csv\.yaml must be a mapping"):
+        read_recipe(tmp_path / "of.csv.yaml")
     with pytest.raises(UserError, match=r"unknown recipe 'smollm2-135m/storys'; did you mean 'smollm2-135m/stories'"):
         find_recipe("smollm2-135m/storys")
 
