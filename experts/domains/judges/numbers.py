@@ -172,7 +172,7 @@ HEADING = re.compile(r"(?:the |my )?(?:final |correct )?(?:answer|result|solutio
 # What gives no answer after a mark.
 ASIDE = re.compile(r"\W*(?:(?:the )?(?:end|done|explanation|reasoning|check|verification|note)\W*)?", re.IGNORECASE)
 # What may stand before the number with which a line opens: a label, signs.
-LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$\\(]{0,6}(?:[-–]\s?)?[$\\]{0,2}")
+LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$£€¥\\(]{0,6}(?:[-–]\s?)?[$£€¥\\]{0,2}")
 REMARK = re.compile(r"\([^()]*\)")
 # Another number in its place.
 OTHER = re.compile(r"[^\d=]*(?:\bor\b|,\s(?!not\b))[^\d]*\d")
