@@ -22,6 +22,7 @@ from typing import Any
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import data_folder, expand
 from experts.outside.reading import read_json, read_objects, read_text
+from experts.shipped import FOLDER
 
 # Tasks of Natural Instructions that are never read: they hold text of the benchmarks that judge the result.
 #
@@ -85,10 +86,12 @@ class Tasks:
 class TaskData:
     """Where the tasks of a run come from."""
 
-    path: str = "natural_instructions"
-    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub."""
+    path: str | None = "natural_instructions"
+    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub. None: there is
+    nothing but descriptions, which is enough for reconstruction."""
     descriptions: str | None = None
-    """A JSON Lines file of `task` (or `task_name`) and `descriptions`; without it definitions describe the tasks."""
+    """A JSON Lines file of `task` (or `task_name`) and `descriptions`, there or among what comes with the package;
+    without it definitions describe the tasks."""
     descriptions_per_task: int = 128
     """The first so many of a task's are used."""
     train_tasks: int | None = None
@@ -108,14 +111,19 @@ class TaskData:
         Raises:
             UserError: if something is missing or malformed, with the file and the field, or tasks are too few.
         """
-        folder = _find(self.path, Path.is_dir) or _from_hub(self.path)
-        tasks = [task for task in read_tasks(folder) if not is_excluded(task.name)]
+        descriptions = {}
         if self.descriptions is not None:
-            file = _find(self.descriptions, Path.is_file)
+            file = _find(self.descriptions, Path.is_file) or _shipped(self.descriptions)
             if file is None:
                 raise UserError(f"no file of descriptions {self.descriptions!r}, here or in SELFADAPT_DATA")
-            tasks = described(tasks, read_descriptions(file))
-        tasks = [replace(task, descriptions=task.descriptions[: self.descriptions_per_task]) for task in tasks]
+            descriptions = read_descriptions(file)
+        descriptions = {name: own[: self.descriptions_per_task] for name, own in descriptions.items()}
+        if self.path is None:
+            if not descriptions:
+                raise UserError("there are no tasks: data.path names no folder, and data.descriptions no file")
+            return Tasks([Task(name, "train", own[0], descriptions=own) for name, own in descriptions.items()], [], [])
+        folder = _find(self.path, Path.is_dir) or _from_hub(self.path)
+        tasks = described((task for task in read_tasks(folder) if not is_excluded(task.name)), descriptions)
         learn = sorted(
             (task for task in tasks if task.split == "train"),
             key=lambda task: hashlib.sha256(task.name.encode()).digest(),
@@ -232,6 +240,12 @@ def _find(path: str, kind: Any) -> Path | None:
     if (data := data_folder()) and not places[0].is_absolute():
         places.append(data / path)
     return next((place for place in places if kind(place)), None)
+
+
+def _shipped(path: str) -> Path | None:
+    """A file that lies with a network of the package, such as `smollm2-135m/t2l/descriptions.jsonl`."""
+    file = FOLDER / path
+    return file if file.is_file() else None
 
 
 def _from_hub(name: str) -> Path:
