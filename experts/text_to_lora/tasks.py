@@ -2,10 +2,10 @@
 
 A folder holds tasks in one of two ways:
 
-- `tasks.jsonl` (task, split, Definition, Positive Examples) beside `train.jsonl` and `test.jsonl` (task, id, input,
-  output), plain or `.gz`;
-- upstream's: `tasks/task*.json` (Definition, Positive Examples, Instances) with the names of either split in
-  `splits/default/train_tasks.txt` and `test_tasks.txt`.
+- `tasks.jsonl` (task, split, Definition, Positive Examples, Categories) beside `train.jsonl` and `test.jsonl` (task,
+  id, input, output), plain or `.gz`;
+- upstream's: `tasks/task*.json` (Definition, Positive Examples, Categories, Instances) with the names of either split
+  in `splits/default/train_tasks.txt` and `test_tasks.txt`.
 
 Either way the official split is kept: tasks of the test list never train and choose nothing.
 """
@@ -71,6 +71,8 @@ class Task:
     """(input, output) pairs of the definition; not among the instances."""
     descriptions: tuple[str, ...] = ()
     """At least one: the definition, where nobody wrote others."""
+    category: str | None = None
+    """What kind of task it is, where its file says."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,9 @@ def _task(name: str, split: str, row: dict[str, Any], instances: list[Instance],
         raise UserError(f"{where}: {name} has no instances")
     examples = row.get("Positive Examples") or []
     pairs = tuple((_text(example, "input", where), _text(example, "output", where)) for example in examples)
-    return Task(name, split, definition.strip(), tuple(instances), pairs, (definition.strip(),))
+    categories = row.get("Categories")
+    category = str(categories[0]) if isinstance(categories, list) and categories else None
+    return Task(name, split, definition.strip(), tuple(instances), pairs, (definition.strip(),), category)
 
 
 def _instance(row: Any, where: str) -> Instance:

@@ -240,17 +240,17 @@ def test_a_mistake_in_generating_is_one_line(run: Any, write_recipe: Any, tmp_pa
 
 
 def test_the_network_that_comes_with_the_built_in_base_needs_no_option(run: Any, tmp_path: Path) -> None:
-    code, out, err = run("generate", "Stories that ask for a product", "--output", tmp_path / "products")
-    assert (code, out.strip()) == (0, str(tmp_path / "products")), err
+    code, out, err = run("generate", "Boxes with the same number of things in each", "--output", tmp_path / "boxes")
+    assert (code, out.strip()) == (0, str(tmp_path / "boxes")), err
     folder = shipped_library("smollm2-135m")
     assert folder is not None
     library = ExpertLibrary.open(folder)
-    assert Expert.read(tmp_path / "products").fingerprint == library.fingerprint
+    assert Expert.read(tmp_path / "boxes").fingerprint == library.fingerprint
 
     def flat(z: Any) -> torch.Tensor:
         return torch.cat([z[matrix] - 1 for matrix in sorted(z)])
 
-    written = flat(Expert.read(tmp_path / "products").z)
+    written = flat(Expert.read(tmp_path / "boxes").z)
     similar = {name: torch.cosine_similarity(written, flat(library.z(name)), dim=0) for name in library.names}
     assert max(similar, key=similar.__getitem__) == "groups"
 
