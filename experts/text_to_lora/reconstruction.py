@@ -323,7 +323,7 @@ class ReconstructionLoss:
                 assert self.factors is not None
                 distance = self.factors[name].s * (adapter - wanted[name])
             distances.append(distance.abs().mean())
-        return 1e4 * torch.stack(distances).mean()  # as the paper's code, so that learning rates carry over
+        return 1e4 * torch.stack(distances).mean()  # as in the paper's code, which has it in A and B
 
 
 def descriptions_of(targets: Targets, of_tasks: Mapping[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
