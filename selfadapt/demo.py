@@ -84,16 +84,12 @@ def _show_two_passes(console: Console, name: str, new_tokens: int) -> None:
     """`PROMPTS`, who of the shipped experts answers each, and what the base would have said."""
     console.print("[bold]One batch, each prompt answered by the expert that it is dispatched to:[/]\n")
     model = SelfAdaptiveModel.from_pretrained(name)
-    plain = model.engine.generate(PROMPTS, max_new_tokens=new_tokens, mixture=Mixture.of({}))
+    nobody = Mixture.of({}, len(PROMPTS))
+    plain = model.engine.generate(PROMPTS, max_new_tokens=new_tokens, mixture=nobody)
     table = Table("prompt", "who", "answers", "the base alone", show_lines=True)
     for prompt, answer, base in zip(PROMPTS, model.generate(PROMPTS, max_new_tokens=new_tokens), plain, strict=True):
-        table.add_row(*_cells(prompt, _who(answer.mixture), answer.text, base))
+        table.add_row(*_cells(prompt, " + ".join(answer.mixture[0]) or "the base", answer.text, base))
     console.print(table)
-
-
-def _who(mixture: Mixture) -> str:
-    names = [name for name, weight in zip(mixture.names, mixture.weights[0].tolist(), strict=True) if weight]
-    return " + ".join(names) or "the base"
 
 
 def _cells(*texts: str) -> list[Text]:
