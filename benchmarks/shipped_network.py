@@ -1,6 +1,6 @@
 """What the network that comes with the built-in base writes: whose expert it is, what it answers, and how soon.
 
-python benchmarks/shipped_network.py [--problems 128] [--rounds 5] [--network FOLDER] [--output RESULTS.json]
+python benchmarks/shipped_network.py [--problems 128] [--domains NAME …] [--rounds 5] [--network FOLDER] [--output FILE]
 
 Descriptions are those of its file `test_descriptions.jsonl`, which trained nothing and chose nothing; problems are the
 first of each domain's test split. Another's description is the next domain's. `--problems 0` answers none.
@@ -41,6 +41,7 @@ BASE = "base"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=128)
+    parser.add_argument("--domains", nargs="*", help="whose problems are answered; by default all experts'")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--network", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/shipped_network.json"))
@@ -69,8 +70,9 @@ def main() -> None:
 
     if options.problems:
         report["answers"] = {}
-        for number, (name, recipe) in enumerate(recipes.items()):
-            other = library.names[(number + 1) % len(library)]
+        for name in options.domains or library.names:
+            recipe = recipes[name]
+            other = library.names[(library.names.index(name) + 1) % len(library)]
             sentences = {
                 f"written: {descriptions[name][0]}": descriptions[name][0],
                 f"written, another's: {descriptions[other][0]}": descriptions[other][0],
