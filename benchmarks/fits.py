@@ -1,15 +1,16 @@
 """The memory that training an expert needs, by arithmetic: what stays, and what comes and goes on a card.
 
-python benchmarks/fits.py [--card 24]
+python benchmarks/fits.py [--card 24] [--hours]
 
-For every shipped recipe of rank 64 on bases of 4 to 8 billion parameters, in bfloat16 on cards of 24 and 80 GB, in four
-and eight bits on 12 and 16 GB. `benchmarks/memory.py` measures the same components on the built-in base. None of this
-was run on a GPU.
+`--hours` is the time of the recipes for GSM8K, by arithmetic, too. For every shipped recipe of rank 64 on bases of 4 to 8
+billion parameters, in bfloat16 on cards of 24 and 80 GB, in four and eight bits on 12 and 16 GB. `benchmarks/memory.py`
+measures the same components on the built-in base. None of this was run on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -119,10 +120,57 @@ TOKENS = {"gsm8k": 300 + 512, "mbpp": 350 + 512, "arc_easy": 250 + 256}
 """The longest prompts of the training split, and the new tokens of the recipe."""
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Of a card, by its vendor: products of bfloat16 a second, and bytes that it reads a second."""
+
+    name: str
+    flops: float
+    bandwidth: float
+
+
+SPEEDS = {24: Speed("RTX 4090", 165e12, 1.008e12), 80: Speed("A100 SXM", 312e12, 2.039e12)}
+REACHED = 0.4
+"""Of either, as training and decoding in PyTorch commonly reach."""
+SEQUENCES, NEW_TOKENS, STEPS = 128, 512, 100
+VALIDATIONS, VALIDATION_SIZE, TEST_SIZE = 11, 256, 1319
+"""Of the recipes for GSM8K. The test problems are answered twice, by the base and by the expert."""
+
+
+def seconds(own: Needs, step: Step, card: int) -> tuple[float, float]:
+    """Of one answer among others, as long as it may be; and of the gradient of one.
+
+    Answering reads the base, and half of the full cache, for every token of as many sequences as fit at once. A
+    gradient multiplies every token with the base forwards, backwards to the inputs, and forwards again where there is
+    gradient checkpointing.
+    """
+    speed, at_once = SPEEDS[card], min(own.sequences(card * 1e9), SEQUENCES)
+    answers = NEW_TOKENS * (own.stays / at_once + own.cache / 2) / (REACHED * speed.bandwidth)
+    passes = 3 if step.checkpointing else 2
+    return answers, passes * own.base * step.tokens / (REACHED * speed.flops)
+
+
+def print_hours(sizes: Iterable[int]) -> None:
+    print("| | card | seconds: sampling | gradient | validation | hours |\n|---|---|---|---|---|---|")
+    for card in sizes:
+        step = Step(TOKENS["gsm8k"], *SETTINGS[card])
+        for name, config in BASES.items():
+            answer, gradient = seconds(needs(config, 64, step), step, card)
+            parts = SEQUENCES * answer, SEQUENCES * gradient, VALIDATION_SIZE * answer
+            hours = (STEPS * sum(parts[:2]) + VALIDATIONS * parts[2] + 2 * TEST_SIZE * answer) / 3600
+            told = " | ".join(f"{part:.0f}" for part in parts)
+            print(f"| {name}, gsm8k | {SPEEDS[card].name}, {card} GB | {told} | {hours:.1f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--card", type=int, choices=[*SETTINGS], help="GB of memory; all, if it is not given")
-    card = parser.parse_args().card
+    parser.add_argument("--hours", action="store_true", help="the time, on a card of 24 GB and one of 80 GB")
+    options = parser.parse_args()
+    card = options.card
+    if options.hours:
+        print_hours([card] if card in SPEEDS else SPEEDS)
+        return
     columns = ("base", "factors", "stay", "backward", "peak", "sequences sampled at once", "their cache", "peak")
     print(f"| | card | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for size in [card] if card else SETTINGS:

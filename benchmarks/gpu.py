@@ -153,8 +153,7 @@ def training_step(card: Card) -> Rows:
 
 
 def memory(card: Card) -> Rows:
-    """A training step's, against the arithmetic of docs/scale.md (bytes)."""
-    yield "", "measured", "arithmetic"
+    """A training step's, against the arithmetic of docs/scale.md."""
     yield from _memory(card, card.base(LARGE), needs(card.configs[LARGE], card.sizes.rank, card.sizes.step))
 
 
@@ -232,7 +231,6 @@ def four_bits(card: Card) -> Rows:
     base, _ = load_base(folder, dtype="bfloat16", device=card.place, quantization="nf4")
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=MLP)
     yield from _steps(card, base, {"QLoRA r=16": lora, f"SVF rank {card.sizes.rank}": card.svf})
-    yield "**bytes**", "**measured**", "**arithmetic**", ""
     yield from _memory(card, base, needs(card.configs[MIDDLE], card.sizes.rank, card.sizes.step, quantization="nf4"))
 
 
@@ -321,6 +319,7 @@ def _memory(card: Card, base: Any, wanted: Needs) -> Rows:
     stays = torch.cuda.memory_allocated() if card.place.type == "cuda" else None
     peak = card.peak(_step(card, model))
     model.unload()
+    yield "", "bytes, measured", "by arithmetic"
     yield "factors", f"{factors:,}", f"{wanted.factors:,}"
     yield "base and factors", _bytes(stays), f"{wanted.stays:,}"
     yield "peak of a step", _bytes(peak), f"{wanted.stays + wanted.backward:,}"
@@ -356,10 +355,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def table(found: list[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(row)} |" if len(row) > 1 else row[0] for row in found]
-    if found and len(found[0]) > 1:
-        lines.insert(1, "|---" * len(found[0]) + "|")
-    return "\n".join(lines)
+    """Markdown; a row that begins with an empty cell is the head of a table."""
+    lines = []
+    for row in found:
+        if row[0] == "":
+            lines += ["", f"| {' | '.join(row)} |", "|---" * len(row) + "|"]
+        else:
+            lines.append(f"| {' | '.join(row)} |" if len(row) > 1 else row[0])
+    return "\n".join(lines).strip()
 
 
 def main() -> None:
