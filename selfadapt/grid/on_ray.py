@@ -39,7 +39,6 @@ class RayWorkers:
 
     def __enter__(self) -> RayWorkers:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # What workers print to stdout would be mixed with our own.
         ray.init(log_to_driver=False, logging_level="WARNING")
         cards = 1 if ray.cluster_resources().get("GPU") else 0
         self._remote = ray.remote(_run_in).options(num_cpus=1, num_gpus=cards, max_retries=0)

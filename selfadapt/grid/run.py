@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -160,7 +161,8 @@ def _workers(work: Work, on_ray: bool) -> Iterator[Callable[[Sequence[Cell]], bo
     if on_ray:
         from selfadapt.grid.on_ray import RayWorkers
 
-        with RayWorkers(work) as workers:
+        # Ray prints to stdout when a worker has died.
+        with redirect_stdout(sys.stderr), RayWorkers(work) as workers:
             yield workers.run
     else:
         yield lambda cells: any(claim_and_run(cell, work) is not None for cell in cells)

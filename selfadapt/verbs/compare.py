@@ -45,7 +45,7 @@ def compare(
     """
     from experts.outside.errors import UserError
     from selfadapt.grid.report import document, write_report
-    from selfadapt.grid.results import RESULTS, collect_results
+    from selfadapt.grid.results import CELLS, RESULTS, collect_results
 
     if cells is not None and on is not None:
         raise UserError("--cells is for jobs that know nothing of each other, --on ray for one; give one of them")
@@ -72,7 +72,11 @@ def compare(
         rows = write_report(results, output)
         show({"results": str(results), "rows": document(rows)}, json, str(output / "report.md"))
     else:  # the other shares may be at work
-        show({"results": str(results), "cells": list(dict.fromkeys(line.cell for line in lines))}, json, str(results))
+        show(
+            {"results": str(results), "cells": list(dict.fromkeys(line.cell for line in lines))},
+            json,
+            str(output / CELLS),
+        )
     if failed:
         raise UserError(f"failed: {'; '.join(f'{line.cell} ({line.error})' for line in failed)}")
 
