@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from experts.outside.errors import not_installed
+from experts.outside.errors import UserError, not_installed
 from experts.training.run import Interrupted
 from selfadapt.grid.cells import Cell
 from selfadapt.grid.results import Line, add_results
@@ -17,7 +18,7 @@ from selfadapt.grid.run import Work, claim_and_run, failure, say
 
 try:
     import ray
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RaySystemError, RayTaskError, WorkerCrashedError
 except ModuleNotFoundError as error:
     raise not_installed("--on ray", "Ray", "ray") from error
 
@@ -39,7 +40,7 @@ class RayWorkers:
 
     def __enter__(self) -> RayWorkers:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(log_to_driver=False, logging_level="WARNING")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
         cards = 1 if ray.cluster_resources().get("GPU") else 0
         self._remote = ray.remote(_run_in).options(num_cpus=1, num_gpus=cards, max_retries=0)
         return self
@@ -70,6 +71,12 @@ class RayWorkers:
                 say(f"{cell.name}: its worker died, it is tried again")
                 return True
             lines = [failure(cell, error)]
+        except (RaySystemError, RayTaskError) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, UserError):
+                raise cause from error
+            said = str(error).strip().splitlines()[-1]
+            raise UserError(f"Ray's workers, which need the same packages, cannot run {cell.name}: {said}") from error
         if lines is None:
             return False
         add_results(self._work.results, lines)
