@@ -32,10 +32,10 @@ RECIPE = "smollm2-135m/stories"
 
 
 def grid(steps: int) -> dict[str, Any]:
-    training = {"steps": steps, "prompts_per_step": 4, "validate_every": steps, "validation_size": 16}
+    training = {"steps": steps, "prompts_per_step": 2, "validate_every": steps, "validation_size": 8}
     return {
         "domains": {"stories": RECIPE},
-        "recipe": {"test_size": 32, "training": training},
+        "recipe": {"test_size": 16, "training": training},
         "methods": {"svf": {"seeds": [*range(11)]}},
     }
 
