@@ -49,6 +49,8 @@ def compare(
 
     if cells is not None and on is not None:
         raise UserError("--cells is for jobs that know nothing of each other, --on ray for one; give one of them")
+    if on is not None:
+        import selfadapt.grid.on_ray  # noqa: F401 (it asks for Ray before anything else)
     failed = []
     if experiment.endswith(".jsonl"):
         for name, given in (("cells", cells), ("on", on), ("model", model), ("test-size", test_size)):

@@ -164,6 +164,22 @@ def test_a_share_that_there_is_not_is_one_line(path: Path, tmp_path: Path, run: 
     assert not (tmp_path / "out").exists()
 
 
+def test_ray_that_there_is_not_and_ray_with_shares_are_one_line(
+    path: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "selfadapt.grid.on_ray", raising=False)
+    for options, said in (
+        (("--on", "ray"), "--on ray needs Ray, which is not installed: pip install 'selfadapt[ray]'"),
+        (("--on", "ray", "--cells", "1/2"), "--on ray for one; give one of them"),
+    ):
+        code, out, err = run("compare", path, "--output", tmp_path / "out", *options)
+        assert (code, out) == (1, "")
+        assert said in err
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_have_a_folder_of_their_own(
     path: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
