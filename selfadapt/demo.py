@@ -1,43 +1,63 @@
-"""`selfadapt demo`: trains an expert on the built-in base and shows what has changed."""
+"""`selfadapt demo`: two passes with what is there already; then an expert is trained, and compared with the base."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from experts.engine import NativeEngine
+from experts.mixture import Mixture
 from experts.outside.files import atomic_file, check_writable, write_json
+from experts.shipped import shipped_library
 from experts.training.run import unfinished_folder
 from experts.training.trainer import LoadedBase
 from selfadapt.base_models import load_base
 from selfadapt.recipes import find_recipe, read_recipe, train_recipe
+from selfadapt.two_pass import SelfAdaptiveModel
 
-RECIPE = "smollm2-135m/stories"
+RECIPE = "smollm2-135m/demo"
 SHOWN = 5
+PROMPTS = [
+    "Kate has 8 marbles. Paul gives Kate 7 more. How many marbles does Kate have now?",
+    "There are 6 boxes with 7 eggs in each. How many eggs are there in all?",
+    "Noah has 6 eggs. Ida has 3 times as many. How many eggs does Ida have?",
+    "What is the capital of France?",
+]
 
 
 def demo(output: Path) -> dict[str, Any]:
-    """Trains the expert of `RECIPE` below `output`, writes `report.json` and `report.md` there, returns the report.
+    """Shows the two passes with the experts that come with the base, if there are some, and trains the one of `RECIPE`
+    below `output`; writes `report.json` and `report.md` there, returns the report.
 
     A demo that was interrupted goes on where it stopped; one that is complete is done again.
     """
     check_writable(output)
     console = Console(stderr=True)
     recipe = read_recipe(find_recipe(RECIPE))
+    new_tokens = recipe.training.max_new_tokens
     expert = output / recipe.domain.name
     unfinished = unfinished_folder(expert)
     if unfinished.exists():
         console.print("going on with the demo that was interrupted")
+    elif shipped_library(recipe.model) and find_spec("sentence_transformers"):
+        _show_two_passes(console, recipe.model, new_tokens)
+    console.print(
+        f"\n[bold]An expert for `{recipe.domain.name}` is trained now[/], from nothing: the base answers, right "
+        "answers are reinforced, and only z changes.\nCtrl-C stops it; the same command goes on.\n",
+        highlight=False,
+    )
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
     parameters_of_lora = lora_parameters(base)
-    result = train_recipe(
-        recipe, LoadedBase(base, tokenizer, recipe.model), recipe.run(expert, resume=unfinished.exists(), replace=True)
-    )
+    run = recipe.run(expert, resume=unfinished.exists(), replace=True, log_completions=True)
+    result = train_recipe(recipe, LoadedBase(base, tokenizer, recipe.model), run)
     report = {
         **result.comparison(),
         "train_seconds": result.train_seconds,
@@ -49,7 +69,6 @@ def demo(output: Path) -> dict[str, Any]:
         "expert": str(expert),
     }
     prompts = recipe.domain.load("test")["prompt"][:SHOWN]
-    new_tokens = recipe.training.max_new_tokens
     with result.model.disable_adapter():
         before = NativeEngine(result.model, tokenizer).generate(prompts, max_new_tokens=new_tokens)
     after = NativeEngine(result.model, tokenizer).generate(prompts, max_new_tokens=new_tokens)
@@ -59,6 +78,22 @@ def demo(output: Path) -> dict[str, Any]:
         temporary.write_text(_page(report, answers), encoding="utf-8")
     _show(console, report, answers, output)
     return report
+
+
+def _show_two_passes(console: Console, name: str, new_tokens: int) -> None:
+    """`PROMPTS`, who of the shipped experts answers each, and what the base would have said."""
+    console.print("[bold]One batch, each prompt answered by the expert that it is dispatched to:[/]\n")
+    model = SelfAdaptiveModel.from_pretrained(name)
+    nobody = Mixture.of({}, len(PROMPTS))
+    plain = model.engine.generate(PROMPTS, max_new_tokens=new_tokens, mixture=nobody)
+    table = Table("prompt", "who", "answers", "the base alone", show_lines=True)
+    for prompt, answer, base in zip(PROMPTS, model.generate(PROMPTS, max_new_tokens=new_tokens), plain, strict=True):
+        table.add_row(*_cells(prompt, " + ".join(answer.mixture[0]) or "the base", answer.text, base))
+    console.print(table)
+
+
+def _cells(*texts: str) -> list[Text]:
+    return [Text(" ".join(text.split())) for text in texts]  # which may hold what rich takes for markup
 
 
 def lora_parameters(base: nn.Module) -> int:
@@ -106,11 +141,22 @@ the query and value projections would have {report["lora_parameters"]:,}. It was
 def _show(console: Console, report: dict[str, Any], answers: list[tuple[str, str, str]], output: Path) -> None:
     table = Table("prompt", "base", "expert")
     for row in answers:
-        table.add_row(*(" ".join(text.split()) for text in row))
+        table.add_row(*_cells(*row))
     console.print(table)
     console.print(
         f"held-out problems: base {report['base_accuracy']:.1%}, expert {report['expert_accuracy']:.1%} "
         f"(n = {report['n']}, McNemar p = {report['p_value']:.2g}) with {report['parameters']:,} parameters;\n"
-        f"always giving the most common answer: {report['constant_accuracy']:.1%}\nsee {output / 'report.md'}",
+        f"always giving the most common answer: {report['constant_accuracy']:.1%}\n"
+        f"see {escape(str(output / 'report.md'))}\n",
         highlight=False,
+    )
+    prompt = '"' + PROMPTS[1] + '"'
+    console.print(
+        "[bold]What next[/]\n"
+        f"  selfadapt generate {prompt}   # two passes; with --dispatch none, the base\n"
+        f"  selfadapt experts add {escape(report['expert'])} --library mylib   # a library of your own, for --library\n"
+        "  selfadapt serve   # an OpenAI-compatible server\n"
+        "  docs/tutorial.md   # an expert from your own CSV file and your own reward",
+        highlight=False,
+        soft_wrap=True,
     )

@@ -171,7 +171,7 @@ def train_expert(
         with refusals("the trainer", options.trainer):
             trainer: RunTrainer = make(base, domain, adapter, options, run.folder)
         if isinstance(trainer, ReinforceTrainer) and run.log_completions:
-            trainer.add_callback(KeepCompletions(trainer, run.completions))
+            trainer.add_callback(KeepCompletions(trainer, run.completions, progress))
 
         def validate(model: PeftModel) -> Accuracy | Loss:
             if not is_judged(domain):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 from transformers import TrainerCallback
 
 from experts.outside.files import atomic_file
@@ -72,17 +74,32 @@ class Log:
             temporary.write_text("".join(kept), encoding="utf-8")
 
 
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class _Bars(Bars):
+    """Bars, and what stands below them."""
+
+    below: Sequence[RenderableType] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from self.below
+
+
 class Progress:
     """A live bar in a terminal, a line a step elsewhere; silent on all processes but the first."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.console = Console(stderr=True, quiet=not processes().is_main_process)
-        self._bars: Bars | None = None
+        self._bars: _Bars | None = None
         self._latest = ""
+        self._curve = ""
+        self._samples: list[str] = []
 
     def say(self, line: str) -> None:
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, markup=False)
 
     def begin(self, step: int, steps: int) -> None:
         self.steps = steps
@@ -103,10 +120,20 @@ class Progress:
         speed = f"  {entry['tokens_per_second']:,.0f} tok/s" if "tokens_per_second" in entry else ""
         if self._bars:
             self._bars.update(self._task, completed=step, figures=f"{learned}{speed}  {self._latest}")
+            if "accuracy" in entry:
+                self._curve += BLOCKS[min(int(entry["accuracy"] * len(BLOCKS)), len(BLOCKS) - 1)]
+                below = [f"right, step by step  {self._curve[-60:]}", *self._samples]
+                self._bars.below = [Text(line, style="dim") for line in below]
             return
         left = (time.monotonic() - self._began) / (step - self._first) * (self.steps - step)
         figures = f"{learned}{speed}  {entry['seconds']:.1f} s  {left / 60:.0f} min left"
-        self.say(f"{self.title}: step {step}/{self.steps}  {figures}")
+        for line in (f"{self.title}: step {step}/{self.steps}  {figures}", *self._samples):
+            self.say(line)
+
+    def sampled(self, prompt: str, samples: Sequence[tuple[str, float | None]]) -> None:
+        """Some samples of a step, each with its reward; they are shown with its figures."""
+        said = [f"  {'none' if r is None else f'{r:+.2f}'}  {shorten(text, 80)}" for text, r in samples]
+        self._samples = [f"  {shorten(prompt, 120)}", *said]
 
     def validated(self, step: int, figure: Figure) -> None:
         number = isinstance(figure, float)
@@ -132,8 +159,8 @@ class Progress:
             task = bars.add_task(f"{self.title}: {what}", total=total, figures="")
             yield lambda done: bars.advance(task, done)
 
-    def _make_bars(self) -> Bars:
-        return Bars(
+    def _make_bars(self) -> _Bars:
+        return _Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

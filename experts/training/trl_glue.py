@@ -44,13 +44,16 @@ from experts.svf import SVFConfig
 from experts.svf.scaled import SVFLayer
 from experts.svf.shared import SharedAdamW, of_one_kind
 from experts.svf.sigmoid import SigmoidAdamW
-from experts.training.log import Log
+from experts.training.log import Log, Progress
 from experts.training.options import check_step
 from experts.training.passthrough import DRAWING
 from experts.training.reinforce import Reinforce, advantages, kl_to_base, policy_loss, signed
 from experts.training.shared_prompts import completion_logits, sample
 from experts.training.token_logps import Headless, head_of, token_logps
 from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
+
+SHOWN = 2
+"""Samples of a step that are shown where they are kept."""
 
 # What TRL's batches hold besides a vision-language model's own inputs.
 BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
@@ -236,16 +239,17 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
 
 
 class KeepCompletions(TrainerCallback):
-    """Writes what each step sampled, and what it earned, to a log."""
+    """Writes what each step sampled, and what it earned, to a log, and shows two samples of its first prompt."""
 
-    def __init__(self, trainer: ReinforceTrainer, log: Log) -> None:
-        self.trainer, self.log = trainer, log
+    def __init__(self, trainer: ReinforceTrainer, log: Log, progress: Progress) -> None:
+        self.trainer, self.log, self.progress = trainer, log, progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             sampled: Any = self.trainer._logs
             weights: Any = self.trainer.reward_weights.tolist()
             each = zip(*sampled["rewards"].values(), strict=True)
+            entries: list[dict[str, Any]] = []
             for prompt, completion, rewards in zip(sampled["prompt"], sampled["completion"], each, strict=True):
                 reward = total([*zip(weights, rewards, strict=True)])
                 own = dict(zip(sampled["rewards"], map(_opinion, rewards), strict=True))
@@ -253,7 +257,10 @@ class KeepCompletions(TrainerCallback):
                 chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
                 said = [turn | {"content": words(turn["content"])} for turn in chat]  # without pictures
                 step = {"step": state.global_step, "reward": _opinion(reward), **several}
-                self.log.append(**step, prompt=said, completion=text_of(completion))
+                entries.append({**step, "prompt": said, "completion": text_of(completion)})
+                self.log.append(**entries[-1])
+            first = [(entry["completion"], entry["reward"]) for entry in entries[:SHOWN]]
+            self.progress.sampled(entries[0]["prompt"][-1]["content"], first)
 
 
 @contextmanager

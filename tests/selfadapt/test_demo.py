@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from experts.expert import read_config
 from experts.training import expert
@@ -30,6 +32,16 @@ def test_it_leaves_a_report_and_an_expert(tmp_path: Path) -> None:
     picture = page.split("![training curve](")[1].split(")")[0]
     assert (tmp_path / "demo" / picture).is_file()
     assert demo.demo(tmp_path / "demo")["n"] == report["n"]  # done again
+
+
+def test_it_begins_with_what_is_there(smollm2_folder: Path) -> None:
+    console = Console(file=StringIO(), width=200)
+    demo._show_two_passes(console, "smollm2-135m", 8)
+    rows = [line.split("│")[1:-1] for line in console.file.getvalue().splitlines() if "│" in line]  # type: ignore[attr-defined]
+    prompts, who, answers, bases = (tuple(cell.strip() for cell in column) for column in zip(*rows, strict=True))
+    assert list(prompts) == demo.PROMPTS
+    assert who == ("stories", "groups", "relations", "the base")
+    assert all((answer == base) == (by == "the base") for by, answer, base in zip(who, answers, bases, strict=True))
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
