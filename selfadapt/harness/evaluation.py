@@ -113,7 +113,7 @@ def _check_samples(samples: Mapping[str, Sequence[int]], loaded: Sequence[Task |
 def _check_shares(limit: float | None, samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:
     """lm-eval would fail in a process that has no document of a task."""
     count = processes(PATIENCE).num_processes
-    for name, task in _named(loaded).items():
+    for name, task in _named(loaded).items() if count > 1 else ():
         there = len(task.eval_docs)
         documents = len(samples.get(name, ())) or min(get_sample_size(task, limit) or there, there)
         if documents < count:
