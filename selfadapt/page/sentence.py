@@ -17,14 +17,17 @@ from selfadapt.serving.served import Served
 
 INTRODUCTION = """\
 Nobody trains anything here. A **network** reads one sentence that describes a task and writes an adapter for it at
-once; then a prompt is answered with that adapter switched on.
+once; then a prompt is answered with that adapter switched on. The network that comes with the built-in base knows the
+four kinds of problems of its experts, and writes hardly more than nothing for everything else.
 """
 
 
 def sentence_tab(served: Served) -> None:
     gr.Markdown(INTRODUCTION)
-    sentence = gr.Textbox("Given the name of a country, name its capital city.", label="The task, in one sentence")
-    prompt = gr.Textbox("France", label="A prompt of that task")
+    sentence = gr.Textbox("Boxes with the same number of things in each", label="The task, in one sentence")
+    prompt = gr.Textbox(
+        "There are 6 boxes with 7 eggs in each. How many eggs are there in all?", label="A prompt of that task"
+    )
     tokens = length_slider()
     go = gr.Button("Write the adapter, and answer", variant="primary", elem_id="sentence-go")
     status = status_line("sentence-status")

@@ -69,6 +69,7 @@ def train(tiny_model: Any, tiny_tokenizer: Any, make_writer: Any, tmp_path: Path
                 training_items(tasks, tiny_tokenizer, writer.encoder, options),
                 validation_items(letter_tasks("gh"), tiny_tokenizer, writer.encoder, options),
                 Collator(tiny_tokenizer.pad_token_id),
+                "It learned letters.",
             ),
             options,
             Run(tmp_path / name, {"name": "letters"}, resume),
