@@ -133,6 +133,6 @@ def _compared(one: tuple[str, Mapping[str, Tensor]], other: tuple[str, Mapping[s
     lengths = [float(torch.cat([*changes.values()]).norm()) for changes in (mine, theirs)]
     cosine = dot / (lengths[0] * lengths[1] or 1.0)
     return note(
-        f"{a} and {b}: the cosine of their changes is {cosine:.2f}. At 1 they would turn the same knobs the same way, at 0 "
-        "they have nothing in common, and at -1 one undoes the other."
+        f"{a} and {b}: the cosine of their changes is {cosine:.2f}. At 1 they would turn the same knobs the same way; "
+        "at 0 they have nothing in common, and at -1 one undoes the other."
     )
