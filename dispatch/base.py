@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,15 +42,42 @@ def question(prompt: str | Chat) -> str:
     return next((words(message["content"]) for message in reversed(read) if message["role"] == "user"), "")
 
 
-def decide(names: Sequence[str], probabilities: Tensor, known: Tensor, soft: bool) -> Mixture:
-    """The mixture that a classifier's probabilities ask for.
+@dataclass(frozen=True)
+class Considered:
+    """What a classifier of prompts makes of them, before anything is decided.
 
     Args:
         names: K experts.
         probabilities: [B, K], rows that sum to 1.
-        known: [B], False where the prompt belongs to none of them: the row abstains.
-        soft: whether the probabilities are the weights; otherwise the most probable expert answers alone.
+        scores: [B, K], how near each expert is to each prompt, on the scale of the threshold.
+        threshold: a prompt whose best score is lower belongs to none of them.
+        scale: what the scores are.
     """
-    best = probabilities.max(1)
-    weights = probabilities if soft else torch.zeros_like(probabilities).scatter_(1, best.indices[:, None], 1.0)
-    return Mixture(tuple(names), weights * known[:, None], confidence=best.values)
+
+    names: tuple[str, ...]
+    probabilities: Tensor
+    scores: Tensor
+    threshold: float
+    scale: Literal["cosine", "probability"]
+
+    def decide(self, soft: bool) -> Mixture:
+        """The mixture that this asks for.
+
+        Args:
+            soft: whether the probabilities are the weights; otherwise the most probable expert answers alone.
+        """
+        best = self.probabilities.max(1)
+        alone = torch.zeros_like(self.probabilities).scatter_(1, best.indices[:, None], 1.0)
+        known = self.scores.max(1).values >= self.threshold  # [B]; the other rows abstain
+        weights = (self.probabilities if soft else alone) * known[:, None]
+        return Mixture(self.names, weights, confidence=best.values)
+
+
+@runtime_checkable
+class Classifier(Dispatcher, Protocol):
+    """A dispatcher that says how it came to its mixture."""
+
+    soft: bool
+
+    def consider(self, prompts: Sequence[str | Chat]) -> Considered:
+        """Of `prompts`: `consider(prompts).decide(soft)` is what the dispatcher gives."""

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from dispatch.base import decide, question
+from dispatch.base import Considered, question
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import Chat
@@ -78,9 +78,12 @@ class EmbeddingDispatcher:
         return cls(library.names, vectors, prompts, encoder=encoder, false_alarms=false_alarms, soft=soft)
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
+        return self.consider(prompts).decide(self.soft)
+
+    def consider(self, prompts: Sequence[str | Chat]) -> Considered:
+        """As `Classifier.consider`; scores are cosines."""
         cosines = encode([question(prompt) for prompt in prompts], self.encoder) @ self.centroids.T  # [B, K]
-        probabilities = (cosines / self.temperature).softmax(1)
-        return decide(self.names, probabilities, cosines.max(1).values >= self.threshold, self.soft)
+        return Considered(self.names, (cosines / self.temperature).softmax(1), cosines, self.threshold, "cosine")
 
 
 def check_described(library: ExpertLibrary) -> None:

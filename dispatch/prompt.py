@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase, ProcessorMixin
 
-from dispatch.base import decide, question
+from dispatch.base import Considered, question
 from experts.engine import NativeEngine
 from experts.engine.batches import pad_batch
 from experts.engine.context import attention_window, context_of
@@ -182,13 +182,15 @@ class PromptDispatcher:
         return cls(engine, library.descriptions(), expert=CLASSIFIER, calibration=calibration)
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
-        if self.free:
-            return self._written(prompts)
+        return self._written(prompts) if self.free else self.consider(prompts).decide(self.soft)
+
+    def consider(self, prompts: Sequence[str | Chat]) -> Considered:
+        """As `Classifier.consider`; scores are the probabilities themselves. `free` counts for nothing here."""
         if self.calibration is None:
             self.calibration = Calibration.centred(self.scores(list(self.categories.values())))
         logits = self.scores(prompts) @ self.calibration.weight + self.calibration.bias  # [B, K]
         probabilities = logits.softmax(1)
-        return decide([*self.categories], probabilities, probabilities.max(1).values >= self.min_confidence, self.soft)
+        return Considered(tuple(self.categories), probabilities, probabilities, self.min_confidence, "probability")
 
     @torch.inference_mode()
     def scores(self, prompts: Sequence[str | Chat]) -> Tensor:

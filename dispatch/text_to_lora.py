@@ -188,4 +188,7 @@ def network_path(library: ExpertLibrary) -> Path:
 def check_network(library: ExpertLibrary) -> None:
     """Raises UserError if a library has no such network."""
     if not (path := network_path(library)).is_dir():
-        raise UserError(f"there is no {path}; put a network there that `selfadapt t2l train` has made")
+        raise UserError(
+            f"the library {library.folder} has no network that writes experts: train one with `selfadapt t2l train`, "
+            f"and put it into a library of yours as {path.name}/"
+        )

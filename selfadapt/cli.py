@@ -26,6 +26,7 @@ from selfadapt.verbs.experts import EXPERTS, experts
 from selfadapt.verbs.export import export
 from selfadapt.verbs.generate import generate
 from selfadapt.verbs.import_ import import_
+from selfadapt.verbs.play import play
 from selfadapt.verbs.serve import serve
 from selfadapt.verbs.t2l import T2L, t2l, t2l_train
 from selfadapt.verbs.train import Train, train
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": Train,
     "generate": generate,
+    "play": play,
     "serve": serve,
     "dispatch": dispatch,
     "adapt": adapt,

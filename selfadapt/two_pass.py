@@ -27,7 +27,7 @@ from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.base_names import HUB_ID
-from experts.outside.chats import Chat, read_prompt, read_prompts, with_system_prompt
+from experts.outside.chats import Chat, check_roles, read_prompt, read_prompts, with_system_prompt
 from experts.outside.errors import UserError, unknown
 from experts.shipped import shipped_for, shipped_library
 from selfadapt.base_models import BUILT_IN, BaseOptions, load_base, load_shapes
@@ -163,9 +163,12 @@ class SelfAdaptiveModel:
         """Pass one alone: the mixture of each prompt.
 
         Raises:
-            UserError: if there are no prompts, or the dispatcher gives something else than a row for each.
+            UserError: if there are no prompts or one has an unknown role, or the dispatcher gives something else than a
+                row for each.
         """
-        return self._dispatched(_read(prompts))
+        prompts = _read(prompts)
+        check_roles(self.engine.tokenizer, prompts)
+        return self._dispatched(prompts)
 
     def generate(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from experts.domains.base import Split, with_instruction, with_system
 from experts.domains.jsonl import ROLES
 from experts.domains.judges.judged import Judged
-from experts.domains.published import Row, rows_of_split
+from experts.domains.published import Row, rows_of_split, too_few
 from experts.outside.chats import as_chat, read_prompt, words
 from experts.outside.errors import UserError, unknown
 from experts.outside.fields import added, told
@@ -100,7 +100,7 @@ class Hub(Judged):
         rows = {own: list(self._rows(data[name], name)) for own, name in official.items()}
         dealt = rows_of_split(rows, split, other_copies=False)
         if not dealt:
-            raise UserError(f"{self.path}: there are too few rows for a {split} split, add some")
+            raise too_few(self.path, rows, split)
         own = data[official.get(split, official["train"])]
         kept = own.select([row.fields["index"] for row in dealt])
         pictures = self._pictures(kept) if self.image_column else None

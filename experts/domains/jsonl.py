@@ -94,8 +94,8 @@ class Jsonl(Judged):
         if not all(dealt.values()):
             counts = ", ".join(f"{share} {len(rows)}" for share, rows in dealt.items())
             raise UserError(
-                f"{self.path}: too few rows for a split by prompt ({counts}); add rows, or give validation_path "
-                f"and test_path"
+                f"{self.path}: too few rows for a split by prompt ({counts}); add some, 40 are enough as a rule, or "
+                "give validation_path and test_path"
             )
         return dealt
 

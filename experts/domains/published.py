@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz")
+ENOUGH = "a hash of what they ask puts one in ten into validation and one into test; 40 rows are enough as a rule"
 OVERLAPS = Path("_overlaps", "train_rows_to_drop.jsonl")
 
 
@@ -89,8 +90,7 @@ def load_published(
     found = _find(source, path)
     rows = rows_of_split(found, split)
     if not rows:
-        only = "" if "train" in found else f" beside {' and '.join(found)}"
-        raise UserError(f"{path or source.folder}: there are too few rows for a {split} split{only}, add some")
+        raise too_few(path or source.folder, found, split)
     read_rows = [{"id": row.id, **_read(read, row)} for row in rows]
     if shots:
         train = read_rows if split == "train" else [_read(read, row) for row in rows_of_split(found, "train")[:shots]]
@@ -117,6 +117,14 @@ def _read(read: Callable[[Fields], dict[str, Any]], row: Row) -> dict[str, Any]:
         raise UserError(f"{row.where}: the field {error} is missing") from error
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{row.where}: {error}") from error
+
+
+def too_few(where: str, official: Mapping[Split, list[Row]], split: Split) -> UserError:
+    """What to raise where no rows are left for a split."""
+    counts = ", ".join(f"{name} {len(rows)}" for name, rows in official.items())
+    if official.get("train") and (split == "train" or split not in official):
+        return UserError(f"{where}: too few rows ({counts}) for a {split} split: {ENOUGH}")
+    return UserError(f"{where}: too few rows ({counts}): none is left for a {split} split; add one at least")
 
 
 def rows_of_split(official: Mapping[Split, list[Row]], split: Split, *, other_copies: bool = True) -> list[Row]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from experts.outside.errors import UserError, short
 from experts.outside.pictures import load_pictures, words
-from experts.outside.template_arguments import check_arguments
+from experts.outside.template_arguments import check_arguments, named_in
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in
 TEXT = ("text", "input_text", "output_text")  # what parts of text are called, here and in OpenAI's requests
 PICTURE = ("image", "image_url", "input_image")
 PICTURE_SOURCES = ("image", "image_url", "url", "path", "base64")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+TOLD = ("system", "developer")  # of what they say every answer is to know
 SILENT = ("assistant", "tool")  # roles that may have nothing to say: tool calls alone, a tool without a result
 
 PLAIN_TEMPLATE = (
@@ -105,18 +107,19 @@ def with_system_prompt(prompts: Sequence[str | Chat], text: str | None) -> list[
 
 
 def check_system_is_shown(chat: Chat, text: str, show: Callable[[Chat], str], what: str) -> None:
-    """Raises UserError if a template passes over what the system says: some show the user and the assistant alone.
+    """Raises UserError if a template passes over what one of `TOLD` says: some show the user and the assistant alone.
 
     Args:
         text: what the template makes of the chat.
         show: gives what it makes of another.
     """
     for place, message in enumerate(chat):
-        if message["role"] == "system" and message["content"]:
+        if message["role"] in TOLD and message["content"]:
             more = message["content"] + ("." if isinstance(message["content"], str) else _parts("."))
             if show([*chat[:place], {**message, "content": more}, *chat[place + 1 :]]) == text:
                 raise UserError(
-                    f"the base's chat template shows nothing of what the system says in {what}; let the user say it"
+                    f"the base's chat template shows nothing of what the {message['role']} says in {what}; let the "
+                    "user say it"
                 )
 
 
@@ -195,6 +198,16 @@ def check_template(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
     render(tokenizer, ["?"])
 
 
+def check_roles(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat]) -> None:
+    """Raises UserError, naming prompt and message, for a role that neither `ROLES` nor the chat template names."""
+    for number, prompt in enumerate(prompts, 1):
+        for place, message in enumerate(as_chat(prompt), 1):
+            role = message["role"]
+            if role not in ROLES and not named_in(tokenizer.chat_template, role):
+                what = f"message {place} of {_name(number, len(prompts))}"
+                raise UserError(f"{what} has the unknown role {short(role)}; the roles are {', '.join(ROLES)}")
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat], **arguments: Any
 ) -> list[str]:
@@ -205,7 +218,7 @@ def render(
 
     Raises:
         UserError: naming the prompt that is none, that the base's chat template refuses, or that has a picture where
-            the base reads text alone; or as `template_of` does.
+            the base reads text alone, or a role that neither `ROLES` nor the template names; or as `template_of` does.
     """
     chats, template = _shown(tokenizer, prompts), template_of(tokenizer)
     return [
@@ -247,6 +260,7 @@ def tokenize_seen(processor: ProcessorMixin, prompts: Sequence[str | Chat], **op
 def _shown(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[Chat]:
     """The chats as the base's template wants them: content in parts where the base sees, else as strings."""
     chats = [as_chat(prompt) for prompt in read_prompts(prompts)]
+    check_roles(tokenizer, chats)
     if isinstance(tokenizer, ProcessorMixin):
         return [[{**message, "content": _parts(message["content"])} for message in chat] for chat in chats]
     for number, chat in enumerate(chats, 1):

@@ -29,7 +29,7 @@ def find_object(where: str, what: str) -> Any:
     if not home or not name.isidentifier():
         raise UserError(f"the {what} {where!r} must be file.py:name or package.module:name")
     try:
-        module = _from_file(find_path(home)) if home.endswith(".py") else _from_package(home)
+        module = _from_file(_find_file(home, f"the {what} {where}")) if home.endswith(".py") else _from_package(home)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -41,6 +41,13 @@ def find_object(where: str, what: str) -> Any:
     if not callable(found):
         raise UserError(f"the {what} {where} cannot be called: it is of the type {type(found).__name__}")
     return found
+
+
+def _find_file(path: str, what: str) -> Path:
+    try:
+        return find_path(path, data=False)
+    except UserError as error:
+        raise UserError(f"{what} is not there: {error}") from error
 
 
 def _from_package(name: str) -> ModuleType:

@@ -29,8 +29,11 @@ MARKS = {
 GZIP = b"\x1f\x8b"
 
 
-def find_path(path: str) -> Path:
+def find_path(path: str, *, data: bool = True) -> Path:
     """A file or folder relative to the current folder, or else to `$SELFADAPT_DATA`.
+
+    Args:
+        data: whether it holds data, which a folder of data sets may have.
 
     Raises:
         UserError: naming the places that were tried.
@@ -42,7 +45,7 @@ def find_path(path: str) -> Path:
     for place in places:
         if place.exists():
             return place
-    hint = "" if folder else "; SELFADAPT_DATA can name a folder of data sets"
+    hint = "" if folder or not data else "; SELFADAPT_DATA can name a folder of data sets"
     raise UserError(f"no file {' or '.join(str(place.absolute()) for place in places)}{hint}")
 
 

@@ -1,4 +1,4 @@
-"""Which arguments a base's chat template takes from those who use it."""
+"""What a base's chat template takes from those who use it: which arguments, and which roles beside the usual ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from experts.outside.errors import UserError, unknown
@@ -26,12 +26,30 @@ def variables(template: str) -> set[str]:
     Raises:
         UserError: if it is no template.
     """
+    parsed = _parsed(template)
+    assert parsed.environment is not None
+    return meta.find_undeclared_variables(parsed) - {*parsed.environment.globals}
+
+
+def named_in(template: str | Mapping[str, str] | None, name: str) -> bool:
+    """Whether a template, or one of a choice of several, has a string of this name that is no key of a message's.
+
+    Raises:
+        UserError: if it is no template.
+    """
+    for each in [template] if isinstance(template, str) else (template or {}).values():
+        parsed = _parsed(each)
+        keys = [item.arg for item in parsed.find_all(nodes.Getitem)]
+        if any(const.value == name and not any(const is key for key in keys) for const in parsed.find_all(nodes.Const)):
+            return True
+    return False
+
+
+def _parsed(template: str) -> nodes.Template:
     try:
-        environment = _compile_jinja_template(template).environment
-        found = meta.find_undeclared_variables(environment.parse(template))
+        return _compile_jinja_template(template).environment.parse(template)
     except TemplateError as error:
         raise UserError(f"the base's chat template is none of Jinja's: {' '.join(str(error).split())}") from error
-    return found - {*environment.globals}
 
 
 def check_arguments(template: str | Mapping[str, str], arguments: Mapping[str, Any]) -> None:

@@ -259,7 +259,7 @@ class SVFModel(PeftVerbs):
             return
         if self.training:
             raise ValueError("adapter_names is for inference; call eval() first")
-        if not isinstance(adapter_names, list | tuple):
+        if not isinstance(adapter_names, list | tuple) or not all(isinstance(name, str) for name in adapter_names):
             raise UserError(f"adapter_names must be a list with a name for each row; got {adapter_names!r}")
         names = sorted({*adapter_names} - {"__base__"})
         weights = torch.tensor([[float(row == name) for name in names] for row in adapter_names])

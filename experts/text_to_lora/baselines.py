@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError, check_whole
 from experts.svf.fingerprint import refuse_other_base
-from experts.text_to_lora.encoder import LoadBase, make_encoder, rescaled
+from experts.text_to_lora.encoder import LoadBase, TaskEncoder, make_encoder, rescaled
 from experts.text_to_lora.evaluation import Compared, Method, evaluate, paired_estimates
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, Written
@@ -58,6 +58,7 @@ def written_methods(
     scaling = output.scaling if isinstance(output, LoraOutput) else 1.0
     factors = None if isinstance(output, LoraOutput) else base_factors(base, writer.network)
     names = [task.name for task in tasks]
+    others = farthest(tasks, writer.encoder)
 
     def method(name: str, write: Callable[[int], Written]) -> Method:
         def of_task(task: Task) -> AbstractContextManager[None]:
@@ -76,11 +77,26 @@ def written_methods(
         method("written", from_text(lambda index: tasks[index].descriptions[0])),
         method(
             "written, another task's description",
-            from_text(lambda index: tasks[(index + 1) % len(tasks)].descriptions[0]),
+            from_text(lambda index: tasks[others[index]].descriptions[0]),
         ),
         method("written, random description", from_text(lambda index: random_text(seed + index))),
         method("written, random vector", from_vector),
     ]
+
+
+def farthest(tasks: Sequence[Task], encoder: TaskEncoder) -> list[int]:
+    """For each task the one whose description is the least like its own, of another category where there is one.
+
+    Embeddings alone would not do: of one kind of task they put some farther apart than from other kinds.
+    """
+    vectors = encoder([task.descriptions[0] for task in tasks])
+    alike = rescaled(vectors) @ rescaled(vectors).T / vectors.shape[1]  # [N, N], cosines
+    for row, task in enumerate(tasks):
+        alike[row, row] = torch.inf
+        for column, other in enumerate(tasks):
+            if task.category is not None and task.category == other.category:
+                alike[row, column] += 2  # after all those of other categories
+    return alike.argmin(1).tolist()
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from experts.exchange.lora_folder import read_lora
 from experts.expert import read_config, read_z
+from experts.library import ExpertLibrary
 from experts.outside.errors import UserError, check_numbers
+from experts.outside.files import expand
 from experts.outside.reading import read_json
+from experts.shipped import shipped_library
 from experts.svf.decomposition import Factors
-from experts.text_to_lora.encoder import TaskEncoder, make_encoder
+from experts.text_to_lora.encoder import make_encoder
 from experts.text_to_lora.examples import Rounds
 from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, SvfOutput, Written
 from experts.text_to_lora.rows import base_factors
@@ -34,7 +38,9 @@ class Reconstruction(NetworkTraining):
     items_option: ClassVar[str] = "adapters_per_step"
 
     adapters: str
-    """A folder of adapter folders, each named like its task, or an expert library."""
+    """A folder of adapters, each in a folder named like its task; a library; or a base, for those shipped with it."""
+    identity: list[str] = field(default_factory=list)
+    """Tasks without an adapter, which are the base's: what is learned for them is z = 1. Only where experts are."""
     loss: Literal["normalised", "difference"] = "normalised"
     """L1 on the adapter's numbers, each divided by its deviation over the library; or on the difference that the
     adapter makes to each weight: B A, or s·(z − 1), as it stands beside the singular vectors."""
@@ -45,10 +51,16 @@ class Reconstruction(NetworkTraining):
     warmup: float = 0.1
     validation_adapters: int = 0
     """Held out to choose the best step; 0 validates on what was trained on, each adapter from its first description."""
+    validation_descriptions: float = 0.0
+    """The share of each adapter's descriptions that is held out for that instead, chosen by a hash of their texts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, least=[("validation_adapters", 0)])
+        check_numbers(self, least=[("validation_adapters", 0), ("validation_descriptions", 0)])
+        if self.validation_descriptions >= 1:
+            raise UserError(f"validation_descriptions must be below 1, not {self.validation_descriptions}")
+        if self.validation_adapters and self.validation_descriptions:
+            raise UserError("validation_adapters and validation_descriptions both say what is held out; set one alone")
 
 
 def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reconstruction, run: Run) -> Result:
@@ -63,7 +75,7 @@ def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reco
         Diverged: at the first NaN; what was best until then has been written.
     """
     check_network_run(run, options)
-    targets = read_targets(Path(options.adapters))
+    targets = with_identity(read_targets(find_adapters(options.adapters)), options.identity)
     output = targets.output
     if type(output) is not type(design.output):
         raise UserError(f"{options.adapters} holds adapters of the kind {output.kind}: set output.kind to that")
@@ -83,20 +95,41 @@ def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reco
     needs_factors = isinstance(output, SvfOutput) and options.loss == "difference"
     factors = base_factors(base.load()[0], writer.network) if needs_factors else None
     described = {task.name: task.descriptions for task in (*tasks.train, *tasks.validation, *tasks.test)}
-    library = Library(targets, writer.network, embedded_descriptions(targets, described, encoder))
+    texts, held_out_texts = hold_out(descriptions_of(targets, described), options.validation_descriptions)
+    library = Library(targets, writer.network, [encoder(own).cpu() for own in texts])
     rows = list(range(len(targets.names)))
     held_out, learned = rows[: options.validation_adapters], rows[options.validation_adapters :]
     if not learned:
         raise UserError(f"{options.adapters} has {len(rows)} adapters: none is left beside {len(held_out)} held out")
     if options.loss == "normalised":
         library.normalise(writer.network, learned)
+    if options.validation_descriptions:
+        validation = [library.item(row, task) for row, own in held_out_texts.items() for task in encoder(own).cpu()]
+    else:
+        validation = [library.item(row, library.descriptions[row][0]) for row in held_out or learned]
     learning = Learning(
         ReconstructionLoss(writer.network, options.loss, factors),
         library.items(options, learned),
-        [library.item(row) for row in held_out or learned],
+        validation,
         collate,
+        _about({targets.names[row]: len(texts[row]) for row in learned}, options, len(validation)),
     )
     return train_network(writer, learning, options, run)
+
+
+def _about(descriptions: Mapping[str, int], options: Reconstruction, validating: int) -> str:
+    """What a network learned from, by the number of descriptions of each adapter."""
+    identity = [name for name in options.identity if name in descriptions]
+    adapters = [f"`{name}` from {count}" for name, count in descriptions.items() if name not in identity]
+    said = f"It learned to write {len(adapters)} adapters back: {', '.join(adapters)} descriptions."
+    if identity:
+        others = ", ".join(f"{descriptions[name]} of `{name}`" for name in identity)
+        said += f"\nFor everything else it learned to leave the base as it is (z = 1), from descriptions: {others}."
+    if options.validation_descriptions:
+        said += f"\n{validating} more of their descriptions chose the step."
+    elif options.validation_adapters:
+        said += f"\n{validating} more adapters chose the step."
+    return said
 
 
 @dataclass(frozen=True)
@@ -113,13 +146,21 @@ class Targets:
     """Of the base that experts belong to."""
 
 
+def find_adapters(name: str) -> Path:
+    """A folder, or where there is none of this name, that of the experts which come with a base."""
+    folder = expand(name)
+    return folder if folder.is_dir() else shipped_library(name) or folder
+
+
 def read_targets(folder: Path) -> Targets:
-    """All adapters of a folder: LoRAs, or SVF experts.
+    """All adapters of a folder: LoRAs, or SVF experts. Of a library those that answer, and not its classifier.
 
     Raises:
         UserError: if there is none, one is damaged, or they differ in kind, rank, scaling or matrices.
     """
     paths = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    if (folder / "library.json").is_file():
+        paths = sorted(map(ExpertLibrary.open(folder).path, ExpertLibrary.open(folder).names))
     if not paths:
         raise UserError(f"{folder} holds no adapters: no folder in it has an adapter_config.json")
     read = [_read(path) for path in paths]
@@ -140,6 +181,27 @@ def read_targets(folder: Path) -> Targets:
         adapters[matrix] = LowRank(*stacked) if isinstance(first.output, LoraOutput) else stacked[0]
     descriptions = [adapter.description for adapter in read]
     return Targets([path.name for path in paths], first.output, adapters, descriptions, first.fingerprint)
+
+
+def with_identity(targets: Targets, tasks: Sequence[str]) -> Targets:
+    """The same adapters, and z = 1 for each of the tasks.
+
+    Raises:
+        UserError: for LoRAs, whose A can be anything where B is 0; or if a task has an adapter.
+    """
+    if not tasks:
+        return targets
+    if isinstance(targets.output, LoraOutput):
+        raise UserError("identity is for experts, where it is z = 1; of LoRAs many are the identity, so leave it out")
+    if twice := [name for name in targets.names if name in tasks]:
+        raise UserError(f"identity names {', '.join(twice)}, of which there is an adapter; leave one of the two out")
+    z: Any = targets.adapters
+    return replace(
+        targets,
+        names=[*targets.names, *tasks],
+        adapters={matrix: torch.cat([own, own.new_ones(len(tasks), own.shape[1])]) for matrix, own in z.items()},
+        descriptions=[*targets.descriptions, *[None] * len(tasks)],
+    )
 
 
 @dataclass(frozen=True)
@@ -207,12 +269,13 @@ class Library:
 
         def draw(index: int, rng: random.Random) -> dict[str, Any]:
             row = chosen[index]
-            return self.item(row, rng.randrange(len(self.descriptions[row])))
+            return self.item(row, self.descriptions[row][rng.randrange(len(self.descriptions[row]))])
 
         return Rounds(len(chosen), options.steps * options.adapters_per_step, options.seed, draw)
 
-    def item(self, row: int, description: int = 0) -> dict[str, Any]:
-        return {"tasks": self.descriptions[row][description], "targets": [numbers[row] for numbers in self.numbers]}
+    def item(self, row: int, task: Tensor) -> dict[str, Any]:
+        """An embedded description [E], and the adapter to be written from it."""
+        return {"tasks": task, "targets": [numbers[row] for numbers in self.numbers]}
 
     def normalise(self, network: AdapterNetwork, chosen: Sequence[int]) -> None:
         """Gives the network the means and deviations of the chosen adapters, and lets it begin at their mean."""
@@ -260,21 +323,41 @@ class ReconstructionLoss:
                 assert self.factors is not None
                 distance = self.factors[name].s * (adapter - wanted[name])
             distances.append(distance.abs().mean())
-        return 1e4 * torch.stack(distances).mean()  # as the paper's code, so that learning rates carry over
+        return 1e4 * torch.stack(distances).mean()  # as in the paper's code, which has it in A and B
 
 
-def embedded_descriptions(
-    targets: Targets, of_tasks: Mapping[str, tuple[str, ...]], encoder: TaskEncoder
-) -> list[Tensor]:
-    """The descriptions of each adapter, embedded: those of the task of its name, else its own.
+def descriptions_of(targets: Targets, of_tasks: Mapping[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The descriptions of each adapter: those of the task of its name, else its own.
 
     Raises:
         UserError: naming an adapter that nobody describes.
     """
-    embedded = []
+    texts = []
     for name, own in zip(targets.names, targets.descriptions, strict=True):
-        texts = of_tasks.get(name) or (own and (own,))
-        if not texts:
+        described = of_tasks.get(name) or (own and (own,))
+        if not described:
             raise UserError(f"nobody describes the adapter {name}: no task has that name, and it says nothing itself")
-        embedded.append(encoder(texts).cpu())
-    return embedded
+        texts.append(described)
+    return texts
+
+
+def hold_out(
+    texts: Sequence[tuple[str, ...]], share: float
+) -> tuple[list[tuple[str, ...]], dict[int, tuple[str, ...]]]:
+    """The descriptions of each adapter without a share of them, and that share, of those adapters that have any.
+
+    Which ones depends on nothing but the texts. At least one of each adapter remains.
+
+    Raises:
+        UserError: if none is held out of a share.
+    """
+    learned, held_out = [], {}
+    for row, own in enumerate(texts):
+        ordered = sorted(own, key=lambda text: hashlib.sha256(text.encode()).digest())
+        count = min(round(share * len(own)), len(own) - 1)
+        learned.append(tuple(text for text in own if text not in ordered[:count]))
+        if count:
+            held_out[row] = tuple(ordered[:count])
+    if share and not held_out:
+        raise UserError(f"no adapter has enough descriptions to hold out a share of {share}; write more of them")
+    return learned, held_out

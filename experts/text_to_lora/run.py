@@ -72,6 +72,8 @@ class Learning:
     validation: Sequence[Any]
     """The items that choose the best step."""
     collate: Callable[[Sequence[Any]], dict[str, Any]]
+    about: str
+    """What it is that it learns from, in sentences for its card."""
 
 
 class NetworkTrainer(RunTrainer):
@@ -144,7 +146,7 @@ def train_network(
 
         def write(folder: Path) -> None:
             write_network(writer.network, folder)
-            (folder / "README.md").write_text(_card(result, writer, run.recipe), encoding="utf-8")
+            (folder / "README.md").write_text(_card(result, writer, learning.about, run.recipe), encoding="utf-8")
 
         run.finish(result, write)
     return result
@@ -154,7 +156,7 @@ def _step_size(options: NetworkTraining) -> tuple[int, int]:
     return divide(options.items_option, getattr(options, options.items_option), options.micro_batch_size)
 
 
-def _card(result: Result, writer: TextToAdapter, recipe: Mapping[str, Any]) -> str:
+def _card(result: Result, writer: TextToAdapter, about: str, recipe: Mapping[str, Any]) -> str:
     config = writer.network.spec
     validations = "\n".join(f"| {step} | {loss:.4f} |" for step, loss in result.validations.items())
     # A network that learned to write LoRAs back has not seen the base's weights.
@@ -163,6 +165,7 @@ def _card(result: Result, writer: TextToAdapter, recipe: Mapping[str, Any]) -> s
 
 A text-to-adapter network (arXiv 2506.06105): {result.parameters:,} parameters that write adapters for the base
 `{config.base}`{which} and for no other, from descriptions read by `{config.encoder}`.
+{about}
 Trained for {result.train_seconds / 60:.1f} minutes; step {result.best_step} has the lowest validation loss.
 
 | step | validation loss |

@@ -2,10 +2,10 @@
 
 A folder holds tasks in one of two ways:
 
-- `tasks.jsonl` (task, split, Definition, Positive Examples) beside `train.jsonl` and `test.jsonl` (task, id, input,
-  output), plain or `.gz`;
-- upstream's: `tasks/task*.json` (Definition, Positive Examples, Instances) with the names of either split in
-  `splits/default/train_tasks.txt` and `test_tasks.txt`.
+- `tasks.jsonl` (task, split, Definition, Positive Examples, Categories) beside `train.jsonl` and `test.jsonl` (task,
+  id, input, output), plain or `.gz`;
+- upstream's: `tasks/task*.json` (Definition, Positive Examples, Categories, Instances) with the names of either split
+  in `splits/default/train_tasks.txt` and `test_tasks.txt`.
 
 Either way the official split is kept: tasks of the test list never train and choose nothing.
 """
@@ -22,6 +22,7 @@ from typing import Any
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import data_folder, expand
 from experts.outside.reading import read_json, read_objects, read_text
+from experts.shipped import FOLDER
 
 # Tasks of Natural Instructions that are never read: they hold text of the benchmarks that judge the result.
 #
@@ -70,6 +71,8 @@ class Task:
     """(input, output) pairs of the definition; not among the instances."""
     descriptions: tuple[str, ...] = ()
     """At least one: the definition, where nobody wrote others."""
+    category: str | None = None
+    """What kind of task it is, where its file says."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,12 @@ class Tasks:
 class TaskData:
     """Where the tasks of a run come from."""
 
-    path: str = "natural_instructions"
-    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub."""
+    path: str | None = "natural_instructions"
+    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub. None: there is
+    nothing but descriptions, which is enough for reconstruction."""
     descriptions: str | None = None
-    """A JSON Lines file of `task` (or `task_name`) and `descriptions`; without it definitions describe the tasks."""
+    """A JSON Lines file of `task` (or `task_name`) and `descriptions`, there or among what comes with the package;
+    without it definitions describe the tasks."""
     descriptions_per_task: int = 128
     """The first so many of a task's are used."""
     train_tasks: int | None = None
@@ -108,14 +113,19 @@ class TaskData:
         Raises:
             UserError: if something is missing or malformed, with the file and the field, or tasks are too few.
         """
-        folder = _find(self.path, Path.is_dir) or _from_hub(self.path)
-        tasks = [task for task in read_tasks(folder) if not is_excluded(task.name)]
+        descriptions = {}
         if self.descriptions is not None:
-            file = _find(self.descriptions, Path.is_file)
+            file = _find(self.descriptions, Path.is_file) or _shipped(self.descriptions)
             if file is None:
                 raise UserError(f"no file of descriptions {self.descriptions!r}, here or in SELFADAPT_DATA")
-            tasks = described(tasks, read_descriptions(file))
-        tasks = [replace(task, descriptions=task.descriptions[: self.descriptions_per_task]) for task in tasks]
+            descriptions = read_descriptions(file)
+        descriptions = {name: own[: self.descriptions_per_task] for name, own in descriptions.items()}
+        if self.path is None:
+            if not descriptions:
+                raise UserError("there are no tasks: data.path names no folder, and data.descriptions no file")
+            return Tasks([Task(name, "train", own[0], descriptions=own) for name, own in descriptions.items()], [], [])
+        folder = _find(self.path, Path.is_dir) or _from_hub(self.path)
+        tasks = described((task for task in read_tasks(folder) if not is_excluded(task.name)), descriptions)
         learn = sorted(
             (task for task in tasks if task.split == "train"),
             key=lambda task: hashlib.sha256(task.name.encode()).digest(),
@@ -182,7 +192,9 @@ def _task(name: str, split: str, row: dict[str, Any], instances: list[Instance],
         raise UserError(f"{where}: {name} has no instances")
     examples = row.get("Positive Examples") or []
     pairs = tuple((_text(example, "input", where), _text(example, "output", where)) for example in examples)
-    return Task(name, split, definition.strip(), tuple(instances), pairs, (definition.strip(),))
+    categories = row.get("Categories")
+    category = str(categories[0]) if isinstance(categories, list) and categories else None
+    return Task(name, split, definition.strip(), tuple(instances), pairs, (definition.strip(),), category)
 
 
 def _instance(row: Any, where: str) -> Instance:
@@ -232,6 +244,12 @@ def _find(path: str, kind: Any) -> Path | None:
     if (data := data_folder()) and not places[0].is_absolute():
         places.append(data / path)
     return next((place for place in places if kind(place)), None)
+
+
+def _shipped(path: str) -> Path | None:
+    """A file that lies with a network of the package, such as `smollm2-135m/t2l/descriptions.jsonl`."""
+    file = FOLDER / path
+    return file if file.is_file() else None
 
 
 def _from_hub(name: str) -> Path:

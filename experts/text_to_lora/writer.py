@@ -165,12 +165,6 @@ class TextToAdapter:
         return loras or experts
 
 
-def shipped_network(base_name: str) -> Path | None:
-    """The folder of the network that comes with the package for a base, or None."""
-    folder = Path(__file__).parent / "shipped" / base_name
-    return folder if (folder / "network.json").is_file() else None
-
-
 def load_writer(
     network: Path,
     base_named: Callable[[str | None], Base],

@@ -26,6 +26,8 @@ from experts.training.processes import processes
 from experts.training.trainer import Diverged, RunTrainer, StopOnInterrupt
 from experts.training.validation import KeepLast, Validate, Validation, kept_path
 
+LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -205,7 +207,7 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
 
     Raises:
         UserError: if the output is there already, or cannot be written; if there is nothing to resume, something that
-            ought to be resumed, or what another recipe began.
+            ought to be resumed, or what another recipe began; if another program is at work there.
     """
     here, there = Path.cwd(), Path(os.path.abspath(output))
     if there in (here, *here.parents):
@@ -218,8 +220,13 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
         raise UserError(f"{output} exists already; choose another folder, or remove it first")
     if resume and not going_on:
         raise UserError(f"there is nothing to resume: {unfinished} does not exist")
+    if (unfinished / LOCK).exists() and processes().is_main_process:
+        with _alone_in(unfinished):
+            pass
     if unfinished.exists() and not (resume or replace):
-        raise UserError(f"{unfinished} holds an unfinished run; resume it, or remove it to start again")
+        on = "go on with it by --resume (in Python resume=True)"
+        on = on if _was_begun_with(unfinished, recipe) else "choose another folder, for this is of another recipe"
+        raise UserError(f"{unfinished} holds an unfinished run: {on}; or remove it to start over (rm -r {unfinished})")
     if resume and not _was_begun_with(unfinished, recipe):
         raise UserError(f"{unfinished} was begun with another recipe; resume it with that one, or remove it")
     check_new_folder(unfinished)
@@ -268,7 +275,7 @@ def at_work_in(unfinished: Path) -> Iterator[Path]:
 @contextmanager
 def _alone_in(unfinished: Path) -> Iterator[None]:
     try:
-        lock = FileLock(unfinished / ".lock", timeout=0)
+        lock = FileLock(unfinished / LOCK, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise UserError(

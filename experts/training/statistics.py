@@ -96,8 +96,9 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
 
 def _fair(heads: int, tails: int) -> float:
     """The exact two-sided p-value of a fair coin."""
-    n = heads + tails
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(heads, tails) + 1)) / 2**n)
+    from scipy.stats import binomtest
+
+    return float(binomtest(heads, heads + tails).pvalue) if heads + tails else 1.0
 
 
 def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
@@ -152,7 +153,7 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
     binomial = share * (1 - share)
     if 1 in (seeds, items) or not binomial:
         return _wilson(share, Z**2 / items)
-    from scipy.special import stdtrit  # quantiles of Student's distribution; most runs need none
+    from scipy.special import stdtrit  # quantiles of Student's distribution; a training needs no scipy
 
     of_seeds, of_items = scores.mean(1), scores.mean(0)
     noise = scores - of_seeds[:, None] - of_items + share

@@ -9,6 +9,7 @@ line has an option for every field. What names alone do not say, a class transla
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from experts.outside.fields import as_document
 from experts.outside.reading import read_text
 
 T = TypeVar("T")
+
+DATA = re.compile(r"\.(?:csv|tsv|jsonl|parquet)(?:\.(?:gz|bz2|xz|zst|zip))?\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)  # what stands in an annotation must be hashable
@@ -111,6 +114,12 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file says; raises UserError, if it is not YAML."""
+    if DATA.search(path.name):
+        kind = "jsonl" if ".jsonl" in path.name.lower() else "hub"
+        raise UserError(
+            f"{path} holds data, and a YAML file is asked for, such as a recipe: its domain names the data, as "
+            f"{{kind: {kind}, path: {path}, …}}"
+        )
     text = read_text(path)
     try:
         return yaml.load(text, _EachKeyOnce)

@@ -8,15 +8,18 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dispatch.text_to_lora import network_path
+from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.outside.fields import added
+from experts.shipped import shipped_library
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
 from experts.text_to_lora.encoder import BUILT_IN as BUILT_IN_ENCODER
 from experts.text_to_lora.network import LoraOutput, SvfOutput
 from experts.text_to_lora.reconstruction import Reconstruction, train_reconstruction
 from experts.text_to_lora.supervised import Supervised, train_supervised
 from experts.text_to_lora.tasks import TaskData
-from experts.text_to_lora.writer import Base, Design, Sizes, shipped_network
+from experts.text_to_lora.writer import Base, Design, Sizes
 from experts.training.run import Result, Run
 from selfadapt.base_models import BUILT_IN, load_base, load_config
 from selfadapt.recipes.base import BaseBlock
@@ -79,7 +82,12 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
     Raises:
         UserError: for anything that the recipe, the data or the folders lack.
     """
-    base, tasks, training = base_named(recipe.model, recipe.dtype, recipe.base), recipe.data.load(), recipe.training
+    training = recipe.training
+    if recipe.data.path is None and not isinstance(training, Reconstruction):
+        raise UserError(
+            "data.path is null, and this training needs instances of tasks; only reconstruction does without"
+        )
+    base, tasks = base_named(recipe.model, recipe.dtype, recipe.base), recipe.data.load()
     if isinstance(training, TaskAdapters):
         return train_adapters(base, tasks, recipe.output, training, output)
     design = Design(recipe.output, recipe.encoder, recipe.trust_remote_code, recipe.network)
@@ -97,7 +105,12 @@ def base_named(name: str | None, dtype: str | None = None, block: BaseBlock = Ba
 
 def find_network(model: str | None) -> Path:
     """The network that comes with a base; raises UserError if there is none."""
-    network = shipped_network(model or BUILT_IN)
-    if network is None:
-        raise UserError(f"no network comes with the base {model or BUILT_IN!r}; train one, and name its folder")
+    name = model or BUILT_IN
+    library = shipped_library(name)
+    network = library and network_path(ExpertLibrary.open(library))
+    if network is None or not network.is_dir():
+        raise UserError(
+            f"no network comes with the base {name!r}; train one with `selfadapt t2l train`, and name its folder with "
+            "--network"
+        )
     return network

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -17,16 +18,33 @@ from experts.engine.continuous import ContinuousBatch
 from experts.outside.errors import UserError
 from selfadapt.serving.application import make_application
 from selfadapt.serving.gate import logger as requests_logger
-from selfadapt.serving.served import load_served
+from selfadapt.serving.served import Served, load_served
 
 GRACE = 5.0
 """Seconds that answers have to be completed in when the server is told to stop."""
 
 
+class Application(NamedTuple):
+    """What a server has at its address."""
+
+    app: ASGIApp
+    ending: Callable[[], object] = lambda: None
+    """Is called when all answers have ended: what stays open by itself is to close."""
+
+
 class Server(uvicorn.Server):
     """Told to stop, it takes no more requests, gives open ones a little time, and ends what is left."""
 
-    def __init__(self, app: ASGIApp, batch: ContinuousBatch, *, host: str, port: int, grace: float = GRACE) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        batch: ContinuousBatch,
+        *,
+        host: str,
+        port: int,
+        grace: float = GRACE,
+        ending: Callable[[], object] = lambda: None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             host=host,
@@ -37,7 +55,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=max(1, round(2 * grace) + 2),
         )
         super().__init__(config)
-        self.batch, self.grace = batch, grace
+        self.batch, self.grace, self.ending = batch, grace, ending
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end_answers())
@@ -50,6 +68,7 @@ class Server(uvicorn.Server):
         while (self.batch.running or self.batch.queued) and loop.time() < patience and not self.force_exit:
             await asyncio.sleep(0.05)
         await asyncio.to_thread(self.batch.close, self.grace)
+        self.ending()
 
 
 def run_native(
@@ -65,8 +84,12 @@ def run_native(
     most_bytes: int,
     dtype: str | None,
     device: str | None,
+    around: Callable[[Served, ASGIApp], Application] = lambda served, app: Application(app),
 ) -> None:
     """Serves until it is told to stop; one line a request goes to stderr.
+
+    Args:
+        around: what else is to be found at the address.
 
     Raises:
         UserError: if the address is taken, or as `load_served` does.
@@ -78,14 +101,43 @@ def run_native(
     requests_logger.addHandler(lines)
     requests_logger.setLevel(logging.INFO)
     requests_logger.propagate = False
-    app = make_application(served, api_key=api_key, most_bytes=most_bytes)
+    application = around(served, make_application(served, api_key=api_key, most_bytes=most_bytes))
     names = ", ".join(["auto", served.base, *served.names])
-    print(f"serving {names} at http://{host}:{listening.getsockname()[1]}/v1", file=sys.stderr, flush=True)
+    _run(application, served, listening, host, f"serving {names} at {{url}}/v1")
+
+
+def run_page(
+    model: str | None,
+    library: str | Path | None,
+    dispatch: str | None,
+    *,
+    host: str,
+    port: int,
+    rows: int,
+    queue: int,
+    dtype: str | None,
+    device: str | None,
+    page: Callable[[Served], Application],
+) -> None:
+    """Serves a page of what is served, and nothing else, until it is told to stop.
+
+    Raises:
+        UserError: if the address is taken, or as `load_served` does.
+    """
+    listening = _listen(host, port)
+    served = load_served(model, library, dispatch, rows=rows, waiting=queue, dtype=dtype, device=device)
+    _run(page(served), served, listening, host, "play at {url}")
+
+
+def _run(application: Application, served: Served, listening: socket.socket, host: str, said: str) -> None:
+    port = listening.getsockname()[1]
+    print(said.format(url=f"http://{host}:{port}"), file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt):  # which has stopped it already
-        Server(app, served.batch, host=host, port=port).run([listening])
+        Server(application.app, served.batch, host=host, port=port, ending=application.ending).run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound to an address; raises UserError if that cannot be."""
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         listening = socket.socket(family)

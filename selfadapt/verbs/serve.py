@@ -23,6 +23,8 @@ def serve(
     dtype: str | None = None,
     device: str | None = None,
     vllm_options: dict[str, str] | None = None,
+    page: bool = False,
+    runs: Path = Path("runs"),
 ) -> None:
     """Serve a base and its experts to OpenAI's clients: every request under a mixture of its own.
 
@@ -41,6 +43,8 @@ def serve(
         dtype: what the base computes in.
         device: where it computes.
         vllm_options: of vLLM's own, over those chosen here, such as "tensor-parallel-size 2 max-model-len 4096".
+        page: have a page to play with at /page, as `selfadapt play` has it.
+        runs: the folder whose trainings the page shows.
     """
     from experts.outside.errors import UserError, check_whole, not_installed
 
@@ -53,7 +57,11 @@ def serve(
     if key is not None and (not key or not key.isascii() or not key.isprintable()):
         raise UserError(f"--api-key and ${KEY} must be letters, digits and marks of ASCII; leave them out for no key")
     where: Any = {"host": host, "port": port, "api_key": key}
+    if page and key is not None:
+        raise UserError("a browser sends no API key: leave out --page, or the key")
     if engine == "vllm":
+        if page:
+            raise UserError("--page is the native engine's; leave it out")
         if given := [name for name, value in {**natives, "--device": device}.items() if value is not None]:
             raise UserError(f"{given[0]} is the native engine's; leave it out")
         from selfadapt.serving.vllm_command import run_vllm
@@ -65,6 +73,11 @@ def serve(
         from selfadapt.serving.running import run_native
     except ImportError as error:
         raise not_installed("the server", str(error.name), "serve") from error
+    beside: Any = {}
+    if page:
+        from selfadapt.verbs.play import page_with
+
+        beside = {"around": page_with(runs)}
     run_native(
         model,
         library,
@@ -75,4 +88,5 @@ def serve(
         most_bytes=(max_body_mib or 8) << 20,
         dtype=dtype,
         device=device,
+        **beside,
     )

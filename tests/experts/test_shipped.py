@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,15 +15,22 @@ from experts.library import ExpertLibrary, load_expert
 from experts.outside.errors import UserError
 from experts.shipped import shipped_library
 from experts.svf.fingerprint import fingerprint
+from experts.text_to_lora import TextToAdapter
+from experts.text_to_lora.reconstruction import hold_out
+from experts.text_to_lora.tasks import read_descriptions
+from experts.text_to_lora.writer import read_network
 from experts.training.evaluation import Problems, held_out_scores
 from experts.training.statistics import accuracy
 from selfadapt import SelfAdaptiveModel
 from selfadapt.recipes import find_recipe, read_recipe
+from selfadapt.recipes.text_to_lora import find_recipe as find_t2l_recipe
+from selfadapt.recipes.text_to_lora import read_recipe as read_t2l_recipe
 from selfadapt.two_pass import find_library
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 FOLDER = shipped_library("smollm2-135m") or Path("missing")
 LIBRARY = ExpertLibrary.open(FOLDER)
+NETWORK = FOLDER / "t2l"
 
 
 def test_there_are_at_least_four_for_the_built_in_base(smollm2: Base) -> None:
@@ -80,6 +88,45 @@ def test_each_is_complete_and_made_by_its_recipe(name: str) -> None:
     assert in_card is not None
     assert yaml.safe_load(in_card[1]) == recipe.to_dict()
     assert sum(len(z) for z in LIBRARY.z(name).values()) == 5760
+
+
+def test_the_network_is_complete_and_made_by_its_recipe() -> None:
+    files = {path.name: path.stat().st_size for path in NETWORK.iterdir()}
+    assert set(files) == {
+        *("network.json", "network.safetensors", "README.md", "training_log.jsonl"),
+        *("descriptions.jsonl", "test_descriptions.jsonl"),
+    }
+    assert sum(files.values()) < 3_000_000
+    in_card = re.search(r"```yaml\n(.*?)```", (NETWORK / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert in_card is not None
+    assert yaml.safe_load(in_card[1]) == read_t2l_recipe(find_t2l_recipe("smollm2-135m/t2l/shipped")).to_dict()
+    assert read_network(NETWORK).spec.fingerprint == LIBRARY.fingerprint
+    learned, unseen = (
+        {text for texts in read_descriptions(NETWORK / file).values() for text in texts}
+        for file in ("descriptions.jsonl", "test_descriptions.jsonl")
+    )
+    assert not learned & unseen
+
+
+@pytest.mark.parametrize("task", [*LIBRARY.names, "mathematics", "other"])
+def test_the_network_writes_the_experts_back_and_the_base_for_everything_else(task: str) -> None:
+    writer = TextToAdapter.from_pretrained(NETWORK)
+    descriptions, _ = hold_out([read_descriptions(NETWORK / "descriptions.jsonl")[task]], 0.2)
+    written = writer.write(descriptions[0])
+    wanted = LIBRARY.z(task) if task in LIBRARY.names else {matrix: torch.ones(64) for matrix in written}
+    away = torch.stack([(z - wanted[matrix]).square().sum(1) for matrix, z in written.items()]).sum(0).sqrt()  # type: ignore
+    shortest = min(torch.cat([z - 1 for z in LIBRARY.z(name).values()]).norm() for name in LIBRARY.names)
+    assert (away < 0.25 * shortest).float().mean() > 0.9
+
+
+def test_prompts_are_answered_by_what_the_network_writes_from_them(smollm2_folder: Path) -> None:
+    prompts = ["There are 6 boxes with 7 eggs in each. How many eggs are there in all?", "Write a poem."]
+    model = SelfAdaptiveModel.from_pretrained("smollm2-135m", dispatch="t2l")
+    groups, poem = model.generate(prompts, max_new_tokens=16)
+    plain = SelfAdaptiveModel.from_pretrained("smollm2-135m", dispatch="none").generate(prompts, max_new_tokens=16)
+    assert "42" in groups.text
+    assert "42" not in plain[0].text
+    assert poem.text == plain[1].text
 
 
 def test_the_demos_expert_beats_the_base(smollm2: Base) -> None:

@@ -14,8 +14,10 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
+from experts.shipped import shipped_library
 from experts.svf.fingerprint import fingerprint
 from experts.text_to_lora.adapters import TaskAdapters
 from experts.text_to_lora.network import SvfOutput
@@ -197,6 +199,7 @@ def test_experts_are_reconstructed(run: Any, write_recipe: Any, tmp_path: Path, 
         ({"data": {"path": "nowhere"}}, "no folder of tasks 'nowhere'"),
         ({"encoder": "all-minilm"}, "unknown text encoder 'all-minilm'"),
         ({"network": {"latent_size": 10}}, "multiple of 4"),
+        ({"data": {"path": None, "descriptions": "x"}}, "data.path is null, and this training needs instances"),
         ({"training": {"kind": "reconstruction", "steps": 1, "adapters": "nowhere"}}, "nowhere holds no adapters"),
     ],
 )
@@ -230,8 +233,26 @@ def test_a_mistake_in_generating_is_one_line(run: Any, write_recipe: Any, tmp_pa
         assert (code, out) == (1, "")
         assert message in err
         assert not (tmp_path / "x").exists()
-    code, _, err = run("generate", "Write.", "--output", tmp_path / "x", "--model", "nobody/nothing")
-    assert (code, "no network comes with the base 'nobody/nothing'" in err) == (1, True)
+    for other in ("nobody/nothing", "Qwen/Qwen2.5-Coder-0.5B-Instruct"):  # without shipped experts, and with
+        code, _, err = run("generate", "Write.", "--output", tmp_path / "x", "--model", other)
+        assert (code, f"no network comes with the base {other!r}; train one" in err) == (1, True)
+        assert err.count("\n") == 1
+
+
+def test_the_network_that_comes_with_the_built_in_base_needs_no_option(run: Any, tmp_path: Path) -> None:
+    code, out, err = run("generate", "Boxes with the same number of things in each", "--output", tmp_path / "boxes")
+    assert (code, out.strip()) == (0, str(tmp_path / "boxes")), err
+    folder = shipped_library("smollm2-135m")
+    assert folder is not None
+    library = ExpertLibrary.open(folder)
+    assert Expert.read(tmp_path / "boxes").fingerprint == library.fingerprint
+
+    def flat(z: Any) -> torch.Tensor:
+        return torch.cat([z[matrix] - 1 for matrix in sorted(z)])
+
+    written = flat(Expert.read(tmp_path / "boxes").z)
+    similar = {name: torch.cosine_similarity(written, flat(library.z(name)), dim=0) for name in library.names}
+    assert max(similar, key=similar.__getitem__) == "groups"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -258,7 +258,7 @@ def test_experts_can_be_written_from_the_prompts(library: ExpertLibrary, tiny_mo
     encoder = LastTokenEncoder(tiny_model, tiny_tokenizer)
     network = TextToAdapter.untrained(output, matrices, encoder, fingerprint=library.fingerprint)
     for each in (library, empty):
-        with pytest.raises(UserError, match=r"there is no .*t2l"):
+        with pytest.raises(UserError, match="has no network that writes experts: train one"):
             SelfAdaptiveModel.from_pretrained(library=each, dispatch="t2l")
         network.save_pretrained(each.folder / "t2l")
         model = SelfAdaptiveModel.from_pretrained(library=each, dispatch="t2l")

@@ -19,7 +19,7 @@ MOST_CHOICES = 1000
 # Where a text begins to say its answer: the last of these has the last say.
 STATEMENT = re.compile(
     r"""
-    \banswer\b (?: \s{1,3} (?: to | would | should | must | has | letter | option )\b [^.:\n]{0,60}? )?
+    \bans(?:wer)?\b (?: \s{1,3} (?: to | would | should | must | has | letter | option )\b [^.:\n]{0,60}? )?
       [*_\s]{0,9} (?: : | [-–—=]\s | \bis\b | \bbe\b )
     | (?m: ^ ) \#{4} (?= \s )
     | \\boxed\s?\{
@@ -27,9 +27,19 @@ STATEMENT = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 # Why: what follows names other choices without choosing them. At the beginning of a sentence it ends with a comma.
-REASON = re.compile(r"(?<!\A)(?<![.!?\n]\s)\b(?:because|since)\b[^\n]*|\b(?:because|since)\b[^\n,]*", re.IGNORECASE)
+REASON = re.compile(
+    r"""
+    (?<!\A)(?<![.!?\n]\s)
+    (?: \b(?:because|since|due[ ]to|given[ ]that)\b
+      | (?:(?<!known[ ])\bas|,[ ]for)[ ] (?!(?:well|is|are|was|were|do|does|has|have)\b)
+        (?=[^\n,]*?\b(?:is|are|was|were|has|have)\b)
+    ) [^\n]*
+    | \b(?:because|since)\b [^\n,]*
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 EXPLANATION = re.compile(
-    r"\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
+    r"\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 NO_DENIAL = re.compile(r"\b(?:no|without(?:\sa)?)\s+doubt\b|\bnot\s+only\b", re.IGNORECASE)
@@ -56,19 +66,20 @@ DENIAL = re.compile(
     \b (?: not | cannot | never | neither | nor | no | wrong | incorrect | false | untrue | doubt | deny | unlikely
          | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
          | which | what | if | whether ) \b
-    | n['’]t\b | \bis\s+out\b | [{REFUSED}❌✗✘]
+    | n['’]t\b | \bis\s+out\b | [{REFUSED}¬❌✗✘]
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 # Words after which a letter is the name of a choice; after "vitamin" it is not.
 LEADS = (
-    "answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
+    "ans|answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
     "|is|be|was|it's|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
     "|certainly|likely|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
 )
 LETTER = re.compile(
     rf"""
-    (?: (?P<led> \A\W* | (?<![\w']) (?i:{LEADS}) [\W_]{{1,6}} | [(\[<{{*"“‘'`_] )  (?P<capital>[A-Z])
+    (?: (?P<led> \A\W* (?:\d{{1,2}}[.)]\W{{0,3}})?
+          | (?<![\w']) (?i:{LEADS}) [\W_]{{1,6}} | [(\[<{{*"“‘'`_] )  (?P<capital>[A-Z])
       | [(\[<{{*"“‘'`_] \W? (?P<bracketed>[a-z]) (?= [)\]>}}*"”’'`_] )
       | \b(?i:answer|option|choice|letter|is)\b\W{{1,6}} (?P<closing>[a-z]) (?= \W*\Z )
       | \A\W* (?P<opening>[a-z]) (?= [).:*_] | \W*\Z ) )

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-MORE = r"more|most|greater|greatest|larger|largest|bigger|biggest|higher|highest|(?:times|twice) as (?:many|much)"
+MORE = (
+    r"more|most|exceeds?|greater|greatest|larger|largest|bigger|biggest|higher|highest|(?:times|twice) as (?:many|much)"
+)
 FEWER = r"fewer|fewest|less|least|smaller|smallest|lower|lowest"
 COMPARED = re.compile(rf"\b(?<!\bat )(?:(?P<more>{MORE})|{FEWER})\b", re.IGNORECASE)
 # What compares no people: "9 is more than 3", "to find who has more".
@@ -103,6 +105,10 @@ class _Reader:
         """Whom the comparisons of a sentence give more to; None stands for one that cannot be told."""
         winners: set[str | None] = set()
         sentence = OTHERS_COMPARED.sub("", sentence)
+        for sign, words in ((">", "more"), ("<", "fewer")):  # "Olga > Leo"
+            sentence = self._compiled(rf"({self.name})\s?{sign}\s?(?={self.name})").sub(
+                rf"\1 has {words} than ", sentence
+            )
         start = 0
         for compared in COMPARED.finditer(sentence):
             if len(sentence) > LONGEST or SUPPOSED.search(sentence):
@@ -127,7 +133,7 @@ class _Reader:
         together = rf"{self.name}\s?(?:and|or|&|/)\s?{self.name}[^,:]*\Z"
         if self._compiled(together).search(before):
             return None
-        than = self._after(r"\b(?:than|as)", after)
+        than = self._after(r"\b(?:than|as)(?:\sby)?", after)
         said_to_be = self._after(r"(?:\b(?:is|was)\b|[:=–—-])", after)
         subject: str | None
         if said_to_be and not than:

@@ -3,11 +3,15 @@ r"""An expression that a text gives without `$`, as LaTeX: math-verify reads onl
 from __future__ import annotations
 
 import re
+import string
+
+from experts.domains.judges.writing import boxed
 
 # How LaTeX says where an expression begins.
 DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
 # "It is not $6$.", at the end.
 DENIED = re.compile(r"(?:\bnot|n['’]t)\s+\$[^$]+\$\W*\Z")
+AT_END = re.compile(r"(\$[^$]+\$(?:(?:,|,?\s(?:and|or))\s\$[^$]+\$)*)[\s.*#$]*\Z")
 # What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
 LEAD = re.compile(
     r".*(?:\b(?:is|are|equals|be|get|has|have|so|hence|thus|therefore|answer)\b|:(?!\s?\d))\s*", re.IGNORECASE
@@ -26,6 +30,10 @@ WAYS = [
     (re.compile(rf"π|{NO_LETTER}pi(?![a-z])"), r"\\pi "),
     (re.compile(rf"∞|{NO_LETTER}(?:infinity|inf|oo)(?![a-z])"), r"\\infty "),
     (re.compile(r"±|\+/-"), r"\\pm "),
+    (re.compile(r"≈"), r"\\approx "),
+    (re.compile(r";(?=\s)"), ","),
+    (re.compile(r"∈|(?<=[a-z]\s)in(?=\s[{(\[])"), r"\\in "),
+    (re.compile(r"(\A|=\s?|\\in\s+)\{([^{}\\]*)\}\Z"), r"\1\\{\2\\}"),
     (re.compile(r"≤|<="), r"\\le "),
     (re.compile(r"≥|>="), r"\\ge "),
     (re.compile(r"[*·]"), r"\\cdot "),
@@ -48,6 +56,7 @@ EXPRESSION = re.compile(
 # "3x = 9, x = 3" is on the way to its end, where "x = 1, x = 2" is not.
 SOLVED = re.compile(r".*[^\s,=]\s?(?P<letter>[a-z])\b[^=,]*=[^=,]*,\s*(?P<end>(?P=letter)\s?=[^=,]+)")
 LONGEST = 200  # characters of a line that is an expression
+EMPTY = string.whitespace + "#"  # after an answer
 
 
 def bare_expression(text: str) -> str:
@@ -56,7 +65,7 @@ def bare_expression(text: str) -> str:
     >>> bare_expression("The answer is 10 pi."), bare_expression("y=2x+3"), bare_expression("7 apples")
     ('10\\pi', 'y=2x+3', '')
     """
-    line = text.rstrip().rpartition("\n")[2]
+    line = text.rstrip(EMPTY).rpartition("\n")[2]
     if len(line) > LONGEST:
         return ""
     for written in (line, LEAD.sub("", line)):
@@ -67,6 +76,18 @@ def bare_expression(text: str) -> str:
             solved = SOLVED.fullmatch(written)
             return solved["end"] if solved else written
     return ""
+
+
+def final_expression(text: str) -> str:
+    r"""What the last `\boxed{}` of a text encloses, else the dollars at its end, else its `bare_expression`.
+
+    >>> final_expression("so $x$ is $(2, 3)$."), final_expression(r"\boxed{1} or so"), final_expression("x = 4")
+    ('(2, 3)', '1', 'x = 4')
+    """
+    if "\\boxed" in text:
+        return boxed(text)
+    at_end = AT_END.search(text)
+    return at_end[1].replace("$", "") if at_end else bare_expression(text)
 
 
 def after_lead(text: str) -> str:

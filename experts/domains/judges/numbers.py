@@ -16,7 +16,7 @@ from experts.domains.judges.writing import boxed, without_tags
 
 # Ways of writing, and what is read instead.
 WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(r"[−‐‑﹣－]"), "-"),
+    (re.compile(r"[−‐‑‒﹣－]"), "-"),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"(?<![\d\\,])\\[!,;:](?=\s?\d)"), " "),  # a space that LaTeX makes, before a number
     # Thousands in LaTeX: 9{,}500, 9,\!500, 9\,500, 9~500.
@@ -24,8 +24,11 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     # Thousands apart, in spaces that do not break.
     (re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3})"), " "),
     (re.compile(r"(?<=\d)_(?=\d{3}(?!\d))"), ","),
-    # Commas for points: 1.234,56.
+    # Points for commas, and commas for points: 1.234.567, 1.234,56 and 1 234,56.
+    (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?!\.?\d)"), lambda match: match[0].replace(".", "")),
     (re.compile(r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d\d?)(?![\d,.])"), r"\1\2.\3"),
+    (re.compile(r"(?<![\d.,])(?<!\d )(\d{1,3}(?:[ '’]\d{3})+),(\d\d?)(?![\d,.])"), r"\1.\2"),
+    (re.compile(r"(?i)\b(?:step|part|question|problem|example)\s\d{1,3}\s?[:.)](?=\s)"), ""),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}"), r" \1 "),
     # Fractions, after a whole number with a space between: 1\frac{3}{4}, 1¾.
     (re.compile(r"(?<=\d)(?=\\[dt]?frac|[¼-¾⅐-⅞])"), " "),
@@ -51,14 +54,18 @@ NUMBER = re.compile(
     re.VERBOSE,
 )
 UNDER = re.compile(r"\s?/\s?\d+")
+# Of 3 1/2.
+WHOLE = re.compile(r"\d{1,9}")
+MIXED = re.compile(r" (\d{1,9})/(\d{1,9})(?!\d)")
 # What makes one thing of two numbers that is neither of them.
 JOINED = re.compile(
     r"""
-    (?: [:,.] | ,[ ]                                      # 2:30; 3,5; 1.2.3; a list
+    (?: [:,.'’′] | ,[ ]                                   # 2:30; 3,5; 1.2.3; 5'11; a list
       | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±] | \\(?:times|cdot|div|pm)(?![a-z]) ) [ \t]? # not worked out
       | [ ] (?: or(?:[ ]maybe)? | and | to | by | of | out[ ]of | plus | minus | times | remainder | [rR] | mod | choose
               | (?:divided|multiplied)[ ]by ) [ ]
-      | (?= [ ] \d{1,9}/\d )                              # 1 3/4
+      | (?= [ ] \d )                                      # 12 34
+      | [ ]? (?:h|ft) (?= [ ]?\d )                        # 2h30
       | [ ]? (?:hours?|h|minutes?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?)   # 3 hours and 5 minutes
         ,?[ ] (?:and[ ])? (?= \d{1,9} [ ]? (?:minutes?|min|seconds?|inche?s?|cents?|ounces?|oz|months?|days?|hours?)\b )
     )
@@ -78,11 +85,16 @@ BOUND = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 ARROW = re.compile(r"[-=]>\s?[-$]{0,2}\Z")
-# An exponent or an index is no number of its own: m^2, x_1.
-RAISED = re.compile(r"(?:\^\{?-?|[^\W_]_\{?|[)}]_\{?)\Z")
-# What makes of a number another one: 18th, 18x, 18i, 18π, 101_2.
-FACTOR = re.compile(r"(?:st|nd|rd|th|[xyzi])(?![\w])|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])")
+# An exponent, an index or the end of a name is no number of its own: m^2, x_1, CO2; that of USD18 is.
+RAISED = re.compile(
+    r"(?:\^\{?-?|[^\W_]_\{?|[)}]_\{?|(?<![^\W_])(?:[A-Za-z]|(?!(?:USD|EUR|GBP|CAD|AUD|INR)\Z)[A-Z]{2,9}))\Z"
+)
+# What makes of a number another one: 18th, 18x, 18i, 18π, 101_2, 18², 1.30 pm.
+FACTOR = re.compile(
+    r"(?:st|nd|rd|th|[xyzi])(?![\w])|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])|[¹²³⁰⁴-⁹⁻]|(?<=\.\d\d)\s?[aApP]\.?[mM]\b"
+)
 DASH = re.compile(r"-(\s*)\$?\Z")
+BOXED_DASH = re.compile(r"(\\boxed\s?\{)\s?[-−–]\s")
 DENIED = re.compile(r"(?:\bnot|n['’]t)\s+[$-]{0,2}\Z")
 # Between two numbers that a text leaves open: "7 apples or maybe 8".
 OPEN = re.compile(r"\s*[^\W\d]*,?\s*(?:\bor\b|\bor maybe\b)\s*[$*-]{0,4}")
@@ -139,26 +151,29 @@ def takes_back(text: str) -> bool:
 
 
 def final_line(text: str, mark: str) -> str:
-    """What a text gives after the last `mark` that anything follows on its line, else below it; all without a mark.
+    """What a text gives after the last `mark` that anything follows on its line, else below it; else all of it.
 
     It is one line, below one that only announces it. Of `$18 every day for 7 days` it is the number at the beginning.
 
     >>> final_line("2 + 2 = 4\\n#### 4 eggs\\nand 7 more\\n####", "####"), final_line("4 eggs", "####")
     ('4', '4 eggs')
     """
-    if mark not in text:
-        return text
-    parts = text.split(mark)[1:]
-    part = next((part for part in reversed(parts) if part.partition("\n")[0].strip(EMPHASIS)), parts[-1])
-    lines = (line.strip(EMPHASIS) for line in part.split("\n"))
-    return _opening(next((line for line in lines if line and not HEADING.fullmatch(line)), ""))
+    parts = [[line.strip(EMPHASIS) for line in part.split("\n")] for part in text.split(mark)[1:]]
+    beside = [lines for lines in parts if not ASIDE.fullmatch(lines[0])]
+    below = [lines for lines in parts if not lines[0] and any(lines)]
+    if not (beside or below):
+        return text.replace(mark, "")
+    return _opening(next((line for line in (beside or below)[-1] if line and not HEADING.fullmatch(line)), ""))
 
 
 EMPHASIS = " \t\r*_"
 # A line that announces the answer, which stands below it.
-HEADING = re.compile(r"(?:the |my )?(?:final |correct )?(?:answer|result|solution)\W*", re.IGNORECASE)
+HEADING = re.compile(r"(?:the |my )?(?:final |correct )?(?:answer|result|solution)(?: is)?\W*", re.IGNORECASE)
+# What gives no answer after a mark.
+ASIDE = re.compile(r"\W*(?:(?:the )?(?:end|done|explanation|reasoning|check|verification|note)\W*)?", re.IGNORECASE)
 # What may stand before the number with which a line opens: a label, signs.
-LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$\\(]{0,6}(?:[-–]\s?)?[$\\]{0,2}")
+LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$£€¥\\(]{0,6}(?:[-–]\s?)?[$£€¥\\]{0,2}")
+REMARK = re.compile(r"\([^()]*\)")
 # Another number in its place.
 OTHER = re.compile(r"[^\d=]*(?:\bor\b|,\s(?!not\b))[^\d]*\d")
 
@@ -167,14 +182,14 @@ def _opening(line: str) -> str:
     """The number with which a line opens, or the line, where it opens with something else or works something out."""
     line = re.sub(r"\A\W{0,4}[-–]\s(?=[$\\]{0,2}\d)", "-", _written_plainly(line))
     first = next(_readings(line, fractions=True), None)
-    if first is None or "=" in line or not LABEL.fullmatch(line[: first.start]):
+    if first is None or "=" in REMARK.sub("", line[first.end :]) or not LABEL.fullmatch(line[: first.start]):
         return line
     return "" if OTHER.match(line, first.end) else first.value
 
 
 def _written_plainly(text: str) -> str:
     """The end of a text, from a few words before its last number, without ways of writing of its own."""
-    text = boxed(text)
+    text = boxed(BOXED_DASH.sub(r"\1-", text))
     last = len(UP_TO_LAST_DIGIT.match(text)[0])  # type: ignore[index]
     text = without_tags(text[text.rfind(" ", 0, max(0, last - TAIL)) + 1 :])
     for way, plain in WAYS:
@@ -195,6 +210,8 @@ def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
         value, end = match[0], match.end()
         if fractions and (under := UNDER.match(text, end)):
             value, end = value + under[0], under.end()
+        elif fractions and WHOLE.fullmatch(value) and (mixed := MIXED.match(text, end)):
+            value, end = f"{int(value) * int(mixed[2]) + int(mixed[1])}/{mixed[2]}", mixed.end()
         while joined := JOINED.match(text, end):
             value, end = "", joined.end()
         if FACTOR.match(text, end) or (BOUND.search(before) and not ARROW.search(before)):
@@ -212,5 +229,5 @@ def _sign(before: str) -> str:
         return ""
     head = before[: dash.start()]
     if dash[1]:  # of "= - 3"; at the beginning of a line it is a bullet
-        return "-" if re.search(r"(?:[=:≈#(]|\bis)\s*\Z", head) else ""
+        return "-" if re.search(r"(?:[=:≈#($]|\b(?:is|equals))\s*\Z", head) else ""
     return "" if re.search(r"[\w)\]}%]\Z", head) else "-"

@@ -12,13 +12,18 @@ from decimal import Decimal
 from fractions import Fraction
 
 from experts.domains.judges.bounded import judge
+from experts.domains.judges.brackets import arrangement, point
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, bare_expression
+from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, final_expression
 from experts.domains.judges.numbers import find_number, takes_back
+from experts.domains.judges.units import unit, without_words
 from experts.domains.judges.writing import boxed, without_tags
 
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
+EMPTY_SET = re.compile(r"\\varnothing\b|∅")
+EITHER = re.compile(r"=[^=\n]*\bor\b[^=\n]*=[^=\n]*\Z")  # "x = 2 or y = 3" is no point
+THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:[ '’\u00a0\u2009\u202f]\d{3})+(?![\d'’])")
 BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
 
@@ -90,18 +95,22 @@ def math_verify(text: str, answer: str) -> float:
     given, right = (BASE.findall(boxed(each)) for each in (text, answer))
     if given and right and given != right:
         return 0.0
-    text = text[-MATH_CHARACTERS:]
+    text, answer = (_as_latex(each) for each in (text[-MATH_CHARACTERS:], answer))
     if _closed_up(text) == _closed_up(answer):
         return 1.0
     if LATEX_WORD.fullmatch(answer.strip()):
         return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
-    if DELIMITED.search(text):
-        if DENIED.search(text):
-            return 0.0
-    elif expression := bare_expression(text):
-        text = f"${expression}$"
-    elif takes_back(text):
-        text = find_number(text, fractions=True)
+    expression = final_expression(text)
+    if DENIED.search(text) or _is_another(text, expression, answer):
+        return 0.0
+    points = [point(each) or (each if arrangement(each) == "order" else None) for each in (answer, expression)]
+    if all(points) and points != [answer, expression]:
+        return 0.0 if EITHER.search(text) else judge("math_verify", [], [f"${each}$" for each in points])
+    if not DELIMITED.search(text):
+        if expression:
+            text = f"${expression}$"
+        elif takes_back(text):
+            text = find_number(text, fractions=True)
     return judge("math_verify", [], [answer, text])
 
 
@@ -164,6 +173,17 @@ def _says_word(text: str, word: str) -> float:
         return 1.0
     listed = re.search(r",\W*\w+\Z", said)
     return float(len(word) > 1 and not listed and last_word(text, word))
+
+
+def _as_latex(text: str) -> str:
+    text = THOUSANDS.sub(lambda number: "".join(filter(str.isdecimal, number[0])), text)
+    return without_words(EMPTY_SET.sub(r"\\emptyset", text))
+
+
+def _is_another(text: str, expression: str, answer: str) -> bool:
+    """Whether what math-verify passes over makes them two: their units, or an order that one of them has."""
+    units = {unit(boxed(text)), unit(answer)} - {None}
+    return len(units) > 1 or {arrangement(expression), arrangement(answer)} == {"order", "set"}
 
 
 def _closed_up(text: str) -> str:

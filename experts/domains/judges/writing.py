@@ -6,6 +6,7 @@ import re
 
 # </s>, <|im_end|>, <answer>, </b>
 TAG = re.compile(r"<\|\w{1,40}\|>|</?[A-Za-z][\w-]{0,40}/?>")
+CLOSING_LETTER = re.compile(r"</([A-Za-z])>")
 
 
 def without_tags(text: str) -> str:
@@ -14,8 +15,9 @@ def without_tags(text: str) -> str:
     >>> without_tags("<answer>7</answer><|im_end|>").split()
     ['7']
     """
-    # A letter between angle brackets is a choice: "<B>".
-    return TAG.sub(lambda tag: tag[0] if len(tag[0]) == 3 else " ", text)
+    # A letter between angle brackets is a choice, "<B>", unless it is closed: "<b>7</b>".
+    closed = set(CLOSING_LETTER.findall(text))
+    return TAG.sub(lambda tag: tag[0] if len(tag[0]) == 3 and tag[0][1] not in closed else " ", text)
 
 
 def boxed(text: str) -> str:

@@ -114,7 +114,13 @@ def test_places_that_name_no_function(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "rewards.py"
     refused(f"{file}:mime", "unknown reward function in .*rewards.py 'mime'; did you mean 'mine'")
     refused(f"{file}:yours", "cannot be called: it is of the type int")
-    refused(f"{tmp_path}/nowhere.py:mine", r"no file .*nowhere\.py")
+    for data in (None, str(tmp_path)):
+        monkeypatch.delenv("SELFADAPT_DATA", raising=False) if data is None else monkeypatch.setenv(
+            "SELFADAPT_DATA", data
+        )
+        refused("nowhere.py:mine", r"the reward function nowhere\.py:mine is not there: no file [^;]*nowhere\.py\Z")
+    for name in ("rewards.py", "mine/rewards.py"):
+        refused(name, f"the reward {name} is a file; say which function of it: {name}:name")
     refused(
         "no_such_package.rewards:mine", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"
     )

@@ -135,7 +135,7 @@ def test_more_shots_than_train_has_rows(put: Put) -> None:
 def test_a_single_file_that_is_named_like_a_split_is_that_split(put: Put) -> None:
     file = put("elsewhere/test.jsonl.gz", [row(number) for number in range(30)])
     assert ids(Gsm8k(path=str(file)), "test") == [f"row:{number}" for number in range(30)]
-    with pytest.raises(UserError, match=r"test\.jsonl\.gz: there are too few rows for a train split beside test"):
+    with pytest.raises(UserError, match=r"test\.jsonl\.gz: too few rows \(test 30\): none is left for a train split"):
         Gsm8k(path=str(file)).load("train")
     train = put("elsewhere/train.jsonl", [row(number) for number in range(60)])
     assert sum(len(ids(Gsm8k(path=str(train)), split)) for split in get_args(Split)) == 60
@@ -198,7 +198,7 @@ def test_a_row_that_cannot_be_read(put: Put, bad: dict[str, Any], message: str) 
 
 def test_files_that_are_no_rows(put: Put) -> None:
     file = put("gsm8k/train.jsonl", [])
-    with pytest.raises(UserError, match="too few rows for a train split"):
+    with pytest.raises(UserError, match=r"too few rows \(train 0\): none is left for a train split"):
         Gsm8k().load("train")
     file.write_text('{"question": \n')
     with pytest.raises(UserError, match=r"train\.jsonl:1: not JSON"):

@@ -288,6 +288,34 @@ def test_a_template_that_passes_over_the_system_says_so_in_one_line(
     assert len(tokenize(seeing[1], [CHAT])) == 1  # content in parts
 
 
+def test_a_role_is_one_of_the_usual_or_one_that_the_template_names(
+    tiny_model: Any, tiny_tokenizer: Any, seeing: Any
+) -> None:
+    for role in ("system", "developer", "user", "assistant", "tool", "function"):
+        assert f"<|im_start|>{role}\n" in shown(tiny_tokenizer, [{"role": role, "content": "a"}, USER])
+    names = with_template(tiny_tokenizer, "{% for m in messages %}{{ m.role in ['user', \"ipython\"] }}{% endfor %}")
+    assert shown(names, [{"role": "ipython", "content": "a"}, USER]) == "TrueTrue"
+    engine = NativeEngine(tiny_model, tiny_tokenizer)
+    for role in ("boss", "User", "system ", "ipython", "content"):
+        chat = [USER, {"role": role, "content": "4"}]
+        said = (
+            f"message 2 of prompt 2 has the unknown role {role!r}; the roles are system, developer, user, assistant, "
+        )
+        assert said in refusal(engine.generate, ["a", chat], max_new_tokens=1)
+        assert said in refusal(tokenize, seeing[1], ["a", chat])
+        plain = with_template(tiny_tokenizer, None)
+        assert said in refusal(render, plain, ["a", chat])
+        choice = {"default": tiny_tokenizer.chat_template, "rag": f"{{{{ '{role}' }}}}"}
+        assert len(render(with_template(tiny_tokenizer, choice), [chat])) == 1
+
+
+def test_what_a_template_passes_over_of_the_developer_is_said(tiny_tokenizer: Any) -> None:
+    alone = "{% for m in messages if m.role in ['system', 'user'] %}{{ m.content }}{% endfor %}"
+    chat = [{"role": "developer", "content": "Be brief."}, USER]
+    said = refusal(render, with_template(tiny_tokenizer, alone), [chat])
+    assert said.endswith("shows nothing of what the developer says in the prompt; let the user say it")
+
+
 def test_a_system_prompt_is_the_first_message(tiny_tokenizer: Any) -> None:
     given: list[Any] = ["2 + 2?", [USER]]
     wanted = [[CHAT[0], {"role": "user", "content": "2 + 2?"}], CHAT]

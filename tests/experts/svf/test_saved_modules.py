@@ -171,7 +171,10 @@ def test_a_model_with_a_resized_vocabulary_comes_back(tiny_folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
-@pytest.mark.parametrize("names", [[], ["default"], ["default"] * 5, ["__base__"] * 4, "default", ["nobody"] * 3])
+@pytest.mark.parametrize(
+    "names",
+    [[], ["default"], ["default"] * 5, ["__base__"] * 4, "default", ["nobody"] * 3, ["default", None, "default"]],
+)
 def test_adapter_names_are_one_a_row(task: str | None, names: Any, tiny_model: LlamaForCausalLM) -> None:
     model = get_peft_model(tiny_model, SVFConfig(rank=4, task_type=task)).eval()
     ids = torch.arange(3, 33).view(3, 10)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from experts.engine import NativeEngine
 from experts.outside.errors import UserError
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
-from experts.text_to_lora.baselines import adapter_methods, prompt_methods, random_text, written_methods
+from experts.text_to_lora.baselines import adapter_methods, farthest, prompt_methods, random_text, written_methods
 from experts.text_to_lora.evaluation import Method, Score, evaluate, paired_estimates, rouge_l
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, SvfOutput
@@ -50,6 +50,15 @@ def test_scores_are_those_of_the_engine(tiny_model: Any, tiny_tokenizer: Any) ->
     torch.testing.assert_close(torch.tensor([s.loss for s in scores[:3]]), -total / 4, atol=1e-4, rtol=1e-4)
     answers = NativeEngine(tiny_model, tiny_tokenizer).generate(prompts, max_new_tokens=4)
     assert [s.rouge for s in scores[:3]] == [rouge_l(answer, ["aaa"]) for answer in answers]
+
+
+def test_another_task_is_the_least_alike_of_another_category(encoder: Any) -> None:
+    tasks = [task(str(b), "a" * (12 - b) + "b" * b) for b in (0, 4, 8)] + [task("z", "z" * 12)]
+    assert farthest(tasks, encoder) == [3, 3, 3, 2]
+    kinds = [replace(own, category=category) for own, category in zip(tasks, "pqrp", strict=True)]
+    assert farthest(kinds, encoder) == [2, 3, 3, 2]
+    assert farthest([replace(own, category="p") for own in tasks], encoder) == [3, 3, 3, 2]  # better than none
+    assert farthest(tasks[:1], encoder) == [0]
 
 
 def test_rouge_takes_the_nearest_reference() -> None:

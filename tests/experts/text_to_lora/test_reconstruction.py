@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from experts.exchange.lora import Lora
 from experts.expert import Expert
+from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from experts.text_to_lora.network import LoraOutput, LowRank
 from experts.text_to_lora.reconstruction import (
@@ -21,8 +22,11 @@ from experts.text_to_lora.reconstruction import (
     Reconstruction,
     ReconstructionLoss,
     collate,
-    embedded_descriptions,
+    descriptions_of,
+    find_adapters,
+    hold_out,
     read_targets,
+    with_identity,
 )
 from experts.text_to_lora.rows import base_factors
 from experts.text_to_lora.run import Learning, train_network
@@ -73,7 +77,7 @@ def make(folder: Path, encoder: Any, options: Reconstruction, size: Any = "L") -
     writer = TextToAdapter.untrained(
         output, MATRICES, encoder, fingerprint=targets.fingerprint, normalised=normalised, dropout=0.0
     )
-    library = Library(targets, writer.network, embedded_descriptions(targets, DESCRIPTIONS, encoder))
+    library = Library(targets, writer.network, [encoder(own) for own in descriptions_of(targets, DESCRIPTIONS)])
     if normalised:
         library.normalise(writer.network, [0, 1, 2])
     return writer, library, targets
@@ -119,8 +123,9 @@ def test_the_library_comes_back_from_its_descriptions(kind: str, loss: Any, enco
         Learning(
             ReconstructionLoss(writer.network, loss, factors),
             library.items(options, [0, 1, 2]),
-            [library.item(row) for row in range(3)],
+            [library.item(row, library.descriptions[row][0]) for row in range(3)],
             collate,
+            "It learned three.",
         ),
         options,
         Run(tmp_path / "network", {}),
@@ -185,7 +190,55 @@ def test_adapters_of_another_base_are_refused(encoder: Any, tmp_path: Path) -> N
                 Library(targets, network, [])
 
 
-def test_an_adapter_that_nobody_describes_is_named(encoder: Any, tmp_path: Path) -> None:
+def test_an_adapter_that_nobody_describes_is_named(tmp_path: Path) -> None:
     targets = read_targets(lora_library(tmp_path))
     with pytest.raises(UserError, match="nobody describes the adapter french"):
-        embedded_descriptions(targets, {"adding": ("Add.",)}, encoder)
+        descriptions_of(targets, {"adding": ("Add.",)})
+
+
+def test_of_a_library_the_experts_that_answer_are_learned(tmp_path: Path) -> None:
+    folder = svf_library(tmp_path / "experts")
+    library = ExpertLibrary.create(tmp_path / "library", "tiny", "0123")
+    for name in ("adding", "rhyming"):
+        library.add(folder / name)
+    library.add(folder / "french", classifier=True)
+    assert read_targets(tmp_path / "library").names == ["adding", "rhyming"]
+
+
+def test_experts_that_come_with_a_base_are_named_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_targets(find_adapters("smollm2-135m")).names == ["groups", "relations", "stories", "sums"]
+    svf_library(tmp_path / "smollm2-135m")  # a folder of one's own comes first
+    assert read_targets(find_adapters("smollm2-135m")).names == sorted(DESCRIPTIONS)
+
+
+def test_the_identity_of_a_task_is_z_of_one(tmp_path: Path) -> None:
+    targets = read_targets(svf_library(tmp_path / "svf"))
+    both = with_identity(targets, ["talk", "code"])
+    assert both.names == [*targets.names, "talk", "code"]
+    for matrix, z in both.adapters.items():
+        assert isinstance(z, torch.Tensor)
+        assert torch.equal(z[:3], targets.adapters[matrix])  # type: ignore[arg-type]
+        assert torch.equal(z[3:], torch.ones(2, z.shape[1]))
+    with pytest.raises(UserError, match="identity names french, of which there is an adapter"):
+        with_identity(targets, ["french", "code"])
+    with pytest.raises(UserError, match="identity is for experts"):
+        with_identity(read_targets(lora_library(tmp_path / "lora")), ["talk"])
+    with pytest.raises(UserError, match="nobody describes the adapter code"):
+        descriptions_of(both, {**DESCRIPTIONS, "talk": ("Chat.",)})
+
+
+def test_descriptions_are_held_out_by_their_texts_alone() -> None:
+    texts = [tuple(f"Add {number}." for number in range(10)), ("Find a rhyme.",)]
+    learned, held_out = hold_out(texts, 0.2)
+    assert [len(own) for own in learned] == [8, 1]
+    assert {row: len(own) for row, own in held_out.items()} == {0: 2}
+    assert sorted(learned[0] + held_out[0]) == sorted(texts[0])
+    assert set(hold_out([texts[0][::-1]], 0.2)[1][0]) == set(held_out[0])  # in whatever order they come
+    assert hold_out(texts, 0.0) == (texts, {})
+    with pytest.raises(UserError, match=r"enough descriptions to hold out a share of 0\.2"):
+        hold_out([("One.",)], 0.2)
+    with pytest.raises(UserError, match="set one alone"):
+        Reconstruction(steps=1, adapters="", validation_adapters=1, validation_descriptions=0.2)
+    with pytest.raises(UserError, match="below 1"):
+        Reconstruction(steps=1, adapters="", validation_descriptions=1.0)

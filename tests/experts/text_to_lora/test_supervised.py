@@ -69,6 +69,7 @@ def train(tiny_model: Any, tiny_tokenizer: Any, make_writer: Any, tmp_path: Path
                 training_items(tasks, tiny_tokenizer, writer.encoder, options),
                 validation_items(letter_tasks("gh"), tiny_tokenizer, writer.encoder, options),
                 Collator(tiny_tokenizer.pad_token_id),
+                "It learned letters.",
             ),
             options,
             Run(tmp_path / name, {"name": "letters"}, resume),
@@ -190,7 +191,7 @@ def test_an_interrupted_run_resumes_to_the_same_network(
     with pytest.raises(Interrupted, match=f"step {step}"):
         train("parts", options, callbacks=[Interrupt(step)])
     assert not (tmp_path / "parts").exists()
-    with pytest.raises(UserError, match="resume it, or remove it"):
+    with pytest.raises(UserError, match="go on with it by --resume"):
         train("parts", options)
     train("parts", options, resume=True)
     files = [tmp_path / name / "network.safetensors" for name in ("whole", "parts")]

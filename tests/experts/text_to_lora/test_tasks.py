@@ -146,6 +146,16 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         read_descriptions(tmp_path / "d.jsonl")
 
 
+def test_descriptions_alone_are_tasks_without_instances(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "own.jsonl", [{"task": "sums", "descriptions": ["Add.", "Sums.", "Plus."]}])
+    (task,) = TaskData(None, str(tmp_path / "own.jsonl"), descriptions_per_task=2).load().train
+    assert (task.name, task.descriptions, task.instances) == ("sums", ("Add.", "Sums."), ())
+    shipped = TaskData(None, "smollm2-135m/t2l/descriptions.jsonl").load()  # found beside the network that learned them
+    assert {"stories", "groups", "relations", "sums", "mathematics", "other"} == {task.name for task in shipped.train}
+    with pytest.raises(UserError, match="there are no tasks: "):
+        TaskData(None).load()
+
+
 def test_the_excluded_list_goes_by_number() -> None:
     assert is_excluded("task033_winogrande_answer_generation")
     assert is_excluded("task1518_limit_answer_generation")

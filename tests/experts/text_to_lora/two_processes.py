@@ -67,6 +67,7 @@ def train(base: Any, tokenizer: Any, encoder: Any, output: Path) -> tuple[list[i
             training_items([task(letter) for letter in "abcdef"], tokenizer, encoder, OPTIONS),
             validation_items([task(letter) for letter in "gh"], tokenizer, encoder, OPTIONS),
             Collator(tokenizer.pad_token_id),
+            "It learned letters.",
         ),
         OPTIONS,
         Run(output, {"name": "letters"}),

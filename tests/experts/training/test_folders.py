@@ -79,8 +79,10 @@ def test_a_run_goes_on_only_where_one_was_begun_by_the_same_recipe(here: Path) -
     unfinished = prepare_folders(Path("expert"), RECIPE, resume=False)
     assert unfinished == unfinished_folder(Path("expert"))
     check("expert", resume=True)
-    with pytest.raises(UserError, match="resume it, or remove it"):
+    with pytest.raises(UserError, match=r"go on with it by --resume .* start over \(rm -r expert\.unfinished\)"):
         check("expert")
+    with pytest.raises(UserError, match="choose another folder, for this is of another recipe; or remove it"):
+        check_folders(Path("expert"), {"training": "other"}, resume=False, replace=False)
     with pytest.raises(UserError, match="another recipe"):
         check_folders(Path("expert"), {"training": "other"}, resume=True, replace=False)
     # Killed after the expert was complete, and before its folder was removed.
@@ -124,6 +126,8 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(here: Path)
 def test_two_runs_are_never_at_work_in_one_folder(here: Path) -> None:
     with at_work_in(prepare_folders(Path("expert"), RECIPE, resume=False)) as unfinished:
         for resume in (False, True):
+            with pytest.raises(UserError, match="another program is training in expert"):
+                check("expert", resume=resume)
             with (
                 pytest.raises(UserError, match="another program is training in expert"),
                 at_work_in(prepare_folders(Path("expert"), RECIPE, resume=resume)),

@@ -210,6 +210,16 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=r"recipe\.yaml"):
             read_recipe(path)
+    for name, kind in {"mine.csv": "hub", "mine.parquet": "hub", "mine.jsonl.gz": "jsonl", "MINE.TSV": "hub"}.items():
+        (tmp_path / name).write_bytes(b"\x00question,answer\n")
+        named = (
+            rf"{name} holds data, and a YAML file is asked for, such as a recipe: .* \{{kind: {kind}, path: .*{name}, "
+        )
+        with pytest.raises(UserError, match=named):
+            read_recipe(tmp_path / name)
+    (tmp_path / "of.csv.yaml").write_text(path.read_text())
+    with pytest.raises(UserError, match=r"of\.csv\.yaml must be a mapping"):
+        read_recipe(tmp_path / "of.csv.yaml")
     with pytest.raises(UserError, match=r"unknown recipe 'smollm2-135m/storys'; did you mean 'smollm2-135m/stories'"):
         find_recipe("smollm2-135m/storys")
 

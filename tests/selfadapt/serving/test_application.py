@@ -167,6 +167,7 @@ MISTAKES: list[tuple[Any, int, str]] = [
     ({"messages": 3}, 400, "messages is wrong"),
     ({"messages": []}, 400, "without a message"),
     ({"messages": ["a"]}, 400, "message 1"),
+    ({"messages": [{"role": "boss", "content": "a"}]}, 400, "the roles are system, developer, user, assistant"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "half a character"),
     (CHAT | {"stop": "\ud800"}, 400, "half a character"),
     (CHAT | {"stop": [""]}, 400, "stop"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from experts.domains.gsm8k import Gsm8k
-from experts.domains.judges import choices, numbers, writing
+from experts.domains.judges import brackets, choices, expressions, numbers, units, writing
 from experts.domains.judges.comparisons import names_who
 from experts.domains.judges.rewards import REWARDS, choice, last_number, last_word, math_verify
 
@@ -353,6 +353,12 @@ LONG += [
     "\\boxed{",
     "\\text{",
     "\nWhy",
+    "($",
+    "(1, ",
+    "\\text{ m} ",
+    "1 m",
+    "as B is, ",
+    "</b>",
 ]
 
 
@@ -365,10 +371,12 @@ def test_long_texts_are_read_in_time_that_grows_with_their_length(piece: str) ->
     choice(text, "B", ["Paris", "Lyon"])
     names_who(text, "Olga", "Leo", ["Olga", "Leo"])
     Gsm8k().reward([text], answer=["5"])
+    brackets.arrangement(expressions.final_expression(text[-2000:]))
+    units.unit(text[-2000:])
     assert time.process_time() - start < 1
 
 
-@pytest.mark.parametrize("module", [choices, numbers, writing])
+@pytest.mark.parametrize("module", [brackets, choices, expressions, numbers, units, writing])
 def test_examples_of_the_readers(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted

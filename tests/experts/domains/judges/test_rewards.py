@@ -31,12 +31,12 @@ def test_doctests(module: ModuleType) -> None:
 def test_junk_is_wrong_and_quick(name: str) -> None:
     rng = random.Random(0)
     noise = ["".join(chr(rng.randrange(1, 0x3000)) for _ in range(200)) for _ in range(20)]
-    start = time.monotonic()
+    start = time.process_time()
     for text in NASTY + noise:
         assert REWARDS[name](text, "-41.5") == 0.0
         if name != "math_verify":  # where a long answer costs the whole time limit
             assert REWARDS[name]("-41.5", text) in (0.0, 1.0)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

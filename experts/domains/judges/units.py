@@ -1,0 +1,56 @@
+r"""The unit that an expression names after its number: `5\text{ cm}^2` is square centimetres, `10 p.m.` an hour."""
+
+from __future__ import annotations
+
+import re
+
+NAMES = """
+    mm millimeter millimetre | cm centimeter centimetre | m meter metre | km kilometer kilometre
+    in inch inche | ft foot feet | yd yard | mi mile | mg milligram | g gram | kg kilogram | lb pound | oz ounce
+    ml milliliter millilitre | l liter litre | gal gallon
+    s sec second | min minute | h hr hour | day | week | month | year
+    km/h kph kmh | mph | m/s | dollar | cent | am | pm | °c | °f
+"""
+UNITS = {name: names.split()[0] for line in NAMES.splitlines() for names in line.split("|") for name in names.split()}
+# How LaTeX writes words, degrees and spaces.
+PLAIN = [
+    (re.compile(r"\\(?:text|textrm|mathrm|mbox)\s?\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\^\s?\{?\\circ\}?"), "°"),
+    (re.compile(r"\\[ ,;!]|~|\\?\$"), " "),
+    (re.compile(r"²"), "^2"),
+    (re.compile(r"³"), "^3"),
+    (re.compile(r"(?<=[ap])\.\s?m\b"), "m"),
+]
+NAMED = re.compile(
+    r"\d[})\s]*(?:(?P<kind>square|sq\.?|cubic|cu\.?)\s)?\s*(?P<name>°\s*[CFcf]|[A-Za-z]+(?:/[A-Za-z]+)?)"
+    r"\s*(?:\^\s?\{?(?P<power>[23])\}?)?\W*\Z"
+)
+IN_WORDS = re.compile(r"\\(?:text|mathrm)\s?\{\s*(-?[\d.,]+)(\s[^{}]*)\}")
+LONGEST = 200  # characters before the end that are read
+
+
+def unit(expression: str) -> tuple[str, int] | None:
+    r"""The unit with which an expression ends, by one name, and its power; None where there is none that is known.
+
+    >>> unit(r"5\text{ cm}^2"), unit("x = 5 square centimeters."), unit("10 p.m."), unit("5 apples")
+    (('cm', 2), ('cm', 2), ('pm', 1), None)
+    """
+    plain = expression[-LONGEST:]
+    for way, words in PLAIN:
+        plain = way.sub(words, plain)
+    named = NAMED.search(plain)
+    if not named or re.search(r"\d[A-Za-z]\W*\Z", plain):  # 5m is a product
+        return None
+    name = "".join(named["name"].split()).lower()
+    known = UNITS.get(name) or UNITS.get(name.removesuffix("s"))
+    power = {"s": 2, "c": 3}.get((named["kind"] or "").lower()[:1], int(named["power"] or 1))
+    return (known, power) if known else None
+
+
+def without_words(text: str) -> str:
+    r"""A text with `5\text{ cm}` for `\text{5 cm}`: a number with a unit is no word.
+
+    >>> without_words(r"\boxed{\text{5 cm}}"), without_words(r"\text{5 doors}")
+    ('\\boxed{5\\text{ cm}}', '\\text{5 doors}')
+    """
+    return IN_WORDS.sub(lambda words: rf"{words[1]}\text{{{words[2]}}}" if unit(words[0]) else words[0], text)

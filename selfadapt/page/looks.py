@@ -1,0 +1,60 @@
+"""What the page looks like: its theme, its style sheet, and the colours that experts have wherever they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+BASE = "base"
+COLORS = tuple(f"var(--sa-{number})" for number in range(8))
+"""The style sheet has them, for light and for dark."""
+GREY = "var(--sa-grey)"
+
+CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+
+
+def theme() -> gr.themes.Base:
+    """The reader's own fonts: nothing is fetched from anywhere."""
+    return gr.themes.Soft(
+        primary_hue="indigo",
+        secondary_hue="orange",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+    ).set(
+        # White letters need something darker than Gradio's choice.
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        block_title_text_color="*primary_700",
+        block_title_text_color_dark="*primary_200",
+    )
+
+
+def color_of(name: str, names: Sequence[str]) -> str:
+    """Of an expert among those of the library; the base, and whoever is not there, is grey."""
+    return COLORS[list(names).index(name) % len(COLORS)] if name in names else GREY
+
+
+def chip(name: str, names: Sequence[str], weight: float | None = None) -> str:
+    """An expert's name in its colour, and its weight."""
+    said = "" if weight is None else f" <b>{weight:.2f}</b>"
+    return f'<span class="sa-chip" style="--own:{color_of(name, names)}">{escape(name)}{said}</span>'
+
+
+def chips(weights: Mapping[str, float], names: Sequence[str]) -> str:
+    """Who has a part in an answer: all of a row of a mixture, or the base."""
+    if not weights:
+        return chip(BASE, names)
+    return " ".join(chip(name, names, None if [*weights.values()] == [1.0] else w) for name, w in weights.items())
+
+
+def note(text: str, kind: str = "note") -> str:
+    """A line about what goes on: a `note`, or an `error`."""
+    return f'<p class="sa-{kind}">{escape(text)}</p>' if text else ""

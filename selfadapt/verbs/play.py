@@ -1,0 +1,62 @@
+"""`selfadapt play`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+def play(
+    model: str | None = None,
+    library: Path | None = None,
+    dispatch: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    runs: Path = Path("runs"),
+    rows: int = 32,
+    queue: int = 256,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Open a page to play with: ask, see who answers and why, mix the experts, and look inside them.
+
+    Args:
+        model: a built-in name, a hub id or a folder; by default the library's base.
+        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        dispatch: who chooses the experts; by default "embedding".
+        host: the address to listen at; 0.0.0.0 lets other machines in.
+        port: the port to listen at.
+        runs: the folder whose trainings are shown, those that are going on among them.
+        rows: answers that are written at once; more need more memory.
+        queue: answers that may wait for their place.
+        dtype: what the base computes in.
+        device: where it computes.
+    """
+    from experts.outside.errors import check_whole
+
+    check_whole("--port", port, least=0, most=65535)
+    check_whole("--rows", rows)
+    check_whole("--queue", queue)
+    around = page_with(runs)
+    from selfadapt.serving.running import run_page
+
+    run_page(
+        model, library, dispatch, host=host, port=port, rows=rows, queue=queue, dtype=dtype, device=device, page=around
+    )
+
+
+def page_with(runs: Path) -> Callable[..., Any]:
+    """What makes the page of what is served, by itself or beside another application.
+
+    Raises:
+        UserError: if what it needs is not installed.
+    """
+    from experts.outside.errors import not_installed
+
+    try:
+        from selfadapt.page.mounting import with_page
+    except ImportError as error:
+        raise not_installed("the page", str(error.name), "page") from error
+    return partial(with_page, runs)
