@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dispatch import DISPATCHERS, FEW_SHOT, check_dispatcher
+from dispatch.text_to_lora import network_path
 from experts.domains import is_judged
 from experts.library import ExpertLibrary
 from experts.outside.base_names import BUILT_IN, ORIGINAL
@@ -176,7 +177,7 @@ def _dispatched(
     path: Path,
 ) -> Iterator[DispatchedCell]:
     """A cell for every dispatcher on every unseen domain; `base` is its name, dtype and block."""
-    experts, options = _contents(library.folder), base[2].options()
+    options = base[2].options()
     for name in names:
         known = [*(each for each in DISPATCHERS if each != "none"), *library.names]
         if name not in known:
@@ -185,6 +186,7 @@ def _dispatched(
             check_dispatcher(name, library)
         for domain, evaluation in unseen.items():
             searched = [repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else []
+            experts = _contents(library, with_network=name in DISPATCHERS and DISPATCHERS[name].brings_experts)
             told = [library.base, base[1], *([options] if options else []), experts, name, *searched]
             settings = settings_of(told, [evaluation])
             yield DispatchedCell(name, *base, {domain: evaluation}, settings, library)
@@ -203,10 +205,12 @@ def _trained(
         yield TrainedCell(method, *base, evaluations, settings, recipe, domain, reference, rates, first_seed)
 
 
-def _contents(folder: Path) -> str:
-    """A hash of all that a library's dispatchers and experts follow from."""
-    digest = hashlib.sha256()
+def _contents(library: ExpertLibrary, *, with_network: bool) -> str:
+    """A hash of all that a library's experts and dispatchers follow from; only who brings experts has its network."""
+    folder, digest = library.folder, hashlib.sha256()
     for file in sorted(folder.rglob("*")):
+        if network_path(library) in file.parents and not with_network:
+            continue
         if file.suffix in (".json", ".safetensors") and file.name != SKETCH:
             # What a base is called changes nothing.
             data = file.read_bytes().replace(ORIGINAL.encode(), BUILT_IN.encode())
