@@ -8,7 +8,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 PIP_INSTALL := python -m pip install --disable-pip-version-check
 
-.PHONY: help setup setup-vllm demo test test-slow test-vllm lint docs wheel
+.PHONY: help setup setup-vllm demo test test-long test-slow test-vllm lint docs wheel
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ demo: setup ## train an expert on the built-in base, and compare the two
 
 test: setup ## the fast tests, as many processes as cores
 	$(BIN)/python -m pytest -n auto
+
+test-long: setup ## the tests of whole runs and of several processes
+	$(BIN)/python -m pytest -n auto -m 'long and not slow'
 
 # What is slow; then other examples than those of `make test`, drawn anew.
 test-slow: setup ## the tests that train, those that kill what they run, and new random examples

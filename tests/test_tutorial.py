@@ -20,6 +20,7 @@ blocks = runpy.run_path(str(Path(__file__).with_name("tutorial.py")))["blocks"] 
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 
 
+@pytest.mark.long
 def test_the_page_works(
     tiny_model: Any,
     tiny_tokenizer: Any,

@@ -291,6 +291,7 @@ for name in sys.argv[3:]:
 """
 
 
+@pytest.mark.long
 def test_programs_that_add_at_once_lose_nothing(library: ExpertLibrary, expert: Path) -> None:
     names = [[f"{program}{number}" for number in range(5)] for program in "abc"]
     programs = [

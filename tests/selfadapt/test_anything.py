@@ -88,6 +88,7 @@ def one_line(error: UserError) -> None:
 
 @quickly
 @given(prompts)
+@pytest.mark.long
 def test_any_prompts_are_tokens_or_one_line(tiny_tokenizer: Any, given_: Any) -> None:
     try:
         read = read_prompts(given_)

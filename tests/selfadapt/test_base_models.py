@@ -286,6 +286,7 @@ def no_pip(no_index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
     return programs
 
 
+@pytest.mark.long
 def test_an_environment_without_pip_fetches_by_a_pip_of_its_own(no_pip: Path) -> None:
     pytest.importorskip("ensurepip", reason="this Python makes no environments with pip")
     check_message("smollm2-135m", ["is not the file it should be"])

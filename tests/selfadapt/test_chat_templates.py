@@ -68,6 +68,7 @@ def test_every_verb_says_so(
 
 
 @pytest.mark.parametrize("objective", ["reinforce", "next_token"])
+@pytest.mark.long
 def test_a_base_without_a_chat_template_learns_answers_and_is_exported(
     run: Any,
     tiny_folder: Path,

@@ -182,6 +182,7 @@ def test_what_draws_tokens_needs_a_temperature(run: Any, option: tuple[str, floa
     assert "give a temperature above 0" in err
 
 
+@pytest.mark.long
 def test_names_of_trl_and_peft_are_options_too(run: Any, recipe: Path, tmp_path: Path) -> None:
     theirs = ("--max-steps", 1, "--max_completion_length=3", "--num-generations", 2, "--beta", 0.5, "--r", 4)
     code, out, err = run("train", recipe, "--output-dir", tmp_path / "expert", *theirs)

@@ -188,6 +188,7 @@ def test_what_takes_an_experts_z_refuses_a_lora(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_loras_that_were_trained_here_are_dispatched_to_by_default(recipe: Path, run: Any, tmp_path: Path) -> None:
     document = yaml.safe_load(recipe.read_text())
     document["adapt"] = {"method": "lora", "rank": 2}

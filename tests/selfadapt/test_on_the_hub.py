@@ -49,6 +49,7 @@ def test_pushed_pulled_and_answered_with(
     assert model.generate(["1 + 1 ="], max_new_tokens=4)[0].text == answers[0]
 
 
+@pytest.mark.long
 def test_one_expert_with_its_twin(
     run: Any, hub: HubServer, base_on_the_hub: str, library: ExpertLibrary, tmp_path: Path
 ) -> None:

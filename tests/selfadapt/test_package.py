@@ -25,17 +25,20 @@ def test_import_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
+@pytest.mark.long
 def test_experts_brings_no_training() -> None:
     script = "import sys, experts; sys.exit(bool({'trl', 'datasets', 'sentence_transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 @pytest.mark.parametrize("imported", ["from selfadapt import load_base", "from experts import Mixture"])
+@pytest.mark.long
 def test_whatever_is_taken_svf_is_known_to_peft(imported: str) -> None:
     script = f"{imported}; from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as known; assert 'SVF' in [*known]"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
+@pytest.mark.long
 def test_a_saved_expert_loads_where_only_the_base_was_asked_for(tiny_model: PreTrainedModel, tmp_path: Path) -> None:
     # The parent has registered SVF long ago: only a process of its own can tell.
     tiny_model.save_pretrained(tmp_path / "base")

@@ -132,6 +132,7 @@ def test_a_sentence_becomes_an_expert(run: Any, write_recipe: Any, tiny_model: A
     library.load(tiny_model)
 
 
+@pytest.mark.long
 def test_adapters_are_reconstructed_and_everything_is_compared(run: Any, write_recipe: Any, tmp_path: Path) -> None:
     lora = {"kind": "lora", "rank": 2}
     recipe = write_recipe("each", lora, ADAPTERS)
@@ -172,6 +173,7 @@ def test_adapters_are_reconstructed_and_everything_is_compared(run: Any, write_r
     assert (code, "say with --oracles" in err) == (1, True)
 
 
+@pytest.mark.long
 def test_experts_are_reconstructed(run: Any, write_recipe: Any, tmp_path: Path, tiny_model: Any) -> None:
     recipe = write_recipe("experts", {"kind": "svf", "rank": 4}, ADAPTERS)
     assert run("train", recipe, "--output", tmp_path / "experts")[0] == 0

@@ -141,6 +141,7 @@ def test_streams_that_the_garbage_collector_closes_disturb_nobody(library: Exper
     assert not [warning for warning in recwarn if "cannot join" in str(warning.message)]
 
 
+@pytest.mark.long
 def test_a_program_may_end_while_streams_are_open(library: ExpertLibrary) -> None:
     program = (
         "import sys; from selfadapt import SelfAdaptiveModel\n"

@@ -54,6 +54,7 @@ def test_folders_that_name_the_built_in_base_are_read_as_ever(tmp_path: Path) ->
     assert Expert.read(tmp_path / "old").base == BUILT_IN
 
 
+@pytest.mark.long
 def test_peft_loads_what_is_shipped_and_exported_where_the_hubs_model_is(
     smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase],
     smollm2_folder: Path,

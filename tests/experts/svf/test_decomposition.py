@@ -107,6 +107,7 @@ def _decompose_in_child(folder: str, counter: multiprocessing.sharedctypes.Synch
     decompose(weight(shape=(300, 200)))
 
 
+@pytest.mark.long
 def test_two_processes_decompose_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     counter = context.Value("i", 0)

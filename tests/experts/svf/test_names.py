@@ -178,6 +178,7 @@ def compile_in_place(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("compiled", [compile_whole, compile_parts, compile_in_place])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "up_proj"], ["model.layers.0.mlp.up_proj"]])
+@pytest.mark.long
 def test_a_model_that_is_compiled_first_saves_what_a_plain_one_loads(
     compiled: Any, targets: Any, tiny_model: LlamaForCausalLM, tmp_path: Path
 ) -> None:

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 LAUNCH = "-m torch.distributed.run --standalone --nproc_per_node 2"
 
 
+@pytest.mark.long
 def test_two_processes_share_out_the_tasks_of_a_step(
     tiny_model: Any, tiny_tokenizer: Any, tiny_folder: Path, encoder: Any, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_normalised_network_begins_at_the_mean_of_the_library(
 
 @pytest.mark.parametrize("kind", ["lora", "svf"])
 @pytest.mark.parametrize("loss", ["normalised", "difference"])
+@pytest.mark.long
 def test_the_library_comes_back_from_its_descriptions(kind: str, loss: Any, encoder: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     folder = lora_library(tmp_path / kind) if kind == "lora" else svf_library(tmp_path / kind)

@@ -34,6 +34,7 @@ assert not any(name.split(".")[0] in ("experts", "dispatch", "selfadapt") for na
 """
 
 
+@pytest.mark.long
 def test_a_written_lora_loads_in_plain_peft(
     make_writer: Any, tiny_model: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:

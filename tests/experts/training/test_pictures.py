@@ -62,6 +62,7 @@ class Colours:
         ]
 
 
+@pytest.mark.long
 def test_the_reward_rises_for_who_sees_the_picture(seeing: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = seeing
     options = Reinforce(

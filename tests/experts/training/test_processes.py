@@ -30,6 +30,7 @@ def launch(*command: object) -> list[str]:
 
 
 @pytest.mark.parametrize("options", [(), ("--shard-base",)])
+@pytest.mark.long
 def test_two_processes_train_one_expert(recipe: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     # Five problems and two processes: one of them has to answer one twice.
     sizes = ("--validation-size", "5", "--test-size", "5")
@@ -45,6 +46,7 @@ def test_two_processes_train_one_expert(recipe: Path, tmp_path: Path, options: t
     assert not (tmp_path / "expert.unfinished").exists()
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_does(
     tiny_model: Any, tiny_tokenizer: Any, tiny_folder: Path, letters: Any, tmp_path: Path
 ) -> None:
@@ -84,6 +86,7 @@ def test_two_processes_learn_what_one_does(
         assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.04
 
 
+@pytest.mark.long
 def test_one_process_has_nothing_to_share_out(recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--shard-base"]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -121,6 +124,7 @@ def test_a_run_whose_worker_was_killed_resumes_to_the_same_expert(
     assert all(torch.equal(z, whole[name]) for name, z in resumed.items())
 
 
+@pytest.mark.long
 def test_prompts_that_do_not_divide_are_one_line_before_a_base_is_loaded(recipe: Path, tmp_path: Path) -> None:
     command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--prompts-per-step", "3")
     result = subprocess.run([*command, "--model", "no/such-base"], capture_output=True, text=True)

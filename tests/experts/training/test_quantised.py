@@ -73,6 +73,7 @@ class Interrupt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.long
 def test_a_run_that_was_interrupted_ends_in_the_same_expert(
     train: Any, options: Reinforce, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,7 @@ def test_without_a_writable_cache_folder_it_is_converted_in_memory(
     assert all(torch.equal(tensor, wanted[name].bfloat16()) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.long
 def test_without_room_it_is_converted_in_memory(file: Path, own_cache: Path) -> None:
     """No file may grow beyond 16 kB, as on a disk that fills up while the weights are written."""
     script = (

@@ -92,6 +92,7 @@ def timeless(lines: list[Line]) -> list[Line]:
     return sorted((replace(line, train_seconds=0.0, peak_memory=None) for line in lines), key=lambda line: repr(line))
 
 
+@pytest.mark.long
 def test_a_grid_from_start_to_end(experiment: Experiment, tmp_path: Path) -> None:
     output = tmp_path / "out"
     lines = run_experiment(experiment, output, resume=False)
@@ -132,6 +133,7 @@ def test_a_grid_from_start_to_end(experiment: Experiment, tmp_path: Path) -> Non
         run_experiment(other, output, resume=True)
 
 
+@pytest.mark.long
 def test_a_cell_whose_line_is_gone_is_done_again_to_the_same_result(quick: Experiment, tmp_path: Path) -> None:
     results = tmp_path / "out" / "results.jsonl"
     lines = run_experiment(quick, tmp_path / "out", resume=False)
@@ -143,6 +145,7 @@ def test_a_cell_whose_line_is_gone_is_done_again_to_the_same_result(quick: Exper
     assert len(read_results(results)) == len(lines)
 
 
+@pytest.mark.long
 def test_a_killed_cell_leaves_no_lines_and_goes_on(
     quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +165,7 @@ def test_a_killed_cell_leaves_no_lines_and_goes_on(
     assert timeless(parts) == timeless(whole)
 
 
+@pytest.mark.long
 def test_a_failed_cell_is_reported_and_the_grid_goes_on(
     quick: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

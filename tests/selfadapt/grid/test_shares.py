@@ -93,6 +93,7 @@ def test_cells_that_need_nobody_are_dealt_out_evenly(recipe: Path) -> None:
     assert [len(Share(index, 10**9).of(cells)) for index in (1, 14, 15, 10**9)] == [1, 1, 0, 0]
 
 
+@pytest.mark.long
 def test_shares_one_after_another_are_the_whole_grid(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +127,7 @@ def test_shares_one_after_another_are_the_whole_grid(
     assert not list((parts.parent / "cells").glob("*.jsonl"))
 
 
+@pytest.mark.long
 def test_shares_side_by_side_and_a_report_of_all(path: Path, tmp_path: Path, run: Any) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "selfadapt.cli", "compare", str(path), "--output", str(output), "--json"]
@@ -180,6 +182,7 @@ def test_ray_that_there_is_not_and_ray_with_shares_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_results_have_a_folder_of_their_own(
     path: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

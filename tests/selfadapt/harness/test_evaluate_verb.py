@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from experts import ExpertLibrary
 
 
+@pytest.mark.long
 def test_the_verb(run: Any, library: ExpertLibrary, task_folder: Path, tmp_path: Path) -> None:
     args = ("--tasks", "choice,writing", "--include-path", task_folder, "--limit", 4, "--batch-size", 2)
     expert = ("--library", library.folder, "--dispatch", "b")

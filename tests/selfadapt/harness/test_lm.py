@@ -70,6 +70,7 @@ def requests(kind: str, questions: Sequence[str], *continuations: Any) -> list[I
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.long
 def test_the_base_has_the_numbers_of_hf(library: ExpertLibrary, task_folder: Path, batch_size: int) -> None:
     hf = judged("hf", task_folder, model_args={"pretrained": library.base}, batch_size=batch_size)
     empty = ExpertLibrary.create(library.folder.with_name("empty"), library.base, library.fingerprint)
@@ -92,6 +93,7 @@ def value(answer: Any) -> Any:
 
 
 @pytest.mark.parametrize(("batch_size", "exact"), [(4, True), (64, False), ("auto", False)])
+@pytest.mark.long
 def test_mixed_requests_are_answered_as_each_mixture_alone(
     adaptive: SelfAdaptiveModel, batch_size: int | str, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +241,7 @@ def test_a_cache_of_responses_answers_only_what_made_them(library: ExpertLibrary
     assert ask("a")[1] == 0  # it has become the same as b
 
 
+@pytest.mark.long
 def test_a_cache_knows_the_weights_of_the_base(library: ExpertLibrary, task_folder: Path, tmp_path: Path) -> None:
     cache = str(tmp_path / "responses")
     before = judged("selfadapt", task_folder, FEW[:1], model_args={"pretrained": library.base}, use_cache=cache)
@@ -280,6 +283,7 @@ def test_contexts_that_lm_eval_has_kept_are_dispatched_by_their_question(
         assert dispatcher.seen == [f"Question: {q}\nAnswer:" for q in QUESTIONS[:2]]
 
 
+@pytest.mark.long
 def test_rolling_loglikelihoods_do_not_depend_on_the_batch_size(
     adaptive: SelfAdaptiveModel, library: ExpertLibrary
 ) -> None:
@@ -296,6 +300,7 @@ def test_rolling_loglikelihoods_do_not_depend_on_the_batch_size(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, "auto"])
+@pytest.mark.long
 def test_answers_do_not_depend_on_batches_or_order(adaptive: SelfAdaptiveModel, batch_size: int | str) -> None:
     questions = [*QUESTIONS, *QUESTIONS[:4], "red", "a" * 100]
     for kind, continuations in {

@@ -52,6 +52,7 @@ def said(results: dict[str, Any]) -> dict[str, list[list[Any]]]:
     return {task: [[sample[key] for key in SAID] for sample in rows] for task, rows in results["samples"].items()}
 
 
+@pytest.mark.long
 def test_samples_are_the_documents_that_are_asked_for(asked: Any, hf: Any, tmp_path: Path) -> None:
     chosen = {"choice": [7, 2], "writing": [0]}
     wanted = hf("choice", "writing", samples={"choice": [2, 7], "writing": [0]})
@@ -62,6 +63,7 @@ def test_samples_are_the_documents_that_are_asked_for(asked: Any, hf: Any, tmp_p
         assert [sample["doc_id"] for sample in results["samples"]["choice"]] == [2, 7]
 
 
+@pytest.mark.long
 def test_generation_arguments_go_over_the_tasks_own(asked: Any, hf: Any) -> None:
     wanted = hf("writing", limit=3, gen_kwargs={"max_gen_toks": 4, "until": ["e", "o"]})
     for given in (["max_gen_toks=4,until=['e','o']"], ["max_gen_toks=4", 'until=["e", "o"]']):
@@ -76,6 +78,7 @@ def test_generation_arguments_go_over_the_tasks_own(asked: Any, hf: Any) -> None
 
 
 @pytest.mark.parametrize("multiturn", [True, False])
+@pytest.mark.long
 def test_chats_have_the_systems_message_and_the_examples_turns(
     asked: Any, hf: Any, task_folder: Path, multiturn: bool
 ) -> None:
@@ -101,6 +104,7 @@ def test_an_instruction_stands_before_plain_contexts_too(asked: Any, hf: Any) ->
     assert said(got) == said(wanted)
 
 
+@pytest.mark.long
 def test_the_models_arguments_are_lm_evals(asked: Any, library: ExpertLibrary) -> None:
     wanted = asked("--limit", 2)
     got = asked("--limit", 2, "--model-args", f"pretrained={library.base},dtype=auto", "max_length=200", model=False)
@@ -112,6 +116,7 @@ def test_the_models_arguments_are_lm_evals(asked: Any, library: ExpertLibrary) -
     assert said(got) != said(wanted)
 
 
+@pytest.mark.long
 def test_responses_are_kept_for_the_next_time(asked: Any, library: ExpertLibrary, tmp_path: Path) -> None:
     kept = ("--limit", 3, "--use-cache", tmp_path / "kept" / "responses")
     wanted = asked("--limit", 3)

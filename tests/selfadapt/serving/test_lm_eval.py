@@ -61,6 +61,7 @@ def judged(judge: str, tasks: TaskManager, names: list[str], chat: bool, **argum
     return {name: [sample["filtered_resps"] for sample in own] for name, own in found["samples"].items()}
 
 
+@pytest.mark.long
 def test_likelihoods_and_answers(
     start: Callable[..., Running], library: ExpertLibrary, tasks: TaskManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:

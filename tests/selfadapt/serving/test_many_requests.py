@@ -107,6 +107,7 @@ def answer_many(server: Running, count: int, large: int) -> None:
         assert client.get("/health").status_code == 200
 
 
+@pytest.mark.long
 def test_many_requests(start: Callable[..., Running]) -> None:
     answer_many(start(most_bytes=100_000, waiting=64), 150, 100_000)
 

@@ -29,6 +29,7 @@ def process(library: ExpertLibrary) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.long
 def test_the_command_serves_until_it_is_told_to_stop(process: subprocess.Popen[str]) -> None:
     assert process.stderr is not None
     said = next(line for line in process.stderr if line.startswith("serving "))
