@@ -16,7 +16,7 @@ help: ## this list
 setup: $(STAMP) ## .venv with the versions in constraints.txt; Python 3.11 or newer
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e ".[dev,eval,embedding,page]"
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e ".[dev,eval,embedding,page,ray]"
 	@touch $@
 
 $(BIN)/pip $(VLLM_BIN)/pip:

@@ -1,15 +1,16 @@
 """The memory that training an expert needs, by arithmetic: what stays, and what comes and goes on a card.
 
-python benchmarks/fits.py [--card 24]
+python benchmarks/fits.py [--card 24] [--hours [--processes 8]]
 
 For every shipped recipe of rank 64 on bases of 4 to 8 billion parameters, in bfloat16 on cards of 24 and 80 GB, in four
-and eight bits on 12 and 16 GB. `benchmarks/memory.py` measures the same components on the built-in base. None of this
-was run on a GPU.
+and eight bits on 12 and 16 GB. `--hours` is the time of those for GSM8K. `benchmarks/memory.py` measures the same
+components on the built-in base. None of this was run on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -119,10 +120,67 @@ TOKENS = {"gsm8k": 300 + 512, "mbpp": 350 + 512, "arc_easy": 250 + 256}
 """The longest prompts of the training split, and the new tokens of the recipe."""
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Of a card, by its vendor: products of bfloat16 a second, and bytes that it reads a second."""
+
+    name: str
+    flops: float
+    bandwidth: float
+
+
+SPEEDS = {24: Speed("RTX 4090", 165e12, 1.008e12), 80: Speed("A100 SXM", 312e12, 2.039e12)}
+REACHED = 0.4
+"""Of either, as training and decoding in PyTorch commonly reach."""
+SEQUENCES, NEW_TOKENS, STEPS = 128, 512, 100
+VALIDATIONS, VALIDATION_SIZE, TEST_SIZE = 11, 256, 1319
+"""Of the recipes for GSM8K. The test problems are answered twice, by the base and by the expert."""
+
+HELD_OUT_AT_ONCE = 64
+"""Of validation and test (`experts/training/evaluation.py`)."""
+
+
+def answering(own: Needs, card: int, count: int, most: int = SEQUENCES) -> float:
+    """Seconds for so many answers, all as long as they may be, at most `most` at once.
+
+    Every token of as many as fit at once reads the base, and their cache, which is half full in the mean.
+    """
+    at_once = min(own.sequences(card * 1e9), count, most)
+    bytes_read = own.stays + at_once * own.cache / 2
+    return count / at_once * NEW_TOKENS * bytes_read / (REACHED * SPEEDS[card].bandwidth)
+
+
+def gradient(own: Needs, step: Step, card: int, count: int) -> float:
+    """Seconds for so many sequences: forwards, backwards to the inputs, and forwards again with checkpointing."""
+    passes = 3 if step.checkpointing else 2
+    return count * passes * own.base * step.tokens / (REACHED * SPEEDS[card].flops)
+
+
+def print_hours(sizes: Iterable[int], processes: int) -> None:
+    print("| | card | seconds: sampling | gradient | validation | hours |\n|---|---|---|---|---|---|")
+    for card in sizes:
+        step = Step(TOKENS["gsm8k"], *SETTINGS[card])
+        for name, config in BASES.items():
+            own, share = needs(config, 64, step), SEQUENCES // processes
+            parts = answering(own, card, share), gradient(own, step, card, share)
+            validation, test = (
+                answering(own, card, -(-size // processes), HELD_OUT_AT_ONCE) for size in (VALIDATION_SIZE, TEST_SIZE)
+            )
+            hours = (STEPS * sum(parts) + VALIDATIONS * validation + 2 * test) / 3600
+            told = " | ".join(f"{part:.0f}" for part in (*parts, validation))
+            print(f"| {name}, gsm8k | {processes} × {SPEEDS[card].name}, {card} GB | {told} | {hours:.1f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--card", type=int, choices=[*SETTINGS], help="GB of memory; all, if it is not given")
-    card = parser.parse_args().card
+    parser.add_argument("--hours", action="store_true", help="the time, on a card of 24 GB and one of 80 GB")
+    parser.add_argument("--processes", type=int, default=1, help="cards with a base each, for --hours")
+    options = parser.parse_args()
+    card = options.card
+    if options.hours:
+        print_hours([card] if card in SPEEDS else SPEEDS, options.processes)
+        return
     columns = ("base", "factors", "stay", "backward", "peak", "sequences sampled at once", "their cache", "peak")
     print(f"| | card | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for size in [card] if card else SETTINGS:

@@ -22,57 +22,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from sidebyside import side_by_side
+from trainers import stock
 from transformers.trainer_callback import PrinterCallback
-from trl import RLOOConfig, RLOOTrainer
 
 from experts.domains.base import load_rows
 from experts.outside.chats import tokenize
 from experts.training.reinforce import Reinforce
 from experts.training.trainer import LoadedBase
-from experts.training.trl_glue import make_trainer, reward_function
+from experts.training.trl_glue import make_trainer
 from selfadapt import load_base
 from selfadapt.recipes.configuration import find_recipe
-from selfadapt.recipes.expert import Recipe, read_recipe
+from selfadapt.recipes.expert import read_recipe
 
 STOCK, OURS = "stock TRL, LoRA r=16", "ours, the recipe's expert"
-LORA = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"])
-
-
-def ours(recipe: Recipe, options: Reinforce, name: str, folder: Path) -> Any:
-    model, tokenizer = load_base(name, dtype=recipe.dtype)
-    return make_trainer(LoadedBase(model, tokenizer, name), recipe.domain, recipe.adapt.config(), options, folder)
-
-
-def stock(recipe: Recipe, options: Reinforce, name: str, folder: Path) -> Any:
-    model, tokenizer = load_base(name, dtype=recipe.dtype)
-    sequences = options.prompts_per_step * options.samples_per_prompt
-    args = RLOOConfig(
-        output_dir=str(folder),
-        max_steps=options.steps,
-        per_device_train_batch_size=options.micro_batch_size,
-        gradient_accumulation_steps=sequences // options.micro_batch_size,
-        num_generations=options.samples_per_prompt,
-        max_completion_length=options.max_new_tokens,
-        temperature=options.temperature,
-        learning_rate=options.learning_rate,
-        beta=0.0,
-        gradient_checkpointing=False,
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        use_cpu=model.device.type == "cpu",
-    )
-    return RLOOTrainer(
-        model=model,
-        reward_funcs=reward_function(recipe.domain, options),
-        args=args,
-        train_dataset=load_rows(recipe.domain, "train"),
-        processing_class=tokenizer,
-        peft_config=LORA,
-    )
 
 
 def peak(dtype: torch.dtype) -> float:
@@ -106,9 +69,11 @@ def main() -> None:
     name = choice.model or recipe.model
     prompts, samples = options.prompts_per_step, options.samples_per_prompt
     with TemporaryDirectory() as folder:
-        trainers = {
-            STOCK: stock(recipe, options, name, Path(folder, "stock")),
-            OURS: ours(recipe, options, name, Path(folder, "ours")),
+        bases = [LoadedBase(*load_base(name, dtype=recipe.dtype), name) for _ in range(2)]
+        domain, folders = recipe.domain, (Path(folder, "stock"), Path(folder, "ours"))
+        trainers: dict[str, Any] = {
+            STOCK: stock(bases[0], domain, options, folders[0]),
+            OURS: make_trainer(bases[1], domain, recipe.adapt.config(), options, folders[1]),
         }
         for trainer in trainers.values():
             trainer.remove_callback(PrinterCallback)

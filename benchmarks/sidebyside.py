@@ -10,10 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 
-def side_by_side(
-    what: str, alternatives: Mapping[str, Callable[[], object]], *, against: str, rounds: int, warmup: int = 1
-) -> dict[str, float]:
-    """Prints median seconds and, round by round, the ratio to the alternative `against`; returns the median ratios."""
+def in_turns(alternatives: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each round."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for turn in range(warmup + rounds):
         for name, run in alternatives.items():
@@ -21,16 +19,30 @@ def side_by_side(
             run()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
-    table = Table("", "seconds (median)", f"× {against} (median)", "min to max", title=f"{what}, {rounds} rounds")
-    medians = {}
+    return seconds
+
+
+def rows(seconds: Mapping[str, list[float]], against: str) -> dict[str, tuple[str, str, str]]:
+    """Of each alternative: median seconds, the median ratio to `against`, and the ratios' range, round by round."""
+    found = {}
     for name, times in seconds.items():
-        ratios = [mine / other for mine, other in zip(times, seconds[against], strict=True)]
-        medians[name] = statistics.median(ratios)
-        table.add_row(
-            name,
-            f"{statistics.median(times):.3f}",
-            f"{medians[name]:.2f}",
-            f"{min(ratios):.2f} to {max(ratios):.2f}",
-        )
+        ratios = _ratios(times, seconds[against])
+        texts = f"{statistics.median(times):.3f}", f"{statistics.median(ratios):.2f}"
+        found[name] = (*texts, f"{min(ratios):.2f} to {max(ratios):.2f}")
+    return found
+
+
+def side_by_side(
+    what: str, alternatives: Mapping[str, Callable[[], object]], *, against: str, rounds: int, warmup: int = 1
+) -> dict[str, float]:
+    """Prints median seconds and, round by round, the ratio to the alternative `against`; returns the median ratios."""
+    seconds = in_turns(alternatives, rounds, warmup)
+    table = Table("", "seconds (median)", f"× {against} (median)", "min to max", title=f"{what}, {rounds} rounds")
+    for name, texts in rows(seconds, against).items():
+        table.add_row(name, *texts)
     Console(width=110).print(table)
-    return medians
+    return {name: statistics.median(_ratios(times, seconds[against])) for name, times in seconds.items()}
+
+
+def _ratios(times: list[float], others: list[float]) -> list[float]:
+    return [mine / other for mine, other in zip(times, others, strict=True)]

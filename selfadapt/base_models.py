@@ -258,7 +258,6 @@ def _read(
     A quantised model is put in its place at once, where it is not shared out.
     """
     import torch
-    from gguf import GGUFReader
     from safetensors import SafetensorError
     from transformers import (
         AutoConfig,
@@ -298,6 +297,8 @@ def _read(
             if "quantization" in of_model:
                 remember_dense(model, _files_of(source, options), floating_dtype(model.parameters()))
             if gguf_file:
+                from gguf import GGUFReader
+
                 reader = GGUFReader(Path(source, gguf_file))
                 mend_pre_tokenizer(tokenizer, reader)
                 tie_head(model, reader)

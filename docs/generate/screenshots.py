@@ -1,6 +1,7 @@
 """The pictures of docs/playground.md: `python docs/generate/screenshots.py URL` takes them of a page served there.
 
-`selfadapt play --runs FOLDER` serves one; the last picture is of its newest run. Chromium must be installed.
+Names behind it take those alone. `selfadapt play --runs FOLDER` serves one; the picture of a training is of its newest
+run. Chromium must be installed.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ PATIENCE = 180_000  # milliseconds
 LAPTOP, PHONE = (1200, 800), (390, 844)
 
 
-def main(url: str) -> None:
+def main(url: str, *names: str) -> None:
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, act, size, scheme in PICTURES:
+            if names and name not in names:
+                continue
             tab = browser.new_page(
                 viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce"
             )
             tab.set_default_timeout(PATIENCE)
             tab.goto(url)
+            tab.wait_for_timeout(2000)  # on a phone, tabs move into a menu
             act(tab)
             tab.wait_for_timeout(500)
             shown = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
@@ -83,7 +87,7 @@ PICTURES: list[tuple[str, Callable[[Any], None], tuple[int, int], Any]] = [
     ("map", on_the_map, LAPTOP, "dark"),
     ("training", training, LAPTOP, "light"),
     ("phone", ask, PHONE, "light"),
-    ("phone_dark", several, PHONE, "dark"),
+    ("phone_dark", mix, PHONE, "dark"),
 ]
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class Module:
                 raise UserError(f"the domain {self.path} has no {part!r}; a domain has {', '.join(PARTS)}")
         return made
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process runs the user's file by itself.
+        return {"path": self.path, "options": self.options}
+
     @property
     def name(self) -> str:
         return self.domain.name

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz")
-ENOUGH = "a hash of what it asks puts one row in ten there, and 40 rows are enough as a rule"
+ENOUGH = "a hash of what they ask puts one in ten into validation and one into test; 40 rows are enough as a rule"
 OVERLAPS = Path("_overlaps", "train_rows_to_drop.jsonl")
 
 
@@ -122,9 +122,9 @@ def _read(read: Callable[[Fields], dict[str, Any]], row: Row) -> dict[str, Any]:
 def too_few(where: str, official: Mapping[Split, list[Row]], split: Split) -> UserError:
     """What to raise where no rows are left for a split."""
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in official.items())
-    if "train" not in official or split in official:
-        return UserError(f"{where}: too few rows ({counts}): none is left for a {split} split; add one at least")
-    return UserError(f"{where}: too few rows ({counts}) for a {split} split, which is made of train: {ENOUGH}")
+    if official.get("train") and (split == "train" or split not in official):
+        return UserError(f"{where}: too few rows ({counts}) for a {split} split: {ENOUGH}")
+    return UserError(f"{where}: too few rows ({counts}): none is left for a {split} split; add one at least")
 
 
 def rows_of_split(official: Mapping[Split, list[Row]], split: Split, *, other_copies: bool = True) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,13 +16,17 @@ from experts.outside.errors import UserError
 from experts.svf import SVFLinear
 
 
-def processes() -> PartialState:
+def processes(patience: timedelta | None = None) -> PartialState:
     """This process among those that `torchrun` or `accelerate launch` started.
 
     Where there is no accelerator they talk over gloo. accelerate must be told so, at its first call: else each process
     takes itself for the only one.
+
+    Args:
+        patience: how long they wait for each other, if this is the first call; None for PyTorch's own minutes.
     """
-    return PartialState(cpu=not torch.accelerator.is_available())
+    waits = {} if patience is None else {"timeout": patience}
+    return PartialState(cpu=not torch.accelerator.is_available(), **waits)
 
 
 def shard(model: PeftModel) -> None:

@@ -9,11 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri, stdtrit  # quantiles of the normal and of Student's distribution
-from scipy.stats import binomtest
+
+Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        interval = binomtest(self.right, self.n).proportion_ci(method="wilson")
-        return float(interval.low), float(interval.high)
+        return _wilson(self.value, Z**2 / self.n)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -64,7 +64,7 @@ def loss(losses: Sequence[float]) -> Loss:
 def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
     """The exact two-sided p-value that as many rows lose as gain, whatever they lose or gain."""
     lower, higher = (sum(sign * (a - b) < 0 for b, a in zip(before, after, strict=True)) for sign in (1, -1))
-    return float(binomtest(lower, lower + higher).pvalue) if lower + higher else 1.0
+    return _fair(lower, higher)
 
 
 def accuracy(scores: Sequence[float], *, rewards: bool = False) -> Accuracy:
@@ -91,7 +91,14 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     """The exact two-sided McNemar p-value that two sets of scores on the same problems differ only by chance."""
     gained = sum(b < 1 <= a for b, a in zip(before, after, strict=True))
     lost = sum(a < 1 <= b for b, a in zip(before, after, strict=True))
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return _fair(gained, lost)
+
+
+def _fair(heads: int, tails: int) -> float:
+    """The exact two-sided p-value of a fair coin."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(heads, heads + tails).pvalue) if heads + tails else 1.0
 
 
 def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
@@ -144,17 +151,18 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
     seeds, items = scores.shape
     share = float(scores.mean())
     binomial = share * (1 - share)
-    z = float(ndtri(0.975))
     if 1 in (seeds, items) or not binomial:
-        return _wilson(share, z**2 / items)
+        return _wilson(share, Z**2 / items)
+    from scipy.special import stdtrit  # quantiles of Student's distribution; a training needs no scipy
+
     of_seeds, of_items = scores.mean(1), scores.mean(0)
     noise = scores - of_seeds[:, None] - of_items + share
     # Variances of the overall share, by what they come from.
     from_seeds = of_seeds.var(ddof=1) / seeds
     from_items = of_items.var(ddof=1) / items
     from_noise = float((noise**2).sum()) / ((seeds - 1) * (items - 1)) / scores.size
-    both = stdtrit(seeds - 1, 0.975) ** 2 * from_seeds + z**2 * max(0.0, from_items - from_noise)
-    return _wilson(share, float(max(both, z**2 * from_items)) / binomial)
+    both = stdtrit(seeds - 1, 0.975) ** 2 * from_seeds + Z**2 * max(0.0, from_items - from_noise)
+    return _wilson(share, float(max(both, Z**2 * from_items)) / binomial)
 
 
 def _wilson(share: float, width: float) -> tuple[float, float]:

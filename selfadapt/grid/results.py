@@ -1,12 +1,17 @@
-"""The tidy file of a grid: one JSON line for each (method, domain, learning rate, seed, evaluated domain)."""
+"""The tidy file of a grid: one JSON line for each (method, domain, learning rate, seed, evaluated domain).
+
+Jobs that share a folder write no file together: each leaves the lines of a cell in a file of that cell's own, beside
+what the cell trained, until one process takes them all into the tidy file.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +26,9 @@ BASE = "base"
 OPTIONAL = {"mixture"}
 """The fields that a line has only where they say something."""
 RESULTS = "results.jsonl"
-FILES = {RESULTS, "cells", "report.md", "accuracy.png", "gain.png", "weights.png"}
+CELLS = "cells"
+"""The folder of what cells trained, and of the lines that jobs have left."""
+FILES = {RESULTS, CELLS, "report.md", "accuracy.png", "gain.png", "weights.png"}
 """What a folder of results may hold."""
 
 
@@ -123,13 +130,61 @@ def read_results(path: Path) -> list[Line]:
     return lines
 
 
+def all_results(path: Path) -> list[Line]:
+    """The lines of a results file, and those that jobs have left beside it; raises as `read_results` does."""
+    left = _left(path)  # read first: what is taken into the file meanwhile is seen in one of the two
+    return _with(read_results(path), left.values())
+
+
 def add_results(path: Path, new: Sequence[Line]) -> None:
     """Adds the lines of one cell, in the place of older ones of that cell; all or none, whoever else is writing."""
-    cells = {line.cell for line in new}
     with FileLock(path.with_name(f".{path.name}.lock")):
-        kept = [line for line in read_results(path) if line.cell not in cells]
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(map(_text, [*kept, *new])), encoding="utf-8")
+        _write(path, _with(read_results(path), [new]))
+
+
+def leave_results(path: Path, new: Sequence[Line]) -> None:
+    """Leaves the lines of one cell beside a results file, in a file that nobody else writes."""
+    _write(path.parent / CELLS / f"{new[0].cell.replace('/', '--')}.{uuid4().hex}.jsonl", new)
+
+
+def collect_results(path: Path, order: Sequence[str] = ()) -> None:
+    """Takes what jobs have left into the results file, whose lines are then in the order of these cells."""
+    if not order and not _left(path):
+        return
+    place = {cell: number for number, cell in enumerate(order)}
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        left, before = _left(path), read_results(path)
+        lines = sorted(_with(before, left.values()), key=lambda line: place.get(line.cell, -1))
+        if lines != before:
+            _write(path, lines)
+        for file in left:
+            file.unlink()
+
+
+def _left(path: Path) -> dict[Path, list[Line]]:
+    """What jobs have left beside a results file, failures first: a cell may have been tried again."""
+    left = {}
+    for file in (path.parent / CELLS).glob("*.jsonl"):
+        try:
+            left[file] = read_results(file)
+        except UserError:
+            if file.exists():  # and has not been taken meanwhile
+                raise
+    return dict(sorted(left.items(), key=lambda each: all(line.error is None for line in each[1])))
+
+
+def _with(lines: Sequence[Line], added: Iterable[Sequence[Line]]) -> list[Line]:
+    """The lines, those of a cell replaced by what is added of it."""
+    kept = [*lines]
+    for new in added:
+        cells = {line.cell for line in new}
+        kept = [line for line in kept if line.cell not in cells] + [*new]
+    return kept
+
+
+def _write(path: Path, lines: Sequence[Line]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(map(_text, lines)), encoding="utf-8")
 
 
 def _text(line: Line) -> str:

@@ -1,10 +1,12 @@
-"""Runs the cells of an experiment, alone or beside other processes, each cell all or nothing."""
+"""Runs the cells of an experiment, alone, beside other processes or on Ray, each cell all or nothing."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +22,16 @@ from experts.training.run import Interrupted
 from selfadapt.base_models import load_config
 from selfadapt.grid.cells import Cell, TrainedCell
 from selfadapt.grid.experiment import Experiment
-from selfadapt.grid.results import RESULTS, Line, add_results, check_results_folder, read_results
+from selfadapt.grid.results import (
+    CELLS,
+    RESULTS,
+    Line,
+    add_results,
+    all_results,
+    check_results_folder,
+    collect_results,
+    leave_results,
+)
 from selfadapt.grid.shares import Share
 
 POLL = 2.0
@@ -28,7 +39,13 @@ POLL = 2.0
 
 
 def run_experiment(
-    experiment: Experiment, output: Path, *, resume: bool, only: str | None = None, share: Share | None = None
+    experiment: Experiment,
+    output: Path,
+    *,
+    resume: bool,
+    only: str | None = None,
+    share: Share | None = None,
+    on_ray: bool = False,
 ) -> list[Line]:
     """Runs the cells of the grid that have no results yet; returns the lines of all of them, failures included.
 
@@ -36,14 +53,16 @@ def run_experiment(
     its own share of it.
 
     Args:
-        output: gets `results.jsonl`, and in `cells/` what each cell trained.
+        output: gets `results.jsonl`, and in `cells/` what each cell trained. A share leaves its lines in `cells/`, too,
+            in a file a cell, for the next run without `share` to take them.
         resume: whether there may be results already. There may be failures, and results of other shares, in any case.
         only: a pattern of cell names, such as `svf-*/sums/*`.
         share: the part of these cells that is run.
+        on_ray: hand the cells to the workers of Ray, instead of running one after another here.
 
     Raises:
         UserError: for results of another experiment, a folder of other things, where nothing matches `only`, or where
-            there is no such base, or a domain's answers cannot be judged here.
+            there is no such base, or a domain's answers cannot be judged here, or Ray is not installed.
         Interrupted: after Ctrl-C, once the running cell has a checkpoint.
     """
     if processes().num_processes > 1:
@@ -52,33 +71,101 @@ def run_experiment(
         )
     check_results_folder(output)
     results = output / RESULTS
-    if not resume and share is None and any(line.error is None for line in read_results(results)):
+    if not resume and share is None and any(line.error is None for line in all_results(results)):
         raise UserError(f"{results} exists already; resume it, or choose another folder")
     matching = [cell for cell in experiment.cells if only is None or fnmatch(cell.name, only)]
     if not matching:
         names = ", ".join(cell.name for cell in experiment.cells)
         raise UserError(f"no cell matches {only!r}; the cells are {names}")
     cells = {cell.name: cell for cell in (matching if share is None else share.of(matching))}
-    if not resume and (there := [line for line in _own_lines(results, cells) if line.error is None]):
+    work = Work(output, cells, leaves=on_ray or share is not None)
+    before = work.lines()
+    if not resume and (there := [line for line in before if line.error is None]):
         raise UserError(f"{results} has results of {there[0].cell} already; resume them, or choose another folder")
-    to_retry = {line.cell for line in _own_lines(results, cells) if line.error}
-    to_run = [cell for cell in cells.values() if not _is_settled(cell, _own_lines(results, cells), to_retry)]
+    work.to_retry.update(line.cell for line in before if line.error)
+    to_run = [cell for cell in cells.values() if not work.is_settled(cell, before)]
     check_domains(to_run)
     for cell in to_run[:1]:  # they have one base
         load_config(cell.model, **cell.base.options())
-    check_writable(output / "cells")
-    while True:
-        lines = _own_lines(results, cells)
-        # What is asked for by name does not wait for the choice of its learning rate.
-        needed = {name: True if only else cell.is_needed(lines) for name, cell in cells.items()}
-        open_cells = [
-            cell for name, cell in cells.items() if needed[name] is not False and not _is_settled(cell, lines, to_retry)
-        ]
-        if not open_cells:
-            return lines
-        begun = [_claim_and_run(cell, cells, output, to_retry) for cell in open_cells if needed[cell.name]]
-        if not any(begun):
-            time.sleep(POLL)
+    check_writable(output / CELLS)
+    with _workers(work, on_ray) as run:
+        while open_cells := _open_cells(work, wait=only is None):
+            if not run([cell for cell, ready in open_cells if ready]):
+                time.sleep(POLL)
+    if share is None:
+        collect_results(results, [cell.name for cell in experiment.cells])
+    return work.lines()
+
+
+@dataclass
+class Work:
+    """The cells that are asked for, and what is known of them."""
+
+    output: Path
+    cells: Mapping[str, Cell]
+    leaves: bool
+    """Whether lines are left in a file of each cell's own, and the results file is not written."""
+    to_retry: set[str] = field(default_factory=set)
+    """The cells that have failed before, and are to be tried again."""
+
+    @property
+    def results(self) -> Path:
+        return self.output / RESULTS
+
+    def lines(self) -> list[Line]:
+        """What there is of these cells; raises UserError, if a result has come from other settings.
+
+        What failed under other settings says nothing of these.
+        """
+        of_cells = [line for line in all_results(self.results) if line.cell in self.cells]
+        own = [(line, line.settings == self.cells[line.cell].settings) for line in of_cells]
+        for line, same in own:
+            if not same and line.error is None:
+                raise UserError(
+                    f"{self.results} has results of {line.cell} with other settings than the experiment's; choose "
+                    "another folder, or remove those lines"
+                )
+        return [line for line, same in own if same]
+
+    def is_settled(self, cell: Cell, lines: Sequence[Line]) -> bool:
+        """Whether a cell has all its results, or has failed and is not to be tried again."""
+        own = [line for line in lines if line.cell == cell.name]
+        if any(line.error for line in own):
+            return cell.name not in self.to_retry
+        return {line.evaluated_on for line in own} == {*cell.evaluations}
+
+    def done(self, lines: Sequence[Line]) -> str:
+        """How much of it, for people."""
+        count = sum(self.is_settled(cell, lines) for cell in self.cells.values())
+        return f"{count} of at most {len(self.cells)} cells are done"
+
+
+def _open_cells(work: Work, *, wait: bool) -> list[tuple[Cell, bool]]:
+    """The cells that are, or may be, still to be run, and whether that is certain.
+
+    Args:
+        wait: for the choice of a cell's learning rate. What is asked for by name does not.
+    """
+    lines = work.lines()
+    needed = {name: cell.is_needed(lines) if wait else True for name, cell in work.cells.items()}
+    return [
+        (cell, needed[name] is True)
+        for name, cell in work.cells.items()
+        if needed[name] is not False and not work.is_settled(cell, lines)
+    ]
+
+
+@contextmanager
+def _workers(work: Work, on_ray: bool) -> Iterator[Callable[[Sequence[Cell]], bool]]:
+    """What runs cells, and says whether any of them has come to its end."""
+    if on_ray:
+        from selfadapt.grid.on_ray import RayWorkers
+
+        # Ray prints to stdout when a worker has died.
+        with redirect_stdout(sys.stderr), RayWorkers(work) as workers:
+            yield workers.run
+    else:
+        yield lambda cells: any(claim_and_run(cell, work) is not None for cell in cells)
 
 
 def check_domains(cells: Sequence[Cell]) -> None:
@@ -97,22 +184,22 @@ def check_domains(cells: Sequence[Cell]) -> None:
         check_step(cell.recipe.training, rows[name])
 
 
-def _claim_and_run(cell: Cell, cells: Mapping[str, Cell], output: Path, to_retry: set[str]) -> bool:
-    """Runs a cell and adds its results; False, if another process has it, or has settled it."""
-    folder = output / "cells" / cell.name.replace("/", "--")
-    results = output / RESULTS
+def claim_and_run(cell: Cell, work: Work) -> list[Line] | None:
+    """Runs a cell and adds its results; None, if another process has it, or has settled it."""
+    folder = work.output / CELLS / cell.name.replace("/", "--")
+    keep = leave_results if work.leaves else add_results
     try:
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
-            lines = _own_lines(results, cells)
-            if _is_settled(cell, lines, to_retry):
-                return False
-            done = sum(_is_settled(each, lines, to_retry) for each in cells.values())
-            Console(stderr=True).print(f"{cell.name}: {done} of at most {len(cells)} cells are done", highlight=False)
-            add_results(results, run_cell(cell, folder, read_results(results)))
-            to_retry.discard(cell.name)
-            return True
+            lines = work.lines()
+            if work.is_settled(cell, lines):
+                return None
+            say(f"{cell.name}: {work.done(lines)}")
+            new = run_cell(cell, folder, all_results(work.results))
+            keep(work.results, new)
+            work.to_retry.discard(cell.name)
+            return new
     except Timeout:
-        return False
+        return None
 
 
 def run_cell(cell: Cell, folder: Path, lines: Sequence[Line]) -> list[Line]:
@@ -126,31 +213,17 @@ def run_cell(cell: Cell, folder: Path, lines: Sequence[Line]) -> list[Line]:
     except Interrupted:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        line = replace(cell.line(), error=f"{type(error).__name__}: {said}")
-        Console(stderr=True).print(f"{cell.name} failed: {line.error}", highlight=False)
+        line = failure(cell, error)
+        say(f"{cell.name} failed: {line.error}")
         return [line]
 
 
-def _own_lines(results: Path, cells: Mapping[str, Cell]) -> list[Line]:
-    """The lines of these cells; raises UserError, if a result has come from other settings.
-
-    What failed under other settings says nothing of these.
-    """
-    own = [(line, line.settings == cells[line.cell].settings) for line in read_results(results) if line.cell in cells]
-    lines = [line for line, same in own if same or line.error is None]
-    for line in lines:
-        if line.settings != cells[line.cell].settings:
-            raise UserError(
-                f"{results} has results of {line.cell} with other settings than the experiment's; choose another "
-                "folder, or remove those lines"
-            )
-    return lines
+def failure(cell: Cell, error: Exception) -> Line:
+    """The result of a cell that has failed."""
+    said = " ".join(str(error).split())[:300]
+    return replace(cell.line(), error=f"{type(error).__name__}: {said}")
 
 
-def _is_settled(cell: Cell, lines: Sequence[Line], to_retry: set[str]) -> bool:
-    """Whether a cell has all its results, or has failed and is not to be tried again."""
-    own = [line for line in lines if line.cell == cell.name]
-    if any(line.error for line in own):
-        return cell.name not in to_retry
-    return {line.evaluated_on for line in own} == {*cell.evaluations}
+def say(text: str) -> None:
+    """To whoever watches."""
+    Console(stderr=True).print(text, highlight=False)

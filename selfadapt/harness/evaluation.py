@@ -9,13 +9,16 @@ from typing import Any
 import lm_eval
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
+from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
 
 from dispatch import check_dispatcher
 from experts.engine import Sampling
 from experts.outside.errors import UserError, unknown
+from experts.training.processes import processes
 from selfadapt.base_models import BUILT_IN
+from selfadapt.harness.lm import PATIENCE
 from selfadapt.harness.tasks import load_tasks
 from selfadapt.two_pass import find_library
 
@@ -34,8 +37,10 @@ def evaluate(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """lm-eval's result dictionary, with the mean mixture and the seconds of each pass.
+
+    Several processes (`torchrun`) share out the documents; all but the first are given None.
 
     Args:
         tasks: names or patterns.
@@ -48,7 +53,8 @@ def evaluate(
         options: for `lm_eval.simple_evaluate`, such as `samples`, `gen_kwargs` and `confirm_run_unsafe_code`.
 
     Raises:
-        UserError: as `load_tasks` and `check_dispatcher` do, or if `samples` names documents that are not there.
+        UserError: as `load_tasks` and `check_dispatcher` do, if `samples` names documents that are not there, or if a
+            task has fewer documents than there are processes.
     """
     if dispatch != "none" or library:
         experts = find_library(model, library)
@@ -56,6 +62,7 @@ def evaluate(
         model = model or experts.base
     manager, loaded = load_tasks(tasks, include_path, options.get("confirm_run_unsafe_code", False))
     _check_samples(options.get("samples") or {}, loaded)
+    _check_shares(options.get("limit"), options.get("samples") or {}, loaded)
     tracker = EvaluationTracker(output_path=str(output_path)) if output_path else None
     arguments: dict[str, Any] = {**(model_args or {}), "pretrained": model or BUILT_IN, "dispatch": dispatch}
     if library:
@@ -72,7 +79,7 @@ def evaluate(
         **({} if seed is None else dict.fromkeys(SEEDS_OF_LM_EVAL, seed)),
         **options,
     )
-    if tracker is not None:
+    if tracker is not None and results is not None:
         samples = results.pop("samples", None)
         tracker.save_results_aggregated(results=results, samples=samples)
         for task_name, of_task in (samples or {}).items():
@@ -95,13 +102,27 @@ def _check_generation(given: Any) -> None:
 
 def _check_samples(samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:
     """lm-eval would pass over a task that is not evaluated."""
-    groups = [each.get_all_tasks() if isinstance(each, Group) else [each] for each in loaded]
-    named = {str(task.task_name): task for tasks in groups for task in tasks}
+    named = _named(loaded)
     for name, numbers in samples.items():
         if name not in named:
             raise unknown("task of the samples", name, named)
         if (last := max(numbers)) >= (length := len(named[name].eval_docs)):
             raise UserError(f"the samples ask for document {last} of the task {name!r}, whose last one is {length - 1}")
+
+
+def _check_shares(limit: float | None, samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:
+    """lm-eval would fail in a process that has no document of a task."""
+    count = processes(PATIENCE).num_processes
+    for name, task in _named(loaded).items() if count > 1 else ():
+        there = len(task.eval_docs)
+        documents = len(samples.get(name, ())) or min(get_sample_size(task, limit) or there, there)
+        if documents < count:
+            raise UserError(f"the task {name!r} has {documents} documents for {count} processes; start fewer of them")
+
+
+def _named(loaded: Sequence[Task | Group]) -> dict[str, Task]:
+    groups = [each.get_all_tasks() if isinstance(each, Group) else [each] for each in loaded]
+    return {str(task.task_name): task for tasks in groups for task in tasks}
 
 
 def tables(results: dict[str, Any]) -> str:

@@ -14,10 +14,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, CachingLM
@@ -32,6 +34,7 @@ from experts.mixture import Mixture
 from experts.outside.chats import check_system_is_shown, refused
 from experts.outside.errors import UserError, unknown
 from experts.outside.template_arguments import check_arguments
+from experts.training.processes import processes
 from selfadapt.harness.response_cache import ResponseCache
 from selfadapt.recipes.base import BaseBlock
 from selfadapt.two_pass import SelfAdaptiveModel
@@ -43,6 +46,8 @@ OPTIONS = (
 )
 LOADING = tuple(field.name for field in fields(BaseBlock))  # of `load_base`
 BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what no answer follows from
+PATIENCE = timedelta(weeks=1)
+"""How long processes wait for each other's answers."""
 
 
 class SelfAdaptiveLM(HFLM):
@@ -55,6 +60,8 @@ class SelfAdaptiveLM(HFLM):
 
     Requests that share a mixture with a batch of others are answered together, on merged weights; the rest in batches
     whose rows have mixtures of their own.
+
+    Of several processes (`torchrun`) each has a base of its own and answers a share of the documents.
 
     Args:
         pretrained: a built-in name, a hub id, a folder, or a `SelfAdaptiveModel`; by default the library's base.
@@ -78,6 +85,7 @@ class SelfAdaptiveLM(HFLM):
         dtype: torch.dtype | str | None = "auto",
         **options: Any,
     ) -> None:
+        self._state = processes(PATIENCE)  # before a base looks for its device
         loading = {name: options.pop(name) for name in LOADING if name in options}
         for name in options:
             if name not in OPTIONS:
@@ -112,11 +120,28 @@ class SelfAdaptiveLM(HFLM):
         self.seconds = {"dispatch": 0.0, "answer": 0.0}
         self._experts: dict[str, None] = {}  # every expert that a mixture has named, in order
         self._questions: dict[str, str] = {}  # context under a chat template → its last user turn
+        self._answering = False
         # Of the requests that are being answered:
         self._mixture = Mixture.of({})
         self._rows: list[int] = []  # request → its row of the mixture
         self._row_of: dict[Hashable, int] = {}  # context, or input tokens → row of the mixture
         self._batch: Sequence[str] = ()  # the contexts about to be answered
+
+    @property
+    def rank(self) -> int:
+        return self._state.process_index
+
+    @property
+    def world_size(self) -> int:
+        # Processes have other groups of requests that share a mixture, and so answer at a pace of their own.
+        return 1 if self._answering else self._state.num_processes
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        # lm-eval asks for the numbers of requests, to give all processes equally many: nobody's base waits for that.
+        return tensor.repeat(self.world_size)
+
+    def barrier(self) -> None:
+        pass  # they meet when answers are gathered
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         if self.tokenizer.chat_template is None:
@@ -205,13 +230,17 @@ class SelfAdaptiveLM(HFLM):
         runs = [group for group in sharing.values() if apart or len(group) >= max(2, batch)]
         alone = {index for group in runs for index in group}
         runs.append(sorted(index for group in sharing.values() for index in group if index not in alone))
-        for run in filter(None, runs):
-            self._rows = [rows[index] for index in run]
-            self._row_of = {contexts[index]: rows[index] for index in run}
-            for index, response in zip(run, answer([requests[index] for index in run]), strict=True):
-                answers[index] = response
-                if cache:
-                    cache.put(keys[index], response)
+        self._answering = True
+        try:
+            for run in filter(None, runs):
+                self._rows = [rows[index] for index in run]
+                self._row_of = {contexts[index]: rows[index] for index in run}
+                for index, response in zip(run, answer([requests[index] for index in run]), strict=True):
+                    answers[index] = response
+                    if cache:
+                        cache.put(keys[index], response)
+        finally:
+            self._answering = False
         self.seconds["answer"] += time.perf_counter() - start
         return [answers[index] for index in range(len(requests))]
 
@@ -286,6 +315,13 @@ class SelfAdaptiveLM(HFLM):
         with self._under([_unpadded(row) for row in inps.tolist()]):
             return super()._model_call(inps, *args, **kwargs)
 
+    def exchange(self) -> None:
+        """Tells every process which mixtures the others have seen, and how long the slowest has taken."""
+        for mixtures, experts, seconds in gather_object([(self.mixtures, self._experts, self.seconds)]):
+            self.mixtures |= mixtures
+            self._experts |= experts
+            self.seconds = {each: max(taken, seconds[each]) for each, taken in self.seconds.items()}
+
     def explain(self, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         """Writes its `mixture` into every sample of lm-eval's log, and sums up.
 
@@ -341,7 +377,13 @@ def _evaluate_and_explain(lm: Any, task_dict: Any, *args: Any, log_samples: bool
     model.mixtures.clear()
     model.seconds = dict.fromkeys(model.seconds, 0.0)
     results = _evaluate(lm, task_dict, *args, log_samples=True, **options)
+    model.exchange()
+    if results is None:  # as lm-eval gives to all processes but the first
+        return None
     samples = results["samples"] if log_samples else results.pop("samples")
+    if model.world_size > 1:
+        for of_task in samples.values():
+            of_task.sort(key=lambda sample: (sample["filter"], sample["doc_id"]))
     return {**results, **model.explain(samples)}
 
 

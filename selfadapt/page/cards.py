@@ -42,8 +42,8 @@ def cards_tab(served: Served) -> None:
         drawn = training_curve(Log(library.path(name) / "training_log.jsonl").entries(), name)
         yield {status: note(size), curve: f'<section class="sa-card">{drawn}</section>' if drawn else "", card: text}
 
-    one.input(said(status, show), [one], [status, curve, card], show_progress="hidden", api_name="card")
+    action = said(status, show)
+    one.input(action, [one], [status, curve, card], show_progress="hidden", api_name="card")
     if names:
-        shown = next(iter(show(names[0])))
-        for component, value in shown.items():
+        for component, value in next(action(names[0])).items():
             component.value = value

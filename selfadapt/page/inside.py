@@ -49,7 +49,8 @@ def inside_tab(served: Served) -> None:
     action = said(status, look)
     gr.on([one.input, other.input], action, [one, other], [status, drawn], show_progress="hidden", api_name="inside")
     if names:
-        drawn.value = next(iter(look(names[0], NOBODY)))[drawn]
+        for component, value in next(action(names[0], NOBODY)).items():
+            component.value = value
 
 
 def changes_of(library: ExpertLibrary, name: str) -> dict[str, Tensor]:
@@ -83,7 +84,9 @@ def by_layer(changes: Mapping[str, Tensor]) -> tuple[np.ndarray, list[str], dict
     for matrix, own in changes.items():
         layer, kind = placed[matrix]
         table[layers.index(layer), starts[kind] : starts[kind] + len(own)] = own.numpy()
-    return table, [str(layer) for layer in layers], {kind.split(".")[-1]: wide for kind, wide in widths.items()}
+    short = [kind.split(".")[-1] for kind in widths]
+    named = short if len({*short}) == len(short) else [*widths]
+    return table, [str(layer) for layer in layers], dict(zip(named, widths.values(), strict=True))
 
 
 def _most(changes: Mapping[str, Tensor]) -> float:
@@ -129,8 +132,7 @@ def _compared(one: tuple[str, Mapping[str, Tensor]], other: tuple[str, Mapping[s
     )
     lengths = [float(torch.cat([*changes.values()]).norm()) for changes in (mine, theirs)]
     cosine = dot / (lengths[0] * lengths[1] or 1.0)
-    like = "much the same knobs" if cosine > 0.6 else "some of the same knobs" if cosine > 0.2 else "different knobs"
-    against = "They turn them in opposite ways." if cosine < -0.2 else f"They turn {like} the same way."
     return note(
-        f"{a} and {b}: the cosine of their changes is {cosine:.2f} (1 would be the same expert, 0 unrelated). {against}"
+        f"{a} and {b}: the cosine of their changes is {cosine:.2f}. At 1 they would turn the same knobs the same way; "
+        "at 0 they have nothing in common, and at -1 one undoes the other."
     )

@@ -48,7 +48,7 @@ def mixing_tab(served: Served) -> None:
         yield {status: note("Answering …")}
         for own, base in side_by_side(served, text, mixture, int(new_tokens)):
             yield {written: pair(served.names, mixture[0], own, base)}
-        total = sum(mixture[0].values())
+        total = round(sum(mixture[0].values()), 2)
         rest = f", and {1 - total:.2f} the base's" if 0 < total < 1 else ""
         loud = " More than one whole expert is on: louder than anything that was trained." if total > 1 else ""
         yield {status: note(f"Done. {total:.2f} of the mixture is experts'{rest}.{loud}")}

@@ -57,9 +57,9 @@ def _table(considered: Considered, served: Served) -> str:
             f'<td class="sa-wide sa-quiet">{escape(described.get(name, name))}</td>'
             f'<td>{score:.2f}{bar}</td><td class="sa-number">{sure:.0%}</td></tr>'
         )
-    what = "Similarity to its prompts" if considered.scale == "cosine" else "Probability"
+    what = "Similarity" if considered.scale == "cosine" else "Probability"
     return (
         '<table class="sa-table"><caption class="sa-reader">Who was considered</caption><thead><tr>'
-        f'<th scope="col">Expert</th><th scope="col" class="sa-wide">For</th><th scope="col">{what}; the line is the '
-        f'threshold</th><th scope="col">Confidence</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<th scope="col">Expert</th><th scope="col" class="sa-wide">For</th><th scope="col">{what} (line: '
+        f'threshold)</th><th scope="col">Confidence</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )

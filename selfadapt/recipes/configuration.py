@@ -117,7 +117,7 @@ def read_yaml(path: Path) -> Any:
     if DATA.search(path.name):
         kind = "jsonl" if ".jsonl" in path.name.lower() else "hub"
         raise UserError(
-            f"{path} holds data, and a YAML file is asked for: one whose domain names the data, as "
+            f"{path} holds data, and a YAML file is asked for, such as a recipe: its domain names the data, as "
             f"{{kind: {kind}, path: {path}, …}}"
         )
     text = read_text(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
@@ -21,6 +21,7 @@ def compare(
     resume: bool = False,
     only: str | None = None,
     cells: str | None = None,
+    on: Literal["ray"] | None = None,
     model: str | None = None,
     test_size: int | None = None,
     json: bool = False,
@@ -35,20 +36,29 @@ def compare(
         resume: go on with the results that are there; also for each further process that shares the grid.
         only: only the cells whose names match this pattern, such as 'svf-*/sums/*'.
         cells: I/N, to run only the I-th of N shares of the cells and report nothing: for N jobs of a cluster, none of
-            which waits for another. Then `compare` with the results.jsonl, or with --resume, reports.
+            which waits for another. Then the same command with --resume in the place of --cells runs what is missing,
+            and reports.
+        on: hand the cells to the workers of Ray, on this machine or the cluster that RAY_ADDRESS names.
         model: another base than the recipes name, or where it lies: a folder, a .gguf file or a hub id.
         test_size: evaluate on the first so many rows of every test split.
         json: print the rows of the tables as JSON.
     """
     from experts.outside.errors import UserError
     from selfadapt.grid.report import document, write_report
+    from selfadapt.grid.results import CELLS, RESULTS, collect_results
 
+    if cells is not None and on is not None:
+        raise UserError("--cells is for jobs that know nothing of each other, --on ray for one; give one of them")
+    if on is not None:
+        import selfadapt.grid.on_ray  # noqa: F401 (it asks for Ray before anything else)
     failed = []
     if experiment.endswith(".jsonl"):
-        for name, given in (("cells", cells), ("model", model), ("test-size", test_size)):
+        for name, given in (("cells", cells), ("on", on), ("model", model), ("test-size", test_size)):
             if given is not None:
                 raise UserError(f"--{name} is of an experiment; a results file has no cells to run")
         results = Path(experiment)
+        if results.name == RESULTS:
+            collect_results(results)
         output = output or results.parent
     else:
         from selfadapt.grid.experiment import find_experiment, read_experiment
@@ -57,14 +67,18 @@ def compare(
         share = None if cells is None else _share(cells)
         grid = read_experiment(find_experiment(experiment), quick=quick, model=model, test_size=test_size)
         output = output or Path("runs") / grid.name
-        results = output / "results.jsonl"
-        lines = run_experiment(grid, output, resume=resume, only=only, share=share)
+        results = output / RESULTS
+        lines = run_experiment(grid, output, resume=resume, only=only, share=share, on_ray=on == "ray")
         failed = [line for line in lines if line.error]
     if cells is None:
         rows = write_report(results, output)
         show({"results": str(results), "rows": document(rows)}, json, str(output / "report.md"))
     else:  # the other shares may be at work
-        show({"results": str(results), "cells": list(dict.fromkeys(line.cell for line in lines))}, json, str(results))
+        show(
+            {"results": str(results), "cells": list(dict.fromkeys(line.cell for line in lines))},
+            json,
+            str(output / CELLS),
+        )
     if failed:
         raise UserError(f"failed: {'; '.join(f'{line.cell} ({line.error})' for line in failed)}")
 

@@ -119,6 +119,8 @@ def evaluate(
             log_samples=log_samples,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
+        if results is None:  # the first of several processes tells
+            return
         text = evaluation.tables(results)
         document = json_format.loads(json_format.dumps(results, default=handle_non_serializable))
     show(document, json, text)

@@ -140,7 +140,7 @@ def test_a_file_without_rows_is_said_to_be_one(name: str, text: str, tmp_path: P
         ({}, [row(0), row(1, question=" ")], "mine.csv train:1: the column 'question' is empty"),
         ({}, [row(0, target="none")], "last_number would not find this row's own answer right"),
         ({"test_split": "tset"}, [row(0)], "unknown split 'tset'; known: train"),
-        ({}, [row(0)], r"too few rows \(train 1\) for a validation split, which is made of train: a hash of what it"),
+        ({}, [row(0)], r"too few rows \(train 1\) for a \w+ split: a hash .*; 40 rows are enough as a rule"),
         ({"judged_by": "lastnumber"}, [row(0)], "unknown reward 'lastnumber'; did you mean 'last_number'"),
         ({"answer_column": None}, [row(0)], "last_number needs answers"),
         ({"prompt_column": ""}, [row(0)], "prompt_column is empty; name a column, or leave prompt_column out"),

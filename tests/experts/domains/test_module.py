@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,14 @@ def test_it_is_the_users_domain(file: Path) -> None:
     assert list(answers_of(domain)) == ["yes", "no"]
     rows = load_rows(domain, "train")
     assert scores_of(domain, ["yes"], answer=rows["answer"]) == [1.0]
+
+
+def test_a_copy_for_another_process_makes_the_domain_by_itself(file: Path) -> None:
+    domain = Module(f"{file}:Mine", {"right": "yes"})
+    assert domain.name == "mine"  # it has been made
+    data = pickle.dumps(domain)
+    code = f"import pickle; print(pickle.loads({data!r}).domain.right)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "yes\n"
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experts.outside.errors import UserError
+from selfadapt.grid import cells
 from selfadapt.grid.cells import TrainedCell
 from selfadapt.grid.experiment import Experiment, read_experiment
 from selfadapt.grid.report import write_report
-from selfadapt.grid.results import Line, read_results
+from selfadapt.grid.results import Line, all_results, read_results
 from selfadapt.grid.run import run_experiment
 from selfadapt.grid.shares import Share
 
@@ -43,8 +44,12 @@ def path(recipe: Path, tmp_path: Path) -> Path:
     return path
 
 
+def untimed(line: Line) -> Line:
+    return replace(line, train_seconds=0.0, peak_memory=None)
+
+
 def timeless(lines: list[Line]) -> list[Line]:
-    return sorted((replace(line, train_seconds=0.0, peak_memory=None) for line in lines), key=repr)
+    return sorted(map(untimed, lines), key=repr)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,19 +93,37 @@ def test_cells_that_need_nobody_are_dealt_out_evenly(recipe: Path) -> None:
     assert [len(Share(index, 10**9).of(cells)) for index in (1, 14, 15, 10**9)] == [1, 1, 0, 0]
 
 
-def test_shares_one_after_another_are_the_whole_grid(path: Path, tmp_path: Path) -> None:
+def test_shares_one_after_another_are_the_whole_grid(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     experiment = read_experiment(path)
-    whole = run_experiment(experiment, tmp_path / "whole", resume=False)
+    whole, parts = tmp_path / "whole" / "results.jsonl", tmp_path / "parts" / "results.jsonl"
+    lines = run_experiment(experiment, whole.parent, resume=False)
     run: list[Line] = []
-    for index in (3, 2, 1, 4):  # the base's own cell is not the first, and the last share has none
-        lines = run_experiment(experiment, tmp_path / "parts", resume=False, share=Share(index, 4))
-        assert not {line.cell for line in lines} & {line.cell for line in run}
-        run += lines
-    assert timeless(run) == timeless(whole) == timeless(read_results(tmp_path / "parts" / "results.jsonl"))
-    share = Share(1, 4)
+    for index in (3, 2, 4):  # the base's own cell is not the first, and the last share has none
+        own = run_experiment(experiment, parts.parent, resume=False, share=Share(index, 4))
+        assert not {line.cell for line in own} & {line.cell for line in run}
+        run += own
+    assert not parts.exists()
+    with monkeypatch.context() as patch:
+
+        def crash(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        patch.setattr(cells, "train_recipe", crash)
+        failed = run_experiment(experiment, parts.parent, resume=False, share=Share(1, 4))
+    assert {line.error for line in failed} == {"RuntimeError: out of memory"}
+    assert "failed: RuntimeError: out of memory" in " ".join(capsys.readouterr().err.split())
+    run += run_experiment(experiment, parts.parent, resume=False, share=Share(1, 4))  # tries again what failed
+    assert timeless(run) == timeless(lines) == timeless(all_results(parts))
     with pytest.raises(UserError, match=r"has results of lora/numbers/.* already; resume them"):
-        run_experiment(experiment, tmp_path / "parts", resume=False, share=share)
-    assert timeless(run_experiment(experiment, tmp_path / "parts", resume=True)) == timeless(whole)
+        run_experiment(experiment, parts.parent, resume=False, share=Share(1, 4))
+
+    # The file in the end is that of one machine, with its lines in their order; nothing is run for it.
+    monkeypatch.setattr(cells, "load_base", lambda *_, **__: pytest.fail("a cell is run again"))
+    assert timeless(run_experiment(experiment, parts.parent, resume=True)) == timeless(lines)
+    assert [untimed(line) for line in read_results(parts)] == [untimed(line) for line in read_results(whole)]
+    assert not list((parts.parent / "cells").glob("*.jsonl"))
 
 
 def test_shares_side_by_side_and_a_report_of_all(path: Path, tmp_path: Path, run: Any) -> None:
@@ -113,12 +136,12 @@ def test_shares_side_by_side_and_a_report_of_all(path: Path, tmp_path: Path, run
     documents = [json.loads(job.communicate()[0]) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
     assert [document["cells"] for document in documents] == [["base/numbers"], ["svf/numbers/lr0.05/seed0"]]
-    assert not (output / "report.md").exists()
-    before = (output / "results.jsonl").read_text()
+    left = all_results(output / "results.jsonl")
+    assert {path.name for path in output.iterdir()} == {"cells"}  # no file that two jobs would write
     code, out, err = run("compare", path, "--quick", "--output", output, "--resume", "--json")
     assert code == 0, err
     assert {row["method"] for row in json.loads(out)["rows"]} == {"base", "svf"}
-    assert (output / "results.jsonl").read_text() == before  # nothing was left to do
+    assert sorted(read_results(output / "results.jsonl"), key=repr) == sorted(left, key=repr)  # nothing was left to do
     assert (output / "report.md").exists()
 
 
@@ -138,6 +161,22 @@ def test_a_share_that_there_is_not_is_one_line(path: Path, tmp_path: Path, run: 
     assert (code, out) == (1, "")
     assert said in err
     assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ray_that_there_is_not_and_ray_with_shares_are_one_line(
+    path: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "selfadapt.grid.on_ray", raising=False)
+    for options, said in (
+        (("--on", "ray"), "--on ray needs Ray, which is not installed: pip install 'selfadapt[ray]'"),
+        (("--on", "ray", "--cells", "1/2"), "--on ray for one; give one of them"),
+    ):
+        code, out, err = run("compare", path, "--output", tmp_path / "out", *options)
+        assert (code, out) == (1, "")
+        assert said in err
+        assert len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -20,6 +20,7 @@ from selfadapt.verbs.serve import serve
 from tests.selfadapt.page.pages import open_page
 
 
+@pytest.mark.slow
 def test_the_command_opens_a_page_until_it_is_told_to_stop(library: ExpertLibrary, tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="Gradio is not installed")
     command = [sys.executable, "-m", "selfadapt.cli", "play", "--library", str(library.folder), "--port", "0"]

@@ -213,7 +213,7 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     for name, kind in {"mine.csv": "hub", "mine.parquet": "hub", "mine.jsonl.gz": "jsonl", "MINE.TSV": "hub"}.items():
         (tmp_path / name).write_bytes(b"\x00question,answer\n")
         named = (
-            rf"{name} holds data, and a YAML file is asked for: one whose domain .* \{{kind: {kind}, path: .*{name}, "
+            rf"{name} holds data, and a YAML file is asked for, such as a recipe: .* \{{kind: {kind}, path: .*{name}, "
         )
         with pytest.raises(UserError, match=named):
             read_recipe(tmp_path / name)
