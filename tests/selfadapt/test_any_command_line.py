@@ -25,9 +25,9 @@ from selfadapt.recipes import read_recipe
 EACH = settings(
     max_examples=100, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-# demo and t2l have no small base, and serve does not come back; adapt, export and transfer load one, and are tried with
-# what they refuse before.
-QUICK = sorted({*VERBS} - {"demo", "t2l", "eval", "serve"})
+# demo and t2l have no small base, play and serve do not come back; adapt, export and transfer load one, and are tried
+# with what they refuse before.
+QUICK = sorted({*VERBS} - {"demo", "t2l", "eval", "play", "serve"})
 OPTIONS = ["model", "library", "output", "dispatch", "max-new-tokens", "json", "format", "rank", "to", "seed", "only"]
 OPTIONS += ["per", "population", "evaluate", "calibrate", "name", "texts", "engine", "quick", "resume", "help", "dtype"]
 OPTIONS += ["cells"]
