@@ -19,7 +19,7 @@ What one hook leaves for another in the trainer is `_rewards` alone: TRL scores 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -51,9 +51,6 @@ from experts.training.reinforce import Reinforce, advantages, kl_to_base, policy
 from experts.training.shared_prompts import completion_logits, sample
 from experts.training.token_logps import Headless, head_of, token_logps
 from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
-
-SHOWN = 2
-"""Samples of a step that are shown where they are kept."""
 
 # What TRL's batches hold besides a vision-language model's own inputs.
 BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
@@ -239,7 +236,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
 
 
 class KeepCompletions(TrainerCallback):
-    """Writes what each step sampled, and what it earned, to a log, and shows two samples of its first prompt."""
+    """Writes what each step sampled, and what it earned, to a log, and shows two samples of a prompt."""
 
     def __init__(self, trainer: ReinforceTrainer, log: Log, progress: Progress) -> None:
         self.trainer, self.log, self.progress = trainer, log, progress
@@ -259,8 +256,16 @@ class KeepCompletions(TrainerCallback):
                 step = {"step": state.global_step, "reward": _opinion(reward), **several}
                 entries.append({**step, "prompt": said, "completion": text_of(completion)})
                 self.log.append(**entries[-1])
-            first = [(entry["completion"], entry["reward"]) for entry in entries[:SHOWN]]
-            self.progress.sampled(entries[0]["prompt"][-1]["content"], first)
+            self.progress.sampled(*_telling(entries, self.trainer.options.samples_per_prompt))
+
+
+def _telling(entries: Sequence[dict[str, Any]], samples: int) -> tuple[str, list[tuple[str, float | None]]]:
+    """A prompt whose samples differ in reward, if there is one, with the best and the worst of them."""
+    prompts = [entries[start : start + samples] for start in range(0, len(entries), samples)]
+    chosen = next((own for own in prompts if len({entry["reward"] for entry in own}) > 1), prompts[0])
+    ranked = sorted(chosen, key=lambda entry: -math.inf if entry["reward"] is None else entry["reward"])
+    shown = [(entry["completion"], entry["reward"]) for entry in (ranked[-1], ranked[0])]
+    return chosen[0]["prompt"][-1]["content"], shown
 
 
 @contextmanager

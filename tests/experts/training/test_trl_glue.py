@@ -18,7 +18,7 @@ from experts.training.passthrough import refusals
 from experts.training.reinforce import Reinforce
 from experts.training.run import Run
 from experts.training.trainer import LoadedBase
-from experts.training.trl_glue import ReinforceTrainer, make_trainer, reward_function
+from experts.training.trl_glue import ReinforceTrainer, _telling, make_trainer, reward_function
 
 
 def trainer_for(
@@ -226,3 +226,13 @@ def test_what_the_trainer_refuses_is_one_line(
     with pytest.raises(UserError, match=r"trainer: RLOOConfig refuses it: .*adamww.* is not a valid") as error:
         trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_the_prompt_that_is_shown_has_samples_to_tell_apart() -> None:
+    def entry(prompt: str, completion: str, reward: float | None) -> dict[str, Any]:
+        return {"prompt": [{"role": "user", "content": prompt}], "completion": completion, "reward": reward}
+
+    alike = [entry("a", "1", -1.0), entry("a", "2", -1.0), entry("a", "3", -1.0)]
+    telling = [entry("b", "4", None), entry("b", "5", 1.0), entry("b", "6", -1.0)]
+    assert _telling([*alike, *telling], 3) == ("b", [("5", 1.0), ("4", None)])
+    assert _telling(alike, 3)[0] == "a"
