@@ -79,7 +79,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    names = ("embedding", "eval", "quantised", "page", "reasoning-gym", "serve")
+    names = ("embedding", "eval", "quantised", "page", "ray", "reasoning-gym", "serve")
     extras = [PROJECT["optional-dependencies"][name] for name in names]
     # What vLLM and the tests need is there for them alone.
     lines = [line for own in (PROJECT["dependencies"], *extras) for line in own]
