@@ -36,7 +36,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt | $(VLLM_BIN)/pip
 		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
 	@touch $@
 
-demo: setup ## train an expert on the built-in base, and compare the two
+demo: setup ## see the experts answer, train one, and compare it with the base
 	$(BIN)/selfadapt demo
 
 test: setup ## the fast tests, as many processes as cores

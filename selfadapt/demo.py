@@ -155,6 +155,7 @@ def _show(console: Console, report: dict[str, Any], answers: list[tuple[str, str
         "[bold]What next[/]\n"
         f"  selfadapt generate {prompt}   # two passes; with --dispatch none, the base\n"
         f"  selfadapt experts add {escape(report['expert'])} --library mylib   # a library of your own, for --library\n"
+        "  selfadapt play   # a page in the browser: ask, mix, look inside\n"
         "  selfadapt serve   # an OpenAI-compatible server\n"
         "  docs/tutorial.md   # an expert from your own CSV file and your own reward",
         highlight=False,

@@ -8,7 +8,7 @@ from selfadapt.verbs import show
 
 
 def demo(output: Path = Path("runs/demo"), json: bool = False) -> None:
-    """Train an expert on the built-in base and compare the two; ten minutes on two cores.
+    """Show what the shipped experts do, train one on the built-in base and compare the two; minutes on two cores.
 
     Args:
         output: where the expert and the report go. A demo that was interrupted there goes on.
