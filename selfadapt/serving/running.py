@@ -60,6 +60,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end_answers())
         await super().shutdown(None if sockets is None else [*sockets])
+        if (
+            self.force_exit
+        ):  # by a second Ctrl-C: uvicorn then lets the application be cut off, which ends in a traceback
+            await self.lifespan.shutdown()
         await ending
 
     async def _end_answers(self) -> None:

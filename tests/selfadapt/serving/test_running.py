@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -51,3 +53,20 @@ def test_the_command_serves_until_it_is_told_to_stop(process: subprocess.Popen[s
     ]
     assert process.stdout is not None
     assert process.stdout.read() == ""
+
+
+@pytest.mark.long
+def test_a_second_ctrl_c_is_as_quiet(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if line.startswith("serving "))
+    key = {"Authorization": "Bearer secret"}
+    with httpx.Client(base_url=said.split(" at ")[1].strip(), headers=key, timeout=60) as client:
+        asked = CHAT | {"stream": True, "n": 32, "max_tokens": 500}
+        with client.stream("POST", "/chat/completions", json=asked) as response, suppress(httpx.HTTPError):
+            next(response.iter_lines())
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.02)
+    rest = process.stderr.read()
+    assert process.wait(60) in (0, -signal.SIGINT)
+    assert "Traceback" not in rest
