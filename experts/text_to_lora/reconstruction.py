@@ -158,9 +158,11 @@ def read_targets(folder: Path) -> Targets:
     Raises:
         UserError: if there is none, one is damaged, or they differ in kind, rank, scaling or matrices.
     """
-    paths = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     if (folder / "library.json").is_file():
-        paths = sorted(map(ExpertLibrary.open(folder).path, ExpertLibrary.open(folder).names))
+        library = ExpertLibrary.open(folder)
+        paths = sorted(map(library.path, library.names))
+    else:
+        paths = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     if not paths:
         raise UserError(f"{folder} holds no adapters: no folder in it has an adapter_config.json")
     read = [_read(path) for path in paths]

@@ -177,6 +177,8 @@ def _dispatched(
     path: Path,
 ) -> Iterator[DispatchedCell]:
     """A cell for every dispatcher on every unseen domain; `base` is its name, dtype and block."""
+    writes = {name for name in names if name in DISPATCHERS and DISPATCHERS[name].brings_experts}
+    contents = {own: _contents(library, with_network=own) for own in {name in writes for name in names}}
     options = base[2].options()
     for name in names:
         known = [*(each for each in DISPATCHERS if each != "none"), *library.names]
@@ -186,8 +188,7 @@ def _dispatched(
             check_dispatcher(name, library)
         for domain, evaluation in unseen.items():
             searched = [repr(evaluation.search), EXAMPLES] if name == FEW_SHOT else []
-            experts = _contents(library, with_network=name in DISPATCHERS and DISPATCHERS[name].brings_experts)
-            told = [library.base, base[1], *([options] if options else []), experts, name, *searched]
+            told = [library.base, base[1], *([options] if options else []), contents[name in writes], name, *searched]
             settings = settings_of(told, [evaluation])
             yield DispatchedCell(name, *base, {domain: evaluation}, settings, library)
 

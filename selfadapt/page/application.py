@@ -19,6 +19,14 @@ from selfadapt.page.several import several_tab
 from selfadapt.page.trainings import trainings_tab
 from selfadapt.serving.served import Served
 
+TABS = {
+    "Ask": ask_tab,
+    "Mix": mixing_tab,
+    "Several at once": several_tab,
+    "Look inside": inside_tab,
+    "Map": map_tab,
+    "Library": cards_tab,
+}
 TRAINING = "Training"
 ABOUT = """\
 <details><summary>What is an expert, and what are singular values?</summary>
@@ -42,18 +50,9 @@ def make_page(served: Served, runs: Path) -> gr.Blocks:
             look = gr.Button("Light or dark", size="sm", elem_id="look", min_width=120, scale=0)
         look.click(None, None, None, js="() => document.body.classList.toggle('dark')", api_visibility="private")
         with gr.Tabs() as tabs:
-            with gr.Tab("Ask"):
-                ask_tab(served)
-            with gr.Tab("Mix"):
-                mixing_tab(served)
-            with gr.Tab("Several at once"):
-                several_tab(served)
-            with gr.Tab("Look inside"):
-                inside_tab(served)
-            with gr.Tab("Map"):
-                map_tab(served)
-            with gr.Tab("Library"):
-                cards_tab(served)
+            for title, tab in TABS.items():
+                with gr.Tab(title):
+                    tab(served)
             with gr.Tab(TRAINING):
                 timer = trainings_tab(runs)
             if network_path(served.library).is_dir():

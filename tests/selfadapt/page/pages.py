@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import unescape
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from experts import Mixture
 from selfadapt.serving.running import Server
 from selfadapt.serving.served import Served
+from tests.selfadapt.serving.conftest import in_a_thread
 
 if TYPE_CHECKING:
     from gradio_client import Client
@@ -64,15 +63,7 @@ def words(html: str) -> str:
 def open_page(served: Served, runs: Path, beside: Any = None) -> Iterator[Page]:
     from selfadapt.page.mounting import with_page
 
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        app, ending = with_page(runs, served, beside)
-        server = Server(app, served.batch, host="127.0.0.1", port=0, grace=1.0, ending=ending)
-        thread = Thread(target=server.run, args=([listening],), daemon=True)
-        thread.start()
-        try:
-            yield Page(served, runs, f"http://127.0.0.1:{listening.getsockname()[1]}")
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
+    app, ending = with_page(runs, served, beside)
+    server = Server(app, served.batch, host="127.0.0.1", port=0, grace=1.0, ending=ending)
+    with in_a_thread(server) as url:
+        yield Page(served, runs, url)

@@ -47,14 +47,20 @@ class Running:
 
 @contextmanager
 def running(served: Served, *, grace: float = 1.0, **options: Any) -> Iterator[Running]:
+    server = Server(make_application(served, **options), served.batch, host="127.0.0.1", port=0, grace=grace)
+    with in_a_thread(server) as url:
+        yield Running(served, server, url)
+
+
+@contextmanager
+def in_a_thread(server: Server) -> Iterator[str]:
+    """The address of a server that runs meanwhile."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = Server(make_application(served, **options), served.batch, host="127.0.0.1", port=0, grace=grace)
         thread = Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        port = listening.getsockname()[1]
         try:
-            yield Running(served, server, f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(20)
