@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,6 @@ pytest.importorskip("gradio", reason="Gradio is not installed")
 
 from gradio_client.exceptions import AppError
 
-from selfadapt.page.inside import by_layer
 from selfadapt.page.trainings import last_samples, runs_in
 
 PROMPT = "Which animal barks?"
@@ -134,15 +132,6 @@ def test_a_page_opens_on_a_damaged_expert(served: Callable[[str], Served], tmp_p
     with open_page(serving, tmp_path) as page:
         assert "is damaged" in words(httpx.get(f"{page.url}/config").json()["components"].__repr__())
         assert words(page.call("ask", PROMPT, 8)[0]).startswith("Done")
-
-
-def test_kinds_of_matrices_are_told_apart() -> None:
-    names = ["layers.0.self_attn.q_proj", "layers.0.cross_attn.q_proj", "layers.2.self_attn.q_proj"]
-    table, layers, blocks = by_layer({name: torch.full((2 + k,), float(k)) for k, name in enumerate(names)})
-    assert layers == ["0", "2"]
-    assert blocks == {"self_attn.q_proj": 4, "cross_attn.q_proj": 3}
-    assert table[0].tolist() == pytest.approx([0, 0, math.nan, math.nan, 1, 1, 1], nan_ok=True)
-    assert table[1].tolist() == pytest.approx([2, 2, 2, 2, *[math.nan] * 3], nan_ok=True)
 
 
 def test_the_library_has_cards(page: Page) -> None:
