@@ -56,7 +56,8 @@ def served(args: list[str]) -> Iterator[str]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            ready = next(line for line in process.stderr if line.startswith("serving "))
+            ready = next((line for line in process.stderr if line.startswith("serving ")), None)
+            assert ready is not None, "the server did not start"
             yield ready.split(" at ")[1].strip().removesuffix("/v1")
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
