@@ -208,12 +208,12 @@ class ExpertLibrary(LibraryOnTheHub):
             return LoraFigures.of(name, self.lora(name))
         return ExpertFigures.of(name, self.config(name), self.z(name))
 
-    def plot(self, name: str, path: Path) -> None:
+    def plot(self, name: str, path: str | Path) -> None:
         """Draws z − 1 of an expert into the PNG `path`; of a LoRA, which has no z, how much it adds to each matrix."""
         if self.is_lora(name):
-            plot_norms(name, self.lora(name), path)
+            plot_norms(name, self.lora(name), Path(path))
         else:
-            plot_changes(name, self.z(name), path)
+            plot_changes(name, self.z(name), Path(path))
 
     def card(self, name: str) -> str:
         """An expert's model card, Markdown; of a LoRA without one, or with PEFT's template for one, what it is for."""
