@@ -15,13 +15,11 @@ from selfadapt.grid.rows import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OF_BASE = Mark(GREY, "o", "")
-
 
 def _marks(rows: Sequence[Row]) -> dict[str, Mark]:
     """How each method is drawn; the same in all plots of a report."""
     methods = dict.fromkeys(row.method for row in rows if row.method != BASE)
-    return {BASE: OF_BASE} | {method: mark(place) for place, method in enumerate(methods)}
+    return {BASE: Mark(GREY, "o", "")} | {method: mark(place) for place, method in enumerate(methods)}
 
 
 def _legend(figure: Figure, place: Any, **options: Any) -> None:

@@ -22,12 +22,14 @@ from experts.text_to_lora.network import LoraOutput
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
 from selfadapt.serving.served import Served
+from tests.eyes import SEEN, nearest
 from tests.selfadapt.page.pages import Page, open_page, texts, words
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 
 from gradio_client.exceptions import AppError
 
+from selfadapt.page.looks import COLORS, CSS
 from selfadapt.page.trainings import last_samples, runs_in
 
 PROMPT = "Which animal barks?"
@@ -108,6 +110,15 @@ def test_what_is_typed_stays_text(page: Page) -> None:
     _, written = page.call("several", script, 8)
     assert script not in written
     assert script in words(written.replace("&lt;", "‹").replace("&gt;", "›")).replace("‹", "<").replace("›", ">")
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("scheme", [":root", ".dark"])
+def test_experts_are_told_apart_by_all_eyes(scheme: str, seen: str) -> None:
+    (style,) = re.findall(rf"{re.escape(scheme)} {{([^}}]*)}}", CSS)
+    colors = re.findall(r"--sa-\d: (#\w+);", style)
+    assert len(colors) == len(COLORS)
+    assert nearest(colors, seen) > 14
 
 
 def test_an_expert_is_drawn_and_compared(page: Page) -> None:
