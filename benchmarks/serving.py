@@ -111,7 +111,7 @@ def serving(python: str, *options: str) -> Iterator[Server]:
         any_port.bind(("127.0.0.1", 0))
         port = any_port.getsockname()[1]
     command = [python, "-m", "selfadapt.cli", "serve", "--model", "smollm2-135m", "--port", str(port), *options]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | CORES) as own:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=CORES | os.environ) as own:
         server = Server(f"http://127.0.0.1:{port}", psutil.Process(own.pid))
         try:
             while not server.answers:
