@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -304,9 +305,11 @@ def _read(
                     raise UserError("a .gguf file is quantised once it is kept as a checkpoint, which cannot be here")
                 own["quantization_config"] = GgufConfig(dequantize=True)
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
-            model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
-                source, dtype=dtype, **options, **own
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "You passed `quantization_config`")  # beside the checkpoint's own
+                model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
+                    source, dtype=dtype, **options, **own
+                )
             for module in model.modules():
                 if isinstance(module, torch.nn.Linear):
                     unpack(module)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FARTHEST = 0.7  # ‖W_q − W‖ / ‖W_q‖; four bits have 0.1, tiny matrices 0.3, and strangers 1.4
+FARTHEST = 0.7  # ‖W_q − W‖ / ‖W_q‖; four bits have 0.1, and strangers 1.4
 READ = ("bitsandbytes", *PACKED, "fp8", "mxfp4", "compressed-tensors")
 """What checkpoints may be quantised by."""
 NAMED: dict[str, dict[str, Any]] = {

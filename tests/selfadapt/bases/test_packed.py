@@ -211,6 +211,29 @@ def test_mxfp4_is_dequantised(tiny_folder: Path) -> None:
     assert all(torch.equal(state[name], weight) for name, weight in wanted.items())
 
 
+def test_compressed_tensors_are_dequantised(tiny_folder: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    draws, tensors, wanted = torch.Generator().manual_seed(0), {}, {}
+    for name, weight in load_file(tiny_folder / "model.safetensors").items():
+        if "proj" not in name:
+            tensors[name] = weight
+            continue
+        codes = torch.randint(-8, 8, weight.shape, generator=draws)
+        scales = torch.rand(weight.shape[0], weight.shape[1] // GROUP, generator=draws)
+        tensors |= {f"{name}_packed": words(codes + 8, 4), f"{name}_scale": scales}
+        tensors[f"{name}_shape"] = torch.tensor(weight.shape)
+        wanted[name] = codes * scales.repeat_interleave(GROUP, 1)
+    save_file(tensors, tiny_folder / "model.safetensors", {"format": "pt"})
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    kind = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
+    configure(tiny_folder, kind | {"config_groups": groups, "ignore": ["lm_head"]})
+    state = load_base(tiny_folder)[0].state_dict()
+    assert len(wanted) == 14
+    for name, weight in wanted.items():
+        torch.testing.assert_close(state[name], weight)
+
+
 OTHERS = """
     aqlm auto-round bitnet eetq fbgemm_fp8 fouroversix fp_quant gemma higgs hqq metal modelopt mxfp8 nvfp4 quanto quark
     sinq spqr torchao vptq
