@@ -3,7 +3,8 @@
 python benchmarks/quantised_bases.py [--problems 64] [--quantizations nf4 int8]
 
 Beside each other: by how much an expert changes the matrices that it adapts, by how much few bits round them, and how
-much of that rounding is along the expert's own singular vectors, where it could be taken for the expert's.
+much of that rounding is along the expert's own singular vectors, where it could be taken for the expert's. No problems
+(0) give this table alone.
 
 Greedy answers to test problems. An expert's gain is its share of right answers less that of the base it runs on; what
 it keeps is its gain there by its gain on the dense base, over all experts, with a 95 % interval by a bootstrap of the
@@ -41,7 +42,7 @@ def loaded(kind: str) -> tuple[Any, Any]:
 
 
 def print_changes(library: ExpertLibrary, kinds: list[str]) -> None:
-    """Frobenius norms over all matrices that an expert adapts: its difference, the rounding, and that along u_i v_iᵀ."""
+    """Frobenius norms over an expert's matrices: of its difference, of the rounding, and of that along u_i v_iᵀ."""
     print("| base | expert | expert / weights | rounding / weights | of it in the expert's directions / expert |")
     print("|---|---|---|---|---|")
     for kind in kinds:
@@ -61,7 +62,7 @@ def print_changes(library: ExpertLibrary, kinds: list[str]) -> None:
 
 
 def gains(library: ExpertLibrary, kinds: list[str], most: int) -> dict[str, list[NDArray[np.float64]]]:
-    """Of each base and expert, by how much the expert does better, problem by problem: −1, 0 or 1. Prints the shares."""
+    """Of each base and expert, what the expert gains, problem by problem: −1, 0 or 1. Prints the shares."""
     print("| base | expert | base alone | with the expert |\n|---|---|---|---|")
     models = {
         kind: (library.load(base), tokenizer) for kind, (base, tokenizer) in zip(kinds, map(loaded, kinds), strict=True)
