@@ -50,7 +50,7 @@ def unpacked_weight(parts: Mapping[str, Tensor], quantization: Mapping[str, Any]
         codes, zeros = (_in_awq_order(_unpacked(parts[name], bits)) for name in ("qweight", "qzeros"))
     else:
         codes = _unpacked(parts["qweight"].T, bits).T
-        stored_less = 0 if quantization.get("checkpoint_format") == "gptq_v2" else 1
+        stored_less = 0 if _format(quantization) == "gptq_v2" else 1
         zeros = (_unpacked(parts["qzeros"], bits) + stored_less) % 2**bits
     n = len(codes)
     in_order = torch.arange(n) // (n // len(scales))
@@ -70,10 +70,15 @@ def _in_awq_order(codes: Tensor) -> Tensor:
     return codes.unflatten(1, (-1, len(AWQ_ORDER)))[..., list(AWQ_ORDER)].flatten(1)
 
 
+def _format(quantization: Mapping[str, Any]) -> str:
+    """What a method's tools call their way of packing; not all say it, and not all by one name."""
+    names = ("checkpoint_format", "format", "version")
+    return next((str(quantization[name]).lower() for name in names if quantization.get(name)), "")
+
+
 def check_packed(quantization: Mapping[str, Any], source: str) -> None:
     """Raises UserError for a way of packing that is not known here."""
-    method, bits = quantization["quant_method"], quantization.get("bits")
-    kind = str(quantization.get("checkpoint_format") or quantization.get("version") or "").lower()
+    method, bits, kind = quantization["quant_method"], quantization.get("bits"), _format(quantization)
     known = {"gptq": ("", "gptq", "gptq_v2"), "awq": ("", "gemm")}[method]
     if bits not in {"gptq": (2, 4, 8), "awq": (4,)}[method] or kind not in known or quantization.get("dynamic"):
         what = f"{bits} bits" + (f", {kind}" if kind else "") + (", dynamic" if quantization.get("dynamic") else "")

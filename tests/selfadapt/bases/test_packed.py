@@ -53,7 +53,7 @@ def quantise(weight: Tensor, quantization: dict[str, Any], shuffled: bool) -> tu
         mixed = [each.unflatten(1, (-1, 8))[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1) for each in (codes, zeros)]
         parts = dict(zip(("qweight", "qzeros"), (words(each, bits) for each in mixed), strict=True))
     else:
-        stored = zeros if quantization.get("checkpoint_format") == "gptq_v2" else (zeros - 1) % 2**bits
+        stored = zeros if "gptq_v2" in quantization.values() else (zeros - 1) % 2**bits
         parts = {"qweight": words(codes.T, bits).T.contiguous(), "qzeros": words(stored, bits), "g_idx": g_idx.int()}
     return parts | {"scales": scales}, wanted.half()
 
@@ -95,6 +95,7 @@ def configure(folder: Path, quantization: dict[str, Any]) -> None:
         (GPTQ | {"bits": 4}, False),
         (GPTQ | {"bits": 4, "desc_act": True}, True),
         (GPTQ | {"bits": 8, "checkpoint_format": "gptq_v2"}, False),
+        (GPTQ | {"bits": 4, "format": "gptq_v2"}, False),
         (GPTQ | {"bits": 2, "checkpoint_format": "gptq"}, False),
         (AWQ, False),
     ],
