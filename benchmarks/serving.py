@@ -1,21 +1,28 @@
 """Clients of `selfadapt serve`, each under its own mixture, against one client at a time and against the plain base.
 
-python benchmarks/serving.py [--clients 16] [--requests 32] [--new-tokens 64] [--rounds 3] [--every 0]
+python benchmarks/serving.py [--clients 16] [--requests 32] [--new-tokens 64] [--rounds 3] [--every 0] [--vllm PYTHON]
 
 One server answers all, in turns. Tokens a second over all answers, and a second of the server's processors, which what
 else runs on the machine changes less; seconds to the first token and between tokens as a client sees them. With
-`--every S` requests arrive at random, S seconds apart in the mean.
+`--every S` requests arrive at random, S seconds apart in the mean. With `--vllm .venv-vllm/bin/python`, the environment
+of `make setup-vllm`, `selfadapt serve --engine vllm` answers the same requests beside it, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import random
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -25,6 +32,37 @@ from rich.table import Table
 
 EXPERTS = ("stories", "groups", "relations", "sums")
 ABOUT = ["a fox", "the sea", "winter", "an old clock", "bread", "a lighthouse", "two brothers", "the moon"]
+
+
+VLLM = ("--engine", "vllm", "--vllm-options", "max-model-len", "1024", "max-loras", "16")
+CORES = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}"}  # or vLLM leaves one of them idle
+
+
+class Way(NamedTuple):
+    """How a server is asked."""
+
+    name: str
+    at_once: int
+    models: Sequence[str]
+
+
+class Server(NamedTuple):
+    """A server, and the process that was started."""
+
+    url: str
+    process: psutil.Process
+
+    @property
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    @property
+    def processor(self) -> float:
+        """Seconds that the server's processes have used."""
+        return sum(sum(each.cpu_times()[:2]) for each in [self.process, *self.process.children(recursive=True)])
 
 
 @dataclass
@@ -45,43 +83,62 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--every", type=float, default=0.0)
+    parser.add_argument("--vllm")
     options = parser.parse_args()
     draw = random.Random(0)
     mixtures = []
     for _ in range(options.clients):
         weights = {name: draw.random() / len(EXPERTS) for name in EXPERTS}
         mixtures.append("mix:" + ",".join(f"{name}={weight:.3f}" for name, weight in weights.items()))
-    with subprocess.Popen(
-        [sys.executable, "-m", "selfadapt.cli", "serve", "--model", "smollm2-135m", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stderr is not None
+    ways = [
+        Way(f"{options.clients} clients, as many mixtures", options.clients, mixtures),
+        Way(f"{options.clients} clients, plain base", options.clients, ["base"]),
+        Way("one client at a time, as many mixtures", 1, mixtures),
+    ]
+    with ExitStack() as servers:
+        native = servers.enter_context(serving(sys.executable))
+        asked = [(way, native) for way in ways]
+        if options.vllm:
+            vllm = servers.enter_context(serving(options.vllm, *VLLM))
+            asked += [(way._replace(name=f"vLLM: {way.name}"), vllm) for way in ways]
+        asyncio.run(compare(asked, options))
+
+
+@contextmanager
+def serving(python: str, *options: str) -> Iterator[Server]:
+    """A server with the shipped experts, once it answers."""
+    with socket.socket() as any_port:
+        any_port.bind(("127.0.0.1", 0))
+        port = any_port.getsockname()[1]
+    command = [python, "-m", "selfadapt.cli", "serve", "--model", "smollm2-135m", "--port", str(port), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | CORES) as own:
+        server = Server(f"http://127.0.0.1:{port}", psutil.Process(own.pid))
         try:
-            address = next(line.split(" at ")[1].strip() for line in server.stderr if line.startswith("serving "))
-            asyncio.run(compare(address, psutil.Process(server.pid), mixtures, options))
+            while not server.answers:
+                if own.poll() is not None:
+                    sys.exit(f"ended before it answered: {' '.join(command)}")
+                time.sleep(0.5)
+            yield server
         finally:
-            server.terminate()
+            own.terminate()
 
 
-async def compare(address: str, server: psutil.Process, mixtures: list[str], options: argparse.Namespace) -> None:
-    ways = {
-        f"{options.clients} clients, as many mixtures": (options.clients, mixtures),
-        f"{options.clients} clients, plain base": (options.clients, ["base"]),
-        "one client at a time, as many mixtures": (1, mixtures),
-    }
-    turns: dict[str, list[Turn]] = {name: [] for name in ways}
-    async with httpx.AsyncClient(base_url=address, timeout=None) as client:
+async def compare(asked: Sequence[tuple[Way, Server]], options: argparse.Namespace) -> None:
+    turns: dict[str, list[Turn]] = {way.name: [] for way, _ in asked}
+    async with httpx.AsyncClient(timeout=None) as client:
         for number in range(options.rounds + 1):  # the first warms up
-            for name, (at_once, models) in ways.items():
-                # To warm up, and alone, fewer are enough.
-                count = 2 if number == 0 else options.requests if at_once > 1 else options.requests // 8
-                every = options.every if at_once > 1 else 0.0
-                before = sum(server.cpu_times()[:2])
-                turn = await ask_all(client, models, count, at_once, options.new_tokens, every)
-                turn.processor = sum(server.cpu_times()[:2]) - before
+            for way, server in asked:
+                several = way.at_once > 1
+                count = options.requests if several else options.requests // 8
+                if number == 0:  # every mixture is there once
+                    count = len(way.models) if several else 1
+                before = server.processor
+                turn = await ask_all(
+                    client, server.url, way, count, options.new_tokens, options.every if several else 0.0
+                )
+                turn.processor = server.processor - before
                 if number:
-                    turns[name].append(turn)
+                    turns[way.name].append(turn)
     speeds = {
         "a second": {name: [turn.tokens / turn.seconds for turn in own] for name, own in turns.items()},
         "a processor's second": {name: [turn.tokens / turn.processor for turn in own] for name, own in turns.items()},
@@ -101,10 +158,8 @@ async def compare(address: str, server: psutil.Process, mixtures: list[str], opt
             console.print(f"tokens {per}: {np.median(ratios):.2f} × {other} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
-async def ask_all(
-    client: httpx.AsyncClient, models: list[str], count: int, at_once: int, new_tokens: int, every: float
-) -> Turn:
-    turn, places, start = Turn(), asyncio.Semaphore(at_once), time.perf_counter()
+async def ask_all(client: httpx.AsyncClient, url: str, way: Way, count: int, new_tokens: int, every: float) -> Turn:
+    turn, places, start = Turn(), asyncio.Semaphore(way.at_once), time.perf_counter()
     draw = random.Random(1)
     arrivals = np.cumsum([draw.expovariate(1 / every) if every else 0.0 for _ in range(count)])
 
@@ -113,7 +168,7 @@ async def ask_all(
         async with places:
             said = f"Tell a long story about {ABOUT[number % len(ABOUT)]} and the number {number}."
             body = {
-                "model": models[number % len(models)],
+                "model": way.models[number % len(way.models)],
                 "messages": [{"role": "user", "content": said}],
                 "max_tokens": new_tokens,
                 "temperature": 0,
@@ -121,15 +176,18 @@ async def ask_all(
                 "stream_options": {"include_usage": True},
             }
             asked, last = time.perf_counter(), 0.0
-            async with client.stream("POST", "/chat/completions", json=body) as response:
+            async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
                 response.raise_for_status()
                 async for line in response.aiter_lines():
                     now = time.perf_counter()
-                    if '"content": "' in line and '"content": ""' not in line:
+                    if not line.startswith("data: {"):
+                        continue
+                    event = json.loads(line.removeprefix("data: "))
+                    if any(choice["delta"].get("content") for choice in event["choices"]):
                         (turn.between if last else turn.first).append(now - (last or asked))
                         last = now
-                    if '"completion_tokens": ' in line:
-                        turn.tokens += int(line.split('"completion_tokens": ')[1].split(",")[0])
+                    if event.get("usage"):
+                        turn.tokens += event["usage"]["completion_tokens"]
 
     await asyncio.gather(*(ask(number) for number in range(count)))
     turn.seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ sampling, too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from threading import Condition, Thread
@@ -26,6 +26,7 @@ from experts.engine.context import context_of
 from experts.engine.decoding import LEAVE, Batch, Writing, end_tokens, most_likely, tokens_that_fit
 from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import ROOM, growing_cache
+from experts.engine.kept_prefixes import BLOCK, Block, KeptPrefixes, begin
 from experts.engine.native import NativeEngine
 from experts.engine.requests import (
     Ended,
@@ -47,6 +48,9 @@ from experts.svf import SVFModel
 
 PIECE = {"cpu": 256, "cuda": 8192}
 """Tokens of prompts that are read between two tokens of the answers."""
+
+KEPT = 1 / 4
+"""Tokens of prompts that have been read are kept beside the batch, as a share of those that it has room for."""
 
 ALONE = 1 << 17
 """Tokens that an answer and its prompt may have where only one is written at once."""
@@ -82,6 +86,7 @@ class ContinuousBatch:
         self._batch = self._empty()
         self._row: dict[int, Row] = {}  # by its number, of those that are read or written
         self._reading: _Reading | None = None
+        self._kept = KeptPrefixes(int(KEPT * self.tokens))
         self._under = ExitStack()  # of the rows that `_mixing` names
         self._mixing: list[int] = []
         self._alike = False  # whether all rows must be under one mixture, as the base does not run others
@@ -188,6 +193,7 @@ class ContinuousBatch:
                 made.set_result(change())
             except Exception as error:
                 made.set_exception(error)
+            self._kept.forget()
         self._batch.model = self.engine.model
 
     def _wait(self) -> bool:
@@ -230,7 +236,7 @@ class ContinuousBatch:
             request.hear(UserError("this base only answers: how likely a prompt is cannot be had of it"))
         elif not row.gone:
             if row.is_first:
-                request.hear(PromptRead(row.prompt, ()))
+                request.hear(PromptRead(row.prompt, (), 0))
 
             def choose(ids: Tensor, logits: Tensor) -> Tensor:
                 self._hand_out(logits, ids, [row])
@@ -274,23 +280,32 @@ class ContinuousBatch:
         """Starts to read the next of those that wait."""
         if not self._batch.rows:
             self._alike = not self._runs_rows()
+        group: dict[Row, list[Block]] = {}  # and what is kept of the prompt
         with self._wake:
-            group: list[Row] = []
-            while self._waiting and (self._waiting[0].gone or self._fits([*group, self._waiting[0]])):
-                row = self._waiting.popleft()
+            while self._waiting:
+                row = self._waiting[0]
                 if not row.gone:
-                    group.append(row)
+                    begun = {**group, row: self._begun(row)}
+                    if not self._fits(begun):
+                        break
+                    group = begun
+                self._waiting.popleft()
             self._row |= {row.number: row for row in group}
         if group:
             self._reading = _Reading(self.engine, group, self._alike)
 
-    def _fits(self, group: Sequence[Row]) -> bool:
+    def _begun(self, row: Row) -> list[Block]:
+        """What is kept of a prompt's beginning, but for what its likelihood is asked of."""
+        return [] if row.tells_prompt else self._kept.find(row.mixture.key, row.reads)
+
+    def _fits(self, group: Mapping[Row, Sequence[Block]]) -> bool:
         if len(group) == 1 and not self._batch.rows:
             return True
         lengths = [len(row.reads) for row in group]
+        left = [length - BLOCK * len(blocks) for length, blocks in zip(lengths, group.values(), strict=True)]
         rows = len(group) + len(self._batch.rows)
         width = max(self._width, *lengths) + ROOM
-        padded = max(lengths) * len(lengths) > 2 * sum(lengths)
+        padded = max(left) * len(left) > 2 * sum(left)
         return (
             rows <= self.rows and rows * width <= self.tokens and not padded and self._share([*group, *self._written])
         )
@@ -325,9 +340,10 @@ class ContinuousBatch:
 
     def _join(self, reading: _Reading) -> None:
         """Writes the first token of those who have read their prompts, and takes them into the batch."""
-        for prompt in reading.prompts:
+        for place, prompt in enumerate(reading.prompts):
             if prompt.is_first and not prompt.gone:
-                prompt.request.hear(PromptRead(prompt.prompt, reading.logps[prompt]))
+                prompt.request.hear(PromptRead(prompt.prompt, reading.logps[prompt], reading.begun[place]))
+        reading.keep(self._kept)
         self._hand_out(reading.logits, reading.ids, [row if not row.answer else None for row in reading.rows])
         still = [place for place, row in enumerate(reading.rows) if not row.gone]
         for row in reading.rows:
@@ -399,8 +415,9 @@ class ContinuousBatch:
 class _Reading:
     """Prompts that are read side by side, piece by piece; what several answers begin with is read once."""
 
-    def __init__(self, engine: NativeEngine, rows: Sequence[Row], merge: bool) -> None:
-        self.engine, self.rows, self._merge = engine, rows, merge
+    def __init__(self, engine: NativeEngine, group: Mapping[Row, Sequence[Block]], merge: bool) -> None:
+        self.engine, self.rows, self._merge = engine, [*group], merge
+        rows = self.rows
         keys: list[Any] = [row if row.answer else (row.request, row.prompt) for row in rows]
         first: dict[Any, Row] = {}
         for key, row in zip(keys, rows, strict=True):
@@ -413,17 +430,20 @@ class _Reading:
         place_of = {key: place for place, key in enumerate(first)}
         self._of_row = torch.tensor([place_of[key] for key in keys], device=device)  # [B]
         self._cache = growing_cache(engine.model.config.get_text_config())
-        self._read = 0  # columns
+        # All read on at the same column, one token at least: of a prompt that has less to read than another, less of
+        # what is kept is used.
+        blocks = [group[row] for row in self.prompts]
+        left = max(max(1, len(own) - BLOCK * len(kept)) for own, kept in zip(reads, blocks, strict=True))
+        self._read = longest - left  # columns
+        self.begun = [max(0, len(own) - left) for own in reads]  # tokens, [u]
+        if self._read:
+            begin(self._cache, blocks, self.begun)
         self.logps: dict[Row, list[TokenLogp]] = {row: [] for row in self.prompts}
 
     def read_on(self, tokens: int) -> bool:
         """Reads about so many tokens more; whether that was all."""
         start, end = self._read, min(self._read + max(1, tokens // len(self.prompts)), self._ids.shape[1])
-        wanted = [
-            place
-            for place, row in enumerate(self.prompts)
-            if row.request.prompt_logprobs is not None and row.is_first and not row.gone
-        ]
+        wanted = [place for place, row in enumerate(self.prompts) if row.tells_prompt and not row.gone]
         with _mixed(self.engine, self.prompts, self._merge):
             logits = forward_cached(
                 self.engine.model,
@@ -442,6 +462,11 @@ class _Reading:
                 self.logps[row] += token_logps(own, following, cast(int, row.request.prompt_logprobs))
         self._read, self._last = end, logits[:, -1]
         return end == self._ids.shape[1]
+
+    def keep(self, kept: KeptPrefixes) -> None:
+        """Keeps the prompts, before the cache is given to the rows."""
+        for place, row in enumerate(self.prompts):
+            kept.keep(row.mixture.key, row.reads, self._cache, place)
 
     @property
     def logits(self) -> Tensor:

@@ -31,10 +31,14 @@ class TokenLogp(NamedTuple):
 
 
 class PromptRead(NamedTuple):
-    """A prompt has been read. `logps` are of its tokens but the first, where they were asked for."""
+    """A prompt has been read. `logps` are of its tokens but the first, where they were asked for.
+
+    Of so many tokens as were `kept`, keys and values were there already.
+    """
 
     prompt: int
     logps: Sequence[TokenLogp]
+    kept: int
 
 
 class Written(NamedTuple):
@@ -121,6 +125,11 @@ class Row:
     def is_first(self) -> bool:
         """Whether nothing has been written to its prompt yet."""
         return not self.answer and self.place % self.request.n == 0
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether it is to say how likely the tokens of its prompt are."""
+        return self.request.prompt_logprobs is not None and self.is_first
 
     @cached_property
     def mixture(self) -> Mixture:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,11 @@ class Batch:
     """What the forward at hand was given: R rows of T tokens, as the base's own forward counted them.
 
     R is the number of mixtures, or a multiple of it: beam search and several samples repeat each row, side by side.
+    Or each token says whose it is, where rows hold several texts end to end.
     """
 
     mixtures: int
+    of_tokens: Tensor | None = None  # [R, T]: the number of each token's mixture; None where rows have them
     exact: bool = False  # whether R must be the number of mixtures
     shape: tuple[int, int] | None = None  # (R, T); None outside the base's forward
 
@@ -50,6 +52,8 @@ class Batch:
         Raises:
             UserError: naming the layer, if x holds anything else, such as the tokens that a router sends there.
         """
+        if self.of_tokens is not None:
+            return self._spread_by_token(scale, x, layer, order)
         axis = 0 if order is None else order.axis
         size = 0 if axis is None or axis >= x.ndim - 1 else x.shape[axis]
         rows, tokens = self.shape or (size, 1)
@@ -66,6 +70,23 @@ class Batch:
         if size > len(scale):
             scale = scale.repeat_interleave(size // len(scale), 0)
         return scale.view(*[1] * axis, size, *[1] * (x.ndim - 2 - axis), -1)
+
+    def _spread_by_token(self, scale: Tensor, x: Tensor, layer: str, order: Order | None) -> Tensor:
+        """`spread`, where every token is under a mixture of its own."""
+        numbers = cast(Tensor, self.of_tokens)
+        axis = 0 if order is None else order.axis
+        if self.shape is not None and self.shape != tuple(numbers.shape):
+            raise UserError(f"of_tokens is for tokens {list(numbers.shape)}, and the base reads {list(self.shape)}")
+        if axis == 0 and x.ndim == 2 and len(x) == numbers.numel():
+            numbers = numbers.flatten()
+        elif axis == 1:
+            numbers = numbers.T
+        if axis is None or x.shape[: numbers.ndim] != numbers.shape or x.ndim == numbers.ndim:
+            raise UserError(
+                f"{layer} cannot tell whose a token is on an input of shape {list(x.shape)}; give every text a row of "
+                "its own, or leave it out of target_modules"
+            )
+        return scale[numbers].view(*numbers.shape, *[1] * (x.ndim - 1 - numbers.ndim), -1)
 
 
 class LoraFactors(NamedTuple):

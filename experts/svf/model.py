@@ -170,6 +170,7 @@ class SVFModel(PeftVerbs):
         per_matrix: Mapping[str, Tensor] | None = None,
         *,
         merge: bool = True,
+        of_tokens: Tensor | None = None,
     ) -> Iterator[None]:
         """Within the block, this thread or task runs every row of a batch under its own z_b = 1 + Σ_k α_bk (z_k − 1).
 
@@ -184,6 +185,8 @@ class SVFModel(PeftVerbs):
             weights: α [B, K]; a row of zeros is the base.
             per_matrix: α [B, K] for the matrices that have weights of their own, by the matrices' names in the base.
             merge: whether rows that all share one mixture run on merged weights, which pays where they run for long.
+            of_tokens: integers [R, T], the row of `weights` that each token of the next forwards is under, where texts
+                lie end to end in their rows (`position_ids` begin anew with each); None gives every row its own.
 
         Raises:
             UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
@@ -206,7 +209,15 @@ class SVFModel(PeftVerbs):
                 raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
         if any(layer.merged for layer in (*layers.values(), *stacks.values())):
             raise UserError("experts are merged into the base's weights; call unmerge_adapter() before mixing")
-        batch = Batch(len(weights))
+        if of_tokens is not None and not (
+            of_tokens.ndim == 2
+            and not of_tokens.is_floating_point()
+            and 0 <= of_tokens.min() <= of_tokens.max() < len(weights)
+        ):
+            raise UserError(
+                f"of_tokens must hold whole numbers [rows, tokens], each that of one of {len(weights)} mixtures"
+            )
+        batch = Batch(len(weights), of_tokens)
         mixtures: dict[nn.Module, LayerMixture] = {}
         with _changing, torch.no_grad():
             mixtures |= {stack: stack.mixture(names, alphas[matrix], matrix) for matrix, stack in stacks.items()}
@@ -221,7 +232,12 @@ class SVFModel(PeftVerbs):
                     layer: rows(layer, names, alphas[matrix], matrix, batch, orders.get(matrix))
                     for matrix, layer in layers.items()
                 }
-        with running(self.model, batch, {**mixtures, **self._saved_modules(names, weights)}):
+        saved = self._saved_modules(names, weights)
+        if saved and of_tokens is not None:
+            raise UserError(
+                "experts that were saved with modules of their own (modules_to_save) need rows of their own"
+            )
+        with running(self.model, batch, {**mixtures, **saved}):
             yield
 
     def runs_rows(self, names: Sequence[str]) -> bool:

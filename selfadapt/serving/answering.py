@@ -144,6 +144,7 @@ class Answers:
         names = {answered_by(mixture.rows([row]), by.served.base) for row in range(len(mixture))}
         self.who = names.pop() if len(names) == 1 else "auto"
         self.prompt_tokens = sum(map(len, prompts.ids))
+        self.kept_tokens = 0  # of the prompts
         self.written = 0
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -171,9 +172,14 @@ class Answers:
         return slice(prompt * self.request.n, (prompt + 1) * self.request.n)
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         read, written = self.prompt_tokens, self.written
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": self.kept_tokens},
+        }
 
     async def events(self) -> AsyncIterator[PromptRead | Written | Ended]:
         """What happens, until all rows have ended; whoever stops to listen cancels the request.
@@ -187,6 +193,9 @@ class Answers:
                 event = await self._events.get()
                 if isinstance(event, Exception):
                     raise _failure(event) from event
+                if isinstance(event, PromptRead):
+                    self.kept_tokens += event.kept
+                    self.by.metrics.tokens.labels("kept").inc(event.kept)
                 if isinstance(event, Written):
                     if not self.written:
                         self.by.metrics.first.observe(time.perf_counter() - start)

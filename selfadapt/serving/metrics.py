@@ -18,7 +18,7 @@ class Metrics:
             "selfadapt_requests", "Requests, by route and status.", ["route", "status"], registry=own
         )
         self.tokens = Counter(
-            "selfadapt_tokens", "Tokens read in prompts and written in answers.", ["kind"], registry=own
+            "selfadapt_tokens", "Tokens of prompts, kept of earlier ones, of answers.", ["kind"], registry=own
         )
         self.dispatch = Histogram(
             "selfadapt_dispatch_seconds", "Pass one: who is to answer.", buckets=SECONDS, registry=own

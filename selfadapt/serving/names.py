@@ -26,9 +26,10 @@ def is_ours(model: str, library: ExpertLibrary) -> bool:
 
 
 def is_asked(request: Mapping[str, Any], library: ExpertLibrary) -> bool:
-    """Whether a request is for more than the base, or for somebody whom another server behind ours may know."""
+    """Whether a request is ours to read: for a mixture, or under a name that only we know."""
     model = request.get("model")
-    return request.get("mixture") is not None or model == AUTO or (isinstance(model, str) and is_ours(model, library))
+    named = isinstance(model, str) and (model in (AUTO, "base") or is_ours(model, library))
+    return named or request.get("mixture") is not None
 
 
 def asked_mixture(request: Mapping[str, Any], library: ExpertLibrary, base: Collection[str]) -> Mixture | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import queue
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from experts.engine import NativeEngine, Sampling
 from experts.engine.continuous import ContinuousBatch, QueueFull, Stopped
+from experts.engine.kept_prefixes import BLOCK
 from experts.engine.requests import Ended, PromptRead, Request, Written
+from experts.expert import Expert
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
@@ -225,3 +228,50 @@ def test_bases_that_are_not_decoded_row_by_row_answer_one_by_one(tiny_tokenizer:
         Heard(batch, ids[:1], Mixture.of({}), prompt_logprobs=0).all()
     batch.close()
     assert batch.running == 0
+
+
+def test_what_a_prompt_begins_with_is_read_once_under_each_mixture(
+    engine: NativeEngine, batch: ContinuousBatch
+) -> None:
+    draw = random.Random(1)
+    heads = ["You are a helpful assistant. " * length for length in (1, 2, 4)]
+    for _ in range(30):
+        together = []
+        for _ in range(draw.randint(1, 3)):
+            prompt, weights = draw.choice(heads) + draw.choice(PROMPTS)[:20], draw.choice(WEIGHTS)
+            ids = tokenize(engine.tokenizer, [prompt])
+            asked = Heard(batch, ids, Mixture.of(weights), max_new_tokens=4, sampling=draw.choice(SAMPLINGS[:2]))
+            together.append((prompt, weights, asked))
+        for prompt, weights, asked in together:
+            alone = engine.generate(
+                [prompt], max_new_tokens=4, mixture=Mixture.of(weights), sampling=asked.request.sampling
+            )
+            assert [text(engine, asked.all().tokens())] == alone
+    one, ids = (tokenize(engine.tokenizer, ["Do as you are told. " * 5 + then]) for then in ("One.", "The other."))
+    Heard(batch, one, Mixture.of({"a": 0.3, "b": 0.4}), max_new_tokens=1).all()
+    mixture = Mixture(("b", "a"), torch.tensor([[0.4, 0.3]]))  # in another order
+    length = len(ids[0])
+    shared = next(place for place, (own, other) in enumerate(zip(one[0], ids[0], strict=False)) if own != other)
+    kept = Heard(batch, ids, mixture, max_new_tokens=1).all().read[0].kept
+    assert kept == shared // BLOCK * BLOCK > 0
+    assert Heard(batch, ids, Mixture.of({"a": 0.31}), max_new_tokens=1).all().read[0].kept == 0
+    assert Heard(batch, ids, mixture, max_new_tokens=0).all().read[0].kept == (length - 1) // BLOCK * BLOCK
+    told = Heard(batch, ids, mixture, max_new_tokens=0, prompt_logprobs=0).all().read[0]
+    assert told.kept == 0
+    assert len(told.logps) == length - 1
+
+
+def test_nothing_is_kept_of_an_expert_that_has_been_replaced(
+    engine: NativeEngine, batch: ContinuousBatch, library: ExpertLibrary
+) -> None:
+    prompt = PROMPTS[-1][:60]
+    ids = tokenize(engine.tokenizer, [prompt])
+    mixture = Mixture.of({"b": 1.0})
+    Heard(batch, ids, mixture, max_new_tokens=NEW).all()
+    expert = cast(Expert, library.adapter("b"))
+    other = replace(expert, z={matrix: 2 - z for matrix, z in expert.z.items()})
+    batch.between(lambda: engine.drop("b"))
+    batch.between(lambda: engine.carry("b", other))
+    again = Heard(batch, ids, mixture, max_new_tokens=NEW).all()
+    assert again.read[0].kept == 0
+    assert [text(engine, again.tokens())] == engine.generate([prompt], max_new_tokens=NEW, mixture=mixture)

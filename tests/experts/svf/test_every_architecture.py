@@ -18,6 +18,7 @@ from experts.engine import NativeEngine
 from experts.engine.padding import reading_of
 from experts.mixture import Mixture
 from experts.outside.chats import tokenize
+from experts.outside.errors import UserError
 from experts.svf import SVFConfig, SVFLinear
 from experts.svf.linear import left_out
 from experts.svf.stacks import fused_matrices
@@ -138,6 +139,20 @@ def check_rows(name: str, base: Any, model: PeftModel, plain: Tensor, tuner: Any
         square = logits(model, ids)
     with tuner.mixed(NAMES, WEIGHTS[2:]):
         assert close(square[2:], logits(model, ids[2:]))
+    check_tokens(model, tuner, together)
+
+
+def check_tokens(model: PeftModel, tuner: Any, together: Tensor) -> None:
+    """Tokens that are under their row's mixture are what rows are; those that are not, are not. Or a layer says no."""
+    numbers = torch.arange(3)[:, None].repeat(1, 8)
+    others = torch.cat([numbers[:, :4], numbers[:, 4:].roll(1, 0)], 1)
+    try:
+        with tuner.mixed(NAMES, WEIGHTS, of_tokens=numbers):
+            assert close(logits(model), together)
+        with tuner.mixed(NAMES, WEIGHTS, of_tokens=others):
+            assert not any(close(own, row) for own, row in zip(logits(model)[:, 4:], together[:, 4:], strict=True))
+    except UserError as error:
+        assert "cannot tell whose a token is" in str(error)  # noqa: PT017
 
 
 def _active(model: PeftModel) -> Tensor:

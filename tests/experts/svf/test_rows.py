@@ -273,3 +273,42 @@ def test_vectors_with_new_data_are_not_answered_with_old_weights(model: PeftMode
         for layer in layers:
             layer.invalidate()
         torch.testing.assert_close(logits(model), got)
+
+
+def test_texts_that_lie_end_to_end_are_each_under_their_own_mixture(model: PeftModel) -> None:
+    weights = torch.tensor([[0.5, 0.25, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, -0.5]])
+    whose, lengths = [2, 0, 1, 3, 1, 0], [4, 7, 4, 10, 3, 2]  # of texts in two rows of 15 tokens
+    numbers = torch.tensor(whose).repeat_interleave(torch.tensor(lengths)).view(2, 15)
+    places = torch.cat([torch.arange(length) for length in lengths]).view(2, 15)
+    packed = IDS[:2]
+    with model.base_model.mixed(["a", "b", "c"], weights, of_tokens=numbers):
+        found = logits(model, packed, position_ids=places, use_cache=False).flatten(0, 1)
+    for own, text, said in zip(whose, packed.flatten().split(lengths), found.split(lengths), strict=True):
+        with model.base_model.mixed(["a", "b", "c"], weights[[own]]):
+            torch.testing.assert_close(said, logits(model, text[None])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_token_s_mixture_is_that_of_its_row_where_all_of_a_row_have_one(model: PeftModel) -> None:
+    weights = torch.tensor([[0.5, 0.25], [0.0, 0.0], [1.0, -0.5], [0.0, 1.0]])
+    with model.base_model.mixed(["a", "b"], weights):
+        wanted = logits(model)
+    with model.base_model.mixed(["a", "b"], weights, of_tokens=torch.arange(4)[:, None].expand(4, 15)):
+        assert torch.equal(logits(model), wanted)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "line"),
+    [
+        (torch.zeros(4, 15), "whole numbers"),
+        (torch.full((4, 15), 2), "of one of 2 mixtures"),
+        (torch.full((4, 15), -1), "of one of 2 mixtures"),
+        (torch.zeros(60, dtype=torch.long), "whole numbers"),
+        (torch.zeros(4, 14, dtype=torch.long), r"\[4, 14\], and the base reads \[4, 15\]"),
+    ],
+)
+def test_numbers_of_tokens_that_are_none_are_refused(model: PeftModel, numbers: Tensor, line: str) -> None:
+    with (
+        pytest.raises(UserError, match=line),
+        model.base_model.mixed(["a"], torch.tensor([[1.0], [0.5]]), of_tokens=numbers),
+    ):
+        logits(model)

@@ -20,6 +20,7 @@ from openai import AuthenticationError, NotFoundError, RateLimitError
 from dispatch.base import question
 from experts import ExpertLibrary
 from experts.engine import Sampling
+from experts.engine.kept_prefixes import BLOCK
 from experts.engine.requests import Request
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
@@ -50,7 +51,12 @@ def test_the_official_client_has_the_answers_of_the_library(server: Running, mod
         for choice in chunk.choices:
             pieces[choice.index] += choice.delta.content or ""
     assert pieces == wanted
-    assert chunk.usage == answer.usage
+    first, second = answer.usage, chunk.usage
+    assert first
+    assert second
+    assert second.prompt_tokens_details
+    assert (second.completion_tokens, second.total_tokens) == (first.completion_tokens, first.total_tokens)
+    assert second.prompt_tokens_details.cached_tokens == (first.prompt_tokens - 1) // BLOCK * BLOCK > 0
     assert chunk.model == answer.model
 
 

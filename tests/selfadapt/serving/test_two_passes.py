@@ -68,7 +68,7 @@ def server_of_b(library: ExpertLibrary, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.mark.parametrize(
     ("model", "wanted"),
-    [("auto", "mix:b=1"), ("mix:b=.30,a=7e-1", "mix:a=0.7,b=0.3"), ("a", "mix:a=1"), ("mix:a=0", None)],
+    [("auto", "mix:b=1"), ("mix:b=.30,a=7e-1", "mix:a=0.7,b=0.3"), ("a", "mix:a=1"), ("mix:a=0", None), ("base", None)],
 )
 def test_a_mixture_goes_on_under_its_one_name_and_is_held(
     server_of_b: pytest.MonkeyPatch, model: str, wanted: str | None

@@ -1,0 +1,59 @@
+"""A chat front end that knows OpenAI's protocol alone: Gradio's, as `gr.load_chat` makes it for any such address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from experts.mixture import Mixture
+from experts.outside.chats import tokenize
+from tests.selfadapt.serving.conftest import Running
+
+gradio = pytest.importorskip("gradio", reason="Gradio is not installed")
+CONTEXT = 500  # tokens
+# Markdown does what it likes with white space and its own marks: they are not compared.
+SHOWN = r"""([turn, wanted]) => {
+    const bare = text => text.replace(/[\s\x00-\x1f*_#`~<>|\\-]/g, "")
+    const bots = document.querySelectorAll("[data-testid=bot]")
+    return bots.length > turn && bare(bots[turn].textContent).includes(bare(wanted))
+}"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("model", "weights"), [("auto", {"b": 1.0}), ("mix:a=0.5,b=0.2", {"a": 0.5, "b": 0.2})])
+def test_a_front_end_shows_what_the_library_answers(
+    start: Callable[..., Running],
+    browser: Any,
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    model: str,
+    weights: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    words = [token for text, token in tiny_tokenizer.get_vocab().items() if text.isascii() and text.isalpha()]
+    with torch.no_grad():  # it asks for drawn answers: make them the likeliest ones, and readable
+        tiny_model.model.norm.weight.mul_(1e4)
+        others = torch.ones(tiny_model.config.vocab_size, dtype=torch.bool).index_fill(0, torch.tensor(words), False)
+        tiny_model.get_output_embeddings().weight[others] = 0
+    server = start(tokens=CONTEXT, ends=words[::9])
+    page = gradio.load_chat(f"{server.url}/v1/", model=model, token="none")
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        tab = browser.new_page()
+        tab.set_default_timeout(60_000)
+        tab.goto(address)
+        chat: list[dict[str, str]] = []
+        for turn, said in enumerate(("Which animal barks?", "And which one meows?")):
+            chat.append({"role": "user", "content": said})
+            tab.locator("textarea").first.fill(said)
+            tab.locator("textarea").first.press("Enter")
+            room = CONTEXT - len(tokenize(server.engine.tokenizer, [chat])[0])
+            [wanted] = server.engine.generate([chat], max_new_tokens=room, mixture=Mixture.of(weights))
+            tab.wait_for_function(SHOWN, arg=[turn, wanted])
+            chat.append({"role": "assistant", "content": wanted})
+    finally:
+        page.close()
