@@ -52,7 +52,8 @@ test-slow: setup ## the tests that train, those that kill what they run, and new
 		tests/selfadapt/test_anything.py tests/selfadapt/test_any_command_line.py
 
 test-vllm: setup-vllm ## the tests on vLLM
-	$(VLLM_BIN)/python -m pytest -m vllm tests/experts/engine/test_vllm.py
+	$(VLLM_BIN)/python -m pytest -m vllm tests/experts/engine/test_vllm.py \
+		tests/experts/training/test_vllm_rollouts.py
 
 lint: setup ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from experts.attaching import attach_expert, attach_lora, check_fit, check_lora, fault_of_lora, load_expert
+from experts.changes import plot_changes, plot_norms
 from experts.exchange.difference import Difference
 from experts.exchange.hub import LibraryOnTheHub
 from experts.exchange.lora import Lora, mixed_loras
@@ -206,6 +207,13 @@ class ExpertLibrary(LibraryOnTheHub):
         if self.is_lora(name):
             return LoraFigures.of(name, self.lora(name))
         return ExpertFigures.of(name, self.config(name), self.z(name))
+
+    def plot(self, name: str, path: str | Path) -> None:
+        """Draws z − 1 of an expert into the PNG `path`; of a LoRA, which has no z, how much it adds to each matrix."""
+        if self.is_lora(name):
+            plot_norms(name, self.lora(name), Path(path))
+        else:
+            plot_changes(name, self.z(name), Path(path))
 
     def card(self, name: str) -> str:
         """An expert's model card, Markdown; of a LoRA without one, or with PEFT's template for one, what it is for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -154,16 +154,6 @@ class Mixture:
         """The number of each row's group, where rows of one group have the same weights everywhere."""
         table = torch.cat([self.weights, *self.per_matrix.values()], dim=1)  # [B, K·(1 + matrices)]
         return torch.unique(table, dim=0, return_inverse=True)[1].tolist() if table.numel() else [0] * len(self)
-
-    @property
-    def key(self) -> Hashable:
-        """The same for whichever mixtures of one prompt are the same, in whatever order they name experts."""
-        own = {
-            (matrix, name, weights[0, k].item())
-            for matrix, weights in self.per_matrix.items()
-            for k, name in enumerate(self.names)
-        }
-        return frozenset(self[0].items()), frozenset(own)
 
     @property
     def parts(self) -> list[str]:

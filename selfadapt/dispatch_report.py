@@ -18,6 +18,7 @@ from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown
 from experts.outside.files import atomic_file, check_writable, write_json
+from experts.outside.plots import AMOUNTS, heat_map, picture
 from experts.outside.reading import read_objects
 from experts.training.statistics import Accuracy
 from selfadapt.base_models import BaseOptions
@@ -235,20 +236,15 @@ passes with {TIMED} prompts and {NEW_TOKENS} new tokens.
 
 
 def _plot(confusion: Tensor, labels: list[str], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 0.7 * len(labels), 1.2 + 0.7 * len(labels)), layout="constrained")
-    axes = figure.subplots()
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel("chosen")
-    axes.set_ylabel("label")
-    for row in range(len(labels)):
-        for column in range(len(labels)):
-            if count := int(confusion[row, column]):
-                dark = shares[row, column] > 0.5
-                axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with picture(path, 2.2 + 0.7 * len(labels), 1.4 + 0.7 * len(labels)) as figure:
+        axes = figure.subplots()
+        heat_map(axes, shares.numpy(), cmap=AMOUNTS, vmin=0, vmax=1)
+        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(xlabel="chosen", ylabel="label")
+        for row in range(len(labels)):
+            for column in range(len(labels)):
+                if count := int(confusion[row, column]):
+                    dark = shares[row, column] > 0.5
+                    axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,8 @@ import datasets
 import pytest
 
 from experts import ExpertLibrary
-from selfadapt.cli import main
 from tests.hub_server import HubServer
-
-blocks = runpy.run_path(str(Path(__file__).with_name("tutorial.py")))["blocks"]  # which `.ci/walk` runs, too
-PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
+from tests.running_pages import run_page
 
 
 @pytest.mark.long
@@ -35,21 +29,8 @@ def test_the_page_works(
     (tmp_path / "my-base" / "chat_template.jinja").unlink()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    said = []
-    for block in blocks(PAGE):
-        if block.file:
-            Path(block.file).parent.mkdir(exist_ok=True)
-            Path(block.file).write_text(block.text)
-        elif block.language == "python":
-            exec(compile(block.text, str(PAGE), "exec"), {})
-        else:
-            for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line)
-                assert words[0] == "selfadapt", line
-                monkeypatch.setattr(sys, "argv", words)
-                main()
-        said.append(capsys.readouterr())
-    errors = "".join(err for _, err in said)
+    said = run_page("tutorial.md", monkeypatch, capsys)
+    errors = "".join(each.err for each in said)
     assert "prices: held-out problems: base mean reward" in errors
     assert "my-base has no chat template" in caplog.text
     assert ExpertLibrary.open("my-library").names == ["prices"]

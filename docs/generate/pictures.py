@@ -1,10 +1,12 @@
-"""The pictures of docs/concepts.md: `python docs/generate/pictures.py` draws them into docs/pictures/.
+"""The pictures of docs/concepts.md, and the training curves of the shipped experts, from their logs.
 
-Matrices are random and small; what is drawn is computed, not sketched.
+`python docs/generate/pictures.py` draws them into docs/pictures/, and beside the experts. Matrices are random and small
+where they are no expert's; what is drawn is computed, not sketched.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -16,15 +18,15 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from experts import ExpertLibrary
+from experts.expert import read_config
+from experts.outside.plots import GREY, SERIES, diverging, heat_map, look
+from experts.shipped import shipped_library
+from experts.training.card import plot_curve
+from experts.training.log import Log
+
 FOLDER = Path(__file__).parents[1] / "pictures"
-BASE, ONE, OTHER, GREY = "#4c566a", "#0072b2", "#d55e00", "#8c8c8c"  # told apart by colour-blind eyes, and in print
-LOOK = {
-    "svg.hashsalt": "selfadapt",  # the same file each time
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "white",  # in the dark, too
-}
+BASE, ONE, OTHER = "#4c566a", SERIES[1], SERIES[0]
 
 
 def what_z_does() -> None:
@@ -74,9 +76,8 @@ def limited_rank_is_a_lora() -> None:
     matrices = {"W′ − W": b @ a, "B = U diag(s(z − 1))": b, "A = Vᵀ": a}
     for ax, (title, matrix) in zip(axes[::2], matrices.items(), strict=True):
         most = np.abs(matrix).max()
-        ax.imshow(matrix, cmap="PuOr", vmin=-most, vmax=most, interpolation="nearest")
+        heat_map(ax, matrix, cmap=diverging(), vmin=-most, vmax=most)
         ax.set(title=f"{title}\n{matrix.shape[0]} × {matrix.shape[1]}", xticks=[], yticks=[])
-        ax.spines[:].set_visible(True)
     for ax, sign in zip(axes[1::2], "=·", strict=True):
         ax.axis("off")
         ax.text(0.5, 0.5, sign, ha="center", va="center", fontsize=24)
@@ -90,11 +91,22 @@ def rows_of_a_batch() -> None:
     mixtures = {"stories 1": (1, 0), "groups 1": (0, 1), "stories ½, groups ½": (0.5, 0.5), "base": (0, 0)}
     rows = np.array([1 + a * (stories - 1) + b * (groups - 1) for a, b in mixtures.values()])
     figure, ax = plt.subplots(figsize=(9, 2.6))
-    drawn = ax.imshow(rows, cmap="PuOr", vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    drawn = heat_map(ax, rows, cmap=diverging(), vmin=0, vmax=2, aspect="auto")
     ax.set(yticks=range(4), yticklabels=[f"row {row}: {name}" for row, name in enumerate(mixtures)])
     ax.set(xlabel="singular value, the largest first", xticks=[])
     figure.colorbar(drawn, label="z", ticks=[0, 1, 2])
     save("rows_of_a_batch")
+
+
+def curves() -> None:
+    """How the shipped experts learned; pages show two of them."""
+    shipped = shipped_library("smollm2-135m").parent
+    for config in sorted(shipped.glob("*/*/adapter_config.json")):
+        folder = config.parent
+        title = read_config(folder).domain or folder.name
+        plot_curve(Log(folder / "training_log.jsonl").entries(), title, folder / "curve.png")
+    for folder in ("smollm2-135m/stories", "qwen2.5-coder-0.5b-instruct/arc_easy"):
+        shutil.copyfile(shipped / folder / "curve.png", FOLDER / f"{Path(folder).name}.png")
 
 
 def rotation(angle: float) -> np.ndarray:
@@ -116,8 +128,10 @@ def save(name: str) -> None:
 
 
 if __name__ == "__main__":
-    with plt.rc_context(LOOK):
+    with look():
         what_z_does()
         two_passes()
         limited_rank_is_a_lora()
         rows_of_a_batch()
+    ExpertLibrary.open(shipped_library("smollm2-135m")).plot("groups", FOLDER / "groups.png")
+    curves()

@@ -27,6 +27,7 @@ from experts.engine.decoding import LEAVE, Batch, Writing, end_tokens, most_like
 from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import ROOM, growing_cache
 from experts.engine.kept_prefixes import BLOCK, Block, KeptPrefixes, begin
+from experts.engine.lora_cache import mixture_name
 from experts.engine.native import NativeEngine
 from experts.engine.requests import (
     Ended,
@@ -296,7 +297,7 @@ class ContinuousBatch:
 
     def _begun(self, row: Row) -> list[Block]:
         """What is kept of a prompt's beginning, but for what its likelihood is asked of."""
-        return [] if row.tells_prompt else self._kept.find(row.mixture.key, row.reads)
+        return [] if row.tells_prompt else self._kept.find(mixture_name(row.mixture), row.reads)
 
     def _fits(self, group: Mapping[Row, Sequence[Block]]) -> bool:
         if len(group) == 1 and not self._batch.rows:
@@ -466,7 +467,7 @@ class _Reading:
     def keep(self, kept: KeptPrefixes) -> None:
         """Keeps the prompts, before the cache is given to the rows."""
         for place, row in enumerate(self.prompts):
-            kept.keep(row.mixture.key, row.reads, self._cache, place)
+            kept.keep(mixture_name(row.mixture), row.reads, self._cache, place)
 
     @property
     def logits(self) -> Tensor:

@@ -64,29 +64,13 @@ class VLLMEngine:
         check_installed()
         if isinstance(tokenizer, ProcessorMixin):
             raise UserError("a vision-language model answers on the native engine only; leave out engine='vllm'")
-        # In this process: nothing has to be guarded by `if __name__ == "__main__"` or sent to another one.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
         self.tokenizer: PreTrainedTokenizerBase | ProcessorMixin = tokenizer
         self.loras: LoraCache | None = None
         self.fingerprint = fingerprint(base) if library is None else library.fingerprint
         self._config = base.config
         self._ends = base.generation_config.eos_token_id
-        chosen: dict[str, Any] = {
-            "model": base.name_or_path,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "disable_log_stats": True,
-        }
-        if current_platform.is_cpu():
-            chosen["enforce_eager"] = True  # compiling takes minutes
-            if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-                chosen["kv_cache_memory_bytes"] = CPU_CACHE
+        chosen: dict[str, Any] = {}
         if library is not None:
-            mend_base_rows()
             # Before the decompositions, which may take a while.
             rank = (options or {}).get("max_lora_rank") or served_rank(library)
             self.loras = LoraCache(library, base, room=rank)
@@ -97,11 +81,7 @@ class VLLMEngine:
                 "max_loras": LORAS_AT_ONCE,
                 "max_cpu_loras": self.loras.keep,
             }
-        try:
-            self._requests = Requests(LLM(**chosen | dict(options or {})))
-        except (ValueError, TypeError) as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"vLLM cannot run {base.name_or_path}: {said}; the native engine may") from error
+        self._requests = Requests(start_vllm(base, chosen | dict(options or {})))
 
     @property
     def experts(self) -> Collection[str]:
@@ -219,6 +199,38 @@ class VLLMEngine:
             raise UserError(f"vLLM does not sample so: {' '.join(str(error).split())}") from error
 
 
+def start_vllm(base: PreTrainedModel, options: Mapping[str, Any]) -> Any:
+    """A `vllm.LLM` of a base, from where it was loaded, in its dtype.
+
+    Args:
+        options: of `vllm.LLM`, over those chosen here.
+
+    Raises:
+        UserError: if vLLM is not installed, or cannot run the base.
+    """
+    check_installed()
+    # In this process: nothing has to be guarded by `if __name__ == "__main__"` or sent to another one.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    chosen: dict[str, Any] = {"model": base.name_or_path, "dtype": str(base.dtype).removeprefix("torch.")}
+    chosen["disable_log_stats"] = True
+    if current_platform.is_cpu():
+        chosen["enforce_eager"] = True  # compiling takes minutes
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            chosen["kv_cache_memory_bytes"] = CPU_CACHE
+    if options.get("enable_lora"):
+        mend_base_rows()
+    try:
+        return LLM(**chosen | dict(options))
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"vLLM cannot run {base.name_or_path}: {said}; the native engine may") from error
+
+
 def mend_base_rows() -> None:
     """Gives rows without a LoRA the base alone; call it in the process that holds the model, before any request.
 
@@ -250,9 +262,7 @@ def served_rank(library: ExpertLibrary) -> int:
     Raises:
         UserError: if there is none.
     """
-    from vllm.config.lora import MaxLoRARanks
-
-    served = sorted(get_args(MaxLoRARanks))
+    served = ranks_of_vllm()
     ranks = {}
     for name in library.names:
         adapter = library.adapter(name)
@@ -267,3 +277,10 @@ def served_rank(library: ExpertLibrary) -> int:
                 "out of the library and serve what `selfadapt export` makes of it, merged or a LoRA of such a rank"
             )
     return min(rank for rank in served if rank >= max(ranks.values(), default=0))
+
+
+def ranks_of_vllm() -> list[int]:
+    """The ranks of LoRAs that vLLM has room for, the smallest first."""
+    from vllm.config.lora import MaxLoRARanks
+
+    return sorted(get_args(MaxLoRARanks))

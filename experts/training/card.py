@@ -14,6 +14,7 @@ from peft.utils import PeftType
 from experts.outside.adapters import write_description
 from experts.outside.base_names import public_name
 from experts.outside.cards import model_card, share_right
+from experts.outside.plots import GREY, mark, percent, picture, plot_intervals
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, write_sketch
 from experts.training.statistics import Accuracy, Loss
@@ -143,34 +144,26 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Sampled accuracy of each step, if any, and greedy validation accuracy with its 95 % interval, as a PNG; of a run
     that nothing judges, the validation losses."""
-    from matplotlib.figure import Figure  # without pyplot, which would start a GUI backend
+    from matplotlib.ticker import MaxNLocator
 
-    steps = [e for e in entries if "accuracy" in e]
-    validations = {e["step"]: Accuracy(e["right"], e["n"]) for e in entries if "right" in e}
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    if steps:
-        sampled = [e["accuracy"] for e in steps]
-        axes.plot([e["step"] for e in steps], sampled, color="tab:gray", label="sampled, training")
+    sampled = {e["step"]: e["accuracy"] for e in entries if "accuracy" in e}
     losses = {e["step"]: e["validation_loss"] for e in entries if "validation_loss" in e}
-    if losses:
-        axes.plot(list(losses), list(losses.values()), marker="o", color="tab:blue", label="validation")
-        axes.set(title=title, xlabel="optimiser step", ylabel="nats a token")
-        axes.legend(loc="upper right")
-        figure.savefig(path, dpi=120)
-        return
-    values = [v.value for v in validations.values()]
-    below = [v.value - v.interval[0] for v in validations.values()]
-    above = [v.interval[1] - v.value for v in validations.values()]
-    axes.errorbar(
-        list(validations),
-        values,
-        yerr=[below, above],
-        marker="o",
-        capsize=3,
-        color="tab:blue",
-        label="greedy, validation",
-    )
-    axes.set(title=title, xlabel="optimiser step", ylabel="share of right answers", ylim=(0, 1))
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    judged = {e["step"]: Accuracy(e["right"], e["n"]) for e in entries if "right" in e}
+    color, marker, _ = mark(1)
+    with picture(path, 6.5, 3.6) as figure:
+        axes = figure.subplots()
+        if sampled:
+            axes.plot([*sampled], [*sampled.values()], "--", color=GREY, label="sampled while training")
+        if losses:
+            axes.plot([*losses], [*losses.values()], marker=marker, color=color, label="validation")
+            axes.set_ylabel("nats a token")
+        else:
+            values = [own.value for own in judged.values()]
+            intervals = [own.interval for own in judged.values()]
+            label = "greedy, validation, with its 95 % interval"
+            plot_intervals(axes, [*judged], values, intervals, color=color, marker=marker, label=label)
+            axes.set(ylabel="right answers", ylim=(0, 1))
+            axes.yaxis.set_major_formatter(percent())
+        axes.set(title=title, xlabel="optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower center", ncols=2)

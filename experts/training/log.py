@@ -179,6 +179,7 @@ FIGURES = {
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
     "entropy": "entropy",
+    "importance": "importance",
     "completions/mean_length": "completion_tokens",
     "completions/clipped_ratio": "truncated",
     "frac_reward_zero_std": "unanimous",

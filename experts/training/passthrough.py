@@ -70,13 +70,15 @@ INSTEAD: Mapping[str, str] = {
     **dict.fromkeys(("normalize_advantages", "reward_clip_range"), BASELINE),
     **dict.fromkeys(("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), REFERENCE),
     **dict.fromkeys(("log_completions", "num_completions_to_print", "log_unique_prompts"), SHOWN),
-    **dict.fromkeys(("cache_implementation", "use_vllm"), NATIVE),
+    "cache_implementation": NATIVE,
+    "use_vllm": "use training.rollouts: vllm",
+    **dict.fromkeys(("vllm_gpu_memory_utilization", "vllm_max_model_length"), ""),
 }
 BY_BEGINNING = {
     "eval_": VALIDATION,
     "hub_": PUSHED,
     "push_to_hub": PUSHED,
-    "vllm_": NATIVE,
+    "vllm_": "of vLLM's arguments, vllm_gpu_memory_utilization and vllm_max_model_length are handed on",
     "use_transformers_": NATIVE,
     "transformers_": NATIVE,
 }
@@ -99,7 +101,9 @@ IN_GENERATION: Mapping[str, str] = {
 
 
 def _instead(name: str) -> str:
-    return INSTEAD.get(name) or next((why for start, why in BY_BEGINNING.items() if name.startswith(start)), "")
+    if name in INSTEAD:
+        return INSTEAD[name]
+    return next((why for start, why in BY_BEGINNING.items() if name.startswith(start)), "")
 
 
 def instead_of(config: type, name: str) -> str:

@@ -30,6 +30,8 @@ from experts.outside.errors import UserError, check_numbers
 from experts.training.options import ExpertTraining
 
 Baseline = Literal["leave-one-out", "batch-mean", "none"]
+MOST_WEIGHT = 2.0
+"""Of a completion that is likelier here than where it was drawn: a few of them must not make the step."""
 
 
 def signed(scores: Sequence[float], wrong: float = -1.0) -> list[float]:
@@ -66,6 +68,18 @@ def advantages(rewards: Tensor, samples: int, baseline: Baseline) -> Tensor:
     else:
         found = rewards - rewards.nanmean() if baseline == "batch-mean" else rewards
     return found.where(~found.isnan(), 0.0)
+
+
+def importance(logps: Tensor, sampler_logps: Tensor, mask: Tensor) -> Tensor:
+    """w [B] = min(π_z(y) / μ(y), `MOST_WEIGHT`) of completions that another engine has drawn, from its own μ.
+
+    μ is π_z, computed by other kernels, and so not quite the same. E_μ[w · f] is E_π[f], but for what the bound cuts.
+
+    Args:
+        logps, sampler_logps: log π_z and log μ of the sampled tokens, in nats [B, T].
+        mask: as of `kl_to_base`.
+    """
+    return ((logps - sampler_logps) * mask).sum(1).exp().clamp(max=MOST_WEIGHT)
 
 
 def policy_loss(logps: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
@@ -106,6 +120,9 @@ class Reinforce(ExpertTraining):
     """What is taken off a reward; `advantages` says what each is."""
     kl: float = 0.0
     """λ, the coefficient of KL(π_z ‖ base)."""
+    rollouts: Literal["native", "vllm"] = "native"
+    """Who writes the samples: this package, or vLLM, for which an expert of limited rank is a LoRA that changes with
+    every step."""
     parametrization: Literal["raw", "sigmoid", "shared"] = "raw"
     """raw trains z itself; sigmoid is the original code's z = σ(p) with the nuclear norm kept; shared trains one z for
     the matrices of a kind in all layers."""
@@ -117,6 +134,9 @@ class Reinforce(ExpertTraining):
         check_numbers(self, least=[("kl", 0)], positive=["temperature"])
         if not math.isfinite(self.wrong_reward):
             raise UserError(f"wrong_reward must be a number, not {self.wrong_reward}")
+        own = [name for name in self.trainer if name.startswith("vllm_")]
+        if own and self.rollouts != "vllm":
+            raise UserError(f"trainer: {own[0]} is for rollouts: vllm, which the recipe does not ask for")
 
     def arguments(self) -> dict[str, Any]:
         return {

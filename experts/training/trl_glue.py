@@ -12,8 +12,8 @@ TRL samples, scores, steps and logs. What is overridden, or used, of TRL 1.16 th
     _logs                                     the texts of a step, where they are to be kept
     create_optimizer                          the sigmoid parametrisation (transformers')
 
-What one hook leaves for another in the trainer is `_rewards` alone: TRL scores within
-`_generate_and_score_completions`, and its batch does not say what.
+What one hook leaves for another in the trainer is `_rewards`: TRL scores within
+`_generate_and_score_completions`, and its batch does not say what; and `_sampler_logps`, where vLLM samples.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallbac
 from trl import RLOOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import selective_log_softmax_and_entropy, split_tensor_dict
+from trl.trainer.utils import pad, selective_log_softmax_and_entropy, split_tensor_dict
 
 from experts.domains.base import Domain, Reward, load_rows, reinforced, text_of
 from experts.domains.judges.judged import total
@@ -47,13 +47,15 @@ from experts.svf.sigmoid import SigmoidAdamW
 from experts.training.log import Log, Progress
 from experts.training.options import check_step
 from experts.training.passthrough import DRAWING
-from experts.training.reinforce import Reinforce, advantages, kl_to_base, policy_loss, signed
+from experts.training.reinforce import Reinforce, advantages, importance, kl_to_base, policy_loss, signed
 from experts.training.shared_prompts import completion_logits, sample
 from experts.training.token_logps import Headless, head_of, token_logps
 from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
+from experts.training.vllm_rollouts import VLLMRollouts, check_rollouts
 
 # What TRL's batches hold besides a vision-language model's own inputs.
 BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
+BATCH_FIELDS |= {"sampler_logps"}
 
 
 class ReinforceTrainer(RunTrainer, RLOOTrainer):
@@ -71,6 +73,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         **kwargs: Any,
     ) -> None:
         self.options = options
+        self._rollouts: VLLMRollouts | None = None  # vLLM starts with the first step
         self.constraint = constraint
         self.sum_judges = sum_judges  # whether no reward alone says what is right
         with _unrounded(kwargs["model"]):
@@ -133,6 +136,8 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
             # Only now it is known how many tokens the pictures take.
             check_context(cast(Any, self.model).config, max(map(len, prompt_ids)), self.options.max_new_tokens)
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        if self.options.rollouts == "vllm":
+            return self._sampled_by_vllm(prompt_ids)
         with unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
@@ -144,6 +149,23 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
             config = self.generation_config
             completions = sample(model, prompt_ids[::samples], samples, config, self.constraint, plainly=plainly)
         return [self._until_end(completion) for completion in completions]
+
+    def _sampled_by_vllm(self, prompt_ids: Sequence[list[int]]) -> list[list[int]]:
+        model, args = cast(Any, self.model), cast(Any, self.args)
+        if self._rollouts is None:
+            self._rollouts = VLLMRollouts(
+                model.get_base_model(),
+                model.active_peft_config,
+                ends=self.eos_token_ids,
+                max_new_tokens=self.options.max_new_tokens,
+                temperature=self.options.temperature,
+                gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+                max_model_len=args.vllm_max_model_length,
+            )
+        samples = self.options.samples_per_prompt
+        sampled = self._rollouts.sample(model, prompt_ids[::samples], samples)
+        self._sampler_logps = [torch.tensor(own.logps) for own in sampled]
+        return [own.tokens for own in sampled]
 
     def _until_end(self, tokens: list[int]) -> list[int]:
         end = next((place for place, token in enumerate(tokens) if token in self.eos_token_ids), len(tokens))
@@ -169,6 +191,8 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         of_all = advantages(rewards, self.options.samples_per_prompt, self.options.baseline)
         here = len(batch["completion_ids"])
         batch["advantages"] = of_all[self.accelerator.process_index * here :][:here]
+        if self._rollouts is not None:
+            batch["sampler_logps"] = pad(self._sampler_logps, padding_value=0).to(batch["advantages"].device)
         return batch
 
     @torch.no_grad()
@@ -186,7 +210,12 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         logps, entropies = self._token_logps(model, inputs)
         mask = inputs["completion_mask"]  # [B, T]
         self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
-        return policy_loss(logps, mask, inputs["advantages"])
+        weights = inputs["advantages"]
+        if "sampler_logps" in inputs:
+            ratio = importance(logps.detach(), inputs["sampler_logps"], mask)
+            self._metrics["train"]["importance"].append(ratio.mean().item())
+            weights = weights * ratio
+        return policy_loss(logps, mask, weights)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
@@ -324,6 +353,14 @@ def make_trainer(
     constraint = constraint_of(domain, base.tokenizer, options.max_new_tokens)
     if constraint is not None and "image" in rows.column_names:
         raise UserError(f"the answers of {domain.name} are a few, which pictures do not go with: leave either out")
+    if options.rollouts == "vllm":
+        check_rollouts(
+            adapter,
+            sharded=base.shard,
+            few_answers=constraint is not None,
+            pictures="image" in rows.column_names,
+            drawing=DRAWING & options.trainer.keys(),
+        )
     arguments = trainer_arguments(options, check_step(options, len(rows)), base.model.device, folder)
     if not raw:  # its optimiser clips the gradient of what it trains
         arguments["max_grad_norm"] = 0.0

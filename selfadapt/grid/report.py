@@ -37,8 +37,7 @@ def write_report(results: Path, output: Path) -> list[Row]:
     if any(row.mixture for row in rows):
         plots["weights.png"] = plot_weights
     for name, plot in plots.items():
-        with atomic_file(output / name) as temporary:
-            plot(rows, temporary)
+        plot(rows, output / name)
     return rows
 
 

@@ -20,7 +20,7 @@ def training_curve(entries: Sequence[Mapping[str, Any]], name: str) -> str:
     judged = {entry["step"]: Accuracy(entry["right"], entry["n"]) for entry in entries if "right" in entry}
     if sampled or judged:
         lines = [
-            Line("sampled while training", sampled, GREY),
+            Line("sampled while training", sampled, GREY, dashed=True),
             Line(
                 "validation, with its 95 % interval",
                 {step: own.value for step, own in judged.items()},
@@ -32,7 +32,7 @@ def training_curve(entries: Sequence[Mapping[str, Any]], name: str) -> str:
         return figure(curves(lines, alt, low=0, high=1, percent=True), alt)
     losses = {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
     validated = {entry["step"]: entry["validation_loss"] for entry in entries if "validation_loss" in entry}
-    lines = [Line("loss while training", losses, GREY), Line("loss, validation", validated, COLORS[1])]
+    lines = [Line("loss while training", losses, GREY, dashed=True), Line("loss, validation", validated, COLORS[1])]
     values = [*losses.values(), *validated.values()]
     if not values:
         return ""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
-UP, DOWN = (213, 94, 0), (0, 114, 178)  # louder, quieter
+from experts.outside.plots import DOWN, UP, strength
 
 
 def figure(svg: str, caption: str = "") -> str:
@@ -20,18 +20,17 @@ def figure(svg: str, caption: str = "") -> str:
     return f'<figure class="sa-picture">{svg}{below}</figure>'
 
 
-def heat_map(values: np.ndarray, most: float, *, rows: Sequence[str], blocks: Mapping[str, int], alt: str) -> str:
+def heat_map(blocks: Mapping[str, np.ndarray], most: float, *, rows: Sequence[str], alt: str) -> str:
     """Differences from nothing as colours: orange above, blue below, and clear where there is none.
 
     Args:
-        values: [rows, columns]; NaN where there is no such value.
+        blocks: values [rows, columns] that stand side by side, by their names; NaN where there is no such value.
         most: the size of what has full colour.
         rows: their names, the lowest row first.
-        blocks: the columns' blocks, from the left, and how wide each is.
     """
     width, height, left, top = 900, max(160, min(420, 14 * len(rows))), 44, 22
     inner, step = width - left - 8, (height - top - 26) / len(rows)
-    picture = _picture(values[::-1], most)
+    picture = _picture(np.concatenate([*blocks.values()], 1)[::-1], most)
     parts = [
         f'<image href="{picture}" x="{left}" y="{top}" width="{inner}" height="{step * len(rows):.1f}" '
         'preserveAspectRatio="none" style="image-rendering:pixelated"/>'
@@ -41,9 +40,9 @@ def heat_map(values: np.ndarray, most: float, *, rows: Sequence[str], blocks: Ma
         if place % every == 0:
             y = top + (len(rows) - place - 0.5) * step + 4
             parts.append(f'<text x="{left - 6}" y="{y:.1f}" font-size="12" text-anchor="end">{escape(name)}</text>')
-    at, total = float(left), sum(blocks.values())
-    for name, columns in blocks.items():
-        wide = inner * columns / total
+    at, total = float(left), sum(block.shape[1] for block in blocks.values())
+    for name, block in blocks.items():
+        wide = inner * block.shape[1] / total
         parts.append(
             f'<text x="{at + wide / 2:.1f}" y="{top - 8}" font-size="13" text-anchor="middle">{escape(name)}</text>'
             f'<rect x="{at:.1f}" y="{top}" width="{wide:.1f}" height="{step * len(rows):.1f}" fill="none" '
@@ -59,10 +58,10 @@ def heat_map(values: np.ndarray, most: float, *, rows: Sequence[str], blocks: Ma
 
 def _picture(values: np.ndarray, most: float) -> str:
     """A PNG as an address, one dot a value [rows, columns, RGBA]."""
-    share = np.clip(np.nan_to_num(values) / (most or 1.0), -1, 1)
+    share = np.clip(np.nan_to_num(values) / most, -1, 1)
     dots = np.zeros((*share.shape, 4), dtype=np.uint8)
-    dots[..., :3] = np.where(share[..., None] > 0, UP, DOWN)
-    dots[..., 3] = np.round(255 * np.abs(share) ** 0.7)
+    dots[..., :3] = np.where(share[..., None] > 0, ImageColor.getrgb(UP), ImageColor.getrgb(DOWN))
+    dots[..., 3] = np.round(255 * strength(np.abs(share)))
     file = io.BytesIO()
     Image.fromarray(dots, "RGBA").save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -122,6 +121,7 @@ class Line:
     color: str
     between: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     """The lowest and the highest that a step's value could be."""
+    dashed: bool = False
 
 
 def curves(lines: Sequence[Line], alt: str, *, low: float, high: float, percent: bool = False) -> str:
@@ -151,7 +151,8 @@ def curves(lines: Sequence[Line], alt: str, *, low: float, high: float, percent:
     for place, line in enumerate(lines):
         own = sorted(line.points.items())
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in own)) if own else ""
-        parts.append(f'<path d="{path}" fill="none" stroke="{line.color}" stroke-width="2.5"/>')
+        pen = f'stroke="{line.color}" stroke-width="2.5"' + (' stroke-dasharray="7 5"' if line.dashed else "")
+        parts.append(f'<path d="{path}" fill="none" {pen}/>')
         for step, value in own:
             x, y = at(step, value)
             said = f"{line.name}, step {step}: " + (f"{value:.1%}" if percent else f"{value:.3f}")
@@ -161,14 +162,11 @@ def curves(lines: Sequence[Line], alt: str, *, low: float, high: float, percent:
             if step in line.between:
                 (_, below), (_, above) = (at(step, value) for value in line.between[step])
                 parts.append(
-                    f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{below:.1f}" y2="{above:.1f}" stroke="{line.color}" '
+                    f'<path d="M{x - 4:.1f},{below:.1f}h8m-4,0V{above:.1f}m-4,0h8" fill="none" stroke="{line.color}" '
                     'stroke-width="1.5"/>'
                 )
         x = left + 8 + 330 * place
-        parts.append(
-            f'<rect x="{x}" y="8" width="14" height="14" rx="3" fill="{line.color}"/>'
-            f'<text x="{x + 20}" y="20" font-size="14">{escape(line.name)}</text>'
-        )
+        parts.append(f'<path d="M{x},15h28" {pen}/><text x="{x + 36}" y="20" font-size="14">{escape(line.name)}</text>')
     return _svg(width, height, alt, parts)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from html import escape
 
 import gradio as gr
-import numpy as np
 import torch
 from torch import Tensor
 
+from experts.changes import by_layer, changes, full_colour
 from experts.library import ExpertLibrary
 from experts.outside.errors import UserError
 from selfadapt.page.controls import status_line
@@ -20,7 +19,6 @@ from selfadapt.page.looks import chip, note
 from selfadapt.serving.served import Served
 
 NOBODY = "(nobody)"
-LAYER = re.compile(r"^(.*?)\.(\d+)\.(.*)$")
 INTRODUCTION = """\
 This is all that an expert is. Every dot is a **volume knob** of one channel of one matrix of the model: **orange** is
 turned up, **blue** is turned down, and clear is left as it is in the base.
@@ -40,10 +38,10 @@ def inside_tab(served: Served) -> None:
         if not name:
             raise UserError("the library is empty: there is no expert to look into")
         chosen = [name] if beside in (None, NOBODY, name) else [name, str(beside)]
-        changes = {each: changes_of(served.library, each) for each in chosen}
-        most = max(_most(own) for own in changes.values())
-        pictures = [_shown(each, own, most, served.names) for each, own in changes.items()]
-        compared = _compared(*changes.items()) if len(chosen) == 2 else ""
+        changed = {each: changes_of(served.library, each) for each in chosen}
+        most = max(full_colour(own) for own in changed.values())
+        pictures = [_shown(each, own, most, served.names) for each, own in changed.items()]
+        compared = _compared(*changed.items()) if len(chosen) == 2 else ""
         yield {status: note(" "), drawn: compared + "".join(pictures)}
 
     action = said(status, look)
@@ -59,56 +57,26 @@ def changes_of(library: ExpertLibrary, name: str) -> dict[str, Tensor]:
     Raises:
         UserError: if it is a LoRA, or damaged.
     """
-    library.path(name)
     if library.is_lora(name):
         raise UserError(f"{name} is a LoRA: it adds matrices of its own, and has no knobs to look at")
-    return {matrix: (z if z.ndim == 1 else z.mean(0)) - 1 for matrix, z in library.z(name).items()}
+    return changes(library.z(name))
 
 
-def by_layer(changes: Mapping[str, Tensor]) -> tuple[np.ndarray, list[str], dict[str, int]]:
-    """The changes as a table [layers, Σ r], the layers' names, and the blocks of columns, one a kind of matrix.
-
-    NaN where a layer has no such matrix, or fewer channels.
-    """
-    placed = {}
-    for matrix in changes:
-        found = LAYER.match(matrix)
-        placed[matrix] = (int(found[2]), found[3]) if found else (0, matrix)
-    layers = sorted({layer for layer, _ in placed.values()})
-    widths: dict[str, int] = {}
-    for matrix, own in changes.items():
-        kind = placed[matrix][1]
-        widths[kind] = max(widths.get(kind, 0), len(own))
-    table = np.full((len(layers), sum(widths.values())), np.nan)
-    starts = dict(zip(widths, np.cumsum([0, *widths.values()]), strict=False))
-    for matrix, own in changes.items():
-        layer, kind = placed[matrix]
-        table[layers.index(layer), starts[kind] : starts[kind] + len(own)] = own.numpy()
-    short = [kind.split(".")[-1] for kind in widths]
-    named = short if len({*short}) == len(short) else [*widths]
-    return table, [str(layer) for layer in layers], dict(zip(named, widths.values(), strict=True))
-
-
-def _most(changes: Mapping[str, Tensor]) -> float:
-    """The size that has full colour: few knobs are turned further."""
-    return torch.cat([own.abs() for own in changes.values()]).quantile(0.995).item()
-
-
-def _shown(name: str, changes: Mapping[str, Tensor], most: float, names: list[str]) -> str:
-    table, layers, blocks = by_layer(changes)
-    turned = torch.cat([*changes.values()])
+def _shown(name: str, changed: Mapping[str, Tensor], most: float, names: list[str]) -> str:
+    layers, tables = by_layer(changed)
+    turned = torch.cat([*changed.values()])
     up, mean = (turned > 0).float().mean().item(), turned.abs().mean().item()
     alt = (
-        f"What {name} changes: {len(turned):,} knobs in {len(layers)} layers and {len(blocks)} kinds of matrices, by "
+        f"What {name} changes: {len(turned):,} knobs in {len(layers)} layers and {len(tables)} kinds of matrices, by "
         f"{mean:.1%} on average; {up:.0%} are turned up."
     )
-    picture = figure(heat_map(table, most, rows=layers, blocks=blocks, alt=alt), f"{alt} Full colour is {most:.0%}.")
-    return f'<section class="sa-card"><h3>{chip(name, names)}</h3>{picture}{_largest(changes)}</section>'
+    picture = figure(heat_map(tables, most, rows=layers, alt=alt), f"{alt} Full colour is {most:.0%}.")
+    return f'<section class="sa-card"><h3>{chip(name, names)}</h3>{picture}{_largest(changed)}</section>'
 
 
-def _largest(changes: Mapping[str, Tensor], count: int = 5) -> str:
+def _largest(changed: Mapping[str, Tensor], count: int = 5) -> str:
     """The picture in words: the knobs that are turned the most."""
-    each = [(value, matrix, place) for matrix, own in changes.items() for place, value in enumerate(own.tolist())]
+    each = [(value, matrix, place) for matrix, own in changed.items() for place, value in enumerate(own.tolist())]
     each.sort(key=lambda found: -abs(found[0]))
     rows = "".join(
         f'<tr><td>{escape(matrix)}</td><td class="sa-number">{place + 1}</td><td>{abs(value):.1%} '
@@ -130,7 +98,7 @@ def _compared(one: tuple[str, Mapping[str, Tensor]], other: tuple[str, Mapping[s
         for matrix, own in mine.items()
         if matrix in theirs
     )
-    lengths = [float(torch.cat([*changes.values()]).norm()) for changes in (mine, theirs)]
+    lengths = [float(torch.cat([*changed.values()]).norm()) for changed in (mine, theirs)]
     cosine = dot / (lengths[0] * lengths[1] or 1.0)
     return note(
         f"{a} and {b}: the cosine of their changes is {cosine:.2f}. At 1 they would turn the same knobs the same way; "

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import gradio as gr
 
+from experts.outside.plots import GREY as PLAIN
+from experts.outside.plots import SERIES
+
 BASE = "base"
-COLORS = tuple(f"var(--sa-{number})" for number in range(8))
-"""The style sheet has them, for light and for dark."""
+COLORS = tuple(f"var(--sa-{number})" for number in range(len(SERIES)))
+"""Those of the plots; the style sheet has others of the same names for the dark."""
 GREY = "var(--sa-grey)"
 
-CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+_LIGHT = "".join(f" --sa-{number}: {color};" for number, color in enumerate(SERIES))
+CSS = f":root {{ --sa-grey: {PLAIN};{_LIGHT} }}\n" + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
 

@@ -28,6 +28,18 @@ def check_output(output: Path) -> None:
     check_writable(output.parent)
 
 
+def check_plot(path: Path) -> None:
+    """Raises UserError if a plot cannot be written there as a new PNG file; makes the folder around it."""
+    from experts.outside.errors import UserError
+    from experts.outside.files import check_writable
+
+    if path.suffix.lower() != ".png":
+        raise UserError(f"a plot is a PNG file, and {str(path)!r} does not end in .png; choose another path")
+    if path.exists():
+        raise UserError(f"{path} exists already; choose another path for the plot, or remove it first")
+    check_writable(path.parent)
+
+
 def _finite(document: Any) -> Any:
     if isinstance(document, dict):
         return {key: _finite(value) for key, value in document.items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from selfadapt.verbs import show
+from selfadapt.verbs import check_plot, show
 
 
 def experts_list(library: Path | None = None, model: str | None = None, json: bool = False) -> None:
@@ -39,7 +39,11 @@ def experts_list(library: Path | None = None, model: str | None = None, json: bo
 
 
 def experts_show(
-    name: Positional[str], library: Path | None = None, model: str | None = None, json: bool = False
+    name: Positional[str],
+    library: Path | None = None,
+    model: str | None = None,
+    plot: Annotated[tuple[()] | Path | None, arg(metavar="[PATH]")] = None,
+    json: bool = False,
 ) -> None:
     """Print an expert's or a LoRA's model card; with --json, its configuration and its z, or its ranks, in figures.
 
@@ -47,6 +51,8 @@ def experts_show(
         name: the expert, or the LoRA.
         library: a folder of experts, or a repository of the hub; by default those that come with the base.
         model: the base whose shipped experts are meant.
+        plot: draw z − 1 by layer, kind of matrix and singular value, or how much a LoRA adds, into a new PNG file, by
+            default NAME.png, and print its path in the place of the card.
         json: print figures as JSON.
     """
     from dataclasses import asdict
@@ -54,7 +60,14 @@ def experts_show(
     from selfadapt.two_pass import find_library
 
     experts = find_library(model, library)
-    show(asdict(experts.figures(name)), json, experts.card(name))
+    figures = asdict(experts.figures(name))
+    if plot is None:
+        show(figures, json, experts.card(name))
+        return
+    path = plot or Path(f"{name}.png")
+    check_plot(path)
+    experts.plot(name, path)
+    show({**figures, "plot": str(path)}, json, str(path))
 
 
 def experts_add(

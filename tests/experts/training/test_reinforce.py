@@ -8,7 +8,15 @@ from itertools import product
 import pytest
 import torch
 
-from experts.training.reinforce import Baseline, advantages, kl_to_base, policy_loss, signed
+from experts.training.reinforce import (
+    MOST_WEIGHT,
+    Baseline,
+    advantages,
+    importance,
+    kl_to_base,
+    policy_loss,
+    signed,
+)
 
 REWARDS = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0])  # two prompts, three samples each
 
@@ -86,3 +94,18 @@ def test_a_completion_without_an_opinion_teaches_nothing(baseline: Baseline) -> 
     # Leave-one-out has no other to compare the single one of a prompt with.
     wanted = {"leave-one-out": [2, -2, 0], "batch-mean": [1 / 3, -5 / 3, 4 / 3], "none": [1, -1, 2]}[baseline]
     assert found[[0, 1, 3]].tolist() == pytest.approx(wanted)
+
+
+def test_what_another_engine_draws_is_weighted_to_the_policy_s_own_expectation() -> None:
+    """E_μ[w · f] = E_π[f] over all completions of two tokens from three, as long as no weight is cut."""
+    generator = torch.Generator().manual_seed(0)
+    policy = torch.randn(2, 3, generator=generator).log_softmax(1)  # log π at each of two places
+    sampler = (policy + 0.1 * torch.randn(2, 3, generator=generator)).log_softmax(1)
+    pairs = torch.tensor([*product(range(3), repeat=2)])  # [9, 2]
+    mask, f = torch.ones(9, 2), torch.randn(9, generator=generator)
+    own, theirs = (logps.gather(1, pairs.T).T for logps in (policy, sampler))  # [9, 2]
+    weights = importance(own, theirs, mask)
+    assert (theirs.sum(1).exp() * weights * f).sum() == pytest.approx((own.sum(1).exp() * f).sum())
+    assert importance(own, own, mask).tolist() == [1.0] * 9
+    assert importance(own + 5, theirs, mask).max() == MOST_WEIGHT
+    assert torch.equal(importance(own, theirs, mask * 0), torch.ones(9))

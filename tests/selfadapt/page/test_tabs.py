@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +22,14 @@ from experts.text_to_lora.network import LoraOutput
 from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.writer import TextToAdapter
 from selfadapt.serving.served import Served
+from tests.eyes import SEEN, nearest
 from tests.selfadapt.page.pages import Page, open_page, texts, words
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 
 from gradio_client.exceptions import AppError
 
-from selfadapt.page.inside import by_layer
+from selfadapt.page.looks import COLORS, CSS
 from selfadapt.page.trainings import last_samples, runs_in
 
 PROMPT = "Which animal barks?"
@@ -112,6 +112,15 @@ def test_what_is_typed_stays_text(page: Page) -> None:
     assert script in words(written.replace("&lt;", "‹").replace("&gt;", "›")).replace("‹", "<").replace("›", ">")
 
 
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("scheme", [":root", ".dark"])
+def test_experts_are_told_apart_by_all_eyes(scheme: str, seen: str) -> None:
+    (style,) = re.findall(rf"{re.escape(scheme)} {{([^}}]*)}}", CSS)
+    colors = re.findall(r"--sa-\d: (#\w+);", style)
+    assert len(colors) == len(COLORS)
+    assert nearest(colors, seen) > 14
+
+
 def test_an_expert_is_drawn_and_compared(page: Page) -> None:
     _, alone = page.call("inside", "a", "(nobody)")
     _, both = page.call("inside", "a", "b")
@@ -134,15 +143,6 @@ def test_a_page_opens_on_a_damaged_expert(served: Callable[[str], Served], tmp_p
     with open_page(serving, tmp_path) as page:
         assert "is damaged" in words(httpx.get(f"{page.url}/config").json()["components"].__repr__())
         assert words(page.call("ask", PROMPT, 8)[0]).startswith("Done")
-
-
-def test_kinds_of_matrices_are_told_apart() -> None:
-    names = ["layers.0.self_attn.q_proj", "layers.0.cross_attn.q_proj", "layers.2.self_attn.q_proj"]
-    table, layers, blocks = by_layer({name: torch.full((2 + k,), float(k)) for k, name in enumerate(names)})
-    assert layers == ["0", "2"]
-    assert blocks == {"self_attn.q_proj": 4, "cross_attn.q_proj": 3}
-    assert table[0].tolist() == pytest.approx([0, 0, math.nan, math.nan, 1, 1, 1], nan_ok=True)
-    assert table[1].tolist() == pytest.approx([2, 2, 2, 2, *[math.nan] * 3], nan_ok=True)
 
 
 def test_the_library_has_cards(page: Page) -> None:

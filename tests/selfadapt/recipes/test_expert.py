@@ -124,6 +124,8 @@ def test_the_base_block_takes_what_load_base_takes_of_a_base() -> None:
         ({"num_generations": 4}, "num_generations is not handed on to RLOOConfig: use training.samples_per_prompt"),
         ({"output_dir": "x"}, "output_dir is not handed on to RLOOConfig: `selfadapt train` has --output"),
         ({"vllm_mode": "server"}, "vllm_mode is not handed on"),
+        ({"use_vllm": True}, "use_vllm is not handed on to RLOOConfig: use training.rollouts: vllm"),
+        ({"vllm_gpu_memory_utilization": 0.4}, "is for rollouts: vllm"),
         ({"top_p": "high"}, "trainer: top_p: .*number"),
         ({"top_p": 3.0}, "trainer: top_p must be at most 1"),
         ({"top_k": -1}, "trainer: top_k must be a whole number of 0 or more"),
