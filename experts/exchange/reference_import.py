@@ -11,11 +11,8 @@ which is z = `effective_z(p, s)`. A constant factor in front of σ cancels.
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +20,7 @@ from transformers import PreTrainedModel
 
 from experts.expert import Expert
 from experts.outside.errors import UserError
+from experts.outside.tensor_files import read_tensors
 from experts.svf.decomposition import decompose, each_matrix
 from experts.svf.fingerprint import fingerprint, sketch
 from experts.svf.sigmoid import effective_z
@@ -42,7 +40,7 @@ def import_expert(path: Path, base: PreTrainedModel, base_name: str, description
         for key, weight in base.state_dict().items()
         if "mlp" in key and key.endswith(".weight") and weight.ndim == 2
     }
-    vectors = _by_matrix(path, _read(path), list(weights))
+    vectors = _by_matrix(path, read_tensors(path), list(weights))
     for matrix, p in vectors.items():
         r = min(weights[matrix].shape)
         if p.shape != (r,):
@@ -55,21 +53,6 @@ def import_expert(path: Path, base: PreTrainedModel, base_name: str, description
     spectra = each_matrix(lambda matrix: decompose(weights[matrix]).s.float().cpu(), list(vectors), base.device)
     z = {matrix: effective_z(p.float(), s) for (matrix, p), s in zip(vectors.items(), spectra, strict=True)}
     return Expert(z, base_name, fingerprint(base), description, sketch=sketch(base))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles that other programs wrote
-            document: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it wants to run code ({named[1]})" if named else "it wants to run code, or is damaged"
-        raise UserError(f"{path} was refused: {what}; only plain tensors are read") from error
-    except Exception as error:  # bytes that are no pickle make the unpickler stumble in any way
-        raise UserError(f"{path} is not a file of tensors, or it is damaged") from error
-    if not isinstance(document, dict) or not all(isinstance(p, Tensor) for p in document.values()):
-        raise UserError(f"{path} is not an expert: it must hold one vector for each matrix")
-    return {str(key): p.detach() for key, p in document.items()}
 
 
 def _by_matrix(path: Path, document: dict[str, Tensor], matrices: list[str]) -> dict[str, Tensor]:

@@ -205,7 +205,7 @@ class AdapterNetwork(nn.Module):
             nn.SiLU(),
         )
         size = config.output.size if isinstance(config.output, LoraOutput) else None
-        self.side = _embedding(2, d) if size in ("M", "S") else None  # A or B
+        self.side = _embedding(2 * len(modules), d) if size in ("M", "S") else None  # A or B of a module
         self.position = _embedding(config.output.rank or 0, d) if size == "S" else None  # which rank of them
 
         self.kinds: dict[tuple[object, ...], list[int]] = {}  # to the indices of its matrices
@@ -237,7 +237,8 @@ class AdapterNetwork(nn.Module):
         x = self.mixer(torch.cat([task, place.expand(len(tasks), -1, -1)], -1))  # [B, M, d]
         x = self.block1(x)
         if self.side is not None:
-            x = x[:, :, None] + self.side(torch.arange(2, device=x.device))  # [B, M, 2, d]
+            sides = 2 * self.module_ids[:, None] + torch.arange(2, device=x.device)  # [M, 2]
+            x = x[:, :, None] + self.side(sides)  # [B, M, 2, d]
         x = self.block2(x)
         if self.position is not None:
             ranks = torch.arange(self.spec.output.rank or 0, device=x.device)

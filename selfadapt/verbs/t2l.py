@@ -1,4 +1,4 @@
-"""`selfadapt t2l train|generate|evaluate`."""
+"""`selfadapt t2l train|generate|import|evaluate`."""
 
 from __future__ import annotations
 
@@ -106,6 +106,41 @@ def t2l_generate(
     show(document, json, str(output))
 
 
+def t2l_import(folder: Positional[Path], output: Path, model: str | None = None, json: bool = False) -> None:
+    """Convert a network of Text-to-LoRA's own code: args.yaml, adapter_config.json and hypermod.pt.
+
+    Args:
+        folder: where these are; they are read without running any code that they may hold.
+        output: the folder of the network, which must not exist.
+        model: the base that it writes for, of which only the config is read; by default what its arguments name.
+        json: print what was written as JSON.
+    """
+    from dataclasses import replace
+
+    from experts.outside.files import new_folder
+    from experts.text_to_lora.original_import import import_network, read_original
+    from experts.text_to_lora.shapes import read_matrices
+    from experts.text_to_lora.writer import write_network
+    from selfadapt.recipes.text_to_lora import base_named
+
+    check_output(output)
+    original = read_original(folder)
+    if model is not None:
+        original = replace(original, args={**original.args, "model_dir": model})
+    matrices = read_matrices(base_named(original.base).config(), original.lora.target_modules)
+    network = import_network(original, matrices)
+    with new_folder(output) as temporary:
+        write_network(network, temporary)
+    document = {
+        "network": str(output),
+        "base": original.base,
+        "encoder": original.encoder,
+        "matrices": len(matrices),
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    show(document, json, str(output))
+
+
 def t2l_evaluate(
     network: Positional[Path | None] = None,
     model: str = "smollm2-135m",
@@ -162,7 +197,12 @@ def t2l_evaluate(
 
 
 def t2l() -> None:
-    """Train networks that write adapters from descriptions, write one, and compare them with baselines."""
+    """Train networks that write adapters from descriptions, import theirs, write an adapter, and compare."""
 
 
-T2L: dict[str, Callable[..., Any]] = {"train": T2LTrain, "generate": t2l_generate, "evaluate": t2l_evaluate}
+T2L: dict[str, Callable[..., Any]] = {
+    "train": T2LTrain,
+    "generate": t2l_generate,
+    "import": t2l_import,
+    "evaluate": t2l_evaluate,
+}
