@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,7 +27,8 @@ from selfadapt.bases.gguf_files import (
     restore_steps,
     tie_head,
 )
-from selfadapt.bases.quantised import bitsandbytes_config, check_readable, quantised_by, remember_dense
+from selfadapt.bases.packed import PACKED, SUFFIXES, unpacked_folder
+from selfadapt.bases.quantised import bitsandbytes_config, dequantising, quantised_by, remember_dense
 from selfadapt.bases.special_tokens import settle_special_tokens
 
 if TYPE_CHECKING:
@@ -43,8 +45,12 @@ SETTINGS = (
 
 
 class BaseOptions(TypedDict, total=False):
-    """What else may be said of a base that is loaded."""
+    """How a base is loaded: what else may be said of it than its name."""
 
+    dtype: torch.dtype | str | None
+    """By default float32 on a CPU and the checkpoint's own on an accelerator (which `"auto"` means anywhere)."""
+    device: torch.device | str | None
+    """By default the accelerator, if there is one."""
     revision: str
     """A branch, tag or commit of a hub id."""
     attn_implementation: str
@@ -60,11 +66,7 @@ class BaseOptions(TypedDict, total=False):
 
 
 def load_base(
-    name: str | Path = BUILT_IN,
-    *,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
-    **options: Unpack[BaseOptions],
+    name: str | Path = BUILT_IN, **options: Unpack[BaseOptions]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base model, in evaluation mode, and its tokenizer; of a vision-language model, its processor.
 
@@ -75,8 +77,6 @@ def load_base(
     Args:
         name: the built-in `smollm2-135m`, a folder with a checkpoint, a `.gguf` file (dequantised, once) or a hub id.
             Where the hub's SmolLM2-135M-Instruct is not to be had, the built-in base stands for it, which is said once.
-        dtype: by default float32 on a CPU and the checkpoint's own on an accelerator (which `"auto"` means anywhere).
-        device: by default the accelerator, if there is one.
         options: `BaseOptions`.
 
     Raises:
@@ -87,7 +87,8 @@ def load_base(
 
     for option in options:
         if option not in BaseOptions.__annotations__:
-            raise unknown("option of load_base", option, ["dtype", "device", *BaseOptions.__annotations__])
+            raise unknown("option of load_base", option, BaseOptions.__annotations__)
+    device = options.get("device")
     if device is not None and "device_map" in options:
         raise UserError("device and device_map both say where the base is; give one of them")
     place = _device(device)
@@ -95,7 +96,7 @@ def load_base(
     found["trust_remote_code"] = options.get("trust_remote_code", False)
     of_model = ("attn_implementation", "device_map", "quantization")
     own = {option: value for option, value in options.items() if option in of_model}
-    model, tokenizer = _read(source, _dtype(dtype, place), place, own, **found)
+    model, tokenizer = _read(source, _dtype(options.get("dtype"), place), place, own, **found)
     tokenizer = with_template_arguments(tokenizer, options.get("chat_template_kwargs", {}))
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_contiguous)
@@ -158,6 +159,17 @@ def _files_of(source: str, options: Mapping[str, Any]) -> Path:
     if Path(source).is_dir():
         return Path(source)
     return Path(snapshot_download(source, revision=options.get("revision"), local_files_only=True))
+
+
+def _downloaded(source: str, options: Mapping[str, Any]) -> Path:
+    """The folder of what is to be read without transformers: a hub's files are fetched, unless they are here."""
+    from huggingface_hub import snapshot_download
+
+    if Path(source).is_dir():
+        return Path(source)
+    files = ["*.safetensors", *(f"*{suffix}" for suffix in SUFFIXES)]
+    where = {key: options[key] for key in ("revision", "local_files_only") if key in options}
+    return Path(snapshot_download(source, allow_patterns=files, **where))
 
 
 def _settings(folder: Path) -> list[Path]:
@@ -277,10 +289,15 @@ def _read(
             sees = False
             if not gguf_file:
                 config = AutoConfig.from_pretrained(source, **options)
-                check_readable(config, source)
+                if quantised_by(config) in PACKED:
+                    source = str(unpacked_folder(_downloaded(source, options), source))
+                    options = {"trust_remote_code": options["trust_remote_code"]}
+                    config = AutoConfig.from_pretrained(source, **options)
                 sees = _sees(config)
                 if (named := own.pop("quantization", None)) is not None:
                     own["quantization_config"] = bitsandbytes_config(named, dtype, config)
+                elif (dense := dequantising(config, source)) is not None:
+                    own["quantization_config"] = dense
                 if own.get("quantization_config") or quantised_by(config):
                     own.setdefault("device_map", {"": place})
             else:
@@ -288,9 +305,11 @@ def _read(
                     raise UserError("a .gguf file is quantised once it is kept as a checkpoint, which cannot be here")
                 own["quantization_config"] = GgufConfig(dequantize=True)
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
-            model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
-                source, dtype=dtype, **options, **own
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "You passed `quantization_config`")  # beside the checkpoint's own
+                model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
+                    source, dtype=dtype, **options, **own
+                )
             for module in model.modules():
                 if isinstance(module, torch.nn.Linear):
                     unpack(module)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from experts.outside.files import atomic_file, check_writable, write_json
 from experts.outside.plots import AMOUNTS, heat_map, picture
 from experts.outside.reading import read_objects
 from experts.training.statistics import Accuracy
+from selfadapt.base_models import BaseOptions
 from selfadapt.two_pass import SelfAdaptiveModel, find_library
 
 CALIBRATED = ("prompt", "classifier")
@@ -63,13 +64,20 @@ class Dispatched:
     """A row for each prompt."""
 
 
-def ask_dispatcher(name: str, asked: Asked, model: str | None = None, library: str | Path | None = None) -> Dispatched:
+def ask_dispatcher(
+    name: str,
+    asked: Asked,
+    model: str | None = None,
+    library: str | Path | None = None,
+    **base_options: Unpack[BaseOptions],
+) -> Dispatched:
     """Calibrates a dispatcher, then measures it, then dispatches prompts: those of the three that are asked for.
 
     All that can be found wrong without the base is found before it is loaded.
 
     Args:
-        name, model, library: as `SelfAdaptiveModel.from_pretrained` takes them, the dispatcher's name first.
+        name, model, library, base_options: as `SelfAdaptiveModel.from_pretrained` takes them, the dispatcher's name
+            first.
 
     Raises:
         UserError: if nothing is asked for; as `read_labelled` and `check_calibration` do; or where the library, or
@@ -85,7 +93,7 @@ def ask_dispatcher(name: str, asked: Asked, model: str | None = None, library: s
         check_writable(experts.folder)
     if to_evaluate is not None:
         check_writable(asked.output)
-    adaptive = SelfAdaptiveModel.from_pretrained(model, experts, name)
+    adaptive = SelfAdaptiveModel.from_pretrained(model, experts, name, **base_options)
     return Dispatched(
         None if to_calibrate is None else calibrate_dispatcher(adaptive, experts, name, to_calibrate),
         None if to_evaluate is None else evaluate_dispatcher(adaptive, experts, to_evaluate, asked.output),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ from experts.outside.files import check_new_folder, expand
 from experts.outside.reading import read_objects
 from experts.svf.fingerprint import fingerprint, refuse_other_base, sketch
 from experts.text_to_lora.encoder import BUILT_IN
-from selfadapt.base_models import load_base, load_shapes
+from selfadapt.base_models import BaseOptions, load_base, load_shapes
 from selfadapt.two_pass import find_expert, find_library
 
 
@@ -199,13 +200,14 @@ def adapt_to_examples(
     model: str | None = None,
     library: str | Path | ExpertLibrary | None = None,
     on_generation: Callable[[int, float, float], None] = lambda generation, reward, loglikelihood: None,
+    **base_options: Unpack[BaseOptions],
 ) -> Found:
     """Searches the mixture of a library's experts that suits all rows of `examples`, and writes it to `output`.
 
     Args:
         examples: ten or so, and what an answer to them earns.
         output: a file such as `MIX.json`, which `SelfAdaptiveModel.from_pretrained` takes as its `dispatch`.
-        model, library: as `SelfAdaptiveModel.from_pretrained` takes them.
+        model, library, base_options: as `SelfAdaptiveModel.from_pretrained` takes them.
         on_generation: as in `dispatch.few_shot.search`.
 
     Raises:
@@ -219,7 +221,7 @@ def adapt_to_examples(
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file, such as MIX.json")
     check_new_folder(output.parent)
-    base, tokenizer = load_base(model or experts.base)
+    base, tokenizer = load_base(model or experts.base, **base_options)
     engine = NativeEngine(experts.load(base), tokenizer)
     found = search(engine, experts.names, rows, partial(scores_of, examples), options, on_generation)
     found.mixture.write(output)

@@ -96,8 +96,6 @@ class SelfAdaptiveModel:
         library: str | Path | ExpertLibrary | None = None,
         dispatch: str | None = None,
         *,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
         engine: str = "native",
         engine_options: Mapping[str, Any] | None = None,
         **base_options: Unpack[BaseOptions],
@@ -113,7 +111,8 @@ class SelfAdaptiveModel:
                 where that cannot be (no encoder is installed) the base, which is said.
             engine: "native", or "vllm" where that is installed: experts of limited rank, each mixture as a LoRA.
             engine_options: for `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
-            base_options: as `load_base` takes them, such as `chat_template_kwargs={"enable_thinking": False}`.
+            base_options: as `load_base` takes them, such as `dtype="bfloat16"`, `quantization="nf4"` or
+                `chat_template_kwargs={"enable_thinking": False}`.
 
         Raises:
             UserError: if the library belongs to another base, `dispatch` means nothing, or the engine cannot do it.
@@ -121,11 +120,10 @@ class SelfAdaptiveModel:
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
         if engine == "vllm":
-            return cls._on_vllm(model, library, dispatch, dtype, device, engine_options, **base_options)
+            return cls._on_vllm(model, library, dispatch, engine_options, **base_options)
         if engine_options:
             raise UserError("engine_options are vLLM's; the native engine has none")
-        options: dict[str, Any] = {"dtype": dtype, "device": device, **base_options}
-        base, tokenizer, experts, chosen = _load(model, library, dispatch, lambda name: load_base(name, **options))
+        base, tokenizer, experts, chosen = _load(model, library, dispatch, lambda name: load_base(name, **base_options))
         running = NativeEngine(base if experts is None else experts.load(base), tokenizer)
         return cls(running, _dispatcher(chosen, experts, running))
 
@@ -135,24 +133,22 @@ class SelfAdaptiveModel:
         model: str | Path | None,
         library: str | Path | ExpertLibrary | None,
         dispatch: str | None,
-        dtype: torch.dtype | str | None,
-        device: torch.device | str | None,
         options: Mapping[str, Any] | None,
         **base_options: Unpack[BaseOptions],
     ) -> SelfAdaptiveModel:
         check_installed()
-        if device is not None:
+        if base_options.get("device") is not None:
             raise UserError("vLLM has its device by how it was built; leave out device")
         if "quantization" in base_options:
             raise UserError("vLLM loads the base by itself; leave out quantization, or take the native engine")
-        if dtype is None and torch.accelerator.is_available():
-            dtype = "auto"  # the checkpoint's, as load_base has it there
+        on_cpu: BaseOptions = {**base_options, "device": "cpu"}  # all the accelerator's memory is vLLM's
+        if on_cpu.get("dtype") is None and torch.accelerator.is_available():
+            on_cpu["dtype"] = "auto"  # the checkpoint's, as load_base has it there
 
         def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             if name.endswith(".gguf"):
                 raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
-            # All the accelerator's memory is vLLM's.
-            return load_base(name, dtype=dtype, device="cpu", **base_options)
+            return load_base(name, **on_cpu)
 
         base, tokenizer, experts, chosen = _load(model, library, dispatch, load, "any")
         shared = {name: value for name, value in base_options.items() if name in ("revision", "trust_remote_code")}

@@ -64,6 +64,13 @@ BERTS = """
     RoFormer XLMRoberta XLMRobertaXL
 """.split()  # noqa: SIM905
 LATENT = {"num_key_value_heads": 4, "head_dim": 4}
+# Their blocks of attention share weights.
+SHARING = {
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "use_mamba_kernels": False,
+}
 OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("AXK1", "AXK2", "BailingHybrid", "DeepseekV2", "DeepseekV3", "DeepseekV32", "Youtu"), LATENT),
     **dict.fromkeys(("Glm4MoeLite", "GlmMoeDsa"), LATENT),
@@ -71,7 +78,14 @@ OWN: dict[str, dict[str, Any]] = {
     "CodeGen": {"rotary_dim": 4},
     "GPTJ": {"rotary_dim": 4},
     "Bamba": {"attn_layer_indices": [1]},
+    "DeepseekV4": {"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}},
     "Dots3NoteText": {"num_key_value_heads": 4},
+    "Gemma3nText": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 8,
+        "altup_num_inputs": 2,
+    },
     "GPTNeo": {"attention_types": [[["global", "local"], 1]]},
     "GraniteMoeHybrid": {"layer_types": ["mamba", "attention"]},
     "Jamba": {
@@ -80,10 +94,25 @@ OWN: dict[str, dict[str, Any]] = {
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
     },
+    "KimiLinear": LATENT
+    | {"layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 8, "linear_num_heads": 4},
+    "Lfm2Moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "LongcatFlash": LATENT
     | {"num_layers": 1, "expert_ffn_hidden_size": 16, "ffn_hidden_size": 48, "zero_expert_num": 2, "moe_topk": 2},
     "MiniCPM3": {"num_key_value_heads": 4},
+    "Qwen4ExpText": {
+        **{"hc_count": 2, "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8},
+        **{"indexer_budget": 64, "indexer_compress_ratio": 1},
+    },
     "RecurrentGemma": {"num_hidden_layers": 3},
+    "RoCBert": {
+        "is_decoder": True,
+        **dict.fromkeys(("pronunciation_embed_dim", "shape_embed_dim"), 8),
+        **dict.fromkeys(("pronunciation_vocab_size", "shape_vocab_size"), TOKENS),
+    },
+    "Xmod": {"is_decoder": True, "default_language": "en_XX"},
+    "Zamba": SHARING | {"n_mamba_heads": 2},
+    "Zamba2": SHARING | {"n_mamba_heads": 8, "adapter_rank": 8},
     "Zaya": {"num_experts_per_tok": 1},
 }
 

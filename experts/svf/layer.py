@@ -63,7 +63,7 @@ class MergedLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        x: Tensor,  # [..., n]
+        x: Tensor,  # [T, n]
         delta: Tensor,  # [r], float32
         bias: Tensor | None,
         merged: Tensor,  # [m, n], built from delta: a constant for autograd
@@ -76,17 +76,15 @@ class MergedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, delta, merged, u, s, vt = ctx.saved_tensors
         m, n = merged.shape
-        g = grad.reshape(-1, m)  # [T, m]
         a = g @ u  # [T, r]
-        p = x.reshape(-1, n) @ vt.T  # [T, r]
+        p = x @ vt.T  # [T, r]
         grad_delta = s * (a * p).sum(0)  # [r]
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (a * (s * (1 + delta))) @ vt if m > n else g @ merged
-            grad_x = grad_x.view_as(x)
         grad_bias = g.sum(0) if ctx.needs_input_grad[2] else None
         return grad_x, grad_delta, grad_bias, None, None, None, None
 
@@ -298,7 +296,9 @@ class SVFLinear(SVFLayer):
         # the product that the input's needs anyway. At limited rank the factors cost less than merging at every step.
         if wants_gradient and full_precision and full_rank and self.keeps_merged:
             factors = (self.svf_u, self.svf_s, self.svf_vt)
-            return MergedLinear.apply(x, self.delta(active), bias, self._merged(active), *factors)
+            tokens = x.reshape(-1, self.in_features)  # so that the function gives no view, which no base could add to
+            y = MergedLinear.apply(tokens, self.delta(active), bias, self._merged(active), *factors)
+            return y.view(*x.shape[:-1], self.out_features)
         # A weight in half precision would round small differences away, so what trains there is never merged, neither
         # for its gradient nor for the answers that the gradient is about.
         if wants_gradient or not self.keeps_merged or (trained and not full_precision):

@@ -59,15 +59,25 @@ def left_out(model: nn.Module, names: set[str]) -> dict[str, set[str]]:
     modules = plain_modules(model)
     routing = _routers(model) & names
     special = {name for name in names - routing if not multiplies(modules[name])}
-    called = {name: of for name, of in without_gradient(model).items() if name in names - routing - special}
+    common = tied(model) & names - routing - special
+    rest = names - routing - special - common
+    called = {name: of for name, of in without_gradient(model).items() if name in rest}
     uncalled = {name for name, is_called in called.items() if not is_called}
     reasons = {
         "which choose experts": routing,
         "which do more than to multiply by a weight": special,
+        "which share their weight with another layer": common,
         "which the base does not call when it reads text": uncalled,
         "which get no gradient, as they only pick tokens or nothing reads them": called.keys() - uncalled,
     }
     return {why: found for why, found in reasons.items() if found}
+
+
+def tied(model: nn.Module) -> set[str]:
+    """Linear layers whose weight is another one's, too: what is merged into it would change both."""
+    layers = {name: module for name, module in plain_modules(model).items() if isinstance(module, nn.Linear | Conv1D)}
+    owners = Counter(id(layer.weight) for layer in layers.values())
+    return {name for name, layer in layers.items() if owners[id(layer.weight)] > 1}
 
 
 def multiplies(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from experts.outside.errors import UserError, unknown
 from experts.svf.decomposition import each_matrix
 from experts.svf.layer import SVFLinear
-from experts.svf.linear import multiplies, resolve_all_linear
+from experts.svf.linear import multiplies, resolve_all_linear, tied
 from experts.svf.mixing import Batch, LayerMixture, LoraFactors, expect_rows, name_saved_rows, note_shape, running
 from experts.svf.names import fault_in_adapter_name, plain_modules, plain_name
 from experts.svf.quantised import floating_dtype, is_quantised, shape_of, unpack
@@ -338,6 +338,11 @@ class SVFModel(PeftVerbs):
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         check_names(peft_config, model)
+        if common := sorted(name for name in tied(model) if check_target_module_exists(peft_config, name)):
+            raise UserError(
+                f"{common[0]} shares its weight with another layer, which an expert would change with it; leave it out "
+                "of target_modules"
+            )
         self._refuse_full_rank(peft_config, model)
         compiled = any("_orig_mod" in name.split(".") for name, _ in model.named_modules())
         if compiled and (peft_config.modules_to_save or peft_config.trainable_token_indices):

@@ -9,11 +9,14 @@ to four bits turns those of near-equal singular values.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -94,7 +97,9 @@ def dequantised(layer: nn.Module) -> Tensor:
     unpack(layer)
     weight: Any = layer.weight
     if type(weight).__name__ == "Params4bit":
-        return functional.dequantize_4bit(weight.data, weight.quant_state)
+        end_to_end = copy(weight.quant_state)
+        end_to_end.shape = torch.Size([weight.quant_state.shape.numel()])
+        return functional.dequantize_4bit(weight.data, end_to_end).view(weight.quant_state.shape)
     state = cast(Any, layer).state  # it has the scales once the layer has run
     return functional.int8_vectorwise_dequant(weight.data, weight.SCB if state.SCB is None else state.SCB)
 
@@ -105,21 +110,31 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def unpack(layer: nn.Module) -> None:
-    """Has a 4-bit layer keep its weight as it was quantised, also on a CPU.
+    """Has a 4-bit layer keep its weight as it was quantised, and multiply by it, also on a CPU.
 
     On some CPUs bitsandbytes repacks it when the layer is first called without a gradient, with rounded scales: then it
-    multiplies in bfloat16, lets no gradient through, and what it dequantises is another matrix.
+    multiplies in bfloat16, lets no gradient through, and what it dequantises is another matrix. And on all CPUs it
+    reads scales as if each row of a matrix began a block (64 weights, usually), though blocks go on from row to row.
 
     Raises:
         UserError: if it has been repacked; the scales are rounded then.
     """
     if type(layer.weight).__name__ == "Params4bit":
+        state = cast(Any, layer.weight).quant_state
+        if state is not None and layer.weight.device.type == "cpu" and state.shape[-1] % state.blocksize:
+            layer.forward = partial(_multiply, layer)
         cast(Any, layer).support_avx512bf16_for_cpu = False
         if getattr(cast(Any, layer.weight).quant_state, "packing_format_for_cpu", False):
             raise UserError(
                 "bitsandbytes has repacked the base's 4-bit weights for answers on a CPU, and rounded them: attach "
                 "experts before the base is first run, or load it with selfadapt.load_base"
             )
+
+
+def _multiply(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a 4-bit layer is to give on a CPU."""
+    dtype, bias = cast(Any, layer).compute_dtype or x.dtype, cast("Tensor | None", layer.bias)
+    return F.linear(x.to(dtype), dequantised(layer).to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def floating_dtype(parameters: Iterable[nn.Parameter]) -> torch.dtype:

@@ -1,4 +1,8 @@
-"""Bases in four or eight bits: quantised by bitsandbytes while they are loaded, or so on disk already."""
+"""Bases of few bits: quantised by bitsandbytes while they are loaded, or so on disk already, by it or by others.
+
+What others have quantised is dequantised where that needs no accelerator: by transformers while it loads
+(`dequantising`), or once before (`selfadapt.bases.packed`).
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experts.outside.errors import UserError, not_installed, unknown
+from selfadapt.bases.packed import PACKED
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from experts.svf.quantised import DenseWeight
 
 logger = logging.getLogger(__name__)
 
-FARTHEST = 0.7  # ‖W_q − W‖ / ‖W_q‖; four bits have 0.1, tiny matrices 0.3, and strangers 1.4
+FARTHEST = 0.7  # ‖W_q − W‖ / ‖W_q‖; four bits have 0.1, and strangers 1.4
+READ = ("bitsandbytes", *PACKED, "fp8", "mxfp4", "compressed-tensors")
+"""What checkpoints may be quantised by."""
 NAMED: dict[str, dict[str, Any]] = {
     # As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight.
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
@@ -115,14 +123,33 @@ def quantised_by(config: PreTrainedConfig) -> str | None:
     return None
 
 
-def check_readable(config: PreTrainedConfig, source: str) -> None:
-    """Raises UserError for a checkpoint whose weights are packed in another way than by bitsandbytes."""
+def dequantising(config: PreTrainedConfig, source: str) -> QuantizationConfigMixin | None:
+    """What has transformers dequantise a checkpoint while it loads it; None for bitsandbytes and for dense weights.
+
+    Raises:
+        UserError: for a checkpoint that is quantised in another way, or whose package is not installed.
+    """
+    from transformers.utils.quantization_config import CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
+
     method = quantised_by(config)
+    if method is None:
+        return None
     if method == "bitsandbytes":
         if find_spec("bitsandbytes") is None:
             raise not_installed(f"the base {source!r}, of 4 or 8 bits,", "bitsandbytes", "quantised")
-    elif method is not None:
-        raise UserError(
-            f"{source!r} is quantised ({method}), and of such bases only those of bitsandbytes are read: name the "
-            "checkpoint that it was made from, with quantization='nf4' where memory is short, or save it dequantised"
-        )
+        return None
+    if method == "fp8":
+        return FineGrainedFP8Config(dequantize=True)
+    if method == "mxfp4":
+        return Mxfp4Config(dequantize=True)
+    if method == "compressed-tensors":
+        if find_spec("compressed_tensors") is None:
+            raise UserError(
+                f"{source!r} is quantised ({method}), and reading it needs compressed-tensors, which is not installed: "
+                "pip install compressed-tensors"
+            )
+        return CompressedTensorsConfig(dequantize=True)
+    raise UserError(
+        f"{source!r} is quantised ({method}), which is not read here ({', '.join(READ)} are): name the checkpoint that "
+        "it was made from, with quantization='nf4' where memory is short, or save it dequantised"
+    )

@@ -26,7 +26,7 @@ from experts.training.log import Log
 from experts.training.run import is_begun
 from experts.training.statistics import accuracy, constant_answer
 from experts.training.trainer import LoadedBase
-from selfadapt.base_models import load_base
+from selfadapt.base_models import BaseOptions, load_base
 from selfadapt.grid.memory import PeakMemory
 from selfadapt.grid.results import BASE, Line, chosen_rate
 from selfadapt.recipes import Recipe, train_recipe
@@ -94,6 +94,11 @@ class Cell:
     """A hash of everything that the cell's results follow from."""
 
     @property
+    def base_options(self) -> BaseOptions:
+        """How the base is loaded."""
+        return {"dtype": self.dtype, **self.base.options()}
+
+    @property
     def name(self) -> str:
         """As `Line.cell`."""
         return self.line().cell
@@ -122,7 +127,7 @@ class Cell:
             lines: the results of other cells so far.
         """
         ((_, evaluation),) = self.evaluations.items()
-        base, tokenizer = load_base(self.model, dtype=self.dtype, **self.base.options())
+        base, tokenizer = load_base(self.model, **self.base_options)
         rows = evaluation.rows()
         scores = evaluation.scores(base, tokenizer, rows)
         return [scored(replace(self.line(), fingerprint=fingerprint(base)), rows, scores)]
@@ -148,8 +153,7 @@ class DispatchedCell(Cell):
             self.model,
             self.library,
             "none" if few_shot else self.method,
-            dtype=self.dtype,
-            **self.base.options(),
+            **self.base_options,
         )
         rows, line = evaluation.rows(), self.line()
         if few_shot:
@@ -222,7 +226,7 @@ class TrainedCell(Cell):
     def run(self, folder: Path, lines: Sequence[Line]) -> list[Line]:
         """As `Cell.run`; goes on with a run that has begun in `folder`."""
         with PeakMemory() as memory:
-            base, tokenizer = load_base(self.model, dtype=self.dtype, **self.base.options())
+            base, tokenizer = load_base(self.model, **self.base_options)
             base_fingerprint = fingerprint(base)
             result = train_recipe(
                 self.recipe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import tyro
 
@@ -21,7 +21,7 @@ from experts.text_to_lora.supervised import Supervised, train_supervised
 from experts.text_to_lora.tasks import TaskData
 from experts.text_to_lora.writer import Base, Design, Sizes
 from experts.training.run import Result, Run
-from selfadapt.base_models import BUILT_IN, load_base, load_config
+from selfadapt.base_models import BUILT_IN, BaseOptions, load_base, load_config
 from selfadapt.recipes.base import BaseBlock
 from selfadapt.recipes.configuration import Choice, configs_folder, find_file, make, read_yaml, spell_out
 
@@ -87,7 +87,8 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
         raise UserError(
             "data.path is null, and this training needs instances of tasks; only reconstruction does without"
         )
-    base, tasks = base_named(recipe.model, recipe.dtype, recipe.base), recipe.data.load()
+    options: BaseOptions = {"dtype": recipe.dtype, **recipe.base.options()}
+    base, tasks = base_named(recipe.model, **options), recipe.data.load()
     if isinstance(training, TaskAdapters):
         return train_adapters(base, tasks, recipe.output, training, output)
     design = Design(recipe.output, recipe.encoder, recipe.trust_remote_code, recipe.network)
@@ -97,10 +98,10 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
     return train_reconstruction(design, base, tasks, training, run)
 
 
-def base_named(name: str | None, dtype: str | None = None, block: BaseBlock = BaseBlock()) -> Base:
+def base_named(name: str | None, **options: Unpack[BaseOptions]) -> Base:
     """The base of a name, the built-in one by default, as Text-to-LoRA takes it: loaded when it is needed."""
-    name, options = name or BUILT_IN, block.options()
-    return Base(name, lambda: load_config(name, **options), lambda: load_base(name, dtype=dtype, **options))
+    name = name or BUILT_IN
+    return Base(name, lambda: load_config(name, **options), lambda: load_base(name, **options))
 
 
 def find_network(model: str | None) -> Path:

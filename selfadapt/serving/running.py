@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from experts.engine.continuous import ContinuousBatch
 from experts.outside.errors import UserError
+from selfadapt.base_models import BaseOptions
 from selfadapt.serving.application import make_application
 from selfadapt.serving.gate import logger as requests_logger
 from selfadapt.serving.served import Served, load_served
@@ -86,9 +87,8 @@ def run_native(
     rows: int,
     queue: int,
     most_bytes: int,
-    dtype: str | None,
-    device: str | None,
     around: Callable[[Served, ASGIApp], Application] = lambda served, app: Application(app),
+    **base_options: Unpack[BaseOptions],
 ) -> None:
     """Serves until it is told to stop; one line a request goes to stderr.
 
@@ -99,7 +99,7 @@ def run_native(
         UserError: if the address is taken, or as `load_served` does.
     """
     listening = _listen(host, port)  # before a base is loaded
-    served = load_served(model, library, dispatch, rows=rows, waiting=queue, dtype=dtype, device=device)
+    served = load_served(model, library, dispatch, rows=rows, waiting=queue, **base_options)
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(message)s"))
     requests_logger.addHandler(lines)
@@ -119,9 +119,8 @@ def run_page(
     port: int,
     rows: int,
     queue: int,
-    dtype: str | None,
-    device: str | None,
     page: Callable[[Served], Application],
+    **base_options: Unpack[BaseOptions],
 ) -> None:
     """Serves a page of what is served, and nothing else, until it is told to stop.
 
@@ -129,7 +128,7 @@ def run_page(
         UserError: if the address is taken, or as `load_served` does.
     """
     listening = _listen(host, port)
-    served = load_served(model, library, dispatch, rows=rows, waiting=queue, dtype=dtype, device=device)
+    served = load_served(model, library, dispatch, rows=rows, waiting=queue, **base_options)
     _run(page(served), served, listening, host, "play at {url}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import RLock
+from typing import Unpack
 
 from dispatch import Dispatcher, Fixed, check_dispatcher, find_dispatcher
 from experts.engine import NativeEngine
@@ -16,7 +17,7 @@ from experts.engine.continuous import ContinuousBatch, Stopped
 from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.errors import UserError
-from selfadapt.base_models import BUILT_IN, load_base
+from selfadapt.base_models import BUILT_IN, BaseOptions, load_base
 from selfadapt.two_pass import default_dispatch, find_library, shipped_with
 
 logger = logging.getLogger(__name__)
@@ -116,8 +117,7 @@ def load_served(
     *,
     rows: int,
     waiting: int,
-    dtype: str | None = None,
-    device: str | None = None,
+    **base_options: Unpack[BaseOptions],
 ) -> Served:
     """A base with the experts of a library, or those that come with it, and `dispatch` or what is the default there.
 
@@ -129,7 +129,7 @@ def load_served(
         experts = find_library(model, library)
         check_dispatcher(dispatch or "none", experts)
     named = str(model or (BUILT_IN if experts is None else experts.base))
-    base, tokenizer = load_base(named, dtype=dtype, device=device)
+    base, tokenizer = load_base(named, **base_options)
     experts = shipped_with(base) if experts is None else experts
     chosen = dispatch or ("none" if experts is None else default_dispatch(experts))
     engine = NativeEngine(base if experts is None else experts.load(base), tokenizer)

@@ -8,6 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from selfadapt.verbs import show
+from selfadapt.verbs.loading import FromOptions, Loading
 
 
 def adapt(
@@ -21,6 +22,7 @@ def adapt(
     seed: int = 0,
     model: str | None = None,
     library: Path | None = None,
+    base: FromOptions = Loading(),
     json: bool = False,
 ) -> None:
     """Search the mixture of a library's experts that suits a handful of examples.
@@ -36,6 +38,7 @@ def adapt(
         seed: of the search.
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        base: how the base is loaded.
         json: print the mixture and its score as JSON.
     """
     import sys
@@ -58,6 +61,7 @@ def adapt(
             f"generation {generation}/{generations}: best right {reward:.0%}, log-likelihood {likelihood:.2f}",
             file=sys.stderr,
         ),
+        **base.options(),
     )
     document = {
         "mixture": str(output),

@@ -7,6 +7,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from selfadapt.verbs import show
+from selfadapt.verbs.loading import FromOptions, Loading
 
 
 def dispatch(
@@ -16,6 +17,7 @@ def dispatch(
     calibrate: Path | None = None,
     model: str | None = None,
     library: Path | None = None,
+    base: FromOptions = Loading(),
     output: Path = Path("runs/dispatch"),
     json: bool = False,
 ) -> None:
@@ -30,6 +32,7 @@ def dispatch(
         calibrate: labelled prompts to calibrate "prompt" or "classifier" on; kept in the library.
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        base: how the base is loaded.
         output: where the report of --evaluate goes.
         json: print the mixtures, or the report, as JSON.
     """
@@ -40,7 +43,7 @@ def dispatch(
         raise UserError("there is no prompt to dispatch; give one or more, or --evaluate LABELLED.jsonl")
     if prompts and evaluate is not None:
         raise UserError("--evaluate measures on labelled prompts; leave the others out, or dispatch them by themselves")
-    done = ask_dispatcher(dispatch, Asked(prompts, calibrate, evaluate, output), model, library)
+    done = ask_dispatcher(dispatch, Asked(prompts, calibrate, evaluate, output), model, library, **base.options())
     if done.report is not None:
         show(done.report, json, str(output / "report.md"))
     elif done.mixture is not None:

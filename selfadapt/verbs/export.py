@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from selfadapt.verbs import check_output, show
+from selfadapt.verbs.loading import FromOptions, Loading
 
 
 def export(
@@ -18,7 +19,7 @@ def export(
     rank: int | None = None,
     library: Path | None = None,
     model: str | None = None,
-    dtype: str | None = None,
+    base: FromOptions = Loading(),
     texts: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -31,7 +32,7 @@ def export(
         rank: of the LoRA; by default what holds the expert exactly.
         library: a folder of experts, or a repository of the hub; by default those that come with the base.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        dtype: of the base; by default float32 on a CPU and the checkpoint's own on an accelerator.
+        base: how the base is loaded.
         texts: a UTF-8 file with one text a line, on which what a LoRA changes is measured; by default eight
             neutral sentences.
         json: print what was written as JSON.
@@ -44,6 +45,11 @@ def export(
 
     if format == "merged" and (rank is not None or texts is not None):
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
+    if format == "merged" and base.quantization is not None:
+        raise UserError(
+            "rounding to few bits would swallow what an expert changes; leave out --quantization and quantise what is "
+            "merged, or take --format lora"
+        )
     if rank is not None:
         check_whole("--rank", rank)
     check_output(output)
@@ -52,14 +58,14 @@ def export(
     base_name = model or fixed.expert.base
     if base_name is None:
         raise UserError(f"the expert {expert} does not say which base it belongs to; name it with --model")
-    base, tokenizer = load_base(base_name, dtype=dtype)
+    loaded, tokenizer = load_base(base_name, **base.options())
     fixed = replace(fixed, expert=replace(fixed.expert, base=base_name))
     if format == "merged":
         exported = export_merged(
-            fixed, base, tokenizer, output, finish=lambda unfinished: copy_settings(base_name, unfinished)
+            fixed, loaded, tokenizer, output, finish=lambda unfinished: copy_settings(base_name, unfinished)
         )
     else:
-        exported = export_lora(fixed, base, tokenizer, output, rank=rank, texts=measured_on)
+        exported = export_lora(fixed, loaded, tokenizer, output, rank=rank, texts=measured_on)
 
     document: dict[str, object] = {"output": str(output), "format": format, "base": base_name}
     document |= {"fingerprint": exported.fingerprint, "base_fingerprint": exported.base_fingerprint}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from selfadapt.verbs import show
+from selfadapt.verbs.loading import FromOptions, Loading
 
 
 def generate(
@@ -28,7 +29,7 @@ def generate(
     stop: tuple[str, ...] = (),
     system_prompt: str | None = None,
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None,
-    quantization: Literal["nf4", "int8"] | None = None,
+    base: FromOptions = Loading(),
     engine: Literal["native", "vllm"] = "native",
     json: bool = False,
 ) -> None:
@@ -50,7 +51,7 @@ def generate(
         stop: texts that end an answer, and do not belong to it.
         system_prompt: what the system says before every prompt.
         chat_template_kwargs: arguments of the base's chat template, such as Qwen3's "enable_thinking False".
-        quantization: load the base in four or eight bits, by bitsandbytes.
+        base: how the base is loaded.
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
         json: print prompts and answers as JSON.
     """
@@ -65,9 +66,7 @@ def generate(
         raise UserError("there is no prompt to answer; give one or more")
     check_whole("--max-new-tokens", max_new_tokens)
     sampling = Sampling(temperature, top_p, seed, stop, top_k, min_p, repetition_penalty)
-    options: BaseOptions = {"chat_template_kwargs": chat_template_kwargs or {}}
-    if quantization is not None:
-        options["quantization"] = quantization
+    options: BaseOptions = {"chat_template_kwargs": chat_template_kwargs or {}, **base.options()}
     adaptive = SelfAdaptiveModel.from_pretrained(model, library, dispatch, engine=engine, **options)
     how: Any = {"max_new_tokens": max_new_tokens, "sampling": sampling}
     if len(prompts) == 1 and not json and sys.stdout.isatty():

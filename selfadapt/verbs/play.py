@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from selfadapt.verbs.loading import FromOptions, Loading
+
 
 def play(
     model: str | None = None,
@@ -17,8 +19,7 @@ def play(
     runs: Path = Path("runs"),
     rows: int = 32,
     queue: int = 256,
-    dtype: str | None = None,
-    device: str | None = None,
+    base: FromOptions = Loading(),
 ) -> None:
     """Open a page to play with: ask, see who answers and why, mix the experts, and look inside them.
 
@@ -31,8 +32,7 @@ def play(
         runs: the folder whose trainings are shown, those that are going on among them.
         rows: answers that are written at once; more need more memory.
         queue: answers that may wait for their place.
-        dtype: what the base computes in.
-        device: where it computes.
+        base: how the base is loaded.
     """
     from experts.outside.errors import check_whole
 
@@ -42,9 +42,7 @@ def play(
     around = page_with(runs)
     from selfadapt.serving.running import run_page
 
-    run_page(
-        model, library, dispatch, host=host, port=port, rows=rows, queue=queue, dtype=dtype, device=device, page=around
-    )
+    run_page(model, library, dispatch, host=host, port=port, rows=rows, queue=queue, page=around, **base.options())
 
 
 def page_with(runs: Path) -> Callable[..., Any]:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from selfadapt.verbs.loading import FromOptions, Loading
+
 KEY = "SELFADAPT_API_KEY"
 
 
@@ -20,8 +22,7 @@ def serve(
     rows: int | None = None,
     queue: int | None = None,
     max_body_mib: int | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
+    base: FromOptions = Loading(),
     vllm_options: dict[str, str] | None = None,
     page: bool = False,
     runs: Path = Path("runs"),
@@ -40,8 +41,7 @@ def serve(
         rows: answers that are written at once, 32 by default; more need more memory.
         queue: answers that may wait for their place, 256 by default; beyond it clients are told to try again (429).
         max_body_mib: the largest request in MiB, 8 by default.
-        dtype: what the base computes in.
-        device: where it computes.
+        base: how the base is loaded.
         vllm_options: of vLLM's own, over those chosen here, such as "tensor-parallel-size 2 max-model-len 4096".
         page: have a page to play with at /page, as `selfadapt play` has it.
         runs: the folder whose trainings the page shows.
@@ -62,11 +62,15 @@ def serve(
     if engine == "vllm":
         if page:
             raise UserError("--page is the native engine's; leave it out")
-        if given := [name for name, value in {**natives, "--device": device}.items() if value is not None]:
+        if given := [
+            name
+            for name, value in {**natives, "--device": base.device, "--quantization": base.quantization}.items()
+            if value is not None
+        ]:
             raise UserError(f"{given[0]} is the native engine's; leave it out")
         from selfadapt.serving.vllm_command import run_vllm
 
-        run_vllm(model, library, dispatch, **where, rows=rows, dtype=dtype, options=vllm_options or {})
+        run_vllm(model, library, dispatch, **where, rows=rows, dtype=base.dtype, options=vllm_options or {})
     if vllm_options:
         raise UserError("--vllm-options are vLLM's; the native engine has none")
     try:
@@ -86,7 +90,6 @@ def serve(
         rows=rows or 32,
         queue=queue or 256,
         most_bytes=(max_body_mib or 8) << 20,
-        dtype=dtype,
-        device=device,
+        **base.options(),
         **beside,
     )

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from selfadapt.verbs import check_output, show
+from selfadapt.verbs.loading import FromOptions, Loading
 from selfadapt.verbs.usage import parsed
 
 
@@ -143,7 +144,7 @@ def t2l_import(folder: Positional[Path], output: Path, model: str | None = None,
 def t2l_evaluate(
     network: Positional[Path | None] = None,
     model: str = "smollm2-135m",
-    dtype: str | None = None,
+    base: FromOptions = Loading(),
     tasks: str = "natural_instructions",
     descriptions: str | None = None,
     with_definition: bool = False,
@@ -161,7 +162,7 @@ def t2l_evaluate(
     Args:
         network: the folder that `selfadapt t2l train` wrote; without it only the baselines are compared.
         model: the base: a built-in name, a hub id or a folder.
-        dtype: of the base; by default float32 on a CPU, and the checkpoint's own on an accelerator.
+        base: how the base is loaded.
         tasks: the folder of the tasks, or a data set on the hub.
         descriptions: a JSON Lines file of descriptions; without it definitions describe the tasks.
         with_definition: put the task's definition before every input.
@@ -190,9 +191,8 @@ def t2l_evaluate(
         network, adapters, multi_task, oracles, split, with_definition, instances, max_new_tokens, trust_remote_code
     )
     data = TaskData(tasks, descriptions, validation_tasks=0)
-    compared = compare_methods(
-        comparison, data, base_named(model, dtype).load, lambda name: print(name, file=sys.stderr)
-    )
+    load = base_named(model, **base.options()).load
+    compared = compare_methods(comparison, data, load, lambda name: print(name, file=sys.stderr))
     show(asdict(compared), json, compared.table())
 
 

@@ -220,15 +220,6 @@ def test_folder_with_a_broken_file(tiny_folder: Path, broken: str) -> None:
     check_message(str(tiny_folder), ["cannot load", str(tiny_folder)])
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "hqq", "torchao", "fp8", "mxfp4"])
-def test_quantised_checkpoints_are_refused(tiny_folder: Path, method: str) -> None:
-    config = json.loads((tiny_folder / "config.json").read_text())
-    (tiny_folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
-    with pytest.raises(UserError, match=rf"tiny' is quantised \({method}\).*only those of bitsandbytes") as refusal:
-        load_base(str(tiny_folder))
-    assert "\n" not in str(refusal.value)
-
-
 def test_tokenizer_without_pad_and_end(tiny_folder: Path) -> None:
     edit(tiny_folder / "tokenizer_config.json", pad_token=None, eos_token=None)
     for file in ("config.json", "generation_config.json"):

@@ -31,7 +31,7 @@ POPULAR = """
     FalconMamba Gemma Gemma2 Gemma3Text Gemma4Text Glm Glm4 GPT2 GPTBigCode GPTJ GPTNeo GPTNeoX GptOss Granite
     GraniteMoe Helium HunYuanMoEV1 Jamba JetMoe Lfm2 Llama Llama4Text LongcatFlash Mamba Mamba2 MiniMax Ministral3
     Mistral Mixtral Mpt NanoChat Nemotron Olmo2 Olmo3 Olmoe OPT Persimmon Phi Phi3 Phimoe Qwen2 Qwen2Moe Qwen3
-    Qwen3_5Text Qwen3Moe Qwen3Next RecurrentGemma Rwkv SmolLM3 StableLm Starcoder2 XLNet Zaya
+    Qwen3_5Text Qwen3Moe Qwen3Next RecurrentGemma Rwkv SmolLM3 StableLm Starcoder2 XLNet Zamba Zaya
 """.split()  # noqa: SIM905
 
 # Bases whose own numbers depend, in the last bits, on where a tensor lies in memory.
@@ -96,7 +96,7 @@ def row_of_table(base: Any, model: PeftModel) -> tuple[str, str]:
 
 
 def _short(name: str) -> str:
-    return "`" + ".".join(part for part in name.split(".")[-2:] if not part.isdigit()) + "`"
+    return "`" + ".".join([part for part in name.split(".") if not part.isdigit()][-2:]) + "`"
 
 
 def check_training(name: str, base: Any, model: PeftModel, plain: Tensor) -> None:

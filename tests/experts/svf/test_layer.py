@@ -109,6 +109,18 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
     torch.testing.assert_close((layer.svf_z["default"].grad, x.grad), plain)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_base_may_change_what_a_layer_gave_in_place(rank: int | None) -> None:
+    layer = make_layer(5, 5, rank=rank)
+    random_z(layer)
+    x = torch.randn(2, 3, 5)
+    gradients = []
+    for y in (layer(x).add_(1), layer(x) + 1):
+        (gradient,) = torch.autograd.grad(y.square().sum(), layer.svf_z["default"])
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
+
+
 def test_training_keeps_no_dense_gradient() -> None:
     layer = make_layer(7, 4)
     layer(torch.randn(3, 4)).sum().backward()

@@ -183,6 +183,11 @@ def test_what_svf_cannot_adapt_is_refused(tiny_model: LlamaForCausalLM) -> None:
         get_peft_model(tiny_model, SVFConfig(target_modules=["embed_tokens"]))
     with pytest.raises(UserError, match="lm_head shares its weight with the input embeddings"):
         get_peft_model(tiny_model, SVFConfig(target_modules=["lm_head"]))
+    twins = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    twins[2].weight = twins[0].weight
+    for name in ("0", "2"):
+        with pytest.raises(UserError, match=f"{name} shares its weight with another layer"):
+            get_peft_model(twins, SVFConfig(target_modules=["1", name]))
     quantised = nn.Sequential(nn.Linear(4, 4))
     quantised[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(UserError, match=r"0 is quantised \(Linear, uint8\)"):

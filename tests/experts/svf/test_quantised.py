@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
@@ -73,6 +74,19 @@ def close(found: Tensor, wanted: Tensor, quantization: str) -> None:
     """Eight bits round what goes into a layer as well, by the largest of a batch."""
     tolerance = 1e-4 if quantization == "nf4" else 0.05 * wanted.abs().max().item()
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+
+
+def test_rows_need_not_be_whole_blocks(tiny_folder: Path, tiny_model: Any) -> None:
+    """A block has 64 weights, and rows here have 32 and 48."""
+    base, _ = load_base(tiny_folder, quantization="nf4")
+    for name, layer in base.named_modules():
+        if isinstance(layer, Linear4bit):
+            weight, found = tiny_model.get_submodule(name).weight, dequantised(layer)
+            assert (found - weight).norm() < 0.12 * weight.norm()  # normal numbers have 0.092
+            x = torch.randn(2, 3, layer.in_features, requires_grad=True)
+            torch.testing.assert_close(layer(x), x @ found.T)
+            (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+            torch.testing.assert_close(gradient, found.sum(0).expand_as(x))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -47,7 +47,7 @@ from tests.small_models import small_model
 POPULAR = """
     Afmoe DeepseekV3 GptOss JetMoe Llama4Text LongcatFlash Mixtral NemotronH
 """.split()  # noqa: SIM905
-OTHERS = {"RecurrentGemma", "XLNet"}  # whose parameters of three dimensions are no mixture's
+OTHERS = {"RecurrentGemma", "XLNet", "Zamba"}  # whose parameters of three dimensions are no mixture's
 EVERY = [n for (out, _), names in table().items() if "fused into one" in out for n in names if n not in OTHERS]
 
 
