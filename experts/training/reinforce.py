@@ -27,6 +27,7 @@ from torch import Tensor
 from trl import RLOOConfig
 
 from experts.outside.errors import UserError, check_numbers
+from experts.outside.fields import added
 from experts.training.options import ExpertTraining
 
 Baseline = Literal["leave-one-out", "batch-mean", "none"]
@@ -120,7 +121,7 @@ class Reinforce(ExpertTraining):
     """What is taken off a reward; `advantages` says what each is."""
     kl: float = 0.0
     """λ, the coefficient of KL(π_z ‖ base)."""
-    rollouts: Literal["native", "vllm"] = "native"
+    rollouts: Literal["native", "vllm"] = added(default="native")
     """Who writes the samples: this package, or vLLM, for which an expert of limited rank is a LoRA that changes with
     every step."""
     parametrization: Literal["raw", "sigmoid", "shared"] = "raw"

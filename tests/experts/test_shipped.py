@@ -119,6 +119,7 @@ def test_the_network_writes_the_experts_back_and_the_base_for_everything_else(ta
     assert (away < 0.25 * shortest).float().mean() > 0.9
 
 
+@pytest.mark.long
 def test_prompts_are_answered_by_what_the_network_writes_from_them(smollm2_folder: Path) -> None:
     prompts = ["There are 6 boxes with 7 eggs in each. How many eggs are there in all?", "Write a poem."]
     model = SelfAdaptiveModel.from_pretrained("smollm2-135m", dispatch="t2l")
@@ -129,6 +130,7 @@ def test_prompts_are_answered_by_what_the_network_writes_from_them(smollm2_folde
     assert poem.text == plain[1].text
 
 
+@pytest.mark.long
 def test_the_demos_expert_beats_the_base(smollm2: Base) -> None:
     compare_on_test_problems("stories", smollm2, n=48, points=0.3)
 

@@ -34,6 +34,7 @@ def test_it_leaves_a_report_and_an_expert(tmp_path: Path) -> None:
     assert demo.demo(tmp_path / "demo")["n"] == report["n"]  # done again
 
 
+@pytest.mark.long
 def test_it_begins_with_what_is_there(smollm2_folder: Path) -> None:
     console = Console(file=StringIO(), width=200)
     demo._show_two_passes(console, "smollm2-135m", 8)

@@ -54,6 +54,7 @@ def test_it_is_the_users_domain(file: Path) -> None:
     assert scores_of(domain, ["yes"], answer=rows["answer"]) == [1.0]
 
 
+@pytest.mark.long
 def test_a_copy_for_another_process_makes_the_domain_by_itself(file: Path) -> None:
     domain = Module(f"{file}:Mine", {"right": "yes"})
     assert domain.name == "mine"  # it has been made

@@ -187,6 +187,7 @@ def test_without_reasoning_gym_its_extra_is_named(monkeypatch: pytest.MonkeyPatc
         load_rows(domain(), "train")
 
 
+@pytest.mark.long
 def test_domains_are_known_without_reasoning_gym() -> None:
     script = (
         "import sys; sys.modules['reasoning_gym'] = None; from experts.domains import KINDS; KINDS['reasoning_gym']"

@@ -53,6 +53,7 @@ def test_intervals_reach_from_end_to_end(tmp_path: Path) -> None:
             assert bar.get_segments()[0][:, 0 if flat else 1].tolist() == pytest.approx([0.3, 0.6])
 
 
+@pytest.mark.long
 def test_drawing_starts_no_gui(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from experts.outside.plots import picture\n"

@@ -247,6 +247,7 @@ def test_a_cell_that_another_process_has_is_left_to_it(
     assert timeless(got) == timeless(theirs)
 
 
+@pytest.mark.long
 def test_dispatchers_answer_the_same_items_of_unseen_domains(dispatched: Experiment, tmp_path: Path) -> None:
     output = tmp_path / "out"
     lines = run_experiment(dispatched, output, resume=False)

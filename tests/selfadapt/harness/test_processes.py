@@ -15,6 +15,7 @@ from experts import ExpertLibrary
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node 2 -m selfadapt.cli eval"
 
 
+@pytest.mark.long
 def test_two_processes_give_the_figures_of_one(
     run: Any, library: ExpertLibrary, task_folder: Path, tmp_path: Path
 ) -> None:
@@ -45,6 +46,7 @@ def test_two_processes_give_the_figures_of_one(
                 assert ours["resps"] == theirs["resps"]
 
 
+@pytest.mark.long
 def test_more_processes_than_documents_are_one_line(library: ExpertLibrary, task_folder: Path) -> None:
     tasks = ("--tasks", "choice", "--include-path", task_folder, "--limit", 1, "--library", library.folder)
     command = [sys.executable, *TORCHRUN.split(), *tasks]
