@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from importlib.metadata import version
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 # TRL and the hub client report usage unless told otherwise; a library should not decide that for its users.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# bitsandbytes warns of a package that it could use when PEFT imports it, which may be before `experts` is imported.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from experts.engine import Sampling

@@ -111,8 +111,8 @@ class ContinuousBatch:
             if not prompt:
                 raise UserError("a prompt has no tokens; give it one or more")
             if len(prompt) + (1 if asked is None else asked) > self.context:
-                new = "" if asked is None else f" and {asked} new ones"
-                raise UserError(f"a prompt of {len(prompt)} tokens{new} exceed the context of {self.context} tokens")
+                new = " exceeds" if asked is None else f" and {asked} new ones exceed"
+                raise UserError(f"a prompt of {len(prompt)} tokens{new} the context of {self.context} tokens")
         rows = [
             Row(request, place, self._limit(request, place // request.n))
             for place in range(len(request.prompts) * request.n)

@@ -76,8 +76,8 @@ class Dots:
     color: str
     names: Sequence[str]
     """Of each dot."""
-    star: bool = False
-    """Whether they are large, with their names beside them."""
+    large: str = ""
+    """"star" or "diamond" where they are large, with their names beside them."""
 
 
 def scatter(groups: Sequence[Dots], alt: str) -> str:
@@ -90,23 +90,25 @@ def scatter(groups: Sequence[Dots], alt: str) -> str:
     for group in groups:
         for (right, up), name in zip((group.points - (low + high) / 2) * scale, group.names, strict=True):
             x, y, title = width / 2 + right, height / 2 - up, f"<title>{escape(name)}</title>"
-            if not group.star:
+            if not group.large:
                 parts.append(
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{group.color}" opacity=".45">{title}</circle>'
                 )
                 continue
             side, anchor = (-13, "end") if x > width * 0.85 else (13, "start")
+            path = _corners(x, y, 11, group.large)
             parts.append(
-                f'<path d="{_star(x, y, 11)}" fill="{group.color}" stroke="var(--body-text-color)">{title}</path>'
+                f'<path d="{path}" fill="{group.color}" stroke="var(--body-text-color)">{title}</path>'
                 f'<text x="{x + side:.1f}" y="{y + 5:.1f}" font-size="16" font-weight="600" text-anchor="{anchor}" '
                 f'class="sa-label">{escape(name)}</text>'
             )
     return _svg(width, height, alt, parts)
 
 
-def _star(x: float, y: float, r: float) -> str:
-    angles = np.pi * np.arange(10) / 5 - np.pi / 2
-    radii = np.where(np.arange(10) % 2, r * 0.45, r)
+def _corners(x: float, y: float, r: float, form: str) -> str:
+    count = {"star": 10, "diamond": 4}[form]
+    angles = 2 * np.pi * np.arange(count) / count - np.pi / 2
+    radii = np.where(np.arange(count) % 2, r * {"star": 0.45, "diamond": 0.75}[form], r)
     points = [f"{x + a:.1f},{y + b:.1f}" for a, b in zip(radii * np.cos(angles), radii * np.sin(angles), strict=True)]
     return "M" + "L".join(points) + "Z"
 

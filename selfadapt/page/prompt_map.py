@@ -21,8 +21,8 @@ from selfadapt.serving.served import Served
 
 INTRODUCTION = """\
 How does pass one know? A sentence encoder turns every prompt into a **point**, and prompts that mean alike lie close
-together. Small dots are prompts that an expert was trained on, a star is the middle of them. Your prompts go to the
-nearest star, or to the base where none is near.
+together. Small dots are prompts that an expert was trained on, a star is the middle of them. Your prompts are the
+numbered diamonds; each goes to the nearest star, or to the base where none is near.
 """
 
 
@@ -70,11 +70,11 @@ def _drawn(served: Served, prompts: list[str]) -> str:
     lengths = [(stored[name] @ centroids[k]).mean() if name in stored else 1 for k, name in enumerate(dispatcher.names)]
     middles = torch.stack([length * center for length, center in zip(lengths, centroids, strict=True)])
     for name, center in zip(dispatcher.names, middles @ directions, strict=True):
-        dots.append(Dots(center[None].numpy(), color_of(name, names), [name], star=True))
+        dots.append(Dots(center[None].numpy(), color_of(name, names), [name], large="star"))
     listed = ""
     if prompts:
         own, numbers = encode(prompts, dispatcher.encoder) @ directions, [str(n + 1) for n in range(len(prompts))]
-        dots.append(Dots(own.numpy(), "var(--body-text-color)", numbers, star=True))
+        dots.append(Dots(own.numpy(), "var(--body-text-color)", numbers, large="diamond"))
         mixture = dispatcher(prompts)
         rows = "".join(f"<li>{escape(text)} {chips(mixture[n], names)}</li>" for n, text in enumerate(prompts))
         listed = f'<ol class="sa-list">{rows}</ol>'

@@ -25,6 +25,15 @@ def test_import_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
+def test_bitsandbytes_is_quiet_before_peft_imports_it() -> None:
+    script = (
+        "import logging, selfadapt; "
+        "names = ['bitsandbytes.backends.cpu.ops', 'bitsandbytes.autograd._functions']; "
+        "assert all(logging.getLogger(name).level == logging.ERROR for name in names)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
 @pytest.mark.long
 def test_experts_brings_no_training() -> None:
     script = "import sys, experts; sys.exit(bool({'trl', 'datasets', 'sentence_transformers'} & set(sys.modules)))"

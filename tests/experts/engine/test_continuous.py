@@ -191,6 +191,8 @@ def test_what_cannot_be_answered_is_refused_at_once(engine: NativeEngine) -> Non
     for prompts, options in (([[]], {}), ([[5] * 512], {}), ([[5] * 500], {"max_new_tokens": 13}), ([[5]], {"n": 4})):
         with pytest.raises(UserError):
             Heard(batch, prompts, base, **options)
+    with pytest.raises(UserError, match="a prompt of 512 tokens exceeds the context of 512 tokens"):
+        Heard(batch, [[5] * 512], base)
     first = Heard(batch, [[5]], base)
     first.events.get(timeout=60)
     waiting = [Heard(batch, [[5]], base) for _ in range(3)]

@@ -68,7 +68,7 @@ def test_it_fits_a_phone_and_the_dark(start: Callable[..., Page], browser: Any) 
     tab.goto(page.url)
     tab.click("#ask-go")
     said(tab, "ask", "Done")
-    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert tab.evaluate(FITS)
     first, second = (card.bounding_box() for card in tab.locator("#ask-answers .sa-card").all())
     assert second["y"] >= first["y"] + first["height"]  # one below the other
     letters, paper = (
@@ -80,6 +80,18 @@ def test_it_fits_a_phone_and_the_dark(start: Callable[..., Page], browser: Any) 
     tab.wait_for_function("!document.body.classList.contains('dark')")
 
 
+def test_a_wide_picture_scrolls_in_its_card(start: Callable[..., Page], browser: Any) -> None:
+    page = start("b")
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.set_default_timeout(PATIENCE)
+    tab.goto(page.url)
+    tab.locator(".overflow-menu > button").click()
+    tab.locator(".overflow-dropdown button", has_text="Look inside").click()
+    tab.locator("#inside-picture svg").wait_for()
+    assert tab.evaluate(FITS)
+
+
+FITS = "document.documentElement.scrollWidth <= window.innerWidth"
 NAME = """control => control.ariaLabel || control.innerText?.trim() || control.title
   || [...(control.labels || [])].some(label => label.innerText.trim())
   || document.getElementById(control.getAttribute('aria-labelledby'))?.innerText.trim()"""
