@@ -36,7 +36,9 @@ def pair(names: Sequence[str], weights: dict[str, float], own: Answer, base: Ans
 
 def _answer(title: str, answer: Answer, color: str) -> str:
     writing = "" if answer.ended else " sa-writing"
+    nothing = '<span class="sa-quiet">(nothing: the answer ended at once)</span>'
+    said = nothing if answer.ended and not answer.text.strip() else escape(answer.text)
     return (
         f'<section class="sa-card sa-answer" style="--own:{color}"><h3>{title}</h3>'
-        f'<div class="sa-text{writing}">{escape(answer.text)}</div></section>'
+        f'<div class="sa-text{writing}">{said}</div></section>'
     )

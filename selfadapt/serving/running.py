@@ -134,6 +134,7 @@ def run_page(
 
 def _run(application: Application, served: Served, listening: socket.socket, host: str, said: str) -> None:
     port = listening.getsockname()[1]
+    listening.listen()  # who reads the line may come at once, and waits until the server has begun
     print(said.format(url=f"http://{host}:{port}"), file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt):  # which has stopped it already
         Server(application.app, served.batch, host=host, port=port, ending=application.ending).run([listening])

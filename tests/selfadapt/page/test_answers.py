@@ -10,7 +10,8 @@ import pytest
 
 from experts import Mixture
 from experts.outside.errors import UserError
-from selfadapt.page.answers import LONGEST, answers, read
+from selfadapt.page.answers import LONGEST, Answer, answers, read
+from selfadapt.page.side_by_side import pair
 from selfadapt.serving.served import Served
 
 PROMPTS = ["Which animal barks?", "What is two and two?", "Hello"]
@@ -46,3 +47,9 @@ def test_what_is_no_prompt_is_refused(prompt: str | None) -> None:
 def test_what_does_not_fit_is_refused(served: Callable[[str], Served]) -> None:
     with pytest.raises(UserError, match="exceed the context"):
         next(answers(served("none"), ["x" * 600], Mixture.of({}), 8))
+
+
+def test_an_answer_of_nothing_says_so() -> None:
+    empty, begun = Answer(" ", 1, ended=True), Answer()
+    assert "ended at once" in pair(["a"], {"a": 1.0}, empty, begun)
+    assert "ended at once" not in pair(["a"], {"a": 1.0}, begun, Answer("said", 1, ended=True))

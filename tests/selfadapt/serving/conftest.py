@@ -57,6 +57,7 @@ def in_a_thread(server: Server) -> Iterator[str]:
     """The address of a server that runs meanwhile."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         thread = Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:
