@@ -60,6 +60,7 @@ def _table(considered: Considered, served: Served) -> str:
     what = "Similarity" if considered.scale == "cosine" else "Probability"
     return (
         '<table class="sa-table"><caption class="sa-reader">Who was considered</caption><thead><tr>'
-        f'<th scope="col">Expert</th><th scope="col" class="sa-wide">For</th><th scope="col">{what} (line: '
-        f'threshold)</th><th scope="col">Confidence</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<th scope="col">Expert</th><th scope="col" class="sa-wide">For</th><th scope="col">{what} '
+        f'<span class="sa-wide">(line: threshold)</span></th><th scope="col">Confidence</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
