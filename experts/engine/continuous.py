@@ -27,7 +27,6 @@ from experts.engine.decoding import LEAVE, Batch, Writing, end_tokens, most_like
 from experts.engine.forward import evaluating, forward_cached, mixed
 from experts.engine.growing_cache import ROOM, growing_cache
 from experts.engine.kept_prefixes import BLOCK, Block, KeptPrefixes, begin
-from experts.engine.lora_cache import mixture_name
 from experts.engine.native import NativeEngine
 from experts.engine.requests import (
     Ended,
@@ -286,10 +285,12 @@ class ContinuousBatch:
             while self._waiting:
                 row = self._waiting[0]
                 if not row.gone:
-                    begun = {**group, row: self._begun(row)}
-                    if not self._fits(begun):
+                    if len(group) + len(self._batch.rows) >= self.rows:
+                        break  # before anything is looked up, as this is asked for every token
+                    group[row] = self._begun(row)
+                    if not self._fits(group):
+                        del group[row]
                         break
-                    group = begun
                 self._waiting.popleft()
             self._row |= {row.number: row for row in group}
         if group:
@@ -297,7 +298,7 @@ class ContinuousBatch:
 
     def _begun(self, row: Row) -> list[Block]:
         """What is kept of a prompt's beginning, but for what its likelihood is asked of."""
-        return [] if row.tells_prompt else self._kept.find(mixture_name(row.mixture), row.reads)
+        return [] if row.tells_prompt else self._kept.find(row.under, row.reads)
 
     def _fits(self, group: Mapping[Row, Sequence[Block]]) -> bool:
         if len(group) == 1 and not self._batch.rows:
@@ -307,9 +308,7 @@ class ContinuousBatch:
         rows = len(group) + len(self._batch.rows)
         width = max(self._width, *lengths) + ROOM
         padded = max(left) * len(left) > 2 * sum(left)
-        return (
-            rows <= self.rows and rows * width <= self.tokens and not padded and self._share([*group, *self._written])
-        )
+        return rows * width <= self.tokens and not padded and self._share([*group, *self._written])
 
     def _share(self, rows: Sequence[Row]) -> bool:
         """Whether rows can be in one batch."""
@@ -467,7 +466,7 @@ class _Reading:
     def keep(self, kept: KeptPrefixes) -> None:
         """Keeps the prompts, before the cache is given to the rows."""
         for place, row in enumerate(self.prompts):
-            kept.keep(mixture_name(row.mixture), row.reads, self._cache, place)
+            kept.keep(row.under, row.reads, self._cache, place)
 
     @property
     def logits(self) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from experts.engine.lora_cache import mixture_name
 from experts.engine.sampling import GREEDY, Draws, Sampling
 from experts.mixture import Mixture
 from experts.outside.chats import Chat
@@ -134,6 +135,11 @@ class Row:
     @cached_property
     def mixture(self) -> Mixture:
         return self.request.mixture.rows([self.prompt])
+
+    @cached_property
+    def under(self) -> str:
+        """The one name of its mixture."""
+        return mixture_name(self.mixture)
 
     @property
     def reads(self) -> list[int]:
