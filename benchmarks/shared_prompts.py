@@ -38,7 +38,7 @@ def main() -> None:
 
     def train(completions: Tensor, share: bool) -> None:
         ids = torch.cat([repeated, completions], 1)
-        logits = completion_logits(model, ids, torch.ones_like(ids), NEW, share=share)
+        [(_, logits)] = completion_logits(model, ids, torch.ones_like(ids), NEW, share=share)  # all rows in their order
         logits.float().log_softmax(-1).gather(-1, completions[..., None]).sum().backward()
         model.zero_grad()
 

@@ -24,6 +24,7 @@ from experts.engine.constrained import Constraint
 from experts.engine.forward import allows_holes, forward_cached, mixed
 from experts.engine.growing_cache import GrowingLayer, growing_cache, join, select
 from experts.engine.padding import reading_of
+from experts.engine.sampling import draw
 from experts.mixture import Mixture
 
 Choose = Callable[[Tensor, Sequence[Sequence[int]], Tensor, Sequence[int]], Tensor]
@@ -92,7 +93,11 @@ def penalized(config: GenerationConfig, choose: Choose) -> Choose | None:
 
 def sampled(temperature: float) -> Choose:
     """A token with the probability that the model gives it, at a temperature."""
-    return lambda logits, answers, ids, rows: torch.multinomial((logits / temperature).softmax(1), 1)[:, 0]
+
+    def chosen(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, rows: Sequence[int]) -> Tensor:
+        return draw((logits / temperature).softmax(1), torch.rand(len(logits), device=logits.device))
+
+    return chosen
 
 
 def constrained(choose: Choose, constraint: Constraint) -> Choose:

@@ -130,11 +130,19 @@ class Draws:
         """Logits [B, V] of some rows → a token of each [B]."""
         tempered = (logits - logits.amax(1, keepdim=True)) / self.sampling.temperature
         # In the vocabulary's order, so that nearly equal probabilities may change places without any consequence.
-        upto = candidates(tempered.softmax(1), self.sampling).cumsum(1)  # [B, V]
-        # A little below 1, so that rounding does not reach the sum.
-        drawn = [self._generators[row].random() * (1 - 2**-20) for row in rows]
-        wanted = torch.tensor(drawn, dtype=upto.dtype, device=upto.device)[:, None] * upto[:, -1:]
-        return torch.searchsorted(upto, wanted, right=True)[:, 0]
+        drawn = torch.tensor([self._generators[row].random() for row in rows], dtype=logits.dtype)
+        return draw(candidates(tempered.softmax(1), self.sampling), drawn.to(logits.device))
+
+
+def draw(p: Tensor, uniform: Tensor) -> Tensor:
+    """A token of each row [B] by probabilities [B, V], whatever their sum, and numbers [B] between 0 and 1.
+
+    `torch.multinomial` draws a number for every token of the vocabulary: 16 times as slow for 64 rows of 152,000.
+    """
+    upto = p.cumsum(1)
+    # A little below 1, so that rounding does not reach the sum.
+    wanted = (uniform * (1 - 2**-20))[:, None].to(upto) * upto[:, -1:]
+    return torch.searchsorted(upto, wanted, right=True)[:, 0].clamp(max=p.shape[1] - 1)  # where p is NaN
 
 
 def candidates(p: Tensor, sampling: Sampling) -> Tensor:

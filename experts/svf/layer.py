@@ -143,6 +143,7 @@ class SVFLinear(SVFLayer):
         self._disable_adapters = False
         self._active_adapter = [] if adapter_name is None else adapter_name
         self._merged_weight: tuple[Any, Tensor] | None = None  # and the version that it was built of
+        self._kept_scale: tuple[Any, Tensor] | None = None
         self._invalidations = 0
         self.keeps_merged = True  # False where the base is shared out over processes: a merged copy would be whole
         if adapter_name is not None:
@@ -237,9 +238,17 @@ class SVFLinear(SVFLayer):
             )
 
     def invalidate(self) -> None:
-        """Forgets the merged weights. Needed only after z was changed in place through `.data`."""
-        self._merged_weight = None
+        """Forgets what was made of z. Needed only after z was changed in place through `.data`."""
+        self._merged_weight = self._kept_scale = None
         self._invalidations += 1
+
+    def _scale(self, active: list[str]) -> Tensor:
+        """s·δ [r] of the active experts, made anew only if one of them has changed."""
+        version, kept = self.version(active), self._kept_scale
+        if kept is None or kept[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept_scale = kept = version, self.svf_s * self.delta(active)
+        return kept[1]
 
     def _merged(self, active: list[str]) -> Tensor:
         """W' [m, n] under the active experts, built anew only if one of them has changed."""
@@ -302,7 +311,13 @@ class SVFLinear(SVFLayer):
         # A weight in half precision would round small differences away, so what trains there is never merged, neither
         # for its gradient nor for the answers that the gradient is about.
         if wants_gradient or not self.keeps_merged or (trained and not full_precision):
-            return self.base_layer(x, *args, **kwargs) + self._factored(x, self.delta(active))
+            y = self.base_layer(x, *args, **kwargs)
+            if wants_gradient:
+                return y + self._factored(x, self.delta(active))
+            hidden = F.linear(x, self.svf_vt)  # [..., r]
+            hidden.mul_(self._scale(active))
+            self._add(y, hidden, self.svf_u)
+            return y
         return F.linear(x, self._merged(active), bias)
 
     def _refuse_rounded(self, adapter_names: list[str]) -> None:
@@ -355,4 +370,4 @@ class SVFLinear(SVFLayer):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_merged_weight": None}  # what is copied or pickled can be merged again
+        return {**self.__dict__, "_merged_weight": None, "_kept_scale": None}  # made again where it is wanted

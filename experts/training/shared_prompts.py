@@ -7,7 +7,8 @@ of the keys and values is the sum over all that look at them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ from experts.engine.decoding import (
     sampled,
 )
 from experts.engine.forward import CACHE
+
+APART, APART_ELSEWHERE = {"cpu": 256}, 4096
+"""What a pass of its own costs, in tokens that could have passed meanwhile: the weights are read once more."""
 
 
 def read(
@@ -82,33 +86,75 @@ def shares_beginnings(model: Any) -> bool:
     Not where attention counts columns. Nor where a base is shared out: FSDP gathers a layer's weights once a gradient
     reaches its output, and none reaches that of a prefix's last layer.
     """
-    shared_out = isinstance(model, nn.Module) and any(isinstance(each, FSDPModule) for each in model.modules())
-    return not shared_out and allows_holes(getattr(model, "module", model).config)  # perhaps of DDP
+    return not is_shared_out(model) and allows_holes(getattr(model, "module", model).config)  # perhaps of DDP
 
 
-def completion_logits(model: Any, ids: Tensor, mask: Tensor, length: int, *, share: bool) -> Tensor:
-    """The logits [B, C, V] from which the last C = `length` tokens of each row were drawn, prompts before them.
+def is_shared_out(model: Any) -> bool:
+    """Whether processes have a share of the base each, and must run it equally often."""
+    return isinstance(model, nn.Module) and any(isinstance(each, FSDPModule) for each in model.modules())
+
+
+def alike(lengths: Sequence[int], apart: int) -> list[list[int]]:
+    """Rows in groups of about the same length, each padded to its longest: as few tokens as can be.
 
     Args:
+        lengths: of the rows, in tokens.
+        apart: what one more group costs, in tokens.
+    """
+    rows = sorted(range(len(lengths)), key=lengths.__getitem__)
+    # The cheapest groups of the n shortest rows: their cost, and where the last of them begins.
+    cheapest = [(0, 0)]
+    for n in range(1, len(rows) + 1):
+        longest = lengths[rows[n - 1]]
+        cheapest.append(min((cheapest[first][0] + apart + (n - first) * longest, first) for first in range(n)))
+    groups, n = [], len(rows)
+    while n:
+        groups.append(rows[cheapest[n][1] : n])
+        n = cheapest[n][1]
+    return groups[::-1]
+
+
+def completion_logits(
+    model: Any, ids: Tensor, mask: Tensor, length: int, *, share: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields some of B rows [b], and the logits [b, c, V] from which their first c completion tokens were drawn.
+
+    Rows whose completions are about as long pass together, and c is the longest of theirs.
+
+    Args:
+        ids, mask: [B, L], the prompts padded on the left, and the completions, the last `length` columns, on the right.
         share: read the prompt of rows that are neighbours once, and what all begin with; gradient checkpointing does
             not allow it.
     """
     prompts, of_row = torch.unique_consecutive(ids[:, :-length], dim=0, return_inverse=True)  # [P, L], [B]
+    lengths = mask[:, -length:].sum(1).tolist()
+    apart = APART.get(ids.device.type, APART_ELSEWHERE)
+    groups = [[*range(len(ids))]] if is_shared_out(model) else alike(lengths, apart)
     cache = None
     if share and len(prompts) < len(ids):
         firsts = torch.searchsorted(of_row, torch.arange(len(prompts), device=ids.device))  # [P]
         cache, first_logits, prompt_mask = read_behind_prefix(model, prompts, mask[firsts, :-length])
-    if cache is None:
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
-        return model(**inputs, logits_to_keep=last_positions(length + 1)[:-1], use_cache=False).logits
-    logits = [first_logits[of_row]]
-    if length > 1:
-        cache.batch_select_indices(of_row)
-        mask = torch.cat([prompt_mask[of_row], mask[:, -length:-1]], 1)
-        inputs = {"input_ids": ids[:, -length:-1], "attention_mask": mask}
-        inputs["position_ids"] = position_ids(mask)[:, 1 - length :]
-        logits.append(model(**inputs, **{CACHE: cache}, use_cache=True).logits)
-    return torch.cat(logits, 1)
+    for group in groups:
+        rows = torch.tensor(group, device=ids.device)
+        longest = max(1, *(lengths[row] for row in group))
+        upto = ids.shape[1] - length + longest
+        own_ids, own_mask = ids[rows, :upto], mask[rows, :upto]
+        if cache is None:
+            shown = slice(int(own_mask.any(0).int().argmax()), None)
+            inputs = {"input_ids": own_ids[:, shown], "attention_mask": own_mask[:, shown]}
+            inputs["position_ids"] = position_ids(inputs["attention_mask"])
+            yield rows, model(**inputs, logits_to_keep=last_positions(longest + 1)[:-1], use_cache=False).logits
+            continue
+        logits = [first_logits[of_row[rows]]]
+        if longest > 1:
+            behind = copy(cache)
+            behind.layers = [copy(layer) for layer in cache.layers]
+            behind.batch_select_indices(of_row[rows])
+            own_mask = torch.cat([prompt_mask[of_row[rows]], own_mask[:, -longest:-1]], 1)
+            inputs = {"input_ids": own_ids[:, -longest:-1], "attention_mask": own_mask}
+            inputs["position_ids"] = position_ids(own_mask)[:, 1 - longest :]
+            logits.append(model(**inputs, **{CACHE: behind}, use_cache=True).logits)
+        yield rows, torch.cat(logits, 1)
 
 
 @torch.no_grad()

@@ -244,24 +244,29 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         return torch.cat(logps), torch.cat(entropies)
 
     def _part_logps(self, model: Any, ids: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """`_token_logps` of some rows, whose completions are the last `length` columns; those that all lack are cut."""
-        longest = max(1, int(mask[:, -length:].sum(1).max()))
-        shown = slice(int(mask.any(0).int().argmax()), ids.shape[1] - length + longest)
-        ids, mask = ids[:, shown], mask[:, shown]
-        completions, share = ids[:, -longest:], not self.options.gradient_checkpointing
-        if self.head is None:
-            logits = completion_logits(model, ids, mask, longest, share=share)  # [b, t, V]
-            if self.constraint is not None:
-                logits = logits + self.constraint.bias(completions, logits.shape[-1])
-            logps, entropies = selective_log_softmax_and_entropy(
-                logits, completions, entropy_requires_grad=False, temperature=self.temperature
-            )
-        else:
-            said = mask[:, -longest:].bool()
-            states = completion_logits(Headless(model, self.head), ids, mask, longest, share=share)  # [b, t, d]
-            own = token_logps(self.head, states[said], completions[said], self.temperature)
-            logps, entropies = (each.new_zeros(said.shape).masked_scatter(said, each) for each in own)
-        return F.pad(logps, (0, length - longest)), F.pad(entropies, (0, length - longest))
+        """`_token_logps` of some rows, whose completions are the last `length` columns."""
+        share = not self.options.gradient_checkpointing
+        read = model if self.head is None else Headless(model, self.head)
+        places: list[Tensor] = []
+        found: list[Tensor] = []  # [2, b, length] each
+        for rows, logits in completion_logits(read, ids, mask, length, share=share):  # [b, c, V]; headless [b, c, d]
+            shown = slice(ids.shape[1] - length, ids.shape[1] - length + logits.shape[1])
+            completions, said = ids[rows, shown], mask[rows, shown].bool()
+            if self.head is None:
+                if self.constraint is not None:
+                    logits = logits + self.constraint.bias(completions, logits.shape[-1])
+                own = torch.stack(
+                    selective_log_softmax_and_entropy(
+                        logits, completions, entropy_requires_grad=False, temperature=self.temperature
+                    )
+                )
+            else:
+                flat = token_logps(self.head, logits[said], completions[said], self.temperature)
+                own = torch.stack([each.new_zeros(said.shape).masked_scatter(said, each) for each in flat])
+            places.append(rows)
+            found.append(F.pad(own, (0, length - logits.shape[1])))
+        logps, entropies = torch.cat(found, 1)[:, torch.cat(places).argsort()]
+        return logps, entropies
 
 
 class KeepCompletions(TrainerCallback):

@@ -139,9 +139,10 @@ def test_the_likelihood_that_is_trained_is_the_constrained_one(
     base = LoadedBase(tiny_model, tiny_tokenizer, "tiny")
     trainer = make_trainer(base, Animals(), SVFConfig(), options, tmp_path)
     rows = [row for row in Animals().load("train").select(range(4)) for _ in range(4)]
+    torch.manual_seed(1)
     batch = trainer._generate_and_score_completions(rows)
     texts = tiny_tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)
-    assert set(texts) <= set(ANSWERS)
+    assert {"cat"} <= set(texts) <= set(ANSWERS)
     p = likelihoods(trainer.model, tiny_tokenizer, Constraint(tiny_tokenizer, ANSWERS))[:4]
     wanted = -sum(p[i // 4, 0].log() for i, text in enumerate(texts) if text == "cat") / len(texts)
     torch.testing.assert_close(trainer._compute_loss(trainer.model, batch), wanted, rtol=1e-4, atol=1e-5)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import Tensor
 from transformers import (
@@ -19,6 +23,7 @@ from transformers import (
 )
 
 from experts.svf import SVFConfig
+from experts.training import shared_prompts
 from experts.training.shared_prompts import completion_logits, read, sample
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 1}
@@ -62,26 +67,55 @@ def prompts(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-@pytest.mark.parametrize("length", [C, 1])
-def test_likelihoods_and_gradients(model: Any, prompts: tuple[Tensor, Tensor], length: int) -> None:
+@pytest.mark.parametrize(("length", "apart"), [(C, 256), (C, 2), (1, 256)])
+def test_likelihoods_and_gradients(
+    model: Any, prompts: tuple[Tensor, Tensor], length: int, apart: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(shared_prompts.APART, "cpu", apart)
     ids, mask = (each.repeat_interleave(S, 0) for each in prompts)
     completions = torch.randint(2, 64, (P * S, length), generator=torch.Generator().manual_seed(2))
     ids = torch.cat([ids, completions], 1)
     mask = torch.cat([mask, torch.ones_like(completions)], 1)
     if length > 2:
-        mask[5, -2:] = 0  # a sample that ended
+        mask[5, -2:] = mask[8, -4:] = mask[1, -4:] = 0  # samples that ended
     zs = [p for p in model.parameters() if p.requires_grad]
 
+    passes = 0
+
     def logps_and_gradients(share: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits = completion_logits(model, ids, mask, length, share=share)
-        assert logits.shape == (P * S, length, 64)
-        logps = logits.log_softmax(-1).gather(-1, completions[..., None])[..., 0] * mask[:, -length:]
+        nonlocal passes
+        passes, logps = 0, torch.zeros(P * S, length)
+        for rows, logits in completion_logits(model, ids, mask, length, share=share):
+            own = completions[rows, : logits.shape[1], None]
+            said = logits.log_softmax(-1).gather(-1, own)[..., 0] * mask[rows, -length:][:, : logits.shape[1]]
+            passes += 1
+            logps = logps.index_add(0, rows, F.pad(said, (0, length - logits.shape[1])))
         return logps, torch.autograd.grad((logps.sum(1) * torch.arange(P * S)).sum(), zs, materialize_grads=True)
 
     (alone, wanted), (shared, got) = logps_and_gradients(False), logps_and_gradients(True)
+    assert passes == (2 if apart == 2 else 1)
     torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
     for g, w in zip(got, wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-3 * float(w.abs().max()))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 9))
+def test_rows_of_about_one_length_pass_together_as_cheaply_as_can_be(lengths: list[int], apart: int) -> None:
+    groups = shared_prompts.alike(lengths, apart)
+    assert sorted(row for group in groups for row in group) == [*range(len(lengths))]
+
+    def cost(groups: list[list[int]]) -> int:
+        return sum(apart + len(group) * max(lengths[row] for row in group) for group in groups)
+
+    def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
+        if not rows:
+            yield []
+        for smaller in partitions(rows[1:]) if rows else []:
+            yield [[rows[0]], *smaller]
+            for place in range(len(smaller)):
+                yield [*smaller[:place], [rows[0], *smaller[place]], *smaller[place + 1 :]]
+
+    assert cost(groups) == min(map(cost, partitions([*range(len(lengths))])))
 
 
 def test_samples(model: Any, prompts: tuple[Tensor, Tensor]) -> None:
@@ -100,7 +134,7 @@ def test_a_prompt_is_read_once(tiny_model: Any, prompts: tuple[Tensor, Tensor]) 
     tiny_model.model.layers[0].register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2]))
     ids, mask = (each.repeat_interleave(S, 0) for each in prompts)
     full = torch.cat([ids, ids[:, :C]], 1)
-    completion_logits(tiny_model, full, torch.cat([mask, torch.ones_like(ids[:, :C])], 1), C, share=True)
+    [*completion_logits(tiny_model, full, torch.cat([mask, torch.ones_like(ids[:, :C])], 1), C, share=True)]
     K = 3 * (ids[0, 0] == ids[2 * S, 5]).item()  # all prompts begin with
     prefix = [(1, K)] if K else []
     assert [tuple(shape) for shape in seen] == [*prefix, (P, L - K), (P * S, C - 1)]
