@@ -20,6 +20,9 @@ from transformers import PreTrainedModel
 LOGITS = 1 << 26
 """Numbers of one piece of logits: 256 MB in float32."""
 
+CACHED = 1 << 19
+"""Numbers that a processor has at hand while it makes probabilities of them: 2 MB in float32."""
+
 
 class Headless:
     """A model whose outputs hold what its head reads, [B, T, d], in the place of logits; its head is `head_of`'s."""
@@ -79,15 +82,19 @@ class _TokenLogps(torch.autograd.Function):
         weight, bias = head.weight, head.bias  # [V, d], [V]
         logps, entropies, gradients = [], [], []
         at_once = max(1, LOGITS // len(weight))
+        in_cache = max(1, CACHED // len(weight)) if weight.device.type == "cpu" else at_once
         for own, right in zip(states.split(at_once), tokens.split(at_once), strict=True):
-            logits = F.linear(own, weight, bias).float().div_(temperature)  # [n, V]
-            largest = logits.logsumexp(1)
-            logps.append(logits.gather(1, right[:, None])[:, 0] - largest)
-            probabilities = (logits - largest[:, None]).exp_()
-            entropies.append(largest - torch.einsum("nv,nv->n", probabilities, logits))
+            logits = F.linear(own, weight, bias)  # [n, V], and then the probabilities, in the head's dtype
+            for some, drawn in zip(logits.split(in_cache), right.split(in_cache), strict=True):
+                below = some.float()  # the logits less the largest, at the temperature
+                below.sub_(below.amax(1, keepdim=True)).div_(temperature)
+                p = below.exp()
+                total = p.sum(1)
+                logps.append(below.gather(1, drawn[:, None])[:, 0] - total.log())
+                entropies.append(total.log() - below.mul_(p).sum(1) / total)
+                some.copy_(p.div_(total[:, None]))
             if ctx.needs_input_grad[0]:
-                mean = probabilities.to(weight) @ weight  # [n, d]
-                gradients.append((weight[right] - mean) / temperature)
+                gradients.append((weight[right] - logits @ weight) / temperature)
         ctx.gradients = torch.cat(gradients) if gradients else None
         entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
