@@ -33,7 +33,7 @@ from experts.engine.decoding import (
 from experts.engine.forward import CACHE
 
 APART, APART_ELSEWHERE = {"cpu": 256}, 4096
-"""What a pass of its own costs, in tokens that could have passed meanwhile: the weights are read once more."""
+"""About what a pass of its own costs, in tokens that could have passed meanwhile: the weights are read once more."""
 
 
 def read(
