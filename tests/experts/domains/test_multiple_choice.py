@@ -77,7 +77,8 @@ def test_hellaswag_without_the_marks_of_wikihow(put: Put) -> None:
     asked = only(put_all(put, "hellaswag", row))
     assert asked["prompt"][0]["content"] == (
         "Cooking: How to boil an egg. Take a pot. Fill it.\n\nHow does this go on?\n\n"
-        "A. Eat the pot.\nB. Put the egg in. Wait.\nC. Sing.\nD. Leave.\n\nAnswer with the letter of the right choice only."
+        "A. Eat the pot.\nB. Put the egg in. Wait.\nC. Sing.\nD. Leave.\n\n"
+        "Answer with the letter of the right choice only."
     )
     assert (asked["answer"], asked["choices"][1]) == ("B", "Put the egg in. Wait.")
     unlabelled = put_all(put, "hellaswag", row | {"label": ""})  # as the hub's test split is
