@@ -26,6 +26,20 @@ from selfadapt.harness.evaluation import evaluate
 
 
 @pytest.fixture
+def task_folder(task_folder: Path) -> Path:
+    """One more task, `letters`, whose choices are as long as each other: what a random model prefers is its own."""
+    rows = [
+        {"question": f"letter {n}", "choices": [chr(97 + (5 * n + 7 * k) % 26) for k in range(3)], "answer": n % 3}
+        for n in range(24)
+    ]
+    (task_folder / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = yaml.safe_load((task_folder / "choice.yaml").read_text())
+    task |= {"task": "letters", "dataset_kwargs": {"data_files": {"test": str(task_folder / "letters.jsonl")}}}
+    (task_folder / "letters.yaml").write_text(yaml.safe_dump(task))
+    return task_folder
+
+
+@pytest.fixture
 def network(library: ExpertLibrary, tmp_path: Path) -> Any:
     """`network(output)` → the folder of a network with random weights that writes for the tiny base."""
 
@@ -49,7 +63,7 @@ def network(library: ExpertLibrary, tmp_path: Path) -> Any:
 @pytest.fixture
 def descriptions(tmp_path: Path) -> Path:
     rows = {
-        "choice": ["Say yes or no.", "Choose the answer about colours, red or blue.", "zzz"],
+        "letters": ["Choose a letter.", "Which of the three letters belongs to the number?", "zzz"],
         "writing": ["Write a number."],
         "reading": ["Read a text."],
     }
@@ -58,7 +72,7 @@ def descriptions(tmp_path: Path) -> Path:
     return file
 
 
-def digits(library: ExpertLibrary, task_folder: Path, dispatch: str, task: str = "choice") -> str:
+def digits(library: ExpertLibrary, task_folder: Path, dispatch: str, task: str = "letters") -> str:
     """What `selfadapt eval` finds right."""
     results = evaluate(
         [task],
@@ -81,10 +95,10 @@ def test_every_method_is_judged_as_eval_judges(
     run: Any, library: ExpertLibrary, network: Any, task_folder: Path, descriptions: Path, tmp_path: Path, output: Any
 ) -> None:
     oracles = tmp_path / "oracles"
-    for benchmark, expert in {"choice": "a", "writing": "b"}.items():
+    for benchmark, expert in {"letters": "a", "writing": "b"}.items():
         shutil.copytree(library.folder / expert, oracles / benchmark)
     folder = network(output)
-    asked = ("--benchmarks", "choice,writing", "--include-path", task_folder, "--batch-size", 4)
+    asked = ("--benchmarks", "letters,writing", "--include-path", task_folder, "--batch-size", 4)
     rivals = ("--multi-task", library.folder / "b", "--oracles", oracles, "--adapters", oracles)
     given = ("--model", library.base, "--descriptions", descriptions)
     code, out, err = run("t2l", "evaluate", folder, *given, *asked, *rivals, "--json")
@@ -93,26 +107,26 @@ def test_every_method_is_judged_as_eval_judges(
     scores = {(row["method"], row["benchmark"]): row["scores"] for row in document["rows"]}
     own = {"base": "none", "multi-task adapter": "b", "adapter of the benchmark itself": "a"}
     for method, dispatch in own.items():
-        assert scores[method, "choice"] == [digits(library, task_folder, dispatch)]
-    # Writing, which random models get all wrong, tells nothing; the two experts of choice differ.
-    assert scores["multi-task adapter", "choice"] != scores["adapter of the benchmark itself", "choice"]
+        assert scores[method, "letters"] == [digits(library, task_folder, dispatch)]
+    assert scores["multi-task adapter", "letters"] != scores["adapter of the benchmark itself", "letters"]
     mean = tmp_path / "mean.json"
-    mean.write_text(json.dumps({"a": 0.5, "b": 0.5}))
-    assert scores["average of adapters", "choice"] == [digits(library, task_folder, str(mean))]
+    mean.write_text(json.dumps({"weights": {"a": 0.5, "b": 0.5}}))
+    assert scores["average of adapters", "letters"] == [digits(library, task_folder, str(mean))]
 
     # Each description has its adapter: that which `generate` writes from it.
     texts = read_descriptions(descriptions)
     written = ExpertLibrary.create(tmp_path / "written", library.base, library.fingerprint)
-    for number, text in enumerate(texts["choice"]):
+    for number, text in enumerate(texts["letters"]):
         made = tmp_path / f"made{number}"
         assert run("t2l", "generate", text, "--network", folder, "--output", made, "--model", library.base)[0] == 0
         written.add(made, description="Something.")
     of_each = [digits(written, task_folder, f"made{number}") for number in range(3)]
-    assert scores["written", "choice"] == of_each
+    assert scores["written", "letters"] == of_each
     assert len(set(of_each)) > 1
     assert len(scores["written", "writing"]) == 1
     controls = [
-        scores[f"written, {control}", "choice"] for control in ("another benchmark's description", "random description")
+        scores[f"written, {control}", "letters"]
+        for control in ("another benchmark's description", "random description")
     ]
     assert all(control != of_each for control in controls)
 
