@@ -11,10 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-import lm_eval
 import numpy as np
+from lm_eval import evaluator
 from lm_eval.api.task import Task as Benchmark
-from lm_eval.tasks import TaskManager
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from transformers import set_seed
 
 from dispatch import Fixed
 from experts.attaching import check_fit, check_lora
@@ -63,6 +64,7 @@ def compare_on_benchmarks(
     multi_task: Path | None = None,
     oracles: Path | None = None,
     include_path: Path | None = None,
+    num_fewshot: int | None = None,
     trust_remote_code: bool = False,
     model_args: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda name: None,
@@ -78,10 +80,11 @@ def compare_on_benchmarks(
         multi_task: one adapter that was trained on many tasks.
         oracles: adapters that were trained on the benchmarks themselves, in folders of the benchmarks' names.
         include_path: a folder with task files of one's own.
+        num_fewshot: how many examples stand before each question, unless the task says none; None for its own number.
         trust_remote_code: let a text encoder of the hub run the code that it brings.
         model_args: of the lm-eval model (`SelfAdaptiveLM`).
         say: is given the method and the benchmark before each evaluation.
-        options: for `lm_eval.simple_evaluate`, such as `limit` and `apply_chat_template`.
+        options: for `lm_eval.evaluate`, such as `limit` and `apply_chat_template`.
 
     Raises:
         UserError: as `load_tasks` does; if a benchmark has no description, or is not scored by right and wrong; if a
@@ -90,7 +93,7 @@ def compare_on_benchmarks(
     for folder in (network, adapters, multi_task, oracles):
         if folder is not None and not folder.is_dir():
             raise UserError(f"no such folder: {folder}")
-    manager, loaded = load_tasks(names, include_path, options.get("confirm_run_unsafe_code", False))
+    _, loaded = load_tasks(names, include_path, options.get("confirm_run_unsafe_code", False))
     benchmarks = _named(loaded)
     described = _described(list(benchmarks), descriptions) if network is not None else []
     own_folders = {} if oracles is None else {name: oracles / name for name in benchmarks}
@@ -114,7 +117,9 @@ def compare_on_benchmarks(
         own = {name: _read(folder, engine) for name, folder in own_folders.items()}
         methods.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
 
-    judge = _Judge(engine, manager, model_args.get("batch_size", 1), options)
+    for benchmark in benchmarks.values():
+        _set_fewshot(benchmark, num_fewshot)
+    judge = _Judge(engine, model_args.get("batch_size", 1), options)
     results: list[Judged] = []
     for method in methods:
         for name, benchmark in benchmarks.items():
@@ -128,7 +133,6 @@ class _Judge:
     """lm-eval, which puts the same questions to every method in the same way."""
 
     engine: NativeEngine
-    manager: TaskManager
     batch_size: int | str
     options: Mapping[str, Any]
 
@@ -159,9 +163,11 @@ class _Judge:
         try:
             everywhere = Fixed(Mixture.of({own: 1 / len(carried) for own in carried}))
             lm = SelfAdaptiveLM(SelfAdaptiveModel(self.engine, everywhere), batch_size=self.batch_size)
-            results = lm_eval.simple_evaluate(
-                model=lm, tasks=[benchmark], task_manager=self.manager, bootstrap_iters=0, **self.options
-            )
+            # `simple_evaluate` would list all installed packages each time, which takes seconds.
+            set_seed(DEFAULT_OTHER_SEED)
+            benchmark.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+            asked = {"tasks": {name: benchmark}}
+            results = evaluator.evaluate(lm=lm, task_dict=asked, bootstrap_iters=0, **self.options)
         finally:
             for own in carried:
                 self.engine.drop(own)
@@ -176,6 +182,13 @@ def _named(loaded: Sequence[Any]) -> dict[str, Benchmark]:
         if each.OUTPUT_TYPE == "loglikelihood_rolling":
             raise UserError(f"{each.task_name!r} scores texts, which are not right or wrong; name other benchmarks")
     return {str(each.task_name): each for each in loaded}
+
+
+def _set_fewshot(benchmark: Benchmark, given: int | None) -> None:
+    """As `lm_eval.simple_evaluate` does: what a task says of itself is left where that is 0."""
+    own = benchmark.get_config("num_fewshot")
+    if own is None or (given is not None and own != 0):
+        benchmark.set_config(key="num_fewshot", value=given or 0)
 
 
 def _described(names: Sequence[str], file: str | None) -> list[Task]:

@@ -181,7 +181,7 @@ def test_a_mistake_of_the_users_is_one_line(
 
     def error(*args: object, named: str = "choice") -> str:
         asked = ("--model", library.base, "--include-path", task_folder, "--benchmarks", named, "--limit", 2)
-        code, out, err = run("t2l", "evaluate", *args, *asked)
+        code, out, err = run("t2l", "evaluate", *asked, *args)
         assert (code, out) == (1, ""), err
         return err.splitlines()[-1]
 
@@ -196,7 +196,7 @@ def test_a_mistake_of_the_users_is_one_line(
     assert "'reading' scores texts" in error(named="reading")
     assert "overlap is scored by chrf" in error(named="overlap")
     assert "no task to evaluate" in error(named=",")
-    assert "--limit must be" in error("--limit", 0.5, "--limit", -1)
+    assert "--limit must be" in error("--limit", 0)
     assert "--instances is of tasks" in error("--instances", 3)
     (tmp_path / "empty").mkdir()
     assert "empty is no PEFT adapter" in error("--multi-task", tmp_path / "empty")
