@@ -32,7 +32,8 @@ HOMES = {
     "math": "hendrycks_math.HendrycksMath",
     "vqa": "vqa.Vqa",
     **dict.fromkeys(
-        ("arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande"), "multiple_choice.MultipleChoice"
+        ("arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande"),
+        "multiple_choice.MultipleChoice",
     ),
     **dict.fromkeys(("mbpp", "humaneval", "mbpp_pro"), "code.Code"),
 }

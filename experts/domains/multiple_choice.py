@@ -1,7 +1,8 @@
-"""Published multiple-choice questions: ARC, BoolQ, OpenBookQA, PIQA, WinoGrande."""
+"""Published multiple-choice questions: ARC, BoolQ, HellaSwag, OpenBookQA, PIQA, WinoGrande."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -16,7 +17,7 @@ from experts.outside.fields import added
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ChoiceKind = Literal["arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande"]
+ChoiceKind = Literal["arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande"]
 Question = tuple[str, list[str], int]
 """What is asked, the choices, and the index of the right one."""
 
@@ -44,6 +45,16 @@ def _open_book(fields: Fields) -> Question:
 def _yes_or_no(fields: Fields) -> Question:
     question = fields["question"].rstrip("? ")
     return f"{fields['passage']}\n\n{question[:1].upper()}{question[1:]}?", ["Yes", "No"], 0 if fields["answer"] else 1
+
+
+def _endings(fields: Fields) -> Question:
+    begun = _plain(f"{fields['activity_label']}: {fields['ctx']}")
+    return f"{begun}\n\nHow does this go on?", [_plain(ending) for ending in fields["endings"]], int(fields["label"])
+
+
+def _plain(text: str) -> str:
+    """Without the marks of WikiHow's headings, "[title]" and the like, as lm-eval shows it."""
+    return re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).replace("  ", " ").strip()
 
 
 def _two_ways(fields: Fields) -> Question:
@@ -74,6 +85,12 @@ DATASETS: dict[str, _Published] = {
         "Yes-or-no questions about a passage of text.",
         _yes_or_no,
         lettered=False,
+    ),
+    "hellaswag": _Published(
+        # The official test answers are not published; validation is what everybody reports.
+        Source("hellaswag", "Rowan/hellaswag", "ctx", test="validation"),
+        "Choosing how a description of an everyday activity goes on.",
+        _endings,
     ),
     "openbookqa": _Published(
         Source("openbookqa", "allenai/openbookqa", "question_stem", ("main",), validation="validation"),

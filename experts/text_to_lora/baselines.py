@@ -129,7 +129,7 @@ def adapter_methods(
     """
     methods = []
     if adapters is not None:
-        paths = _folders(adapters)
+        paths = adapter_folders(adapters)
         if any(PeftConfig.from_pretrained(str(path)).peft_type != PeftType.LORA for path in paths):
             raise UserError(f"{adapters} holds other adapters than LoRAs; the average and Arrow are of LoRAs")
         methods += [
@@ -144,7 +144,7 @@ def adapter_methods(
 
 
 def _oracle(base: PreTrainedModel, style: PromptStyle, folder: Path) -> Method:
-    paths = {path.name: path for path in _folders(folder)}
+    paths = {path.name: path for path in adapter_folders(folder)}
     carried: list[PeftModel] = []
 
     @contextmanager
@@ -164,7 +164,8 @@ def _oracle(base: PreTrainedModel, style: PromptStyle, folder: Path) -> Method:
     return Method("adapter of the task itself", style.chat, model, of_task)
 
 
-def _folders(folder: Path) -> list[Path]:
+def adapter_folders(folder: Path) -> list[Path]:
+    """The adapters in a folder, in the order of their names; raises UserError if there are none."""
     paths = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     if not paths:
         raise UserError(f"{folder} holds no adapters: no folder in it has an adapter_config.json")

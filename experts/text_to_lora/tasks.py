@@ -115,10 +115,7 @@ class TaskData:
         """
         descriptions = {}
         if self.descriptions is not None:
-            file = _find(self.descriptions, Path.is_file) or _shipped(self.descriptions)
-            if file is None:
-                raise UserError(f"no file of descriptions {self.descriptions!r}, here or in SELFADAPT_DATA")
-            descriptions = read_descriptions(file)
+            descriptions = read_descriptions(find_descriptions(self.descriptions))
         descriptions = {name: own[: self.descriptions_per_task] for name, own in descriptions.items()}
         if self.path is None:
             if not descriptions:
@@ -212,6 +209,18 @@ def _text(row: Any, name: str, where: str) -> str:
     return row[name]
 
 
+def find_descriptions(name: str) -> Path:
+    """A file of descriptions here, under `$SELFADAPT_DATA`, or among what comes with the package.
+
+    Raises:
+        UserError: if there is none.
+    """
+    file = _find(name, Path.is_file) or _shipped(name)
+    if file is None:
+        raise UserError(f"no file of descriptions {name!r}, here or in SELFADAPT_DATA")
+    return file
+
+
 def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
     """Task → its descriptions. A `task_name` like `Lots-of-LoRAs/task067_…` wins over `task`.
 
@@ -247,7 +256,7 @@ def _find(path: str, kind: Any) -> Path | None:
 
 
 def _shipped(path: str) -> Path | None:
-    """A file that lies with a network of the package, such as `smollm2-135m/t2l/descriptions.jsonl`."""
+    """A file of the package, such as `smollm2-135m/t2l/descriptions.jsonl` or `benchmarks.jsonl`."""
     file = FOLDER / path
     return file if file.is_file() else None
 

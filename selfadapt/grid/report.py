@@ -11,7 +11,7 @@ from experts.outside.errors import UserError
 from experts.outside.files import atomic_file, check_writable
 from selfadapt.grid.plots import plot_accuracy, plot_gain, plot_weights
 from selfadapt.grid.results import Line, check_results_folder, chosen_rate, read_results
-from selfadapt.grid.rows import Paired, Row, make_rows
+from selfadapt.grid.rows import Row, make_rows
 
 
 def write_report(results: Path, output: Path) -> list[Row]:
@@ -83,7 +83,7 @@ def _table(rows: Sequence[Row]) -> str:
         low, high = row.interval
         cells = [row.method, *([row.trained_on or ""] if several else [])]
         cells += [f"{row.accuracy:.1%} ({low:.1%} to {high:.1%})", str(len(row.seeds)) if row.trained_on else ""]
-        cells += [_difference(row.against.get(other)) for other in rivals]
+        cells += [str(row.against.get(other, "")) for other in rivals]
         if row.trained_on:
             cells += [f"{row.parameters:,}", f"{row.train_seconds:.0f}", f"{row.peak_memory or ''}"]
             cells += [f"{row.learning_rate:g}", ", ".join(map(str, row.best_steps))]
@@ -94,13 +94,6 @@ def _table(rows: Sequence[Row]) -> str:
     body.append(["always the most common answer"] + [""] * (width - 1))
     body[-1][2 if several else 1] = f"{rows[0].constant:.1%}"
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * width, *body])
-
-
-def _difference(paired: Paired | None) -> str:
-    if paired is None:
-        return ""
-    text = f"{100 * paired.points:+.1f} (p = {paired.p_holm:.2g})"
-    return f"**{text}**" if paired.p_holm < 0.05 else text
 
 
 def _weights(rows: Sequence[Row]) -> list[str]:

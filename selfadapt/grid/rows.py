@@ -20,7 +20,11 @@ class Paired:
     """Difference of the shares of right answers, in [−1, 1]."""
     p: float
     p_holm: float = 1.0
-    """Adjusted for all comparisons of the results file."""
+    """Adjusted for all comparisons beside which it stands."""
+
+    def __str__(self) -> str:
+        text = f"{100 * self.points:+.1f} (p = {self.p_holm:.2g})"
+        return f"**{text}**" if self.p_holm < 0.05 else text
 
 
 @dataclass(frozen=True)

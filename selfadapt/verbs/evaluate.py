@@ -66,14 +66,13 @@ def evaluate(
         confirm_run_unsafe_code: let tasks run programs that the model writes, which lm-eval does unguarded.
         json: print lm-eval's result dictionary, with the mean mixture and the seconds of each pass, as JSON.
     """
-    from experts.outside.errors import UserError, not_installed
+    from experts.outside.errors import SEEDS, UserError, check_whole
     from experts.outside.files import check_writable
 
-    try:
-        import lm_eval  # noqa: F401 (it is asked for before anything else)
-    except ModuleNotFoundError as error:
-        raise not_installed("evaluation", "lm-eval", "eval") from error
-    _check_numbers(limit, num_fewshot, seed)
+    check_lm_eval()
+    check_numbers(limit, num_fewshot)
+    if seed is not None:
+        check_whole("--seed", seed, least=0, most=SEEDS)
     if limit is not None and samples is not None:
         raise UserError("--limit and --samples both say which documents; give one of them")
     if chat_template_kwargs and not apply_chat_template:
@@ -98,7 +97,7 @@ def evaluate(
         own |= {"chat_template_args": ("--chat-template-kwargs", chat_template_kwargs)}
         of_model = command_line.merged("--model-args", command_line.pairs("--model-args", model_args), own)
         results = evaluation.evaluate(
-            [name.strip() for name in tasks.split(",") if name.strip()],
+            task_names(tasks),
             of_model.pop("dispatch", None) or "none",
             of_model.pop("pretrained", None),
             of_model.pop("library", None),
@@ -107,7 +106,7 @@ def evaluate(
             include_path=include_path,
             output_path=output_path,
             seed=seed,
-            limit=int(limit) if limit is not None and limit >= 1 else limit,
+            limit=documents(limit),
             samples=None if samples is None else command_line.sample_numbers(samples),
             num_fewshot=num_fewshot,
             fewshot_as_multiturn=command_line.multiturn(fewshot_as_multiturn, apply_chat_template),
@@ -126,12 +125,31 @@ def evaluate(
     show(document, json, text)
 
 
-def _check_numbers(limit: float | None, num_fewshot: int | None, seed: int | None) -> None:
-    from experts.outside.errors import SEEDS, UserError, check_whole
+def check_lm_eval() -> None:
+    """Raises UserError if lm-eval is not installed."""
+    from experts.outside.errors import not_installed
+
+    try:
+        import lm_eval  # noqa: F401 (it is asked for before anything else)
+    except ModuleNotFoundError as error:
+        raise not_installed("evaluation", "lm-eval", "eval") from error
+
+
+def check_numbers(limit: float | None, num_fewshot: int | None) -> None:
+    """Raises UserError for a --limit or --num-fewshot that means nothing."""
+    from experts.outside.errors import UserError, check_whole
 
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit.is_integer())):
         raise UserError(f"--limit must be a whole number of documents, or a share of them above 0, not {limit:g}")
     if num_fewshot is not None:
         check_whole("--num-fewshot", num_fewshot, least=0)
-    if seed is not None:
-        check_whole("--seed", seed, least=0, most=SEEDS)
+
+
+def task_names(given: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def documents(limit: float | None) -> float | None:
+    """A limit as lm-eval takes it: whole, or a share."""
+    return int(limit) if limit is not None and limit >= 1 else limit

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from selfadapt.verbs import check_output, show
+from selfadapt.verbs.evaluate import check_lm_eval, check_numbers, documents, task_names
 from selfadapt.verbs.loading import FromOptions, Loading
 from selfadapt.verbs.usage import parsed
 
@@ -141,37 +142,67 @@ def t2l_import(folder: Positional[Path], output: Path, model: str | None = None,
     show(document, json, str(output))
 
 
+@dataclass(frozen=True)
+class OnTasks:
+    """Judged by loss and ROUGE-L on tasks of Natural Instructions."""
+
+    tasks: str = "natural_instructions"
+    """The folder of the tasks, or a data set on the hub."""
+    with_definition: bool = False
+    """Put the task's definition before every input."""
+    split: Literal["train", "test"] = "test"
+    """Whose tasks: test, or train for those training tasks that have an adapter among --oracles."""
+    instances: int = 20
+    """Of each task."""
+    max_new_tokens: int = 48
+    """The most that an answer may have."""
+
+
+@dataclass(frozen=True)
+class OnBenchmarks:
+    """Judged by lm-eval-harness on benchmarks, as `selfadapt eval` judges."""
+
+    benchmarks: str | None = None
+    """Tasks of lm-eval, or patterns such as arc_*, with commas between them. They judge instead of tasks."""
+    include_path: Path | None = None
+    """A folder with task files of your own."""
+    limit: float | None = None
+    """Only the first so many questions of each benchmark, or that share of them if less than 1."""
+    num_fewshot: int | None = None
+    """How many examples stand before each question; by default the task's own number."""
+    apply_chat_template: bool = False
+    """Make every question a chat."""
+    batch_size: str = "1"
+    """Requests at a time, or "auto"."""
+    confirm_run_unsafe_code: bool = False
+    """Let tasks run programs that the model writes, which lm-eval does unguarded."""
+
+
 def t2l_evaluate(
     network: Positional[Path | None] = None,
     model: str = "smollm2-135m",
     base: FromOptions = Loading(),
-    tasks: str = "natural_instructions",
     descriptions: str | None = None,
-    with_definition: bool = False,
     adapters: Path | None = None,
     multi_task: Path | None = None,
     oracles: Path | None = None,
-    split: Literal["train", "test"] = "test",
-    instances: int = 20,
-    max_new_tokens: int = 48,
+    on_tasks: Annotated[OnTasks, tyro.conf.OmitArgPrefixes] = OnTasks(),
+    on_benchmarks: Annotated[OnBenchmarks, tyro.conf.OmitArgPrefixes] = OnBenchmarks(),
     trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
-    """Compare written adapters with baselines and controls on the official test tasks: loss and ROUGE-L.
+    """Compare written adapters with baselines and controls on the official test tasks, or on benchmarks.
 
     Args:
         network: the folder that `selfadapt t2l train` wrote; without it only the baselines are compared.
         model: the base: a built-in name, a hub id or a folder.
         base: how the base is loaded.
-        tasks: the folder of the tasks, or a data set on the hub.
-        descriptions: a JSON Lines file of descriptions; without it definitions describe the tasks.
-        with_definition: put the task's definition before every input.
-        adapters: a folder of one LoRA for each training task, for their average and for Arrow routing.
+        descriptions: a JSON Lines file of descriptions; else tasks have their definitions, benchmarks ours.
+        adapters: a folder of one LoRA for each training task, for their average and, on tasks, for Arrow routing.
         multi_task: the adapter that was trained on all training tasks.
-        oracles: a folder of adapters that were trained on the evaluated tasks themselves, each on its other instances.
-        split: whose tasks: test, or train for those training tasks that have an adapter among `oracles`.
-        instances: of each task.
-        max_new_tokens: the most that an answer may have.
+        oracles: a folder of adapters that were trained on the evaluated tasks, or benchmarks, themselves.
+        on_tasks: where tasks of Natural Instructions judge.
+        on_benchmarks: where benchmarks judge.
         trust_remote_code: let a text encoder of the hub run the code that it brings.
         json: print estimates with their intervals, and the scores of all instances, as JSON.
     """
@@ -183,17 +214,68 @@ def t2l_evaluate(
     from experts.text_to_lora.tasks import TaskData
     from selfadapt.recipes.text_to_lora import base_named
 
-    check_whole("--instances", instances)
-    check_whole("--max-new-tokens", max_new_tokens)
-    if split == "train" and oracles is None:
+    def say(name: str) -> None:
+        print(name, file=sys.stderr)
+
+    compared_with: dict[str, Any] = {"adapters": adapters, "multi_task": multi_task, "oracles": oracles}
+    if on_benchmarks.benchmarks is not None:
+        _refuse_given(on_tasks, "is of tasks of Natural Instructions; leave it out, or --benchmarks")
+        compared_with |= {"network": network, "descriptions": descriptions, "trust_remote_code": trust_remote_code}
+        return _on_benchmarks(on_benchmarks, model, base, compared_with, say, json)
+    _refuse_given(on_benchmarks, "is of benchmarks: name them with --benchmarks, too")
+    check_whole("--instances", on_tasks.instances)
+    check_whole("--max-new-tokens", on_tasks.max_new_tokens)
+    if on_tasks.split == "train" and oracles is None:
         raise UserError("training tasks are for what learned their adapters: say with --oracles where these are")
-    comparison = Comparison(
-        network, adapters, multi_task, oracles, split, with_definition, instances, max_new_tokens, trust_remote_code
-    )
-    data = TaskData(tasks, descriptions, validation_tasks=0)
-    load = base_named(model, **base.options()).load
-    compared = compare_methods(comparison, data, load, lambda name: print(name, file=sys.stderr))
+    how = asdict(on_tasks)
+    data = TaskData(how.pop("tasks"), descriptions, validation_tasks=0)
+    comparison = Comparison(network, **compared_with, **how, trust_remote_code=trust_remote_code)
+    compared = compare_methods(comparison, data, base_named(model, **base.options()).load, say)
     show(asdict(compared), json, compared.table())
+
+
+def _on_benchmarks(
+    given: OnBenchmarks,
+    model: str,
+    base: Loading,
+    compared_with: dict[str, Any],
+    say: Callable[[str], None],
+    json: bool,
+) -> None:
+    import contextlib
+    import sys
+
+    check_lm_eval()
+    check_numbers(given.limit, given.num_fewshot)
+    # lm-eval and what it loads print to stdout at will.
+    with contextlib.redirect_stdout(sys.stderr):
+        from selfadapt.harness.benchmarks import compare_on_benchmarks
+        from selfadapt.harness.lm import check_batch_size
+
+        check_batch_size("--batch-size", given.batch_size)
+        compared = compare_on_benchmarks(
+            task_names(given.benchmarks or ""),
+            model,
+            **compared_with,
+            include_path=given.include_path,
+            model_args={"dtype": None, **base.options(), "batch_size": given.batch_size},
+            say=say,
+            limit=documents(given.limit),
+            num_fewshot=given.num_fewshot,
+            apply_chat_template=given.apply_chat_template,
+            fewshot_as_multiturn=given.apply_chat_template,
+            confirm_run_unsafe_code=given.confirm_run_unsafe_code,
+        )
+    show(compared.document(), json, compared.table())
+
+
+def _refuse_given(options: OnTasks | OnBenchmarks, why: str) -> None:
+    """Raises UserError for the first option that is not as it is by default."""
+    from experts.outside.errors import UserError
+
+    for field in fields(options):
+        if getattr(options, field.name) != field.default:
+            raise UserError(f"--{field.name.replace('_', '-')} {why}")
 
 
 def t2l() -> None:

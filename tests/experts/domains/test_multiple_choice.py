@@ -67,6 +67,25 @@ def test_the_other_data_sets(put: Put) -> None:
     assert asked["prompt"][0]["content"].startswith("The hen saw the fox, and _ ran.\n\nWhat belongs")
 
 
+def test_hellaswag_without_the_marks_of_wikihow(put: Put) -> None:
+    row = {
+        "activity_label": "Cooking",
+        "ctx": "[header] How to boil an egg [title] Take a pot. [step] Fill it.",
+        "endings": ["Eat the pot.", "Put the egg  in. [substeps] Wait.", "Sing.", "Leave."],
+        "label": "1",
+    }
+    asked = only(put_all(put, "hellaswag", row))
+    assert asked["prompt"][0]["content"] == (
+        "Cooking: How to boil an egg. Take a pot. Fill it.\n\nHow does this go on?\n\n"
+        "A. Eat the pot.\nB. Put the egg in. Wait.\nC. Sing.\nD. Leave.\n\n"
+        "Answer with the letter of the right choice only."
+    )
+    assert (asked["answer"], asked["choices"][1]) == ("B", "Put the egg in. Wait.")
+    unlabelled = put_all(put, "hellaswag", row | {"label": ""})  # as the hub's test split is
+    with pytest.raises(UserError, match="hellaswag/validation"):
+        unlabelled.load("test")
+
+
 def test_a_split_that_is_named_for_its_size(put: Put) -> None:
     gaps = [
         {"sentence": f"Hen {i} saw the fox, and _ ran.", "option1": "the fox", "option2": "the hen", "answer": "2"}

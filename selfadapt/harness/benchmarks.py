@@ -1,0 +1,250 @@
+"""Adapters that a network writes from descriptions of lm-eval's benchmarks, judged beside adapters that were trained.
+
+Of one benchmark there may be several descriptions, and so several written adapters: its score is their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from lm_eval import evaluator
+from lm_eval.api.task import Task as Benchmark
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from transformers import set_seed
+
+from dispatch import Fixed
+from experts.attaching import check_fit, check_lora
+from experts.engine import NativeEngine
+from experts.exchange.lora import Lora
+from experts.exchange.lora_folder import peft_type, read_lora
+from experts.expert import Expert
+from experts.mixture import Mixture
+from experts.outside.errors import UserError
+from experts.svf.fingerprint import refuse_other_base
+from experts.text_to_lora.baselines import adapter_folders, farthest, random_text
+from experts.text_to_lora.encoder import make_encoder
+from experts.text_to_lora.tasks import Task, find_descriptions, read_descriptions
+from experts.text_to_lora.writer import TextToAdapter, read_network
+from experts.training.statistics import constant_answer
+from selfadapt.harness.benchmark_table import Compared, Judged, compared
+from selfadapt.harness.lm import SelfAdaptiveLM
+from selfadapt.harness.tasks import load_tasks
+from selfadapt.two_pass import SelfAdaptiveModel
+
+SHIPPED = "benchmarks.jsonl"
+"""Our own descriptions of the benchmarks that Text-to-LoRA is judged by."""
+
+Adapter = Expert | Lora
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to answer benchmarks."""
+
+    name: str
+    adapters: Callable[[str], Sequence[Sequence[Adapter]]]
+    """Benchmark → the adapters that answer it, in equal weights; several times, where it has several descriptions."""
+
+
+BASE = Method("base", lambda benchmark: [()])
+
+
+def compare_on_benchmarks(
+    names: Sequence[str],
+    model: str,
+    *,
+    network: Path | None = None,
+    descriptions: str | None = None,
+    adapters: Path | None = None,
+    multi_task: Path | None = None,
+    oracles: Path | None = None,
+    include_path: Path | None = None,
+    num_fewshot: int | None = None,
+    trust_remote_code: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda name: None,
+    **options: Any,
+) -> Compared:
+    """Judges every method that there is something for, and compares it with what the network writes, or with the base.
+
+    Args:
+        names: of lm-eval's tasks, or patterns.
+        network: the folder of a network; without it only the others are compared.
+        descriptions: a JSON Lines file of descriptions, for benchmarks that it names; the others have ours.
+        adapters: a folder of LoRAs and experts, for their mean.
+        multi_task: one adapter that was trained on many tasks.
+        oracles: adapters that were trained on the benchmarks themselves, in folders of the benchmarks' names.
+        include_path: a folder with task files of one's own.
+        num_fewshot: how many examples stand before each question, unless the task says none; None for its own number.
+        trust_remote_code: let a text encoder of the hub run the code that it brings.
+        model_args: of the lm-eval model (`SelfAdaptiveLM`).
+        say: is given the method and the benchmark before each evaluation.
+        options: for `lm_eval.evaluate`, such as `limit` and `apply_chat_template`.
+
+    Raises:
+        UserError: as `load_tasks` does; if a benchmark has no description, or is not scored by right and wrong; if a
+            folder is missing, or a network or adapter is damaged, or for another base.
+    """
+    for folder in (network, adapters, multi_task, oracles):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no such folder: {folder}")
+    _, loaded = load_tasks(names, include_path, options.get("confirm_run_unsafe_code", False))
+    benchmarks = _named(loaded)
+    described = _described(list(benchmarks), descriptions) if network is not None else []
+    own_folders = {} if oracles is None else {name: oracles / name for name in benchmarks}
+    for name, folder in own_folders.items():
+        if not (folder / "adapter_config.json").is_file():
+            raise UserError(f"{oracles} holds no adapter for {name}: there is no {name}/adapter_config.json")
+
+    model_args = dict(model_args or {})
+    lm = SelfAdaptiveLM(model, dispatch="none", **model_args)
+    engine = cast(NativeEngine, lm.two_pass.engine)
+    methods = [BASE]
+    if network is not None:
+        methods += _written(_writer(network, engine, trust_remote_code), described)
+    if adapters is not None:
+        together = [_read(folder, engine) for folder in adapter_folders(adapters)]
+        methods.append(Method("average of adapters", lambda benchmark: [together]))
+    if multi_task is not None:
+        for_all = _read(multi_task, engine)
+        methods.append(Method("multi-task adapter", lambda benchmark: [[for_all]]))
+    if oracles is not None:
+        own = {name: _read(folder, engine) for name, folder in own_folders.items()}
+        methods.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
+
+    for benchmark in benchmarks.values():
+        _set_fewshot(benchmark, num_fewshot)
+    judge = _Judge(engine, model_args.get("batch_size", 1), options)
+    results: list[Judged] = []
+    for method in methods:
+        for name, benchmark in benchmarks.items():
+            say(f"{method.name}: {name}")
+            results.append(judge(method, benchmark, name))
+    return compared(results, "base" if network is None else "written")
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """lm-eval, which puts the same questions to every method in the same way."""
+
+    engine: NativeEngine
+    batch_size: int | str
+    options: Mapping[str, Any]
+
+    def __call__(self, method: Method, benchmark: Benchmark, name: str) -> Judged:
+        """The scores of a method on a benchmark."""
+        samples = [self._samples(together, benchmark, name) for together in method.adapters(name)]
+        metric, filter_name = samples[0][0]["metrics"][0], samples[0][0]["filter"]
+        scores = []
+        for of_one in samples:
+            own = {sample["doc_id"]: sample[metric] for sample in of_one if sample["filter"] == filter_name}
+            if any(score not in (0, 1) for score in own.values()):
+                raise UserError(
+                    f"{name} is scored by {metric}, by which an answer is not right or wrong; take a task file of your "
+                    "own (--include-path) whose first metric is acc, acc_norm or exact_match"
+                )
+            scores.append([int(own[document]) for document in sorted(own)])
+        constant = None
+        if benchmark.OUTPUT_TYPE == "multiple_choice":
+            constant = constant_answer([sample["target"] for sample in samples[0]]).value
+        label = metric if filter_name == "none" else f"{metric}, {filter_name}"
+        return Judged(method.name, name, label, np.array(scores), constant)
+
+    def _samples(self, together: Sequence[Adapter], benchmark: Benchmark, name: str) -> list[dict[str, Any]]:
+        """lm-eval's log of a benchmark, answered under adapters in equal weights."""
+        carried = [f"judged-{number}" for number in range(len(together))]
+        for own, adapter in zip(carried, together, strict=True):
+            self.engine.carry(own, adapter)
+        try:
+            everywhere = Fixed(Mixture.of({own: 1 / len(carried) for own in carried}))
+            lm = SelfAdaptiveLM(SelfAdaptiveModel(self.engine, everywhere), batch_size=self.batch_size)
+            # `simple_evaluate` would list all installed packages each time, which takes seconds.
+            set_seed(DEFAULT_OTHER_SEED)
+            benchmark.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+            asked = {"tasks": {name: benchmark}}
+            results = evaluator.evaluate(lm=lm, task_dict=asked, bootstrap_iters=0, **self.options)
+        finally:
+            for own in carried:
+                self.engine.drop(own)
+        assert results is not None  # one process
+        return results["samples"][name]
+
+
+def _named(loaded: Sequence[Any]) -> dict[str, Benchmark]:
+    for each in loaded:
+        if not isinstance(each, Benchmark):
+            raise UserError(f"{each.name!r} is a group of tasks; name the tasks themselves, a benchmark each")
+        if each.OUTPUT_TYPE == "loglikelihood_rolling":
+            raise UserError(f"{each.task_name!r} scores texts, which are not right or wrong; name other benchmarks")
+    return {str(each.task_name): each for each in loaded}
+
+
+def _set_fewshot(benchmark: Benchmark, given: int | None) -> None:
+    """As `lm_eval.simple_evaluate` does: what a task says of itself is left where that is 0."""
+    own = benchmark.get_config("num_fewshot")
+    if own is None or (given is not None and own != 0):
+        benchmark.set_config(key="num_fewshot", value=given or 0)
+
+
+def _described(names: Sequence[str], file: str | None) -> list[Task]:
+    """The benchmarks in the order of their names, then all others that have a description."""
+    texts = read_descriptions(find_descriptions(SHIPPED))
+    if file is not None:
+        texts |= read_descriptions(find_descriptions(file))
+    for name in names:
+        if name not in texts:
+            raise UserError(f"nothing describes the benchmark {name!r}: give --descriptions a file with a line for it")
+    order = [*names, *(name for name in texts if name not in names)]
+    return [Task(name, "test", texts[name][0], descriptions=texts[name]) for name in order]
+
+
+def _writer(folder: Path, engine: NativeEngine, trust_remote_code: bool) -> TextToAdapter:
+    network = read_network(folder)
+    base: Any = engine.model
+    if network.spec.fingerprint is not None:
+        refuse_other_base(f"the network in {folder}", network.spec.fingerprint, None, base)
+    tokenizer: Any = engine.tokenizer
+    encoder = make_encoder(network.spec.encoder, lambda: (base, tokenizer), trust_remote_code=trust_remote_code)
+    return TextToAdapter(network.to(base.device), encoder)
+
+
+def _written(writer: TextToAdapter, described: Sequence[Task]) -> list[Method]:
+    """Adapters written from a benchmark's descriptions; and the controls, from as many of another's, or of no meaning.
+
+    Args:
+        described: whatever has descriptions; what is least like a benchmark is looked for among all of them.
+    """
+    own = {task.name: task.descriptions for task in described}
+    least_alike = dict(zip(own, farthest(described, writer.encoder), strict=True))
+    numbers = count()
+    random = {name: [random_text(next(numbers)) for _ in texts] for name, texts in own.items()}
+
+    def method(name: str, texts: Callable[[str], Sequence[str]]) -> Method:
+        return Method(name, lambda benchmark: [[adapter] for adapter in writer.generate(texts(benchmark))])
+
+    return [
+        method("written", lambda benchmark: own[benchmark]),
+        method(
+            "written, another benchmark's description",
+            lambda benchmark: described[least_alike[benchmark]].descriptions[: len(own[benchmark])],
+        ),
+        method("written, random description", lambda benchmark: random[benchmark]),
+    ]
+
+
+def _read(folder: Path, engine: NativeEngine) -> Adapter:
+    """An expert or a LoRA that fits the base."""
+    if peft_type(folder) != "SVF":
+        lora = read_lora(folder)
+        check_lora(f"the LoRA in {folder}", lora, engine.model)
+        return lora
+    expert = Expert.read(folder)
+    if expert.fingerprint is not None:
+        refuse_other_base(f"the expert in {folder}", expert.fingerprint, expert.sketch, engine.model)
+    check_fit(folder, engine.model)
+    return expert
