@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.judges.writing import TAG, answered
 from experts.domains.published import Fields, Source, load_published
 from experts.domains.sandbox import run_python
 from experts.outside.errors import check_whole, unknown
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CodeKind = Literal["mbpp", "humaneval", "mbpp_pro"]
-BLOCK = re.compile(r"(?m:^([ \t]*))?(```|~~~)[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\2|\Z)", re.DOTALL | re.IGNORECASE)
+BLOCK = re.compile(r"(?m:^([ \t]*))?(```|~~~)[ \t]*([^\s`~]*)[^\n`]*\n(.*?)(?:\2|\Z)", re.DOTALL)
+# What marks where a program begins and ends, in place of a block: [BEGIN], <answer>, <|im_end|>.
+MARK = re.compile(rf"(?m)^\s*(?:{TAG.pattern}|\[/?[A-Z]+\])\s*$|(?:{TAG.pattern})\s*\Z")
+PYTHON = re.compile(r"\W*(?:python3?|py)?\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -191,13 +195,17 @@ def _strict(tests: str) -> str:
 
 
 def code_of(text: str) -> str:
-    r"""The first code block that defines something, else the first one; the whole text, where there is none.
+    r"""The first block of Python that defines something, else the first one; the whole text, where there is none.
 
     Where the block is indented, as an item of a list is, it is read without.
 
     >>> code_of("Here:\n```python\ndef f(): ...\n```\nUse it:\n```python\nf()\n```")
     'def f(): ...\n'
     """
-    text = text.replace("\r\n", "\n")
-    blocks = [re.sub(f"(?m)^{indent}", "", block) for indent, _, block in BLOCK.findall(text)]
-    return next((block for block in blocks if "def " in block or "class " in block), blocks[0] if blocks else text)
+    text = answered(text).replace("\r\n", "\n")
+    blocks = [
+        re.sub(f"(?m)^{indent}", "", block)
+        for indent, _, language, block in BLOCK.findall(text)
+        if PYTHON.fullmatch(language)
+    ]
+    return next((block for block in blocks if "def " in block or "class " in block), blocks[0] if blocks else MARK.sub("", text))

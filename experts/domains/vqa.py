@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
+from experts.domains.judges.writing import answered
 from experts.outside.errors import UserError
 from experts.outside.files import data_folder
 from experts.outside.reading import read_objects
@@ -66,7 +67,7 @@ class Vqa:
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """VQA accuracy; needs the column `answers`."""
         return [
-            accuracy(text_of(completion), answers)
+            accuracy(answered(text_of(completion)), answers)
             for completion, answers in zip(completions, columns["answers"], strict=True)
         ]
 

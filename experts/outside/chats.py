@@ -27,7 +27,7 @@ PICTURE = ("image", "image_url", "input_image")
 PICTURE_SOURCES = ("image", "image_url", "url", "path", "base64")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 TOLD = ("system", "developer")  # of what they say every answer is to know
-SILENT = ("assistant", "tool")  # roles that may have nothing to say: tool calls alone, a tool without a result
+SILENT = ("assistant", "tool", "function")  # may have nothing to say: tool calls alone, a tool without a result
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}{{ '\\n' if message['role'] == 'user' else '\\n\\n' }}"

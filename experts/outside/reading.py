@@ -26,6 +26,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+MARK = "\ufeff"  # stands within a file that was put together of several
 GZIP = b"\x1f\x8b"
 
 
@@ -79,6 +80,7 @@ def read_lines(file: Path, *, growing: bool = False) -> Iterator[tuple[int, str]
     A line without an end is left out of a file that is `growing`: who wrote it was stopped there, or still writes.
     """
     for number, line in enumerate(io.StringIO(read_text(file)), 1):
+        line = line.lstrip(MARK)
         if line.strip() and (line.endswith("\n") or not growing):
             yield number, line.removesuffix("\n")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from experts.domains.judges.writing import without_tags
+from experts.domains.judges.writing import answered, without_tags
 
 # Characters for private use stand for the choices; a text's own are taken out.
 FIRST_MARK = 0xE000
@@ -19,10 +19,11 @@ MOST_CHOICES = 1000
 # Where a text begins to say its answer: the last of these has the last say.
 STATEMENT = re.compile(
     r"""
+    (?<!wrong\s)(?<!incorrect\s)(?<!worst\s)(?<!false\s)
     \bans(?:wer)?\b (?: \s{1,3} (?: to | would | should | must | has | letter | option )\b [^.:\n]{0,60}? )?
       [*_\s]{0,9} (?: : | [-–—=]\s | \bis\b | \bbe\b )
     | (?m: ^ ) \#{4} (?= \s )
-    | \\boxed\s?\{
+    | (?<!\bor\s)(?<!\bor\s\$)(?<!\band\s)(?<!\band\s\$)(?<!,\s)(?<!,\s\$) \\boxed\s?\{
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -42,13 +43,15 @@ EXPLANATION = re.compile(
     r"\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
     re.IGNORECASE | re.DOTALL,
 )
-NO_DENIAL = re.compile(r"\b(?:no|without(?:\sa)?)\s+doubt\b|\bnot\s+only\b", re.IGNORECASE)
-ALL_BUT = re.compile(r"\b(?:anything|everything|all|none|nothing)\s+but\b", re.IGNORECASE)
+NO_DENIAL = re.compile(
+    r"\b(?:no|without(?:\sa)?)\s+doubt\b|\bnot\s+only\b|\bno,?\s+(?:wait|sorry|actually)\b", re.IGNORECASE
+)
+ALL_BUT = re.compile(r"\b(?:anything|anywhere|anyone|everything|all|none|nothing)\s+but\b", re.IGNORECASE)
 INSTEAD = re.compile(r"\b(?:rather\s+than|instead\s+of|other\s+than|than|over|unlike)\b", re.IGNORECASE)
 # What a clause opens with that names what is not chosen, in place of those words.
 REFUSED = "\0"
 # A letter or a mark, alone: in a list of them a comma ends no clause, for "not A, B or C" denies all three.
-ALONE = r"\W{0,2}[A-Z\ue000-\uf8ff]\W{0,2}"
+ALONE = r"\W{0,2}[A-Z\ue000-\uf8ff](?:\W{1,3}[\ue000-\uf8ff])?\W{0,2}"
 CLAUSE = re.compile(
     rf"""
     [.!] (?= \W | \Z ) | [;?]
@@ -57,14 +60,16 @@ CLAUSE = re.compile(
     | \( (?! {ALONE}\) )
     | (?<= \b[Nn]o ) ,
     | , (?! \s? (?:(?:or|and|nor)\s)? {ALONE} (?: [,.;] | \s?\Z | \b(?:or|and|nor)\b ) )
+    | \band\s (?=not\b)
     | \b (?i: but | so | therefore | thus | hence | then | while | whereas | although | though | as ) \b
     """,
     re.VERBOSE,
 )
 DENIAL = re.compile(
     rf"""
-    \b (?: not | cannot | never | neither | nor | no | wrong | incorrect | false | untrue | doubt | deny | unlikely
+    \b (?: not | cannot | never | without | neither | nor | no | none | wrong | incorrect | worst | false | untrue | doubt | deny | unlikely
          | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
+         | (?:other|remaining)\s+(?:options?|choices?|answers?|ones?) | the\s+others
          | which | what | if | whether ) \b
     | n['’]t\b | \bis\s+out\b | [{REFUSED}¬❌✗✘]
     """,
@@ -73,17 +78,17 @@ DENIAL = re.compile(
 # Words after which a letter is the name of a choice; after "vitamin" it is not.
 LEADS = (
     "ans|answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
-    "|is|be|was|it's|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
-    "|certainly|likely|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
+    r"|is|be|was|it's|(?:believe|think|say|sure|certain|confident)\sthat|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
+    "|certainly|likely|only|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
 )
 LETTER = re.compile(
     rf"""
     (?: (?P<led> \A\W* (?:\d{{1,2}}[.)]\W{{0,3}})?
-          | (?<![\w']) (?i:{LEADS}) [\W_]{{1,6}} | [(\[<{{*"“‘'`_] )  (?P<capital>[A-Z])
+          | (?<![\w']) (?i:{LEADS}) [\W_]{{1,6}} | [(\[<{{*"“‘'`_] | : \s? )  (?P<capital>[A-Z])
       | [(\[<{{*"“‘'`_] \W? (?P<bracketed>[a-z]) (?= [)\]>}}*"”’'`_] )
-      | \b(?i:answer|option|choice|letter|is)\b\W{{1,6}} (?P<closing>[a-z]) (?= \W*\Z )
+      | \b(?i:answer|option|choice|letter|is|it's)\b\W{{1,6}} (?P<closing>[a-z]) (?= \W*\Z )
       | \A\W* (?P<opening>[a-z]) (?= [).:*_] | \W*\Z ) )
-    (?! [^\W_] | ['’]\w | -\w | \.\d )
+    (?! [^\W_] | ['’]\w | -\w | \.\d | [+#] )
     """,
     re.VERBOSE,
 )
@@ -109,7 +114,7 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
     """
     if len(choices) > MOST_CHOICES:
         return set()
-    text = PRIVATE.sub(" ", without_tags(text)).replace("’", "'")
+    text = PRIVATE.sub(" ", without_tags(answered(text))).replace("’", "'")
     text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
     marked = _marked(EXPLANATION.sub("", text), choices)
     statements = [match.start() for match in STATEMENT.finditer(marked)]
@@ -144,7 +149,7 @@ def _marked(text: str, choices: Sequence[str]) -> str:
 def _pattern(choice: str) -> str:
     """Finds the words of a choice that are not part of a word or of a number."""
     words = r"\s+".join(re.escape(word) for word in choice.replace("’", "'").split())
-    before = r"(?<![\w.,-])(?<!−)" if choice[0].isdigit() else r"(?<!\w)"
+    before = r"(?<![\w.,/^√−-])" if choice[0].isdigit() else r"(?<!\w)"
     after = r"(?![\w%]|[.,:/]\d)" if choice[-1].isdigit() else r"(?!\w)"
     return before + words + after + (DETERMINER if choice == "no" else "")
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from experts.domains.judges.writing import answered
+
 MORE = (
     r"more|most|exceeds?|greater|greatest|larger|largest|bigger|biggest|higher|highest|(?:times|twice) as (?:many|much)"
 )
@@ -49,6 +51,7 @@ def names_who(text: str, right: str, other: str, people: Sequence[str], *, fewer
     >>> names_who("Leo has more coins than Olga.", "Olga", "Leo", ["Leo", "Olga"])
     0.0
     """
+    text = answered(text)
     if NEITHER.search(text):
         return 0.0
     right, other = right.casefold(), other.casefold()
@@ -134,7 +137,7 @@ class _Reader:
         if self._compiled(together).search(before):
             return None
         than = self._after(r"\b(?:than|as)(?:\sby)?", after)
-        said_to_be = self._after(r"(?:\b(?:is|was)\b|[:=–—-])", after)
+        said_to_be = self._after(r"(?:\b(?:is|was|belongs\sto)\b|[:=–—-])", after)
         subject: str | None
         if said_to_be and not than:
             subject = said_to_be

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import string
 
-from experts.domains.judges.writing import boxed
+from experts.domains.judges.writing import boxed, raised
 
 # How LaTeX says where an expression begins.
 DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
-# "It is not $6$.", at the end.
-DENIED = re.compile(r"(?:\bnot|n['’]t)\s+\$[^$]+\$\W*\Z")
+MARKED = r"(?:\$[^$]+\$|\\boxed\s?\{[^{}]*\})"
+# "It is not $6$.", "Is it $6$?", at the end.
+DENIED = re.compile(rf"(?:\bnot|n['’]t)\s+(?:be\s+)?{MARKED}\W*\Z|{MARKED}[^.!?\n]*\?\W*\Z", re.IGNORECASE)
 AT_END = re.compile(r"(\$[^$]+\$(?:(?:,|,?\s(?:and|or))\s\$[^$]+\$)*)[\s.*#$]*\Z")
+AND = re.compile(r",?\s(?:and|or)\s")
 # What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
 LEAD = re.compile(
     r".*(?:\b(?:is|are|equals|be|get|has|have|so|hence|thus|therefore|answer)\b|:(?!\s?\d))\s*", re.IGNORECASE
@@ -22,6 +24,7 @@ FUNCTIONS = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|log|ln"
 WAYS = [
     (re.compile(r"[−–]"), "-"),
     (re.compile(r"\\?\$"), ""),
+    (re.compile(r"\\(?:text|mathrm)\s?\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\*\*(?=\S)(.*?)(?<=\S)\*\*"), r"\1"),  # bold
     (re.compile(r"\*\*"), "^"),
     (re.compile(rf"(?:√|{NO_LETTER}sqrt)\s?\(([^()]*)\)"), r"\\sqrt{\1}"),
@@ -34,6 +37,7 @@ WAYS = [
     (re.compile(r";(?=\s)"), ","),
     (re.compile(r"∈|(?<=[a-z]\s)in(?=\s[{(\[])"), r"\\in "),
     (re.compile(r"(\A|=\s?|\\in\s+)\{([^{}\\]*)\}\Z"), r"\1\\{\2\\}"),
+    (re.compile(r"∪"), r"\\cup "),
     (re.compile(r"≤|<="), r"\\le "),
     (re.compile(r"≥|>="), r"\\ge "),
     (re.compile(r"[*·]"), r"\\cdot "),
@@ -42,7 +46,7 @@ WAYS = [
     (re.compile(r"(?<![\d.])(\d+)/(\d+)\s?(?=\\(?:pi|sqrt))"), r"\\frac{\1}{\2}"),  # 2/3 pi
     (re.compile(r"(?<=\d)\s(?=\\(?:pi|sqrt)|[a-z]\b)"), ""),
     (re.compile(r"\s*,?\s+(?:and|or)\s+"), ", "),
-    (re.compile(r"(?<=\S)\s*\b(?:square |cubic )?(?:units?|[cmk]m|in(?:ches)?|feet|ft)(?:\^?[23])?[\s.]*\Z"), ""),
+    (re.compile(r"(?<=\S)\s*\b(?:square |cubic )?(?:units?|[cmk]m|in(?:ches)?|feet|ft)\s?(?:\^?\{?[23]\}?)?[\s.]*\Z"), ""),
 ]
 # Numbers, operators, brackets, commands of LaTeX, and letters that stand for themselves.
 EXPRESSION = re.compile(
@@ -65,7 +69,7 @@ def bare_expression(text: str) -> str:
     >>> bare_expression("The answer is 10 pi."), bare_expression("y=2x+3"), bare_expression("7 apples")
     ('10\\pi', 'y=2x+3', '')
     """
-    line = text.rstrip(EMPTY).rpartition("\n")[2]
+    line = raised(text.rstrip(EMPTY).rpartition("\n")[2])
     if len(line) > LONGEST:
         return ""
     for written in (line, LEAD.sub("", line)):
@@ -87,7 +91,7 @@ def final_expression(text: str) -> str:
     if "\\boxed" in text:
         return boxed(text)
     at_end = AT_END.search(text)
-    return at_end[1].replace("$", "") if at_end else bare_expression(text)
+    return AND.sub(", ", at_end[1].replace("$", "")) if at_end else bare_expression(text)
 
 
 def after_lead(text: str) -> str:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from experts.domains.judges.writing import boxed, without_tags
+from experts.domains.judges.writing import answered, boxed, raised, without_tags
 
 # Ways of writing, and what is read instead.
 WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
@@ -24,10 +24,13 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     # Thousands apart, in spaces that do not break.
     (re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3})"), " "),
     (re.compile(r"(?<=\d)_(?=\d{3}(?!\d))"), ","),
-    # Points for commas, and commas for points: 1.234.567, 1.234,56 and 1 234,56.
+    # Points for commas, and commas for points: 1.234,56, 1.234.567 and 1 234,56.
+    (
+        re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d\d?)(?!\d|[,.]\d)"),
+        lambda match: f"{match[1].replace('.', '')}.{match[2]}",
+    ),
     (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?!\.?\d)"), lambda match: match[0].replace(".", "")),
-    (re.compile(r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d\d?)(?![\d,.])"), r"\1\2.\3"),
-    (re.compile(r"(?<![\d.,])(?<!\d )(\d{1,3}(?:[ '’]\d{3})+),(\d\d?)(?![\d,.])"), r"\1.\2"),
+    (re.compile(r"(?<![\d.,])(?<!\d )(\d{1,3}(?:[ '’]\d{3})+),(\d\d?)(?!\d|[,.]\d)"), r"\1.\2"),
     (re.compile(r"(?i)\b(?:step|part|question|problem|example)\s\d{1,3}\s?[:.)](?=\s)"), ""),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}"), r" \1 "),
     # Fractions, after a whole number with a space between: 1\frac{3}{4}, 1¾.
@@ -35,9 +38,13 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\[dt]?frac\s?(?:\{(\d+)\}\s?\{(\d+)\}|(\d)(\d))"), r"\1\3/\2\4"),
     (re.compile(r"[¼-¾⅐-⅞]"), lambda match: unicodedata.normalize("NFKC", match[0]).replace("⁄", "/")),
     (re.compile(r"(?<=\d)\s?(?:\\times|\\cdot|[×*x])\s?10\s?\^\s?\{?([-+]?\d+)\}?"), r"e\1"),
-    (re.compile(r"(?<=\d)(?:\s?[kK]|\sthousand)\b"), "e3"),
-    (re.compile(r"(?<=\d)\smillion\b"), "e6"),
-    (re.compile(r"(?<=\d)\sbillion\b"), "e9"),
+    (re.compile(r"(?i)(?<=\d)\shundred\b"), "e2"),
+    (re.compile(r"(?i)(?<=\d)(?:\s?k|\sthousand)\b"), "e3"),
+    (re.compile(r"(?i)(?<=\d)\s(?:million|mn)\b"), "e6"),
+    (re.compile(r"(?i)(?<=\d)\s(?:billion|bn)\b"), "e9"),
+    (re.compile(r"(?i)(?<=\d)\strillion\b"), "e12"),
+    (re.compile(r"([$£€]\s?[\d.,]{0,20}\d)M\b"), r"\1e6"),
+    (re.compile(r"([$£€]\s?[\d.,]{0,20}\d)(?:B|bn)\b"), r"\1e9"),
     # A sign in words, where no number is taken from another one.
     (re.compile(r"(?i)(?<![\w)}%])(?<!\d )(?:minus|negative) (?=[$\\]{0,2}\d)"), "-"),
 ]
@@ -49,7 +56,7 @@ NUMBER = re.compile(
       | (?<! \d ) \d{1,3} (?: [ ]\d{3} )+  (?! \d )       # 1 000
       | \d+
     ) (?: \.\d+ )? (?: [eE][-+]?\d+ )?
-    | (?<! [\d.] ) \.\d+ (?: [eE][-+]?\d+ )?              # .5
+    | (?<! [\w.] ) \.\d+ (?: [eE][-+]?\d+ )?              # .5
     """,
     re.VERBOSE,
 )
@@ -60,16 +67,18 @@ MIXED = re.compile(r" (\d{1,9})/(\d{1,9})(?!\d)")
 # What makes one thing of two numbers that is neither of them.
 JOINED = re.compile(
     r"""
-    (?: [:,.'’′] | ,[ ]                                   # 2:30; 3,5; 1.2.3; 5'11; a list
-      | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±] | \\(?:times|cdot|div|pm)(?![a-z]) ) [ \t]? # not worked out
-      | [ ] (?: or(?:[ ]maybe)? | and | to | by | of | out[ ]of | plus | minus | times | remainder | [rR] | mod | choose
-              | (?:divided|multiplied)[ ]by ) [ ]
+    [*_$%]{0,4}
+    (?: [ ]?[:;] | [,.'’′] | ,[ ] | \.{2,3}                # 2:30; 3,5; 1.2.3; 5'11; a list
+      | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±~∨&∶] | \\(?:times|cdot|div|pm)(?![a-z]) ) [ \t]? # not worked out
+      | [ ]{1,3} (?: or(?:[ ]maybe)? | and | as[ ]well[ ]as | to(?:[ ]the[ ]power[ ]of)? | by | of | out[ ]of | over | per | vs\.?
+              | plus | minus | times | remainder | [rR] | \(?mod | choose
+              | (?:divided|multiplied)[ ]by | added[ ]to | subtracted[ ]from ) [ ]{1,3}
       | (?= [ ] \d )                                      # 12 34
       | [ ]? (?:h|ft) (?= [ ]?\d )                        # 2h30
-      | [ ]? (?:hours?|h|minutes?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?)   # 3 hours and 5 minutes
+      | [ ]? (?:hours?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?)   # 3 hours and 5 minutes
         ,?[ ] (?:and[ ])? (?= \d{1,9} [ ]? (?:minutes?|min|seconds?|inche?s?|cents?|ounces?|oz|months?|days?|hours?)\b )
     )
-    [ ]? [-$(]{0,3} (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ )
+    [ ]? [-$(*_]{0,4} (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ )
     """,
     re.VERBOSE,
 )
@@ -77,10 +86,12 @@ JOINED = re.compile(
 BOUND = re.compile(
     r"""
     (?: [<>≤≥≠±√] | [<>!]= | \\(?:leq?|geq?|lt|gt|neq?|pm|sqrt)[ ]?\{? | -\(
-      | [\w)}][ ]?[+×÷]                                   # 5 apples + 3
+      | [\w)}][ ]?[+×÷] | \b[a-z]/                        # 5 apples + 3, x/3
+      | (?<![A-Za-z])(?: (?:sqrt|log|ln|sin|cos|tan|exp)\b[ ]?\{? | [A-Za-z]\( )
       | \b(?: than(?:[ ]or[ ]equal[ ]to)? | at[ ](?:least|most) | half(?:[ ]of)? | twice | double | root[ ]of
+            | under | over | above | below | up[ ]to | between[ ][^.!?\n]{1,25}[ ]and
             | (?:thirds?|quarters?|out|%|percent)[ ]of ) | %[ ]of
-    ) [ ]? [-$]{0,2} \Z
+    ) [ ]? [-$(]{0,2} \Z
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -89,15 +100,25 @@ ARROW = re.compile(r"[-=]>\s?[-$]{0,2}\Z")
 RAISED = re.compile(
     r"(?:\^\{?-?|[^\W_]_\{?|[)}]_\{?|(?<![^\W_])(?:[A-Za-z]|(?!(?:USD|EUR|GBP|CAD|AUD|INR)\Z)[A-Z]{2,9}))\Z"
 )
-# What makes of a number another one: 18th, 18x, 18i, 18π, 101_2, 18², 1.30 pm.
+# What makes of a number another one: 18th, 18x, 18 - x, 18i, 18π, 101_2, 18 squared, 18 and a half, 1.30 pm.
 FACTOR = re.compile(
-    r"(?:st|nd|rd|th|[xyzi])(?![\w])|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])|[¹²³⁰⁴-⁹⁻]|(?<=\.\d\d)\s?[aApP]\.?[mM]\b"
+    r"(?:st|nd|rd|th|i|(?:\s?[-+/]\s?)?[xyzn])(?![\w])|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])|(?<=\.\d\d)\s?[aApP]\.?[mM]\b"
+    r"|\s(?:squared|cubed|factorial|and\s(?:a|one)\s(?:half|third|quarter))\b"
 )
 DASH = re.compile(r"-(\s*)\$?\Z")
 BOXED_DASH = re.compile(r"(\\boxed\s?\{)\s?[-−–]\s")
-DENIED = re.compile(r"(?:\bnot|n['’]t)\s+[$-]{0,2}\Z")
-# Between two numbers that a text leaves open: "7 apples or maybe 8".
-OPEN = re.compile(r"\s*[^\W\d]*,?\s*(?:\bor\b|\bor maybe\b)\s*[$*-]{0,4}")
+DENIED = re.compile(
+    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z", re.IGNORECASE
+)
+# What takes back the number before it: "18 is wrong", "18? No".
+DENIED_AFTER = re.compile(
+    r"\W{0,4}(?:\?\s*(?:no|wrong)\b|\s(?:is|was)(?:n['’]t|\snot)\s(?:it|right|correct|the\b)|\s(?:is|was)\s(?:wrong|incorrect|false)\b)",
+    re.IGNORECASE,
+)
+# Between two numbers that a text leaves open: "7 apples or maybe 8", "x = 7 or x = 8".
+OPEN = re.compile(
+    r"[\s$*_]*[^\W\d]*,?\s*\(?(?:or\b|(?:or\s)?(?:maybe|perhaps|possibly)\b)\s*(?:[a-z]\s?=\s?)?[$*_-]{0,4}", re.IGNORECASE
+)
 # The last sentence, where it asks for a number, or whether it is this one.
 ASKS = re.compile(r"(?:\d|\bhow\s+(?:many|much)\b|\bwhat\b)[^.!?\n]*\?\W*\Z", re.IGNORECASE)
 LOOK = 40  # characters before a number that are looked at
@@ -132,22 +153,15 @@ def find_number(text: str, fractions: bool = False) -> str:
     if ASKS.search(text[-2 * TAIL :]):
         return ""
     readings = list(_readings(text, fractions))
-    while readings and DENIED.search(readings[-1].before):
+    while readings and _is_denied(text, readings[-1]):
         readings.pop()
     if not readings or (len(readings) > 1 and OPEN.fullmatch(readings[-1].before)):
         return ""
     return readings[-1].value
 
 
-def takes_back(text: str) -> bool:
-    """Whether a text says no to its last number, or asks.
-
-    >>> takes_back("It is not 6."), takes_back("Is it 6?"), takes_back("not 5 but 6")
-    (True, True, False)
-    """
-    text = _written_plainly(text)
-    readings = list(_readings(text, fractions=True))
-    return bool(ASKS.search(text[-2 * TAIL :]) or (readings and DENIED.search(readings[-1].before)))
+def _is_denied(text: str, reading: _Reading) -> bool:
+    return bool(DENIED.search(reading.before) or DENIED_AFTER.match(text, reading.end))
 
 
 def final_line(text: str, mark: str) -> str:
@@ -158,6 +172,7 @@ def final_line(text: str, mark: str) -> str:
     >>> final_line("2 + 2 = 4\\n#### 4 eggs\\nand 7 more\\n####", "####"), final_line("4 eggs", "####")
     ('4', '4 eggs')
     """
+    text = answered(text)
     parts = [[line.strip(EMPHASIS) for line in part.split("\n")] for part in text.split(mark)[1:]]
     beside = [lines for lines in parts if not ASIDE.fullmatch(lines[0])]
     below = [lines for lines in parts if not lines[0] and any(lines)]
@@ -175,21 +190,26 @@ ASIDE = re.compile(r"\W*(?:(?:the )?(?:end|done|explanation|reasoning|check|veri
 LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$£€¥\\(]{0,6}(?:[-–]\s?)?[$£€¥\\]{0,2}")
 REMARK = re.compile(r"\([^()]*\)")
 # Another number in its place.
-OTHER = re.compile(r"[^\d=]*(?:\bor\b|,\s(?!not\b))[^\d]*\d")
+OTHER = re.compile(r"[^\d=]*(?:\b(?:or|maybe|perhaps|possibly)\b|,\s(?!not\b))[^\d]*\d")
+EQUALS = re.compile(r".*(?<![<>!])=>?")
 
 
 def _opening(line: str) -> str:
-    """The number with which a line opens, or the line, where it opens with something else or works something out."""
-    line = re.sub(r"\A\W{0,4}[-–]\s(?=[$\\]{0,2}\d)", "-", _written_plainly(line))
+    """The number with which a line opens, or what it works out, or the line, where it opens with something else."""
+    line = _written_plainly(line)
+    if worked_out := EQUALS.match(REMARK.sub(lambda remark: " " * len(remark[0]), line)):
+        line = line[worked_out.end() :]
+    line = re.sub(r"\A\W{0,4}[-–]\s(?=[$\\]{0,2}\d)", "-", line)
     first = next(_readings(line, fractions=True), None)
-    if first is None or "=" in REMARK.sub("", line[first.end :]) or not LABEL.fullmatch(line[: first.start]):
+    opens = first is not None and LABEL.fullmatch(line[: first.start])
+    if first is None or not opens or _is_denied(line, first) or ASKS.search(line):
         return line
     return "" if OTHER.match(line, first.end) else first.value
 
 
 def _written_plainly(text: str) -> str:
     """The end of a text, from a few words before its last number, without ways of writing of its own."""
-    text = boxed(BOXED_DASH.sub(r"\1-", text))
+    text = raised(boxed(BOXED_DASH.sub(r"\1-", answered(text))))
     last = len(UP_TO_LAST_DIGIT.match(text)[0])  # type: ignore[index]
     text = without_tags(text[text.rfind(" ", 0, max(0, last - TAIL)) + 1 :])
     for way, plain in WAYS:

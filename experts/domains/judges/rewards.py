@@ -15,15 +15,16 @@ from experts.domains.judges.bounded import judge
 from experts.domains.judges.brackets import arrangement, point
 from experts.domains.judges.choices import choices_named
 from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, final_expression
-from experts.domains.judges.numbers import find_number, takes_back
+from experts.domains.judges.numbers import find_number
 from experts.domains.judges.units import unit, without_words
-from experts.domains.judges.writing import boxed, without_tags
+from experts.domains.judges.writing import answered, boxed, without_tags
 
 # math-verify reads the end of a text only, where an answer stands.
 MATH_CHARACTERS = 2000
 EMPTY_SET = re.compile(r"\\varnothing\b|∅")
 EITHER = re.compile(r"=[^=\n]*\bor\b[^=\n]*=[^=\n]*\Z")  # "x = 2 or y = 3" is no point
-THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:[ '’\u00a0\u2009\u202f]\d{3})+(?![\d'’])")
+THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:(?:[ '’\u00a0\u2009\u202f]|\\[,!;: ])\d{3})+(?![\d'’])")
+POINT = re.compile(r"(?<=\d)\.(?=\s*\})")  # the full stop of \boxed{7.}
 BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
 
@@ -33,7 +34,7 @@ def exact(text: str, answer: str) -> float:
     >>> exact(" New  york. ", "New York")
     1.0
     """
-    return float(_plain(text) == _plain(answer))
+    return float(_plain(answered(text)) == _plain(answer))
 
 
 def last_word(text: str, answer: str) -> float:
@@ -92,25 +93,27 @@ def math_verify(text: str, answer: str) -> float:
     1.0
     """
     # math-verify passes over the base of a number.
-    given, right = (BASE.findall(boxed(each)) for each in (text, answer))
-    if given and right and given != right:
+    text = without_tags(answered(text)[-MATH_CHARACTERS:])
+    if DENIED.search(text):
         return 0.0
-    text, answer = (_as_latex(each) for each in (text[-MATH_CHARACTERS:], answer))
+    given, right = (BASE.findall(boxed(each)) for each in (text, answer))
+    if given and given != (right or ["10"]):
+        return 0.0
+    text, answer = _as_latex(text), _as_latex(answer)
     if _closed_up(text) == _closed_up(answer):
         return 1.0
     if LATEX_WORD.fullmatch(answer.strip()):
         return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
     expression = final_expression(text)
-    if DENIED.search(text) or _is_another(text, expression, answer):
+    if _is_another(text, expression, answer):
         return 0.0
     points = [point(each) or (each if arrangement(each) == "order" else None) for each in (answer, expression)]
     if all(points) and points != [answer, expression]:
         return 0.0 if EITHER.search(text) else judge("math_verify", [], [f"${each}$" for each in points])
-    if not DELIMITED.search(text):
-        if expression:
-            text = f"${expression}$"
-        elif takes_back(text):
-            text = find_number(text, fractions=True)
+    if expression and "\\boxed" not in text:
+        text = f"${expression}$"
+    elif not DELIMITED.search(text):
+        text = find_number(text, fractions=True)
     return judge("math_verify", [], [answer, text])
 
 
@@ -144,7 +147,7 @@ def find_word(text: str) -> str:
     >>> find_word('They call it "home".'), find_word("Answer:home"), find_word("Is it home?")
     ('home', 'home', '')
     """
-    text = without_tags(LATEX_WORD.sub(r"\1", boxed(text)[-WORD_TAIL:]))
+    text = without_tags(LATEX_WORD.sub(r"\1", boxed(answered(text))[-WORD_TAIL:]))
     asks = "?" in text[len(text.rstrip(EDGES)) :]
     words = re.sub(r"(?<=[^\W\d]):(?=\S)", ": ", text.rstrip(EDGES)).rsplit(maxsplit=1)
     word = words[-1].strip(EDGES) if words else ""
@@ -177,7 +180,7 @@ def _says_word(text: str, word: str) -> float:
 
 def _as_latex(text: str) -> str:
     text = THOUSANDS.sub(lambda number: "".join(filter(str.isdecimal, number[0])), text)
-    return without_words(EMPTY_SET.sub(r"\\emptyset", text))
+    return without_words(EMPTY_SET.sub(r"\\emptyset", POINT.sub("", text)))
 
 
 def _is_another(text: str, expression: str, answer: str) -> bool:
@@ -188,7 +191,7 @@ def _is_another(text: str, expression: str, answer: str) -> bool:
 
 def _closed_up(text: str) -> str:
     """An expression without the spaces and the full stop that mean nothing: `6 - 5i.` is `6-5i`, `1 2` is not `12`."""
-    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", LATEX_WORD.sub(r"\1", text)).rstrip(".")
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What surrounds an answer in a model's text: special tokens, tags, boxes."""
+"""What surrounds an answer in a model's text: thoughts, special tokens, tags, boxes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,31 @@ import re
 # </s>, <|im_end|>, <answer>, </b>
 TAG = re.compile(r"<\|\w{1,40}\|>|</?[A-Za-z][\w-]{0,40}/?>")
 CLOSING_LETTER = re.compile(r"</([A-Za-z])>")
+# Where a model has thought enough; some templates begin the thoughts themselves, so that the text has their end alone.
+THOUGHT = re.compile(r"</(?:think(?:ing)?|reasoning|thoughts?)>|\[/THINK\]", re.IGNORECASE)
+# Between the boxes of one answer: "$\boxed{7}$ or $\boxed{8}$".
+BETWEEN = re.compile(r"[$\s]*(?:[,;]|,?\s?(?:\\text\s?\{\s*)?\b(?:or|and)\b(?:\s*\})?)[$\s]*")
+BOX = r"\boxed{"
+SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴-⁹⁻]+")
+DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+
+
+def answered(text: str) -> str:
+    """What a text says after its thoughts.
+
+    >>> answered("<think>7? No.</think>8"), answered("7")
+    ('8', '7')
+    """
+    return THOUGHT.split(text)[-1]
+
+
+def raised(text: str) -> str:
+    """The text with `^{3}` for `³`.
+
+    >>> raised("x³ cm⁻²")
+    'x^{3} cm^{-2}'
+    """
+    return SUPERSCRIPTS.sub(lambda digits: f"^{{{digits[0].translate(DIGITS)}}}", text)
 
 
 def without_tags(text: str) -> str:
@@ -21,16 +46,27 @@ def without_tags(text: str) -> str:
 
 
 def boxed(text: str) -> str:
-    r"""What stands in the last `\boxed{}` that closes; the whole text where there is none.
+    r"""What the last `\boxed{}` encloses, if it closes, and those that it stands in a list with; else the whole text.
 
-    >>> boxed(r"so $\boxed{\frac{1}{2}}$."), boxed("so 1/2")
-    ('\\frac{1}{2}', 'so 1/2')
+    >>> boxed(r"so $\boxed{\frac{1}{2}}$."), boxed("so 1/2"), boxed(r"\boxed{5}. No, \boxed{6} or \boxed{7}")
+    ('\\frac{1}{2}', 'so 1/2', '6 or 7')
     """
-    opening = r"\boxed{"
-    start = text.rfind(opening) + len(opening)
+    said: list[str] = []
+    rest = text
+    while (start := rest.rfind(BOX)) >= 0:
+        end = _closes(rest, start + len(BOX))
+        if end is None or (said and not BETWEEN.fullmatch(rest[end + 1 :])):
+            break
+        said.append(rest[start + len(BOX) : end])
+        rest = rest[:start]
+    return " or ".join(reversed(said)) if said else text
+
+
+def _closes(text: str, start: int) -> int | None:
+    """Where the brace before `start` closes."""
     depth = 1
-    for index in range(start, len(text)) if opening in text else ():
+    for index in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return text[start:index]
-    return text
+            return index
+    return None

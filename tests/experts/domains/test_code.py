@@ -112,6 +112,10 @@ def test_an_unclosed_block_and_a_main_part(put: Put) -> None:
         "```Python3\r\ndef double(x):\r\n    return 2 * x\r\n```",
         "1. So:\n\n   ```python\n   def double(x):\n       return 2 * x\n   ```",
         "```python\ndouble = lambda x: 2 * x\n```",
+        "```bash\npip install nothing\n```\nThen:\n```{python}\ndef double(x):\n    return 2 * x\n```",
+        "<think>\n```python\ndef double(x): return x\n```\n</think>\n```py\ndef double(x):\n    return 2 * x\n```",
+        "[BEGIN]\ndef double(x):\n    return 2 * x\n[DONE]",
+        "<answer>\ndef double(x):\n    return 2 * x</answer><|im_end|>",
     ],
 )
 def test_blocks_as_they_are_written(put: Put, text: str) -> None:

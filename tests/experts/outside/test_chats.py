@@ -88,6 +88,7 @@ def test_content_is_a_text_or_parts_of_text(tiny_tokenizer: Any, content: Any, w
         {"role": "assistant"},
         {"role": "assistant", "content": [], "tool_calls": None},
         {"role": "tool", "content": None, "tool_call_id": "1"},
+        {"role": "function", "content": None, "name": "add"},
     ],
 )
 def test_an_assistant_or_a_tool_may_have_nothing_to_say(tiny_tokenizer: Any, message: dict[str, Any]) -> None:

@@ -36,6 +36,12 @@ def test_marks_within_a_line_do_not_part_it(tmp_path: Path) -> None:
     assert list(read_lines(path)) == [(1, f"{ODD}two"), (4, "three")]
 
 
+def test_a_file_that_was_put_together_of_several_has_a_mark_before_each(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\ufeff\ufeff{"a": 1}\n\ufeff{"a": 2}\n\ufeff\n', encoding="utf-8")
+    assert [row["a"] for _, _, row in read_objects(path)] == [1, 2]
+
+
 def test_a_line_that_is_still_being_written_is_none(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": 1}\n{"id": 2}\r\n{"id": 3')
