@@ -67,7 +67,8 @@ CLAUSE = re.compile(
 )
 DENIAL = re.compile(
     rf"""
-    \b (?: not | cannot | never | without | neither | nor | no | none | wrong | incorrect | worst | false | untrue | doubt | deny | unlikely
+    \b (?: not | cannot | never | without | neither | nor | no | none | wrong | incorrect | worst | false | untrue
+         | doubt | deny | unlikely
          | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
          | (?:other|remaining)\s+(?:options?|choices?|answers?|ones?) | the\s+others
          | which | what | if | whether ) \b

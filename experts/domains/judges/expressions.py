@@ -46,7 +46,12 @@ WAYS = [
     (re.compile(r"(?<![\d.])(\d+)/(\d+)\s?(?=\\(?:pi|sqrt))"), r"\\frac{\1}{\2}"),  # 2/3 pi
     (re.compile(r"(?<=\d)\s(?=\\(?:pi|sqrt)|[a-z]\b)"), ""),
     (re.compile(r"\s*,?\s+(?:and|or)\s+"), ", "),
-    (re.compile(r"(?<=\S)\s*\b(?:square |cubic )?(?:units?|[cmk]m|in(?:ches)?|feet|ft)\s?(?:\^?\{?[23]\}?)?[\s.]*\Z"), ""),
+    (
+        re.compile(
+            r"(?<=\S)\s*\b(?:square |cubic )?(?:units?|[cmk]m|in(?:ches)?|feet|ft)\s?(?:\^?\{?[23]\}?)?[\s.]*\Z"
+        ),
+        "",
+    ),
 ]
 # Numbers, operators, brackets, commands of LaTeX, and letters that stand for themselves.
 EXPRESSION = re.compile(

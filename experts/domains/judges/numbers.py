@@ -70,12 +70,12 @@ JOINED = re.compile(
     [*_$%]{0,4}
     (?: [ ]?[:;] | [,.'’′] | ,[ ] | \.{2,3}                # 2:30; 3,5; 1.2.3; 5'11; a list
       | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±~∨&∶] | \\(?:times|cdot|div|pm)(?![a-z]) ) [ \t]? # not worked out
-      | [ ]{1,3} (?: or(?:[ ]maybe)? | and | as[ ]well[ ]as | to(?:[ ]the[ ]power[ ]of)? | by | of | out[ ]of | over | per | vs\.?
-              | plus | minus | times | remainder | [rR] | \(?mod | choose
+      | [ ]{1,3} (?: or(?:[ ]maybe)? | and | as[ ]well[ ]as | to(?:[ ]the[ ]power[ ]of)?
+              | by | of | out[ ]of | over | per | vs\.? | plus | minus | times | remainder | [rR] | \(?mod | choose
               | (?:divided|multiplied)[ ]by | added[ ]to | subtracted[ ]from ) [ ]{1,3}
       | (?= [ ] \d )                                      # 12 34
       | [ ]? (?:h|ft) (?= [ ]?\d )                        # 2h30
-      | [ ]? (?:hours?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?)   # 3 hours and 5 minutes
+      | [ ]? (?:hours?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?)
         ,?[ ] (?:and[ ])? (?= \d{1,9} [ ]? (?:minutes?|min|seconds?|inche?s?|cents?|ounces?|oz|months?|days?|hours?)\b )
     )
     [ ]? [-$(*_]{0,4} (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ )
@@ -108,7 +108,8 @@ FACTOR = re.compile(
 DASH = re.compile(r"-(\s*)\$?\Z")
 BOXED_DASH = re.compile(r"(\\boxed\s?\{)\s?[-−–]\s")
 DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z", re.IGNORECASE
+    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z",
+    re.IGNORECASE,
 )
 # What takes back the number before it: "18 is wrong", "18? No".
 DENIED_AFTER = re.compile(
@@ -117,7 +118,8 @@ DENIED_AFTER = re.compile(
 )
 # Between two numbers that a text leaves open: "7 apples or maybe 8", "x = 7 or x = 8".
 OPEN = re.compile(
-    r"[\s$*_]*[^\W\d]*,?\s*\(?(?:or\b|(?:or\s)?(?:maybe|perhaps|possibly)\b)\s*(?:[a-z]\s?=\s?)?[$*_-]{0,4}", re.IGNORECASE
+    r"[\s$*_]*[^\W\d]*,?\s*\(?(?:or\b|(?:or\s)?(?:maybe|perhaps|possibly)\b)\s*(?:[a-z]\s?=\s?)?[$*_-]{0,4}",
+    re.IGNORECASE,
 )
 # The last sentence, where it asks for a number, or whether it is this one.
 ASKS = re.compile(r"(?:\d|\bhow\s+(?:many|much)\b|\bwhat\b)[^.!?\n]*\?\W*\Z", re.IGNORECASE)
