@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CodeKind = Literal["mbpp", "humaneval", "mbpp_pro"]
 BLOCK = re.compile(r"(?m:^([ \t]*))?(```|~~~)[ \t]*([^\s`~]*)[^\n`]*\n(.*?)(?:\2|\Z)", re.DOTALL)
 # What marks where a program begins and ends, in place of a block: [BEGIN], <answer>, <|im_end|>.
-MARK = re.compile(rf"(?m)^\s*(?:{TAG.pattern}|\[/?[A-Z]+\])\s*$|(?:{TAG.pattern})\s*\Z")
+MARK = re.compile(rf"(?m)^\s*(?:{TAG.pattern}|\[/?[A-Z]+\])\s*$|(?:(?:{TAG.pattern})\s*)+\Z")
 PYTHON = re.compile(r"\W*(?:python3?|py)?\W*", re.IGNORECASE)
 
 
