@@ -16,14 +16,16 @@ FIRST_MARK = 0xE000
 PRIVATE = re.compile(r"[\ue000-\uf8ff]")
 MOST_CHOICES = 1000
 
+# What a box holds besides its last closing brace, and what leads to the next one: "A} or \boxed{B}".
+NEXT_BOX = r"[^{}\n]* (?:\{[^{}\n]*\}[^{}\n]*){0,3} \} \$?,?\s(?:(?:or|and)\s)?\$? \\boxed\s?\{"
 # Where a text begins to say its answer: the last of these has the last say.
 STATEMENT = re.compile(
-    r"""
+    rf"""
     (?<!wrong\s)(?<!incorrect\s)(?<!worst\s)(?<!false\s)
-    \bans(?:wer)?\b (?: \s{1,3} (?: to | would | should | must | has | letter | option )\b [^.:\n]{0,60}? )?
-      [*_\s]{0,9} (?: : | [-–—=]\s | \bis\b | \bbe\b )
-    | (?m: ^ ) \#{4} (?= \s )
-    | (?<!\bor\s)(?<!\bor\s\$)(?<!\band\s)(?<!\band\s\$)(?<!,\s)(?<!,\s\$) \\boxed\s?\{
+    \bans(?:wer)?\b (?: \s{{1,3}} (?: to | would | should | must | has | letter | option )\b [^.:\n]{{0,60}}? )?
+      [*_\s]{{0,9}} (?: : | [-–—=]\s | \bis\b | \bbe\b )
+    | (?m: ^ ) \#{{4}} (?= \s )
+    | (?<!not\s)(?<!not\s\$)(?<!n't\s)(?<!n't\s\$) \\boxed\s?\{{ (?: {NEXT_BOX} )*
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -67,10 +69,10 @@ CLAUSE = re.compile(
 )
 DENIAL = re.compile(
     rf"""
-    \b (?: not | cannot | never | without | neither | nor | no | none | wrong | incorrect | worst | false | untrue
-         | doubt | deny | unlikely
+    \b (?: not | cannot | never | without | neither | nor | no | none | wrong | incorrect | false | untrue | doubt
+         | deny | unlikely | worst\s+(?:answer|option|choice)
          | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
-         | (?:other|remaining)\s+(?:options?|choices?|answers?|ones?) | the\s+others
+         | (?:other|remaining)\s+(?:options?|choices?|answers?|ones?) | the\s+others\s+(?:are|were)
          | which | what | if | whether ) \b
     | n['’]t\b | \bis\s+out\b | [{REFUSED}¬❌✗✘]
     """,
@@ -79,7 +81,8 @@ DENIAL = re.compile(
 # Words after which a letter is the name of a choice; after "vitamin" it is not.
 LEADS = (
     "ans|answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
-    r"|is|be|was|it's|(?:believe|think|say|sure|certain|confident)\sthat|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
+    "|is|be|was|it's|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
+    r"|(?:believe|think|say|sure|certain|confident)\sthat"
     "|certainly|likely|only|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
 )
 LETTER = re.compile(

@@ -20,12 +20,12 @@ LEAD = re.compile(
 )
 NO_LETTER = r"(?<![\\A-Za-z])"
 FUNCTIONS = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|log|ln"
+BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.*?)(?<=\S)\*\*(?!\w)")
 # Ways of writing, and LaTeX's.
 WAYS = [
     (re.compile(r"[−–]"), "-"),
     (re.compile(r"\\?\$"), ""),
     (re.compile(r"\\(?:text|mathrm)\s?\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\*\*(?=\S)(.*?)(?<=\S)\*\*"), r"\1"),  # bold
     (re.compile(r"\*\*"), "^"),
     (re.compile(rf"(?:√|{NO_LETTER}sqrt)\s?\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(rf"(?:√|{NO_LETTER}sqrt)\s?(\d+|[a-z])(?![a-z])"), r"\\sqrt{\1}"),
@@ -74,7 +74,7 @@ def bare_expression(text: str) -> str:
     >>> bare_expression("The answer is 10 pi."), bare_expression("y=2x+3"), bare_expression("7 apples")
     ('10\\pi', 'y=2x+3', '')
     """
-    line = raised(text.rstrip(EMPTY).rpartition("\n")[2])
+    line = BOLD.sub(r"\1", raised(text.rstrip(EMPTY).rpartition("\n")[2]))
     if len(line) > LONGEST:
         return ""
     for written in (line, LEAD.sub("", line)):
