@@ -208,6 +208,5 @@ def code_of(text: str) -> str:
         for indent, _, language, block in BLOCK.findall(text)
         if PYTHON.fullmatch(language)
     ]
-    return next(
-        (block for block in blocks if "def " in block or "class " in block), blocks[0] if blocks else MARK.sub("", text)
-    )
+    defining = [block for block in blocks if "def " in block or "class " in block]
+    return (defining or blocks or [MARK.sub("", text)])[0]

@@ -137,7 +137,7 @@ class Draws:
 def draw(p: Tensor, uniform: Tensor) -> Tensor:
     """A token of each row [B] by probabilities [B, V], whatever their sum, and numbers [B] between 0 and 1.
 
-    `torch.multinomial` draws a number for every token of the vocabulary: 16 times as slow for 64 rows of 152,000.
+    `torch.multinomial` draws a number for every token of a vocabulary, which on a CPU takes far longer.
     """
     upto = p.cumsum(1)
     # A little below 1, so that rounding does not reach the sum.

@@ -312,9 +312,9 @@ class SVFLinear(SVFLayer):
         # for its gradient nor for the answers that the gradient is about.
         if wants_gradient or not self.keeps_merged or (trained and not full_precision):
             y = self.base_layer(x, *args, **kwargs)
-            if wants_gradient:
+            if torch.is_grad_enabled():
                 return y + self._factored(x, self.delta(active))
-            hidden = F.linear(x, self.svf_vt)  # [..., r]
+            y, hidden = y.contiguous(), F.linear(x, self.svf_vt)  # [..., m], [..., r]
             hidden.mul_(self._scale(active))
             self._add(y, hidden, self.svf_u)
             return y

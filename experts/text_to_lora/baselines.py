@@ -18,14 +18,13 @@ from transformers import PreTrainedModel
 
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError, check_whole
-from experts.svf.fingerprint import refuse_other_base
-from experts.text_to_lora.encoder import LoadBase, TaskEncoder, make_encoder, rescaled
+from experts.text_to_lora.encoder import LoadBase, TaskEncoder, rescaled
 from experts.text_to_lora.evaluation import Compared, Method, evaluate, paired_estimates
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, Written
 from experts.text_to_lora.rows import adapted_rows, base_factors
 from experts.text_to_lora.tasks import Instance, Task, TaskData
-from experts.text_to_lora.writer import TextToAdapter, read_network
+from experts.text_to_lora.writer import TextToAdapter
 
 
 def prompt_methods(base: PreTrainedModel, style: PromptStyle, *, shots: int = 3) -> list[Method]:
@@ -261,12 +260,9 @@ def compare_methods(
     base, tokenizer = load_base()
     methods = prompt_methods(base, style)
     if comparison.network is not None:
-        network = read_network(comparison.network)
-        if network.spec.fingerprint is not None:
-            refuse_other_base(f"the network in {comparison.network}", network.spec.fingerprint, None, base)
         trust = comparison.trust_remote_code
-        encoder = make_encoder(network.spec.encoder, lambda: (base, tokenizer), trust_remote_code=trust)
-        methods += written_methods(base, TextToAdapter(network.to(base.device), encoder), tasks, style)
+        writer = TextToAdapter.for_base(comparison.network, base, tokenizer, trust_remote_code=trust)
+        methods += written_methods(base, writer, tasks, style)
     methods += adapter_methods(
         base, style, adapters=comparison.adapters, multi_task=comparison.multi_task, oracles=oracles
     )

@@ -13,13 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from experts.exchange.lora import Lora
 from experts.expert import Expert
 from experts.outside.errors import UserError, check_numbers
 from experts.outside.files import atomic_folder
 from experts.outside.reading import read_json
+from experts.svf.fingerprint import refuse_other_base
 from experts.text_to_lora.encoder import BASE, LoadBase, SentenceEncoder, TaskEncoder, make_encoder, tidy
 from experts.text_to_lora.network import AdapterNetwork, LoraOutput, LowRank, NetworkConfig, SvfOutput, Written
 from experts.text_to_lora.shapes import Matrix, check_same_matrices, read_matrices
@@ -120,6 +121,26 @@ class TextToAdapter:
         elif encoder.name != name:
             raise UserError(f"the network in {folder} was trained with the encoder {name}, not {encoder.name}")
         return cls(network, encoder)
+
+    @classmethod
+    def for_base(
+        cls,
+        folder: Path,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        trust_remote_code: bool = False,
+    ) -> TextToAdapter:
+        """As `from_pretrained`, beside the base that it writes for, which may be the encoder as well.
+
+        Raises:
+            UserError: for another base, too.
+        """
+        network = read_network(folder)
+        if network.spec.fingerprint is not None:
+            refuse_other_base(f"the network in {folder}", network.spec.fingerprint, None, base)
+        encoder = make_encoder(network.spec.encoder, lambda: (base, tokenizer), trust_remote_code=trust_remote_code)
+        return cls(network.to(base.device), encoder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `network.json` and `network.safetensors` into a folder, all or nothing; an older one is replaced."""

@@ -27,9 +27,9 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import refuse_other_base
 from experts.text_to_lora.baselines import adapter_folders, farthest, random_text
-from experts.text_to_lora.encoder import make_encoder
 from experts.text_to_lora.tasks import Task, find_descriptions, read_descriptions
-from experts.text_to_lora.writer import TextToAdapter, read_network
+from experts.text_to_lora.writer import TextToAdapter
+from experts.training.processes import processes
 from experts.training.statistics import constant_answer
 from selfadapt.harness.benchmark_table import Compared, Judged, compared
 from selfadapt.harness.lm import SelfAdaptiveLM
@@ -88,8 +88,10 @@ def compare_on_benchmarks(
 
     Raises:
         UserError: as `load_tasks` does; if a benchmark has no description, or is not scored by right and wrong; if a
-            folder is missing, or a network or adapter is damaged, or for another base.
+            folder is missing, or a network or adapter is damaged, or for another base; in one of several processes.
     """
+    if processes().num_processes > 1:
+        raise UserError("benchmarks are judged by one process: start it without torchrun, or accelerate launch")
     for folder in (network, adapters, multi_task, oracles):
         if folder is not None and not folder.is_dir():
             raise UserError(f"no such folder: {folder}")
@@ -106,7 +108,9 @@ def compare_on_benchmarks(
     engine = cast(NativeEngine, lm.two_pass.engine)
     methods = [BASE]
     if network is not None:
-        methods += _written(_writer(network, engine, trust_remote_code), described)
+        own_base: Any = engine.model, engine.tokenizer
+        writer = TextToAdapter.for_base(network, *own_base, trust_remote_code=trust_remote_code)
+        methods += _written(writer, described)
     if adapters is not None:
         together = [_read(folder, engine) for folder in adapter_folders(adapters)]
         methods.append(Method("average of adapters", lambda benchmark: [together]))
@@ -201,16 +205,6 @@ def _described(names: Sequence[str], file: str | None) -> list[Task]:
             raise UserError(f"nothing describes the benchmark {name!r}: give --descriptions a file with a line for it")
     order = [*names, *(name for name in texts if name not in names)]
     return [Task(name, "test", texts[name][0], descriptions=texts[name]) for name in order]
-
-
-def _writer(folder: Path, engine: NativeEngine, trust_remote_code: bool) -> TextToAdapter:
-    network = read_network(folder)
-    base: Any = engine.model
-    if network.spec.fingerprint is not None:
-        refuse_other_base(f"the network in {folder}", network.spec.fingerprint, None, base)
-    tokenizer: Any = engine.tokenizer
-    encoder = make_encoder(network.spec.encoder, lambda: (base, tokenizer), trust_remote_code=trust_remote_code)
-    return TextToAdapter(network.to(base.device), encoder)
 
 
 def _written(writer: TextToAdapter, described: Sequence[Task]) -> list[Method]:
