@@ -1,4 +1,4 @@
-"""Pass one: prompts in, mixture out. One file a dispatcher; `dispatch.table` has their names."""
+"""Pass one: prompts in, mixture out. One file per dispatcher; `dispatch.table` lists their names."""
 
 from dispatch.base import Dispatcher, Fixed
 from dispatch.embedding import EmbeddingDispatcher, check_described

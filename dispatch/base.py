@@ -14,27 +14,27 @@ from experts.outside.chats import Chat, read_prompt, words
 
 
 class Dispatcher(Protocol):
-    """Prompts in, mixture out. Abstaining is a row of zeros: the base answers. Several threads may ask at once."""
+    """Prompts in, mixture out. Abstaining is a row of zeros: the base answers. Several threads may call it at once."""
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
-        """One row of weights a prompt, α ≥ 0 and Σα ≤ 1; a prompt's row does not depend on the other prompts."""
+        """One row of weights per prompt, α ≥ 0 and Σα ≤ 1; a prompt's row does not depend on the other prompts."""
 
 
 @dataclass(frozen=True)
 class Fixed:
     """The same mixture whatever the prompt: an expert by name, a `MIX.json`, or the base."""
 
-    mixture: Mixture  # of one row
+    mixture: Mixture  # one row
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
         return self.mixture.expand(len(prompts))
 
 
 def question(prompt: str | Chat) -> str:
-    """What a dispatcher looks at: the prompt, or the text of the user's last message in a chat, "" where none is.
+    """The text that a dispatcher reads: the prompt, or the user's last message in a chat, "" if there is none.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if the prompt is neither text nor chat.
     """
     read = read_prompt(prompt)
     if isinstance(read, str):
@@ -44,14 +44,14 @@ def question(prompt: str | Chat) -> str:
 
 @dataclass(frozen=True)
 class Considered:
-    """What a classifier of prompts makes of them, before anything is decided.
+    """A classifier's view of B prompts, before it decides.
 
     Args:
         names: K experts.
         probabilities: [B, K], rows that sum to 1.
         scores: [B, K], how near each expert is to each prompt, on the scale of the threshold.
-        threshold: a prompt whose best score is lower belongs to none of them.
-        scale: what the scores are.
+        threshold: a prompt whose best score is lower belongs to no expert.
+        scale: what the scores measure.
     """
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ class Considered:
     scale: Literal["cosine", "probability"]
 
     def decide(self, soft: bool) -> Mixture:
-        """The mixture that this asks for.
+        """The mixture that follows from the scores.
 
         Args:
             soft: whether the probabilities are the weights; otherwise the most probable expert answers alone.
@@ -80,4 +80,4 @@ class Classifier(Dispatcher, Protocol):
     soft: bool
 
     def consider(self, prompts: Sequence[str | Chat]) -> Considered:
-        """Of `prompts`: `consider(prompts).decide(soft)` is what the dispatcher gives."""
+        """Considers the prompts; `consider(prompts).decide(soft)` is the dispatcher's mixture."""

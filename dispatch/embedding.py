@@ -21,17 +21,17 @@ from experts.outside.files import atomic_file
 from experts.text_to_lora.encoder import BUILT_IN, encode
 
 FILE = "prompt_embeddings.safetensors"  # beside an expert's z: vectors of training prompts, never their text
-PROMPTS = 128  # so many are enough: 64 give the same centroid to within a degree
-UNRELATED = 0.25  # cosine below which texts have little in common; used until training prompts say better
+PROMPTS = 128  # enough: 64 give the same centroid to within a degree
+UNRELATED = 0.25  # cosine below which texts have little in common; used where no training prompts are stored
 
 
 class EmbeddingDispatcher:
-    """Nearest centroid by the cosine of sentence embeddings.
+    """Chooses the expert with the nearest centroid, by the cosine of sentence embeddings.
 
-    An expert's centroid is the mean of the embeddings of its training prompts and of its description; its description
-    alone, if no prompts are stored. Probabilities are a softmax over cosines with the temperature that makes the stored
-    prompts most likely, each of them left out of its own centroid. A prompt whose best cosine is lower than that of the
-    lowest `false_alarms` share of the stored prompts goes to the base.
+    An expert's centroid is the mean embedding of its training prompts and its description, or its description alone if
+    no prompts are stored. Probabilities are a softmax over cosines, with the temperature that makes the stored prompts
+    most likely, each prompt left out of its own centroid. A prompt goes to the base if its best cosine is below the
+    `false_alarms` quantile of the stored prompts' best cosines.
 
     Args:
         names: K experts.
@@ -66,10 +66,10 @@ class EmbeddingDispatcher:
     def from_library(
         cls, library: ExpertLibrary, *, false_alarms: float = 0.02, soft: bool = False
     ) -> EmbeddingDispatcher:
-        """Reads the prompt embeddings that lie beside the library's experts.
+        """Reads the prompt embeddings stored beside the library's experts.
 
         Raises:
-            UserError: if they are damaged or of different encoders.
+            UserError: if they are damaged or come from different encoders.
         """
         stored = [read_prompts(library.path(name)) for name in library.names]
         encoder = encoder_of(library)
@@ -87,7 +87,7 @@ class EmbeddingDispatcher:
 
 
 def check_described(library: ExpertLibrary) -> None:
-    """Raises UserError for an expert of which nothing is known but its name: no prompt would be near it."""
+    """Raises UserError for an expert known only by its name: no prompt would be near it."""
     for name, description in library.descriptions().items():
         if description == name and not len(read_prompts(library.path(name))[1]):
             raise UserError(
@@ -105,7 +105,7 @@ def write_prompts(folder: Path, prompts: Sequence[str | Chat], encoder: str = BU
 
 
 def embed_prompts(prompts: Sequence[str | Chat], encoder: str = BUILT_IN) -> Tensor:
-    """The unit vectors [n, d] of as many of the prompts as are stored.
+    """The unit vectors [n, d] of the first `PROMPTS` prompts.
 
     Raises:
         UserError: if the encoder is missing.
@@ -114,7 +114,7 @@ def embed_prompts(prompts: Sequence[str | Chat], encoder: str = BUILT_IN) -> Ten
 
 
 def write_vectors(folder: Path, vectors: Tensor, encoder: str) -> None:
-    """Stores what `embed_prompts` gives beside an expert."""
+    """Stores vectors from `embed_prompts` beside an expert."""
     with atomic_file(folder / FILE) as temporary:
         save_file({"embeddings": vectors.half()}, temporary, metadata={"encoder": encoder})
 
@@ -136,10 +136,10 @@ def read_prompts(folder: Path) -> tuple[str, Tensor]:
 
 
 def encoder_of(library: ExpertLibrary) -> str:
-    """The name of the encoder that the prompts of a library's experts were embedded by.
+    """The name of the encoder that embedded the prompts of a library's experts.
 
     Raises:
-        UserError: if they are damaged or of different encoders.
+        UserError: if the embeddings are damaged or come from different encoders.
     """
     stored = [read_prompts(library.path(name)) for name in library.names]
     encoders = {encoder for encoder, own in stored if len(own)} or {BUILT_IN}
@@ -152,7 +152,7 @@ def encoder_of(library: ExpertLibrary) -> str:
 
 
 def _left_out(sums: Tensor, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Cosines of all stored prompts to all centroids [N, K], each left out of its own, and whose they are [N]."""
+    """Cosines [N, K] of all stored prompts to all centroids, each left out of its own, and their experts [N]."""
     cosines, labels = [], []
     for k, own in enumerate(prompts):
         if len(own):

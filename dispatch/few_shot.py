@@ -1,17 +1,18 @@
 """A mixture for a new domain from a handful of examples, by cross-entropy search (arXiv 2501.06252, section 3.2).
 
-The published code (SakanaAI/self-adaptive-llms at 03a41ae) searches likewise, but for this:
+It differs from the published code (SakanaAI/self-adaptive-llms at 03a41ae), "theirs" below, in these points:
 
-- One weight an expert, and 5 generations, by default; there one weight a matrix and 50. A few examples cannot tell
-  hundreds of weights apart, and each generation costs an answer a candidate and example.
-- The elite is a quarter of the candidates, 8 of 32; there a fifth, 6. A spread estimated from more falls more slowly.
-- Weights are not kept between 0 and 1: a mixture may turn an expert round, or go further than the expert does.
-- The spread has a floor. Among few examples many candidates earn the same, and the elite may happen to lie close
+- By default, one weight per expert and 5 generations; theirs has one weight per matrix and 50. A few examples cannot
+  tell hundreds of weights apart, and each generation costs one answer per candidate and example.
+- The elite is a quarter of the candidates, 8 of 32; theirs is a fifth, 6. A spread estimated from more falls more
+  slowly.
+- Weights are not kept between 0 and 1: a mixture may reverse an expert, or go further than the expert does.
+- The spread has a floor. With few examples, many candidates earn the same, and the elite may happen to lie close
   together; without a floor the search would end there.
-- Ties in reward are broken by the likelihood of the right answers, in the elite too. There chance picks among equals in
-  the elite, and the best is the one whose own right answers are likeliest, which says nothing about what it got wrong.
-- Half of the examples are kept for the choice between the best candidates, the experts alone and the base: the best of
-  many on the examples that it was searched on is flattered. There all examples search, and the rest of the test set
+- Ties in reward are broken by the likelihood of the right answers, in the elite too. Theirs picks the elite by chance
+  among equals; its best is the one whose own right answers are likeliest, which says nothing about what it got wrong.
+- Half of the examples are kept for choosing between the best candidates, the experts alone and the base: the best of
+  many looks too good on the examples that found it. Theirs searches on all examples, and the rest of the test set
   chooses the generation.
 
 `benchmarks/few_shot_settings.py` measures both.
@@ -38,19 +39,19 @@ from experts.outside.errors import SEEDS, UserError, check_whole
 from experts.svf.names import plain_modules
 from experts.svf.scaled import SVFLayer
 
-Reward = Callable[..., list[float]]  # (completions, **columns), from 0 to 1, as a domain's
+Reward = Callable[..., list[float]]  # (completions, **columns) → from 0 to 1, as a domain's
 
 
 @dataclass(frozen=True)
 class Search:
-    """How the search goes about it."""
+    """The settings of a search."""
 
     per: Literal["model", "layer", "matrix"] = "model"
-    """What has a weight of its own for every expert."""
+    """What each expert has a separate weight for."""
     population: int = 32
-    """Candidates of one generation."""
+    """Candidates per generation."""
     elite: float = 0.25
-    """The share of them, the best, whose mean and spread the next generation is drawn from."""
+    """The best share of the candidates: the next generation is drawn from their mean and spread."""
     generations: int = 5
     std: float = 0.5
     """The spread of the first generation, around equal weights that sum to 1."""
@@ -58,7 +59,7 @@ class Search:
     """The spread never falls below this: a few equal scores must not end the search."""
     max_new_tokens: int = 32
     batch_size: int = 64
-    """Rows of 512 tokens that a batch may be as large as; shorter rows are the more."""
+    """The size of a batch, in rows of 512 tokens; more rows fit if they are shorter."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,17 +97,17 @@ def search(
 
     Args:
         rows: each with `prompt` (a chat), `answer`, and what else `reward` needs; at least 2.
-        on_generation: hears the generation's number and its best candidate's reward and log-likelihood.
+        on_generation: is called with the generation's number and its best candidate's reward and log-likelihood.
 
     Raises:
-        UserError: if there are no experts, fewer than 2 examples, or one that does not fit the model's context or that
-            the base's chat template refuses.
+        UserError: if there are no experts, fewer than 2 examples, or an example that does not fit the model's context
+            or that the base's chat template refuses.
     """
     if not names:
         raise UserError("the library is empty; there is nothing to mix")
     if len(rows) < 2:
         raise UserError(f"a search needs at least 2 examples, one to search and one to choose with, not {len(rows)}")
-    # Before any work: what the base cannot be shown, and what is too long for it.
+    # Before any work, find what the base cannot be shown and what is too long for it.
     answers = cast(Any, engine.tokenizer)([row["answer"] for row in rows], add_special_tokens=False)["input_ids"]
     for prompt, answer in zip(tokenize(engine.tokenizer, [row["prompt"] for row in rows]), answers, strict=True):
         check_context(engine.model.config, len(prompt), max(options.max_new_tokens, len(answer)))
@@ -141,7 +142,7 @@ def rank_candidates(
     """The best candidates, best first, and their mean reward and mean log-likelihood [places, 2].
 
     Args:
-        candidates: one a row.
+        candidates: one per row.
     """
     columns = {column: [row[column] for row in rows] for column in rows[0]}
     prompts = columns.pop("prompt")
@@ -157,19 +158,19 @@ def rank_candidates(
     def ask(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         texts, likelihoods = population.answer(pairs)
         asked = {name: [values[example] for _, example in pairs] for name, values in columns.items()}
-        # Where a reward function has no opinion, nothing is earned.
+        # Where a reward function has no opinion (NaN), the answer earns nothing.
         rewards = torch.tensor(reward(texts, **asked)).nan_to_num(0.0)
         if not ((rewards >= 0) & (rewards <= 1)).all():  # which the race relies on
             raise UserError("a search compares rewards from 0 to 1, and this reward function gives others")
         return rewards, likelihoods
 
-    # Three times as many rows as make computing take longer than reading the weights.
+    # Three times the rows from which computing takes longer than reading the weights.
     round_size = 3 * ROWS_PER_READ.get(engine.model.device.type, 256)
     return race(ask, len(candidates), len(rows), places, round_size)
 
 
 def matrix_groups(model: PreTrainedModel | PeftModel, per: str) -> dict[str, int]:
-    """Adapted matrix → the number of the weight that it follows."""
+    """Adapted matrix → the number of its weight."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     matrices = [name for name, module in plain_modules(base).items() if isinstance(module, SVFLayer)]
     if per == "model":

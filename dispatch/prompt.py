@@ -29,13 +29,13 @@ from experts.outside.pictures import text_tokenizer
 from experts.outside.reading import read_json
 
 TEMPLATE = "Categories:\n{categories}\n\n{question}\n\nCategory?"
-# Stand for the question: where the first is seen, the second must be too, as it is.
+# Stand-ins for the question: wherever the first is seen, the second must be too, unchanged.
 MARKS = ("\x00", 'Is "Ä" > 1\\2,\n& why?')
 Tokens = tuple[int, ...]
-END = 40  # tokens at either end of a question that are read: what it is about shows there
+END = 40  # tokens read at either end of a question: what it is about shows there
 BEFORE_A_NAME = 8  # tokens that a free answer may begin with, such as "The category is"
 PARTING = r"[-_\s]+"  # what stands between the words of a name
-# A letter of a script that parts words by spaces, which Thai, Chinese, Japanese and their like do not.
+# A letter of a script that separates words by spaces; Thai, Chinese, Japanese and their like do not.
 LETTER = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 
 
@@ -48,14 +48,14 @@ class Calibration:
 
     @classmethod
     def centred(cls, scores: Tensor) -> Calibration:
-        """Trusts the descriptions alone, and takes off what a description scores on average over `scores` [B, 2K]."""
+        """Trusts the descriptions alone, less what each scores on average over `scores` [B, 2K]."""
         names = scores.shape[1] // 2
         weight = torch.cat([torch.zeros(names, names), torch.eye(names)])
         return cls(weight, -(scores @ weight).mean(0))
 
     @classmethod
     def of_names(cls, names: int) -> Calibration:
-        """Trusts the names alone, as they are: what a classification expert has been trained on."""
+        """Trusts the names alone, uncorrected: a classification expert was trained on them."""
         return cls(torch.cat([torch.eye(names), torch.zeros(names, names)]), torch.zeros(names))
 
     @classmethod
@@ -83,7 +83,7 @@ class Calibration:
 
     @classmethod
     def read(cls, path: Path, names: Sequence[str]) -> Calibration | None:
-        """What `write` has stored; None if there is nothing for just these experts.
+        """What `write` stored; None if there is nothing for exactly these experts.
 
         Raises:
             UserError: if the file is damaged.
@@ -105,26 +105,26 @@ class Calibration:
 class PromptDispatcher:
     """Scores the experts' names and descriptions as the answer to "Category?".
 
-    The categories are the library's experts, so that a new one needs no code. What stands before the question is the
-    same for every prompt, and its keys and values are computed once. Answers are scored as constrained decoding would
-    choose them, where a token counts only if it tells answers apart:
+    The categories are the library's experts, so a new one needs no code. The text before the question is the same for
+    every prompt, and its keys and values are computed once. Answers are scored as constrained decoding would choose
+    them, where a token counts only if it tells answers apart:
 
-        log p(answer) = Σ_i log softmax over the tokens that may stand at i of logit(token_i)
+        log p(answer) = Σ_i log softmax(logits over the tokens possible at i)[token_i]
 
-    What answers have in common before they part is read behind the question, in the same prefill. Only answers that
-    part in several places, not all on one path, need further passes. Small models favour some answers whatever the
-    question; a calibration takes that off. Without one fitted on labelled prompts, the experts' own descriptions are
-    asked about, and their mean score is taken off.
+    The beginning that answers share is read after the question, in the same prefill. Only answers that branch in
+    several places, not all on one path, need further passes. Small models favour some answers whatever the question; a
+    calibration corrects that. Without one fitted on labelled prompts, the dispatcher asks about the experts' own
+    descriptions and subtracts their mean score.
 
     Args:
-        engine: runs the base. No other than the native one lets anybody look into it.
+        engine: runs the base; only the native one lets others look into it.
         categories: expert's name → description, K of them.
-        expert: who reads the prompts: an expert that the engine carries; None is the base.
+        expert: the expert that reads the prompts, which the engine carries; None for the base.
         calibration: fitted for these categories and this reader.
-        min_confidence: the one below which the dispatcher abstains; 0 never abstains.
+        min_confidence: the confidence below which the dispatcher abstains; 0 never abstains.
         soft: whether to mix the experts by their probabilities instead of choosing one.
-        free: let the reader write its answer, and look for one of the names in it (`named`), as the paper does; slower,
-            and an answer that names none or several abstains.
+        free: let the reader write its answer, and look for one of the names in it (`named`), as the paper does. This is
+            slower, and the dispatcher abstains if the answer names none or several.
 
     Raises:
         UserError: if the base has no chat template that can ask for a category, or its tokenizer no end token.
@@ -170,13 +170,13 @@ class PromptDispatcher:
 
     @classmethod
     def from_library(cls, library: ExpertLibrary, engine: NativeEngine) -> PromptDispatcher:
-        """Read by the base, with the calibration that lies in the library, if it is for its experts."""
+        """Lets the base read the prompts, with the calibration in the library if it is for the library's experts."""
         calibration = Calibration.read(calibration_path(library, "prompt"), library.names)
         return cls(engine, library.descriptions(), calibration=calibration)
 
     @classmethod
     def of_classifier(cls, library: ExpertLibrary, engine: NativeEngine) -> PromptDispatcher:
-        """Read by the library's classification expert; trusts the names that it says, if nothing is calibrated."""
+        """Lets the library's classification expert read the prompts; without a calibration its names are trusted."""
         calibration = Calibration.read(calibration_path(library, CLASSIFIER), library.names)
         calibration = calibration or Calibration.of_names(len(library))
         return cls(engine, library.descriptions(), expert=CLASSIFIER, calibration=calibration)
@@ -185,7 +185,7 @@ class PromptDispatcher:
         return self._written(prompts) if self.free else self.consider(prompts).decide(self.soft)
 
     def consider(self, prompts: Sequence[str | Chat]) -> Considered:
-        """As `Classifier.consider`; scores are the probabilities themselves. `free` counts for nothing here."""
+        """As `Classifier.consider`; scores are the probabilities themselves. `free` is ignored."""
         if self.calibration is None:
             self.calibration = Calibration.centred(self.scores(list(self.categories.values())))
         logits = self.scores(prompts) @ self.calibration.weight + self.calibration.bias  # [B, K]
@@ -206,7 +206,7 @@ class PromptDispatcher:
         return scores
 
     def _read_before(self) -> DynamicCache:
-        """Keys and values of what stands before a question, computed once for a model's dtype and device."""
+        """Keys and values of the text before a question, computed once per dtype and device of the model."""
         model = self.engine.model
         kept, place = self._prefix, (model.dtype, model.device)
         if kept is None or kept[0] != place:
@@ -214,13 +214,13 @@ class PromptDispatcher:
             if self._before:
                 before = torch.tensor([self._before], device=model.device)
                 forward_cached(model, before, torch.ones_like(before), kept[1], keep=1)
-            self._prefix = kept  # whole, for other threads see it from now on
+            self._prefix = kept  # complete, as other threads see it from now on
         return kept[1]
 
     def _scores(self, questions: list[list[int]], cache: DynamicCache) -> Tensor:
-        """`scores` of one batch; the cache holds what stands before a question."""
-        # The answers are a tree of tokens, and only where it forks does a logit count. The longest path is read in one
-        # pass with the question; of the others only what differs, behind the same question in the cache.
+        """`scores` of one batch; the cache holds the text before a question."""
+        # The answers are a tree of tokens, and logits count only where it branches. The longest path to a branch is
+        # read in one pass with the question; each other path is read alone, after the same question in the cache.
         cache.batch_repeat_interleave(len(questions))
         first, *others = self._paths
         model = self.engine.model
@@ -239,7 +239,7 @@ class PromptDispatcher:
         return torch.cat([_choose(answers, found) for answers in (self._names, self._descriptions)], 1).cpu()
 
     def _asked(self, asked: str) -> list[int]:
-        """Tokens of the chat that asks for the category of a question, which loses its middle where it is long."""
+        """Tokens of the chat that asks for a question's category; a long question loses its middle."""
         text = text_tokenizer(self.engine.tokenizer)
         ids = text.encode(asked, add_special_tokens=False)
         for end in range(END, 0, -1):
@@ -272,7 +272,7 @@ class PromptDispatcher:
         return Mixture(tuple(names), found * (found.sum(1, keepdim=True) == 1))
 
     def _turn(self, asked: str, new_tokens: int) -> str:
-        """The user turn that asks about a question, of which the ends alone are read where it does not fit whole."""
+        """The user turn that asks about a question, cut down to the question's two ends if it does not fit whole."""
         turn = category_question(self.categories, asked)
         if len(tokenize(self.engine.tokenizer, [turn])[0]) + new_tokens <= self._context:
             return turn
@@ -291,12 +291,12 @@ def check_classifier(library: ExpertLibrary) -> None:
 
 
 def calibration_path(library: ExpertLibrary, reader: str) -> Path:
-    """Where the calibration of a reader of prompts, "prompt" or "classifier", lies in a library."""
+    """The file in a library with the calibration of a reader of prompts, "prompt" or "classifier"."""
     return library.folder / f"{reader}_calibration.json"
 
 
 def _branches(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:
-    """Where answers part: what they have in common so far → the tokens that may follow."""
+    """Where answers branch: what they have in common so far → the tokens that may follow."""
     following: dict[Tokens, set[int]] = {}
     for answer in answers:
         for depth, token in enumerate(answer):
@@ -305,7 +305,7 @@ def _branches(answers: Sequence[Tokens]) -> dict[Tokens, list[int]]:
 
 
 def _paths(prefixes: Sequence[Tokens]) -> list[Tokens]:
-    """The prefixes that none of the others begins with, the longest first."""
+    """The prefixes that no other prefix begins with, longest first."""
     kept: list[Tokens] = []
     for prefix in sorted({(), *prefixes}, key=len, reverse=True):
         if not any(longer[: len(prefix)] == prefix for longer in kept):
@@ -314,7 +314,7 @@ def _paths(prefixes: Sequence[Tokens]) -> list[Tokens]:
 
 
 def _choose(answers: Sequence[Tokens], found: Mapping[Tokens, Tensor]) -> Tensor:
-    """log p of each answer [B, K], from the logits [B, V] wherever answers part."""
+    """log p of each answer [B, K], from the logits [B, V] wherever answers branch."""
     total = found[()].new_zeros(len(found[()]), len(answers))
     for prefix, tokens in _branches(answers).items():
         logps = found[prefix][:, tokens].log_softmax(1)
@@ -330,7 +330,7 @@ def category_question(categories: Mapping[str, str], asked: str) -> str:
 
 
 def named(text: str, names: Sequence[str]) -> set[str]:
-    """The names that a text says as words of their own; where several begin at one place, the longest of them.
+    """The names that a text holds as separate words; where several begin at the same place, the longest.
 
     Case counts only where it tells two names apart, and a name's words may be joined in another way.
 
@@ -350,7 +350,7 @@ def named(text: str, names: Sequence[str]) -> set[str]:
 
 
 def _around(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, categories: Mapping[str, str]) -> list[str] | None:
-    """The text before and after the question, and between where it is shown twice; None where it is shown changed."""
+    """The text before and after the question, and between if it is shown twice; None if it is shown altered."""
     marked, shown = render(tokenizer, [category_question(categories, mark) for mark in MARKS])
     pieces = marked.split(MARKS[0])
     return pieces if len(pieces) > 1 and MARKS[1].join(pieces) == shown else None

@@ -1,4 +1,4 @@
-"""The best of some candidates, without asking all of them everything."""
+"""Finds the best of some candidates without asking all of them everything."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 Pair = tuple[int, int]  # candidate, example
 
 AT_ONCE = 3
-"""Examples that a contender is asked at least, before the others' answers may put it out of the race."""
+"""The fewest examples to ask a contender at once, before the others' answers may put it out of the race."""
 
 
 def race(
     ask: Callable[[Sequence[Pair]], tuple[Tensor, Tensor]], candidates: int, examples: int, places: int, round_size: int
 ) -> tuple[list[int], Tensor]:
-    """The best of C candidates, best first, and their scores: what asking all of them all N examples would give.
+    """The best of C candidates, best first, and their scores, as if all of them had been asked all N examples.
 
-    A score is the mean reward, from 0 to 1, and the mean log-likelihood, at most 0, that decides between equal rewards.
-    What a candidate has not been asked can therefore bring it 1 and 0 at best. Nobody is asked any more who even so
-    comes after `places` others that have been asked everything. Those who may still come first are asked first.
+    A score is the mean reward, from 0 to 1, and the mean log-likelihood, at most 0, which decides between equal
+    rewards. An example not yet asked can therefore earn 1 and 0 at best. A candidate that even so ranks behind `places`
+    others that have been asked everything is asked no more. Those that may still come first are asked first.
 
     Args:
-        ask: the rewards and the log-likelihoods [P] of P pairs.
+        ask: gives the rewards and the log-likelihoods [P] of P pairs.
         places: how many of the candidates are wanted.
-        round_size: pairs worth asking at once, if there are as many.
+        round_size: pairs worth asking at once, if there are that many.
 
     Returns:
-        The numbers of the `places` best, where the earlier comes first of two equals, and their scores [places, 2].
+        The numbers of the `places` best, the earlier of two equals first, and their scores [places, 2].
     """
     at_best = torch.tensor([1.0, 0.0]).repeat(candidates, examples, 1)  # [C, N, 2]
     asked = torch.zeros(candidates, examples, dtype=torch.bool)
@@ -39,7 +39,7 @@ def race(
         rows, columns = torch.tensor(pairs).T
         at_best[rows, columns] = torch.stack(ask(pairs), 1)
         asked[rows, columns] = True
-        # Rounding keeps order: no score at best, summed up as the score itself is, falls below it.
+        # Rounding keeps the order: a best possible score, summed as the final one is, never falls below it.
         scores = at_best.mean(1)
         keys = [tuple(score) for score in scores.tolist()]
         ranking = sorted(range(candidates), key=lambda candidate: keys[candidate], reverse=True)
@@ -52,7 +52,7 @@ def race(
 
 
 def _contenders(ranking: Sequence[int], finished: Sequence[bool], places: int) -> list[int]:
-    """Those not finished who rank before the last of `places` who are."""
+    """The unfinished candidates that rank before the `places`-th finished one."""
     before: list[int] = []
     for candidate in ranking:
         if not finished[candidate]:

@@ -1,4 +1,4 @@
-"""`dispatch.text_to_lora` as it was called, and used, before engines carried experts."""
+"""`dispatch.text_to_lora` under its old name and interface, from before engines carried experts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["T2LDispatcher", "by_domain", "by_prompt", "told"]
 
 
 class T2LDispatcher(text_to_lora.T2LDispatcher):
-    """Is given a model and its tokenizer, and says which model to answer with."""
+    """Takes a model and its tokenizer, and says which model to answer with."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -34,6 +34,6 @@ class T2LDispatcher(text_to_lora.T2LDispatcher):
     @property
     def model(self) -> PeftModel:
         engine = cast(NativeEngine, self.engine)
-        if not isinstance(engine.model, PeftModel):  # which it is from the first expert on
+        if not isinstance(engine.model, PeftModel):  # it becomes one with the first expert
             self._release(self._carry(["Anything."]))
         return cast(PeftModel, engine.model)

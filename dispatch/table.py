@@ -1,6 +1,6 @@
 """The table of dispatchers, and what a dispatcher's name means.
 
-A new one is a file beside this, a line in the table, and its name in `experts.naming`, so that no expert has it.
+A new one takes a file beside this one, a line in the table, and its name in `experts.naming`, so that no expert has it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError, unknown
 
 Access = Literal["none", "any", "native"]
-"""To an engine: none at all, what every engine can do, or what the native one alone lets others look into."""
+"""Access to an engine: none, to what every engine can do, or to what only the native one lets others look into."""
 LEVELS: tuple[Access, ...] = get_args(Access)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a dispatcher is made for a library, and what that takes."""
+    """How a dispatcher is made for a library, and what it needs."""
 
     make: Callable[[ExpertLibrary, Any], Dispatcher] | None
-    """Of a library and the engine that carries its experts; None where it takes examples of a domain, too."""
+    """Takes a library and the engine that carries its experts; None if that also needs examples of a domain."""
     needs: Access = "none"
     check: Callable[[ExpertLibrary], None] = lambda library: None
-    """Raises UserError, before a model is loaded, if the library lacks what it needs."""
+    """Raises UserError, before a model is loaded, if the library lacks what the dispatcher needs."""
     brings_experts: bool = False
-    """Whether there is something to dispatch to in a library that has no experts."""
+    """Whether it has something to dispatch to even if the library has no experts."""
 
 
 DEFAULT = "embedding"
@@ -54,10 +54,11 @@ def find_dispatcher(name: str, library: ExpertLibrary, engine: Engine | None = N
     """What `--dispatch NAME` means: a dispatcher, an expert of the library, or a `MIX.json`.
 
     Args:
-        engine: carries the library's experts; None where there is none yet, or one that is not ours.
+        engine: carries the library's experts; None if there is none yet, or it is not ours.
 
     Raises:
-        UserError: with the nearest names, if it means nothing; or if the library or the engine lacks what it needs.
+        UserError: if the name means nothing, with the nearest names; or if the library or the engine lacks what it
+            needs.
     """
     check_dispatcher(
         name, library, "none" if engine is None else "native" if isinstance(engine, NativeEngine) else "any"
@@ -72,7 +73,7 @@ def find_dispatcher(name: str, library: ExpertLibrary, engine: Engine | None = N
 
 
 def check_dispatcher(name: str, library: ExpertLibrary, access: Access = "native") -> None:
-    """Raises UserError, before a model is loaded, for what `find_dispatcher` would refuse of an engine like that."""
+    """Raises UserError, before a model is loaded, if `find_dispatcher` would for an engine with this access."""
     if not isinstance(name, str):
         raise UserError(
             f"dispatch takes a name, not a {type(name).__name__}; a dispatcher of your own goes into "

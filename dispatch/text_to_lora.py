@@ -31,7 +31,7 @@ PREFIX = "t2l-"  # of the names of written experts
 
 
 def by_description(description: str) -> Describe:
-    """The same description for all prompts, from whoever asks."""
+    """The same description for all prompts, given by the caller."""
     return lambda prompts: [description] * len(prompts)
 
 
@@ -58,16 +58,16 @@ def by_domain(dispatcher: Dispatcher, descriptions: Mapping[str, str]) -> Descri
 class T2LDispatcher:
     """Writes an expert for every description and asks the engine to carry it, so that a mixture can name it.
 
-    Written experts are called `t2l-` and a hash of network and description, and can stand in a mixture beside trained
-    ones. The engine carries at most `kept` of them, or as many as mixtures name that still exist; of the others, those
-    used least recently go.
+    Written experts are named `t2l-` plus a hash of network and description, and can stand in a mixture beside trained
+    ones. The engine keeps those that existing mixtures name, and as many others as make `kept` in all; the least
+    recently used are dropped.
 
     Args:
         writer: a network that writes SVF experts, or LoRAs, for the engine's base.
         engine: carries the written experts beside those of its library.
         describe: prompts → descriptions.
         beside: a dispatcher of trained experts to mix with; None uses written ones alone.
-        share: what a written expert gets of a prompt's weights where `beside` has a say.
+        share: the share of a prompt's weights that a written expert gets where `beside` chooses experts too.
         kept: how many written experts the engine keeps.
 
     Raises:
@@ -98,9 +98,9 @@ class T2LDispatcher:
         self._network = hashlib.sha256(
             b"".join(bytes(p.detach().cpu().numpy().data) for p in writer.network.parameters())
         ).digest()
-        self._carried: OrderedDict[str, None] = OrderedDict()  # names, the one used last at the end
-        self._in_use: Counter[str] = Counter()  # in how many mixtures that still exist
-        self._carrying = RLock()  # a mixture may end, and be forgotten, wherever memory is allocated
+        self._carried: OrderedDict[str, None] = OrderedDict()  # names, the most recently used last
+        self._in_use: Counter[str] = Counter()  # name → how many existing mixtures have it
+        self._carrying = RLock()  # a mixture may be collected, and released, wherever memory is allocated
 
     @classmethod
     def from_pretrained(
@@ -112,8 +112,8 @@ class T2LDispatcher:
             options: `beside`, `share` and `kept`.
 
         Raises:
-            UserError: if the folder holds no network, or not one that writes for this base, or the network reads with
-                the base, which the engine does not let it.
+            UserError: if the folder holds no network, the network writes for another base, or it reads with the base
+                and the engine does not let it.
         """
         read = read_network(network)
         encoder: TaskEncoder
@@ -127,7 +127,7 @@ class T2LDispatcher:
 
     @classmethod
     def from_library(cls, library: ExpertLibrary, engine: Engine) -> T2LDispatcher:
-        """By the network that lies in the library."""
+        """Uses the network in the library."""
         return cls.from_pretrained(network_path(library), engine)
 
     def __call__(self, prompts: Sequence[str | Chat]) -> Mixture:
@@ -144,7 +144,7 @@ class T2LDispatcher:
         return mixture
 
     def _carry(self, texts: Sequence[str]) -> list[str]:
-        """The names of the experts of these descriptions, which the engine carries until they are released."""
+        """The names of these descriptions' experts, which the engine carries until they are released."""
         names = [PREFIX + hashlib.sha256(self._network + text.encode()).hexdigest()[:12] for text in texts]
         with self._carrying:
             missing = [row for row, name in enumerate(names) if name not in self.engine.experts]
@@ -169,7 +169,7 @@ class T2LDispatcher:
 
 
 def _side_by_side(written: Mixture, trained: Mixture, share: float) -> Mixture:
-    """Both mixtures' experts, where those that were written get `share` of a prompt's weights if others have a say."""
+    """Both mixtures as one; written experts get `share` of a prompt's weights where trained ones have some too."""
     has_written, has_trained = (weights.any(1, keepdim=True) for weights in (written.weights, trained.weights))
     share_of = torch.where(has_trained, share, 1.0) * has_written  # [B, 1]
 
@@ -181,12 +181,12 @@ def _side_by_side(written: Mixture, trained: Mixture, share: float) -> Mixture:
 
 
 def network_path(library: ExpertLibrary) -> Path:
-    """Where the network that writes experts from prompts lies in a library."""
+    """The folder in a library of the network that writes experts."""
     return library.folder / "t2l"
 
 
 def check_network(library: ExpertLibrary) -> None:
-    """Raises UserError if a library has no such network."""
+    """Raises UserError if a library has no network that writes experts."""
     if not (path := network_path(library)).is_dir():
         raise UserError(
             f"the library {library.folder} has no network that writes experts: train one with `selfadapt t2l train`, "
