@@ -44,7 +44,7 @@ def __dir__() -> list[str]:
 
 
 def _announce_to_lm_eval() -> None:
-    """Makes `lm_eval.simple_evaluate(model="selfadapt")` work; neither lm-eval's machinery nor ours is imported."""
+    """Makes `lm_eval.simple_evaluate(model="selfadapt")` work without importing lm-eval's machinery or ours."""
     try:
         import lm_eval.models  # noqa: F401 (lm-eval announces its own models only where it finds none)
         from lm_eval.api.registry import model_registry

@@ -1,4 +1,4 @@
-"""The command line. Answers go to stdout, everything else to stderr; what is heavy is imported by the verb it serves.
+"""The command line. Answers go to stdout, everything else to stderr; heavy modules are imported by the verb they serve.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 """
@@ -60,7 +60,7 @@ GROUPS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
-# Where an empty name (`--model "$BASE"`) would silently mean the default.
+# Options whose empty value (`--model "$BASE"`) would silently mean the default.
 NAMES = ("--model", "--library", "--to", "--output", "--output-dir", "--dispatch", "--network", "--name")
 
 
@@ -83,7 +83,7 @@ def _run(args: list[str]) -> None:
 
 
 def _call(verbs: dict[str, Callable[..., Any]], prog: str, description: str | None, args: list[str]) -> None:
-    """Calls the verb that the arguments name, once they have been understood."""
+    """Parses the arguments, then calls the verb that they name."""
     understood = {name: _understood(verb) for name, verb in verbs.items()}
     about: Any = {"prog": prog, "description": description, "args": args}
     named = " ".join([prog, *(args[:1] if args[0:1] and args[0] in verbs else [])])
@@ -91,7 +91,7 @@ def _call(verbs: dict[str, Callable[..., Any]], prog: str, description: str | No
 
 
 def _understood(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Takes what `verb` takes, and returns the call. A function, as tyro would show the docstring of a `partial`."""
+    """Takes what `verb` takes, and returns the call. Not a `partial`, whose own docstring tyro would show."""
 
     @functools.wraps(verb)
     def call(*args: Any, **options: Any) -> Callable[[], Any]:
@@ -109,13 +109,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal or a pipe has no letters for
+            stream.reconfigure(errors="backslashreplace")  # for what a terminal or a pipe cannot encode
     try:
         _run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         _fail("interrupted")
-    except BrokenPipeError:  # who reads has had enough (`| head`); Python would complain again at its end
+    except BrokenPipeError:  # the reader has had enough (`| head`); Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -124,7 +124,7 @@ def main() -> None:
         line = f"error: {' '.join(str(error).split()) or type(error).__name__}"
         if isinstance(error, UserError):
             _fail(line)
-        if isinstance(error, OSError):  # a full disk, a folder that may not be read, perhaps on one machine of several
+        if isinstance(error, OSError):  # a full disk, an unreadable folder, perhaps on one machine of several
             print(line, file=sys.stderr)
             sys.exit(1)
         raise

@@ -1,4 +1,4 @@
-"""`selfadapt demo`: two passes with what is there already; then an expert is trained, and compared with the base."""
+"""`selfadapt demo`: shows two passes with the shipped experts, then trains an expert and compares it with the base."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ PROMPTS = [
 
 
 def demo(output: Path) -> dict[str, Any]:
-    """Shows the two passes with the experts that come with the base, if there are some, and trains the one of `RECIPE`
-    below `output`; writes `report.json` and `report.md` there, returns the report.
+    """Shows the two passes with the experts that come with the base, if there are any, and trains the expert of
+    `RECIPE` in `output`; writes `report.json` and `report.md` there and returns the report.
 
-    A demo that was interrupted goes on where it stopped; one that is complete is done again.
+    An interrupted demo goes on where it stopped; a complete one is run again.
     """
     check_writable(output)
     console = Console(stderr=True)
@@ -81,7 +81,7 @@ def demo(output: Path) -> dict[str, Any]:
 
 
 def _show_two_passes(console: Console, name: str, new_tokens: int) -> None:
-    """`PROMPTS`, who of the shipped experts answers each, and what the base would have said."""
+    """Prints `PROMPTS`, which shipped expert answers each, and what the base alone says."""
     console.print("[bold]One batch, each prompt answered by the expert that it is dispatched to:[/]\n")
     model = SelfAdaptiveModel.from_pretrained(name)
     nobody = Mixture.of({}, len(PROMPTS))
@@ -93,7 +93,7 @@ def _show_two_passes(console: Console, name: str, new_tokens: int) -> None:
 
 
 def _cells(*texts: str) -> list[Text]:
-    return [Text(" ".join(text.split())) for text in texts]  # which may hold what rich takes for markup
+    return [Text(" ".join(text.split())) for text in texts]  # they may hold what rich takes for markup
 
 
 def lora_parameters(base: nn.Module) -> int:

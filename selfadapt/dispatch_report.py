@@ -1,6 +1,6 @@
-"""A dispatcher by itself: it is calibrated and measured on labelled prompts, and says who would answer.
+"""A dispatcher by itself: calibrates it, measures it on labelled prompts, and says who would answer.
 
-How well it tells the domains apart is reported as figures, a page and a plot.
+A report says in figures, on a page and in a plot how well it tells the domains apart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from selfadapt.two_pass import SelfAdaptiveModel, find_library
 
 CALIBRATED = ("prompt", "classifier")
 BASE = "base"  # the label of prompts that belong to no expert
-NEW_TOKENS = 128  # of the answers that pass one's time is compared with
+NEW_TOKENS = 128  # per answer, where pass one's time is compared with pass two's
 TIMED = 16  # prompts
 COVERAGES = [round(0.5 + 0.05 * step, 2) for step in range(11)]
 
@@ -40,7 +40,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a dispatcher is asked for; labelled prompts are files that `read_labelled` reads."""
+    """What a dispatcher is asked to do; labelled prompts are files that `read_labelled` reads."""
 
     prompts: tuple[str, ...] = ()
     """One user turn each."""
@@ -49,12 +49,12 @@ class Asked:
     evaluate: Path | None = None
     """Labelled prompts to measure it on."""
     output: Path = Path("runs/dispatch")
-    """The folder of the report of `evaluate`."""
+    """The folder for the report of `evaluate`."""
 
 
 @dataclass(frozen=True)
 class Dispatched:
-    """What came of it; None for what was not asked for."""
+    """The results; None for what was not asked for."""
 
     calibration: Path | None
     """The file in the library."""
@@ -71,17 +71,16 @@ def ask_dispatcher(
     library: str | Path | None = None,
     **base_options: Unpack[BaseOptions],
 ) -> Dispatched:
-    """Calibrates a dispatcher, then measures it, then dispatches prompts: those of the three that are asked for.
+    """Calibrates a dispatcher, measures it, and dispatches prompts, in this order: whichever is asked for.
 
-    All that can be found wrong without the base is found before it is loaded.
+    Mistakes that can be found without the base are found before it is loaded.
 
     Args:
-        name, model, library, base_options: as `SelfAdaptiveModel.from_pretrained` takes them, the dispatcher's name
-            first.
+        name, model, library, base_options: as `SelfAdaptiveModel.from_pretrained` takes them; `name` is its `dispatch`.
 
     Raises:
-        UserError: if nothing is asked for; as `read_labelled` and `check_calibration` do; or where the library, or
-            the folder of the report, cannot be written.
+        UserError: if nothing is asked for; as `read_labelled` and `check_calibration` do; or if the library, or the
+            folder of the report, cannot be written.
     """
     if not asked.prompts and asked.evaluate is None and asked.calibrate is None:
         raise UserError("there is no prompt to dispatch; give one or more")
@@ -121,7 +120,7 @@ def read_labelled(path: Path, library: ExpertLibrary) -> list[Labelled]:
 
 
 def check_calibration(name: str, library: ExpertLibrary, rows: list[Labelled]) -> None:
-    """Raises UserError, if the dispatcher is none that is calibrated, or an expert has no prompt among the rows."""
+    """Raises UserError if the dispatcher takes no calibration, there are no experts, or one has no prompt in `rows`."""
     if name not in CALIBRATED:
         raise UserError(f"only the dispatchers {' and '.join(CALIBRATED)} are calibrated, not {name}")
     if not library.names:

@@ -1,5 +1,5 @@
-"""What is done with experts where bases and libraries go by their names: one is added, made one of another base, or
-mixed for a file of examples."""
+"""Adds an expert to a library, transfers it to another base, or mixes experts for a file of examples, with bases and
+libraries given by name."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def add_expert(
         library: the library's folder.
         name: its name there; by default the folder's, or the repository's.
         classifier: whether it names domains instead of answering.
-        model: the base that it was trained on, which is loaded only if the folder does not say, or, for a LoRA, if the
-            library calls its base otherwise: a built-in name, a hub id or a folder.
-        description: what it is for, in one sentence, in the place of what its folder says.
+        model: the base that it was trained on: a built-in name, a hub id or a folder. It is loaded only if the expert's
+            folder does not say, or, for a LoRA, if the library has another name for its base.
+        description: what it is for, in one sentence, instead of what its folder says.
 
     Returns:
         Its name in the library.
@@ -100,7 +100,7 @@ def _for_expert(
 def _for_lora(
     folder: Path, library: Path, into: ExpertLibrary | None, model: str | None
 ) -> tuple[ExpertLibrary, PreTrainedModel | None]:
-    """The same for a LoRA, of whose base its folder has the name alone."""
+    """The same for a LoRA, whose folder has only the name of its base."""
     what, lora = f"the LoRA in {folder}", read_lora(folder)
     if (named := model or lora.base) is None:
         raise UnknownBase(what)
@@ -118,12 +118,12 @@ def _for_lora(
 
 
 def embed_examples(examples: Path, library: Path) -> tuple[str, Tensor]:
-    """The encoder of a library, which need not exist yet, and by it the vectors [n, d] of the prompts in a file.
+    """A library's encoder, and the vectors [n, d] that it gives the prompts in a file. The library need not exist yet.
 
-    `dispatch.embedding.write_vectors` puts them beside an expert or a LoRA, which `embedding` then finds by them.
+    `dispatch.embedding.write_vectors` stores them beside an expert or a LoRA, and `embedding` finds it by them.
 
     Args:
-        examples: JSON Lines with a `prompt` each, a string or a chat.
+        examples: JSON Lines, each with a `prompt`, a string or a chat.
 
     Raises:
         UserError: naming the line, if one is malformed; if there is none, or the encoder is missing.
@@ -148,9 +148,9 @@ class Transferred:
     origin: str | None
     """The fingerprint of the base that it was trained on."""
     expert: Expert
-    """As one of the other base; its `write(folder)` makes a folder of it."""
+    """The expert of the other base; `write(folder)` saves it."""
     comparisons: list[Comparison]
-    """How alike the two bases are, matrix by matrix; none, where that was not asked for."""
+    """How alike the two bases are, matrix by matrix; empty if that was not asked for."""
 
 
 def transfer_expert(
@@ -162,19 +162,19 @@ def transfer_expert(
     library: str | Path | None = None,
     model: str | None = None,
 ) -> Transferred:
-    """An expert of one base as one of another of the same shapes (`experts.exchange.transfer`).
+    """Makes an expert of one base an expert of another of the same shapes (`experts.exchange.transfer`).
 
     Args:
         expert: an expert of the library, an expert's folder, or a `MIX.json`.
         to: the other base: a built-in name, a hub id or a folder.
         shuffled: a seed for the control, in which z is permuted within each matrix.
-        compare: whether the expert's own base is loaded too, and compared with the other.
+        compare: whether to load the expert's own base too and compare it with the other.
         library: a folder of experts; by default those that come with the base.
-        model: the base that the expert was trained on; by default the one it names.
+        model: the base that the expert was trained on; by default the one that it names.
 
     Raises:
         UnknownBase: if nothing says which base the expert was trained on.
-        UserError: if there is no such expert or base, the shapes differ, the expert belongs to the other base already,
+        UserError: if there is no such expert or base, the shapes differ, the expert already belongs to the other base,
             or `model` is not the base it was trained on.
     """
     trained = find_expert(expert, library, model)
@@ -202,10 +202,10 @@ def adapt_to_examples(
     on_generation: Callable[[int, float, float], None] = lambda generation, reward, loglikelihood: None,
     **base_options: Unpack[BaseOptions],
 ) -> Found:
-    """Searches the mixture of a library's experts that suits all rows of `examples`, and writes it to `output`.
+    """Searches for the mixture of a library's experts that suits all rows of `examples`, and writes it to `output`.
 
     Args:
-        examples: ten or so, and what an answer to them earns.
+        examples: ten or so, with the reward of an answer.
         output: a file such as `MIX.json`, which `SelfAdaptiveModel.from_pretrained` takes as its `dispatch`.
         model, library, base_options: as `SelfAdaptiveModel.from_pretrained` takes them.
         on_generation: as in `dispatch.few_shot.search`.

@@ -1,4 +1,4 @@
-"""Pushing and pulling, where bases and libraries go by their names."""
+"""Pushes and pulls experts and libraries, with bases and libraries given by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def push_experts(
 
     Args:
         repo: the repository's id on the hub, which is made if there is none.
-        expert: its name in the library, or its folder; None for all of the library.
+        expert: its name in the library, or its folder; None for the whole library.
         with_lora: put the exact LoRA beside each expert, in `lora/`; the base is loaded for that.
         model: the base; by default the one that the library or the expert names.
         options: as `ExpertLibrary.push_to_hub` takes them.
@@ -80,7 +80,7 @@ def _base(name: str | None) -> PreTrainedModel:
 
 
 def pull_experts(repo: str, folder: str | Path, **options: Unpack[PullOptions]) -> Path:
-    """Pulls a library or an expert into a new folder, all of it or nothing.
+    """Pulls a library or an expert into a new folder, all or nothing.
 
     Raises:
         UserError: if the folder exists, or the repository holds neither or is damaged; as `fetch` does.

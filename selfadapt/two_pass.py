@@ -47,7 +47,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, and how it came about: `mixture` has one row, that of its prompt."""
+    """One answer, and how it came about; `mixture` has one row, its prompt's."""
 
     text: str
     mixture: Mixture
@@ -59,10 +59,10 @@ class Answer:
 
 
 class SelfAdaptiveModel:
-    """An engine, whose base carries the experts of a library, and a dispatcher that decides who of them answers.
+    """An engine whose base carries a library's experts, and a dispatcher that decides which of them answer.
 
-    Calls and streams may overlap as they like, in one thread or in many: a mixture belongs to its call.
-    `SelfAdaptiveModel(model, tokenizer, dispatcher)` is one on the native engine.
+    Calls and streams may overlap freely, in one thread or in many: a mixture belongs to its call.
+    `SelfAdaptiveModel(model, tokenizer, dispatcher)` uses the native engine.
     """
 
     @overload
@@ -82,7 +82,7 @@ class SelfAdaptiveModel:
 
     @property
     def model(self) -> Any:
-        """The base with its experts, where the engine has it at hand, as the native one does."""
+        """The base with its experts, if the engine gives access to it, as the native one does."""
         return cast(NativeEngine, self.engine).model
 
     @property
@@ -104,12 +104,12 @@ class SelfAdaptiveModel:
 
         Args:
             model: a built-in name, a hub id or a folder; by default the library's base.
-            library: a folder of experts, or a repository of the hub (owner/name); by default those that come with the
+            library: a folder of experts, or a repository on the hub (owner/name); by default those that come with the
                 base.
             dispatch: "none" for the plain base, a dispatcher's name (`dispatch.DISPATCHERS`), an expert's name, or a
-                `MIX.json`. By default "embedding" where there are experts, those that come with the base among them;
-                where that cannot be (no encoder is installed) the base, which is said.
-            engine: "native", or "vllm" where that is installed: experts of limited rank, each mixture as a LoRA.
+                `MIX.json`. By default "embedding" where there are experts, including those that come with the base;
+                if that is impossible (no encoder is installed), the base, with a warning.
+            engine: "native", or "vllm" if installed, for experts of limited rank, each mixture as a LoRA.
             engine_options: for `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
             base_options: as `load_base` takes them, such as `dtype="bfloat16"`, `quantization="nf4"` or
                 `chat_template_kwargs={"enable_thinking": False}`.
@@ -143,7 +143,7 @@ class SelfAdaptiveModel:
             raise UserError("vLLM loads the base by itself; leave out quantization, or take the native engine")
         on_cpu: BaseOptions = {**base_options, "device": "cpu"}  # all the accelerator's memory is vLLM's
         if on_cpu.get("dtype") is None and torch.accelerator.is_available():
-            on_cpu["dtype"] = "auto"  # the checkpoint's, as load_base has it there
+            on_cpu["dtype"] = "auto"  # the checkpoint's, as `load_base` takes there
 
         def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             if name.endswith(".gguf"):
@@ -159,8 +159,8 @@ class SelfAdaptiveModel:
         """Pass one alone: the mixture of each prompt.
 
         Raises:
-            UserError: if there are no prompts or one has an unknown role, or the dispatcher gives something else than a
-                row for each.
+            UserError: if there are no prompts, one has an unknown role, or the dispatcher does not give one row for
+                each.
         """
         prompts = _read(prompts)
         check_roles(self.engine.tokenizer, prompts)
@@ -178,13 +178,13 @@ class SelfAdaptiveModel:
         """Both passes: the answer to each prompt (a string is one user turn, a list of messages a chat).
 
         Args:
-            prompts: anything that can be gone through in order; a chat alone is one prompt (`experts.outside.chats`).
+            prompts: any ordered iterable; a chat alone is one prompt (`experts.outside.chats`).
             sampling: temperature, top_p and others, a seed, and texts that end an answer; greedy if not given.
-            system_prompt: what the system says before every prompt, whoever answers it.
+            system_prompt: a system message before every prompt, whoever answers it.
 
         Raises:
             UserError: if there are no prompts, one is neither string nor chat, the base's chat template refuses it, it
-                does not fit the model's context, or has a system message of its own beside `system_prompt`.
+                does not fit the model's context, or it has a system message of its own beside `system_prompt`.
         """
         check_sampling(sampling)
         prompts = with_system_prompt(_read(prompts), system_prompt)
@@ -205,7 +205,7 @@ class SelfAdaptiveModel:
         sampling: Sampling = GREEDY,
         system_prompt: str | None = None,
     ) -> Iterator[str]:
-        """Both passes for one prompt: the pieces of its answer as they are written. Any thread may ask for the next."""
+        """Both passes for one prompt: yields its answer in pieces as it is written. Any thread may ask for the next."""
         check_sampling(sampling)
         (prompt,) = with_system_prompt([read_prompt(prompt)], system_prompt)
         mixture = self._dispatched([prompt])
@@ -222,7 +222,7 @@ class SelfAdaptiveModel:
         """Both passes: log p(continuation | prompt) of each pair in nats [B], under the mixture of its prompt.
 
         Raises:
-            UserError: if there are no prompts, or not as many continuations, or a pair does not fit the context.
+            UserError: if there are no prompts, not as many continuations, or a pair does not fit the context.
         """
         prompts = with_system_prompt(_read(prompts), system_prompt)
         mixture = self._dispatched(prompts)
@@ -237,7 +237,7 @@ class SelfAdaptiveModel:
 
 
 def find_library(model: str | Path | None, library: str | Path | ExpertLibrary | None) -> ExpertLibrary:
-    """The library that is meant: the one given, or the experts that come with the base, whatever it is called here.
+    """The library given, or the experts that come with the base, whatever name the base has here.
 
     Raises:
         UserError: if there is none.
@@ -258,9 +258,9 @@ def find_library(model: str | Path | None, library: str | Path | ExpertLibrary |
 
 
 def shipped_with(base: PreTrainedModel) -> ExpertLibrary | None:
-    """The experts that come with a base that is loaded."""
+    """The experts that come with a loaded base; None if there are none."""
     for candidate in shipped_for(base):
-        with suppress(UserError):  # it is of another base
+        with suppress(UserError):  # it belongs to another base
             candidate.check_base(base)
             return candidate
     return None
@@ -275,7 +275,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ExpertLibrary | None, str]:
     """A base, its tokenizer, the experts that it is to carry, and who chooses among them.
 
-    What is wrong with a library that was given, or with `dispatch`, is raised before a base is loaded.
+    Mistakes in a given library or in `dispatch` are raised before the base is loaded.
     """
     experts = None
     if library is not None or dispatch not in (None, "none"):  # the plain base need not have any experts
@@ -290,7 +290,7 @@ def _load(
 
 
 def default_dispatch(experts: ExpertLibrary) -> str:
-    """By embedding; where a library cannot be dispatched so, the base, and what else may be chosen is said."""
+    """By embedding; if that is impossible for the library, the base, with a warning of the other choices."""
     try:
         check_described(experts)
         find_dispatcher(DEFAULT, experts)  # the encoder is kept for the next call
@@ -306,7 +306,7 @@ def _dispatcher(dispatch: str, experts: ExpertLibrary | None, engine: Engine) ->
 
 
 def find_expert(name: str, library: str | Path | None, model: str | Path | None) -> Expert:
-    """An expert's own folder or repository of the hub, an expert of a library, or what a `MIX.json` amounts to.
+    """The expert in a folder or a repository on the hub, an expert of a library, or what a `MIX.json` amounts to.
 
     Raises:
         UserError: if there is none.
@@ -324,7 +324,7 @@ def find_expert(name: str, library: str | Path | None, model: str | Path | None)
 
 
 def find_difference(name: str, library: str | Path | None, model: str | Path | None) -> Difference:
-    """As `find_expert`, where LoRAs count too: one's folder or repository, one of a library, those in a `MIX.json`."""
+    """As `find_expert`, for LoRAs too: a LoRA's folder or repository, one of a library, or those in a `MIX.json`."""
     on_the_hub = HUB_ID.fullmatch(name) and not name.endswith(".json")
     folder = folder_of(name, EXPERT) if on_the_hub else Path(name)
     if peft_type(folder) == "LORA":

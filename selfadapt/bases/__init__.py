@@ -1,1 +1,1 @@
-"""What `selfadapt.base_models` needs to make a name a base: the built-in one, GGUF files, special tokens."""
+"""What `selfadapt.base_models` needs to make a base from a name: the built-in one, GGUF files, special tokens."""

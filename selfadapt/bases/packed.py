@@ -1,8 +1,8 @@
-"""Checkpoints of GPTQ and AWQ, whose codes of a few bits are packed into int32, as ordinary checkpoints.
+"""Makes ordinary checkpoints of GPTQ's and AWQ's, whose codes of a few bits are packed into int32.
 
-Both keep of a linear layer codes q [n, m], and a scale and a zero point for each group of its n inputs, [groups, m]:
-Wᵀ = scale · (q − zero). GPTQ (arXiv 2210.17323) packs codes along the inputs, of which `g_idx` [n] says the groups, and
-stores zeros less one. AWQ (arXiv 2306.00978) packs along the outputs, every eight of them in an order of its own.
+For a linear layer, both keep codes q [n, m], and a scale and a zero point for each group of its n inputs, [groups, m]:
+Wᵀ = scale · (q − zero). GPTQ (arXiv 2210.17323) packs codes along the inputs, whose groups are in `g_idx` [n], and
+stores zeros minus one. AWQ (arXiv 2306.00978) packs along the outputs, every eight of them in its own order.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONVERSION = 1
-"""Counts the ways in which this module has unpacked files; what another one made is not taken."""
+"""The version of this module's unpacking; files that another version unpacked are not used."""
 
 PACKED = ("gptq", "awq")
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in its int32 each of eight outputs is."""
+"""The place of each of eight outputs in its int32."""
 CONV1D = ("gpt2", "openai-gpt")
 """Model types whose matrices are kept [n, m]."""
 SUFFIXES = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
-"""Of a checkpoint's files that are no weights."""
+"""Of a checkpoint's files other than weights."""
 
 
 def unpacked_weight(parts: Mapping[str, Tensor], quantization: Mapping[str, Any]) -> Tensor:
-    """Wᵀ [n, m], in the dtype of its scales, which is what a layer of few bits multiplies by.
+    """Wᵀ [n, m], in the dtype of its scales: what a layer of few bits multiplies by.
 
     Args:
         parts: `qweight`, `qzeros` and `scales` of a layer, and GPTQ's `g_idx` where there is one.
-        quantization: the checkpoint's `quantization_config`, of which `check_packed` has thought well.
+        quantization: the checkpoint's `quantization_config`, which `check_packed` has accepted.
     """
     import torch
 
@@ -59,7 +59,7 @@ def unpacked_weight(parts: Mapping[str, Tensor], quantization: Mapping[str, Any]
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:
-    """Codes [rows, columns · 32 / bits] of int32 words [rows, columns], of which the lowest bits come first."""
+    """Codes [rows, columns · 32 / bits] of int32 words [rows, columns], the lowest bits first."""
     import torch
 
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
@@ -71,13 +71,13 @@ def _in_awq_order(codes: Tensor) -> Tensor:
 
 
 def _format(quantization: Mapping[str, Any]) -> str:
-    """What a method's tools call their way of packing; not all say it, and not all by one name."""
+    """What a method's tools call their way of packing; not all say, and the key differs."""
     names = ("checkpoint_format", "format", "version")
     return next((str(quantization[name]).lower() for name in names if quantization.get(name)), "")
 
 
 def check_packed(quantization: Mapping[str, Any], source: str) -> None:
-    """Raises UserError for a way of packing that is not known here."""
+    """Raises UserError for a way of packing that is not supported."""
     method, bits, kind = quantization["quant_method"], quantization.get("bits"), _format(quantization)
     known = {"gptq": ("", "gptq", "gptq_v2"), "awq": ("", "gemm")}[method]
     if bits not in {"gptq": (2, 4, 8), "awq": (4,)}[method] or kind not in known or quantization.get("dynamic"):
@@ -89,9 +89,9 @@ def check_packed(quantization: Mapping[str, Any], source: str) -> None:
 
 
 def unpacked_folder(folder: Path, source: str) -> Path:
-    """A checkpoint of GPTQ or AWQ as an ordinary one in the cache folder, made where it is not there yet.
+    """An ordinary checkpoint in the cache folder for one of GPTQ's or AWQ's, made if it is not there yet.
 
-    It is made a file at a time, and has the dtype of the scales: two bytes a weight.
+    It is made one file at a time, in the dtype of the scales: two bytes per weight.
 
     Raises:
         UserError: as `check_packed` does, or if the checkpoint has no safetensors files, or a layer lacks a part.
@@ -115,7 +115,7 @@ def unpacked_folder(folder: Path, source: str) -> Path:
 
 
 def _identity(folder: Path, files: list[Path]) -> str:
-    """Tells a checkpoint from another: its configuration, and the header, size and time of change of each file."""
+    """A hash that identifies a checkpoint: its configuration, and each file's header, size and modification time."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in files:
         stat = file.stat()
@@ -151,7 +151,7 @@ def _unpack(
 def _dense(
     names: list[str], found: Mapping[str, Any], quantization: Mapping[str, Any], transposed: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """The dense tensors of a file by their names: of the layers whose codes it has, wherever their other parts are."""
+    """The dense tensors of a file by name: those of the layers whose codes it has, wherever their other parts are."""
     for name in names:
         layer, _, part = name.rpartition(".")
         if f"{layer}.qweight" not in found or part not in ("qweight", "qzeros", "scales", "g_idx"):

@@ -31,7 +31,7 @@ def settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase, ends: list[int], vocabulary: int) -> int:
-    """The first of: its pad token, a spare token, the unknown token; the end token where none of these will do."""
+    """The first that will do of: the pad token, a spare token, the unknown token, an end token."""
     special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     spare = [index for index, content in special.items() if _SPARE_TOKEN.fullmatch(content)]
     for index in (tokenizer.pad_token_id, *spare, tokenizer.unk_token_id):

@@ -15,12 +15,12 @@ from selfadapt.serving.served import Served
 from selfadapt.serving.texts import GrowingText
 
 LONGEST = 4000
-"""Characters of a prompt: who opens the page to others lends them the machine."""
+"""The most characters in a prompt: whoever opens the page to others lends them the machine."""
 
 
 @dataclass
 class Answer:
-    """As far as it is written."""
+    """An answer, as far as it is written."""
 
     text: str = ""
     tokens: int = 0
@@ -28,10 +28,10 @@ class Answer:
 
 
 def read(prompt: str | None) -> str:
-    """What someone typed.
+    """The prompt that someone typed.
 
     Raises:
-        UserError: if that is nothing, or too much.
+        UserError: if it is empty or too long.
     """
     text = (prompt or "").strip()
     if not text:
@@ -42,10 +42,10 @@ def read(prompt: str | None) -> str:
 
 
 def answers(served: Served, prompts: Sequence[str], mixture: Mixture, new_tokens: int) -> Iterator[list[Answer]]:
-    """All answers so far, again and again until they are complete; whoever stops to listen cancels them.
+    """Yields all answers so far, again and again until they are complete; to stop iterating cancels them.
 
     Raises:
-        UserError: if a prompt does not fit the context, or the mixture names somebody who is not there.
+        UserError: if a prompt does not fit the context, or the mixture names an expert that is not there.
         QueueFull, Stopped: as the batch does.
     """
     heard: SimpleQueue[Event] = SimpleQueue()

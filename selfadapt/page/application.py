@@ -1,4 +1,4 @@
-"""The page: what stands above its tabs, and the tabs."""
+"""The page: its header and its tabs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ is the base, exactly.</p></details>
 
 
 def make_page(served: Served, runs: Path) -> gr.Blocks:
-    """The page of what is served, and of the trainings in a folder."""
+    """The page for what is served and for the trainings in a folder."""
     with gr.Blocks(title="selfadapt: a model that adapts itself", analytics_enabled=False) as page:
         with gr.Row(elem_classes="sa-top"):
             gr.HTML(_head(served), padding=False)

@@ -1,4 +1,4 @@
-"""The tab Ask: a prompt, pass one with all who were considered, and pass two beside the base's answer."""
+"""The tab Ask: a prompt, pass one with every expert considered, and pass two beside the base's answer."""
 
 from __future__ import annotations
 

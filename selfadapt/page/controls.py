@@ -1,4 +1,4 @@
-"""Controls that several tabs have, and prompts to begin with."""
+"""Controls that several tabs share, and prompts to begin with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLES = {
     "Kate has 8 marbles. Paul gives Kate 7 more. How many marbles does Kate have now?": "A gift of marbles",
     "What is the capital of France?": "Something else: a capital",
 }
-"""Prompt → what it is called."""
+"""Prompt → its label."""
 FIRST = next(iter(EXAMPLES))
 
 

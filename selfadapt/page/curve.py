@@ -11,7 +11,7 @@ from selfadapt.page.looks import COLORS, GREY
 
 
 def training_curve(entries: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Rewarded samples of each step and right answers of each validation; of what nothing judges, its losses.
+    """The share of right samples by step and of right answers by validation; without a judge, the losses.
 
     Args:
         entries: of a `training_log.jsonl`.

@@ -1,4 +1,4 @@
-"""Pictures as inline SVG, whose letters take the page's colours, light or dark."""
+"""Pictures as inline SVG, whose text takes the page's colours, light or dark."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from experts.outside.plots import DOWN, UP, strength
 
 
 def figure(svg: str, caption: str = "") -> str:
-    """A picture and what it shows."""
+    """A picture with its caption."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure class="sa-picture">{svg}{below}</figure>'
 
 
 def heat_map(blocks: Mapping[str, np.ndarray], most: float, *, rows: Sequence[str], alt: str) -> str:
-    """Differences from nothing as colours: orange above, blue below, and clear where there is none.
+    """Differences from zero as colours: orange above, blue below, and clear at zero.
 
     Args:
-        blocks: values [rows, columns] that stand side by side, by their names; NaN where there is no such value.
-        most: the size of what has full colour.
+        blocks: name → values [rows, columns], drawn side by side; NaN where there is no value.
+        most: the difference that has full colour.
         rows: their names, the lowest row first.
     """
     width, height, left, top = 900, max(160, min(420, 14 * len(rows))), 44, 22
@@ -57,7 +57,7 @@ def heat_map(blocks: Mapping[str, np.ndarray], most: float, *, rows: Sequence[st
 
 
 def _picture(values: np.ndarray, most: float) -> str:
-    """A PNG as an address, one dot a value [rows, columns, RGBA]."""
+    """Values [rows, columns] as a PNG in a data URL, one dot per value."""
     share = np.clip(np.nan_to_num(values) / most, -1, 1)
     dots = np.zeros((*share.shape, 4), dtype=np.uint8)
     dots[..., :3] = np.where(share[..., None] > 0, ImageColor.getrgb(UP), ImageColor.getrgb(DOWN))
@@ -75,9 +75,9 @@ class Dots:
     """[n, 2]"""
     color: str
     names: Sequence[str]
-    """Of each dot."""
+    """One per dot."""
     large: str = ""
-    """"star" or "diamond" where they are large, with their names beside them."""
+    """"star" or "diamond" if they are large, with their names beside them."""
 
 
 def scatter(groups: Sequence[Dots], alt: str) -> str:
@@ -122,7 +122,7 @@ class Line:
     """Step → value."""
     color: str
     between: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    """The lowest and the highest that a step's value could be."""
+    """Step → the lowest and the highest that its value could be."""
     dashed: bool = False
 
 

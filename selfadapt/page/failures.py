@@ -1,4 +1,4 @@
-"""What goes wrong is a line on the page, not a blank one."""
+"""Shows what goes wrong as a line on the page, not as a blank page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shown = dict[Any, Any]
 
 
 def said(status: gr.HTML, handler: Callable[..., Iterator[Shown]]) -> Callable[..., Iterator[Shown]]:
-    """`handler`, whose failure is shown in `status`. What was shown until then stays."""
+    """`handler`, with its failures shown in `status`. What was shown before stays."""
 
     def call(*asked: Any) -> Iterator[Shown]:
         try:

@@ -52,7 +52,7 @@ def inside_tab(served: Served) -> None:
 
 
 def changes_of(library: ExpertLibrary, name: str) -> dict[str, Tensor]:
-    """Matrix → z − 1 [r] of an expert; of a stack of matrices the mean over them.
+    """Matrix → z − 1 [r] of an expert; for a stack of matrices, the mean over them.
 
     Raises:
         UserError: if it is a LoRA, or damaged.
@@ -91,7 +91,7 @@ def _largest(changed: Mapping[str, Tensor], count: int = 5) -> str:
 
 
 def _compared(one: tuple[str, Mapping[str, Tensor]], other: tuple[str, Mapping[str, Tensor]]) -> str:
-    """How alike two experts are: the cosine of their changes, where one that has nothing counts as none."""
+    """How alike two experts are: the cosine of their changes; where an expert has nothing, its change is 0."""
     (a, mine), (b, theirs) = one, other
     dot = sum(
         float(own[: len(theirs[matrix])] @ theirs[matrix][: len(own)])

@@ -1,4 +1,4 @@
-"""What the page looks like: its theme, its style sheet, and the colours that experts have wherever they are shown."""
+"""What the page looks like: its theme, its style sheet, and each expert's colour."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experts.outside.plots import SERIES
 
 BASE = "base"
 COLORS = tuple(f"var(--sa-{number})" for number in range(len(SERIES)))
-"""Those of the plots; the style sheet has others of the same names for the dark."""
+"""The plots' colours; the style sheet redefines them for the dark."""
 GREY = "var(--sa-grey)"
 
 _LIGHT = "".join(f" --sa-{number}: {color};" for number, color in enumerate(SERIES))
@@ -22,7 +22,7 @@ SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
 
 def theme() -> gr.themes.Base:
-    """The reader's own fonts: nothing is fetched from anywhere."""
+    """The theme, with the reader's own fonts: nothing is fetched from anywhere."""
     return gr.themes.Soft(
         primary_hue="indigo",
         secondary_hue="orange",
@@ -31,7 +31,7 @@ def theme() -> gr.themes.Base:
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
     ).set(
-        # White letters need something darker than Gradio's choice.
+        # White text needs something darker than Gradio's choice.
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
@@ -42,7 +42,7 @@ def theme() -> gr.themes.Base:
 
 
 def color_of(name: str, names: Sequence[str]) -> str:
-    """Of an expert among those of the library; the base, and whoever is not there, is grey."""
+    """The colour of an expert among those of the library; grey for the base and for unknown names."""
     return COLORS[list(names).index(name) % len(COLORS)] if name in names else GREY
 
 
@@ -53,12 +53,12 @@ def chip(name: str, names: Sequence[str], weight: float | None = None) -> str:
 
 
 def chips(weights: Mapping[str, float], names: Sequence[str]) -> str:
-    """Who has a part in an answer: all of a row of a mixture, or the base."""
+    """Who has a part in an answer: every expert in a row of a mixture, or the base."""
     if not weights:
         return chip(BASE, names)
     return " ".join(chip(name, names, None if [*weights.values()] == [1.0] else w) for name, w in weights.items())
 
 
 def note(text: str, kind: str = "note") -> str:
-    """A line about what goes on: a `note`, or an `error`."""
+    """A line that says what is going on: a `note`, or an `error`."""
     return f'<p class="sa-{kind}">{escape(text)}</p>' if text else ""

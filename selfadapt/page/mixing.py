@@ -1,4 +1,4 @@
-"""The tab Mix: a slider an expert, and the answer under that mixture beside the base's."""
+"""The tab Mix: one slider per expert, and the answer under that mixture beside the base's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfadapt.page.side_by_side import pair, side_by_side
 from selfadapt.serving.served import Served
 
 MOST = 12
-"""Sliders."""
+"""The most sliders."""
 INTRODUCTION = """\
 Be the dispatcher yourself. Every slider is one expert: **0** leaves it out, **1** is the expert as it was trained,
 and above that it is exaggerated. All at 0 is the base. Move one, and the answer is written anew.
@@ -54,7 +54,7 @@ def mixing_tab(served: Served) -> None:
         yield {status: note(f"Done. {total:.2f} of the mixture is experts'{rest}.{loud}")}
 
     answer = {"fn": said(status, mix), "inputs": [prompt, tokens, *sliders], "outputs": [status, written]}
-    # A slider that moves on while its answer is written is answered once more when it rests.
+    # If a slider moves while an answer is written, another is written when it rests.
     gr.on(
         [slider.input for slider in sliders],
         **answer,
@@ -70,6 +70,6 @@ def mixing_tab(served: Served) -> None:
 
 
 def _only(names: list[str], chosen: str | None) -> list[float] | float:
-    """The sliders' values where one expert answers alone."""
+    """The sliders' values for one expert alone, or for none."""
     values = [float(name == chosen) for name in names]
     return values if len(values) > 1 else values[0]

@@ -18,7 +18,7 @@ BESIDE = "/page"
 
 
 def with_page(runs: Path, served: Served, beside: ASGIApp | None = None) -> Application:
-    """The application that has the page, at / or, with another application there, at `BESIDE`.
+    """An application with the page at /, or at `BESIDE` if another application is at /.
 
     Args:
         runs: the folder whose trainings are shown.
@@ -39,4 +39,4 @@ def with_page(runs: Path, served: Served, beside: ASGIApp | None = None) -> Appl
     )
     if beside is not None:
         app.mount("/", beside)
-    return Application(app, lambda: page.app.stop_event.set())  # every open page listens for a sign of life
+    return Application(app, lambda: page.app.stop_event.set())  # every open page holds a connection

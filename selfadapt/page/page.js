@@ -1,6 +1,6 @@
 () => {
   document.documentElement.lang = "en";
-  // What happens is said to those who do not see it.
+  // Screen readers announce what happens.
   for (const region of document.querySelectorAll(".sa-status")) {
     region.setAttribute("role", "status");
     region.setAttribute("aria-live", "polite");

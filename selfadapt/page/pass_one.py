@@ -12,7 +12,7 @@ from selfadapt.serving.served import Served
 
 
 def consider(served: Served, prompts: Sequence[str]) -> tuple[Mixture, Considered | None]:
-    """Pass one, and how the dispatcher came to it, where it can say."""
+    """The mixture, and how the dispatcher came to it, if it can say."""
     served.refresh()
     dispatcher = served.dispatcher
     if not isinstance(dispatcher, Classifier):
@@ -22,7 +22,7 @@ def consider(served: Served, prompts: Sequence[str]) -> tuple[Mixture, Considere
 
 
 def verdict(served: Served, mixture: Mixture, considered: Considered | None, seconds: float) -> str:
-    """Who was considered for one prompt, with what confidence, against what threshold, as HTML."""
+    """HTML that says who was considered for one prompt, with what confidence, against what threshold."""
     chosen = chips(mixture[0], served.names)
     title = f"<h3>Pass one <span class='sa-quiet'>({seconds:.2f} s)</span></h3>"
     if considered is None:

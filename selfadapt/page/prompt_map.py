@@ -1,4 +1,4 @@
-"""The tab Map: the prompts and centroids that the dispatcher `embedding` sees, and one's own among them."""
+"""The tab Map: the prompts and centroids that the dispatcher `embedding` sees, and the user's prompts among them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _drawn(served: Served, prompts: list[str]) -> str:
         raise UserError("the library keeps no embeddings of training prompts, and two experts make no map")
     directions = plane(centroids if len(centroids) > 2 else everything)
     dots = [Dots((own @ directions).numpy(), color_of(name, names), [name] * len(own)) for name, own in stored.items()]
-    # A centroid has length 1, the mean of its prompts is shorter; the picture has the mean.
+    # A centroid has length 1, but the mean of its prompts is shorter; the picture shows the mean.
     lengths = [(stored[name] @ centroids[k]).mean() if name in stored else 1 for k, name in enumerate(dispatcher.names)]
     middles = torch.stack([length * center for length, center in zip(lengths, centroids, strict=True)])
     for name, center in zip(dispatcher.names, middles @ directions, strict=True):

@@ -40,7 +40,7 @@ def sentence_tab(served: Served) -> None:
     def write(described: str, asked: str, new_tokens: int) -> Iterator[Shown]:
         task, text = read(described), read(asked)
         yield {status: note("The network writes …")}
-        mixture = writer()([task])  # which keeps what was written, for as long as it is there
+        mixture = writer()([task])  # while it exists, the written adapter is kept
         yield {status: note("Answering …")}
         for own, base in side_by_side(served, text, mixture, int(new_tokens)):
             yield {written: pair(served.names, mixture[0], own, base)}

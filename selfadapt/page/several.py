@@ -20,7 +20,7 @@ from selfadapt.page.pass_one import consider
 from selfadapt.serving.served import Served
 
 MOST = 12
-"""Prompts at once."""
+"""The most prompts at once."""
 INTRODUCTION = """\
 A line is a prompt. All are answered **at the same time, in one batch**, and every one under an expert of its own: no
 copies of the model are made, and nobody waits for anybody.

@@ -1,4 +1,4 @@
-"""The tab Training: the runs of a folder, and one that is going on as it goes."""
+"""The tab Training: the runs in a folder, and one that is still running as it goes on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOG = "training_log.jsonl"
 UNFINISHED = ".unfinished"
 SAMPLES = 4
 END = 1 << 16
-"""Bytes of a log in which its last samples are looked for."""
+"""Bytes at the end of a log in which its last samples are looked for."""
 SECONDS = 2.0
 """Between two looks at a run."""
 INTRODUCTION = """\
@@ -78,7 +78,7 @@ def _state(run: Path) -> str:
 
 
 def _steps(run: Path) -> int | None:
-    """How many steps its recipe has, where it lies beside the log."""
+    """How many steps the run's recipe has, if it is beside the log."""
     try:
         return int(read_json(run / "recipe.json")["training"]["steps"])
     except (UserError, OSError, KeyError, TypeError, ValueError):
