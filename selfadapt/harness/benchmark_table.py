@@ -14,20 +14,20 @@ from selfadapt.grid.rows import Paired
 
 @dataclass(frozen=True)
 class Judged:
-    """A method on a benchmark."""
+    """A method's scores on a benchmark."""
 
     method: str
     benchmark: str
     metric: str
     scores: np.ndarray
-    """0 or 1, [descriptions, questions]; one row where nothing is written."""
+    """0 or 1, [descriptions, questions]; one row if no adapters are written."""
     constant: float | None
-    """The share that always the most common choice would get right; None where there are no choices."""
+    """The share that always taking the most common choice would get right; None if there are no choices."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of a method on a benchmark."""
+    """What the table says of a method on a benchmark."""
 
     benchmark: str
     metric: str
@@ -38,28 +38,28 @@ class Row:
     interval: tuple[float, float]
     constant: float | None
     against: Paired | None
-    """The reference on the same questions; None of itself."""
+    """Against the reference on the same questions; None for the reference itself."""
     scores: list[str]
     """One digit a question, in order, for each description: 1 is right."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of several methods on the same questions."""
+    """The results of several methods on the same questions."""
 
     reference: str
     """The method that all are compared with."""
     rows: list[Row]
-    """By benchmark, in each the methods in their order."""
+    """By benchmark, and for each the methods in their order."""
 
     @property
     def means(self) -> dict[str, float]:
-        """Method → the mean over the benchmarks of its shares of right answers."""
+        """Method → its share of right answers, the mean over the benchmarks."""
         methods = dict.fromkeys(row.method for row in self.rows)
         return {name: float(np.mean([row.accuracy for row in self.rows if row.method == name])) for name in methods}
 
     def table(self) -> str:
-        """One table in Markdown, and how it is read."""
+        """One table in Markdown, and how to read it."""
         body = []
         for benchmark in dict.fromkeys(row.benchmark for row in self.rows):
             own = [row for row in self.rows if row.benchmark == benchmark]
@@ -92,7 +92,7 @@ questions (of one adapter each, McNemar's exact test), adjusted after Holm for a
 
 
 def compared(judged: Sequence[Judged], reference: str) -> Compared:
-    """The rows of what was judged, each against the reference on its benchmark, with Holm's correction for all."""
+    """A row for each score, compared with the reference on its benchmark, with Holm's correction for all."""
     of_reference = {own.benchmark: own.scores for own in judged if own.method == reference}
     rows = []
     for benchmark in of_reference:

@@ -1,6 +1,6 @@
-"""Adapters that a network writes from descriptions of lm-eval's benchmarks, judged beside adapters that were trained.
+"""Judges adapters that a network writes from descriptions of lm-eval's benchmarks, beside adapters that were trained.
 
-Of one benchmark there may be several descriptions, and so several written adapters: its score is their mean.
+A benchmark may have several descriptions, and so several written adapters: its score is their mean.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Method:
 
     name: str
     adapters: Callable[[str], Sequence[Sequence[Adapter]]]
-    """Benchmark → the adapters that answer it, in equal weights; several times, where it has several descriptions."""
+    """Benchmark → the adapters that answer it together, in equal weights; one such group per description."""
 
 
 BASE = Method("base", lambda benchmark: [()])
@@ -70,25 +70,25 @@ def compare_on_benchmarks(
     say: Callable[[str], None] = lambda name: None,
     **options: Any,
 ) -> Compared:
-    """Judges every method that there is something for, and compares it with what the network writes, or with the base.
+    """Judges every method whose adapters are given, and compares it with what the network writes, or with the base.
 
     Args:
-        names: of lm-eval's tasks, or patterns.
+        names: lm-eval's tasks, or patterns.
         network: the folder of a network; without it only the others are compared.
-        descriptions: a JSON Lines file of descriptions, for benchmarks that it names; the others have ours.
+        descriptions: a JSON Lines file of descriptions for the benchmarks that it names; the others have ours.
         adapters: a folder of LoRAs and experts, for their mean.
         multi_task: one adapter that was trained on many tasks.
         oracles: adapters that were trained on the benchmarks themselves, in folders of the benchmarks' names.
-        include_path: a folder with task files of one's own.
-        num_fewshot: how many examples stand before each question, unless the task says none; None for its own number.
-        trust_remote_code: let a text encoder of the hub run the code that it brings.
-        model_args: of the lm-eval model (`SelfAdaptiveLM`).
-        say: is given the method and the benchmark before each evaluation.
+        include_path: a folder with task files of your own.
+        num_fewshot: how many examples precede each question, unless the task says none; None for its own number.
+        trust_remote_code: let a text encoder from the hub run the code that it brings.
+        model_args: arguments of the lm-eval model (`SelfAdaptiveLM`).
+        say: is called with the method and the benchmark before each evaluation.
         options: for `lm_eval.evaluate`, such as `limit` and `apply_chat_template`.
 
     Raises:
         UserError: as `load_tasks` does; if a benchmark has no description, or is not scored by right and wrong; if a
-            folder is missing, or a network or adapter is damaged, or for another base; in one of several processes.
+            folder is missing, or a network or adapter is damaged, or for another base; if there are several processes.
     """
     if processes().num_processes > 1:
         raise UserError("benchmarks are judged by one process: start it without torchrun, or accelerate launch")
@@ -189,7 +189,7 @@ def _named(loaded: Sequence[Any]) -> dict[str, Benchmark]:
 
 
 def _set_fewshot(benchmark: Benchmark, given: int | None) -> None:
-    """As `lm_eval.simple_evaluate` does: what a task says of itself is left where that is 0."""
+    """Sets the number of examples as `lm_eval.simple_evaluate` does, which leaves a task's own 0 alone."""
     own = benchmark.get_config("num_fewshot")
     if own is None or (given is not None and own != 0):
         benchmark.set_config(key="num_fewshot", value=given or 0)
@@ -208,10 +208,10 @@ def _described(names: Sequence[str], file: str | None) -> list[Task]:
 
 
 def _written(writer: TextToAdapter, described: Sequence[Task]) -> list[Method]:
-    """Adapters written from a benchmark's descriptions; and the controls, from as many of another's, or of no meaning.
+    """Adapters written from a benchmark's descriptions; and the controls, from as many of another's, or random texts.
 
     Args:
-        described: whatever has descriptions; what is least like a benchmark is looked for among all of them.
+        described: everything that has descriptions; the one least like a benchmark is looked for among all of them.
     """
     own = {task.name: task.descriptions for task in described}
     least_alike = dict(zip(own, farthest(described, writer.encoder), strict=True))

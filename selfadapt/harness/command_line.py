@@ -1,4 +1,4 @@
-"""lm-eval's own options as its command line reads them, and in one line what is wrong with them."""
+"""Reads lm-eval's own options as its command line does, and says in one line what is wrong with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ YES, NO = ("true", "1", "yes"), ("false", "0", "no")
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:
-    """`key=value` with commas or spaces between, or one JSON object.
+    """Reads `key=value` pairs with commas or spaces between, or one JSON object.
 
     Raises:
         UserError: if it is neither.
@@ -32,13 +32,13 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(option: str, given: Mapping[str, Any], named: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
-    """What an option has given by its keys, and other options by their names.
+    """The keys that an option gives, and those that other options give by their names.
 
     Args:
-        named: key → the option that says the same, and what it says; None where it says nothing.
+        named: key → the option that gives the same, and its value; None if it is not given.
 
     Raises:
-        UserError: if both say it.
+        UserError: if both give a key.
     """
     for key, (own, value) in named.items():
         if value is not None and key in given:
@@ -47,10 +47,10 @@ def merged(option: str, given: Mapping[str, Any], named: Mapping[str, tuple[str,
 
 
 def multiturn(given: Sequence[str] | None, apply_chat_template: bool) -> bool:
-    """`--fewshot-as-multiturn`, alone or with true or false; where it is not given, what the chat template says.
+    """Reads `--fewshot-as-multiturn`, alone or with true or false; by default it is what `apply_chat_template` is.
 
     Raises:
-        UserError: if it is neither, or without a chat template.
+        UserError: if it is neither, or true without a chat template.
     """
     if given is None:
         return apply_chat_template
@@ -63,7 +63,7 @@ def multiturn(given: Sequence[str] | None, apply_chat_template: bool) -> bool:
 
 
 def sample_numbers(given: str) -> dict[str, list[int]]:
-    """`--samples`: task → which of its documents, counted from 0; JSON, or a file that holds it.
+    """Reads `--samples`, JSON or a file that holds it: task → which of its documents, counted from 0.
 
     Raises:
         UserError: if it is something else.

@@ -1,4 +1,4 @@
-"""An evaluation of lm-eval's from its tasks to its files: what `selfadapt eval` does."""
+"""A whole evaluation by lm-eval, from its tasks to its files: what `selfadapt eval` does."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """lm-eval's result dictionary, with the mean mixture and the seconds of each pass.
 
-    Several processes (`torchrun`) share out the documents; all but the first are given None.
+    Several processes (`torchrun`) share the documents; all but the first get None.
 
     Args:
         tasks: names or patterns.
         dispatch, model, library: as `SelfAdaptiveModel.from_pretrained` takes them.
-        include_path: a folder with task files of one's own.
+        include_path: a folder with task files of your own.
         output_path: the folder for lm-eval's result files, which then hold the samples, too.
         seed: of all random choices; None for lm-eval's own.
-        chat_template_kwargs: lm-eval's `chat_template_args` of a model.
-        model_args: further ones of the lm-eval model (`SelfAdaptiveLM`).
+        chat_template_kwargs: what lm-eval calls a model's `chat_template_args`.
+        model_args: further arguments of the lm-eval model (`SelfAdaptiveLM`).
         options: for `lm_eval.simple_evaluate`, such as `samples`, `gen_kwargs` and `confirm_run_unsafe_code`.
 
     Raises:
@@ -88,12 +88,12 @@ def evaluate(
 
 
 def _check_generation(given: Any) -> None:
-    """Looks at the numbers among arguments of generation; raises UserError for one that is out of range."""
+    """Raises UserError if a number among the arguments of generation is out of range."""
     if isinstance(given, Mapping):
         numbers = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         try:
             numbered = {name: given[name] for name in numbers if given.get(name) is not None}
-            if not numbered.get("temperature"):  # whether tokens are drawn, `do_sample` says, or the task
+            if not numbered.get("temperature"):  # `do_sample`, or the task, says whether tokens are drawn
                 numbered["temperature"] = 1.0
             Sampling(**numbered)
         except UserError as error:
@@ -101,7 +101,7 @@ def _check_generation(given: Any) -> None:
 
 
 def _check_samples(samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:
-    """lm-eval would pass over a task that is not evaluated."""
+    """Raises UserError for tasks and documents that are not there; lm-eval would pass over such a task."""
     named = _named(loaded)
     for name, numbers in samples.items():
         if name not in named:
@@ -111,7 +111,7 @@ def _check_samples(samples: Mapping[str, Sequence[int]], loaded: Sequence[Task |
 
 
 def _check_shares(limit: float | None, samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:
-    """lm-eval would fail in a process that has no document of a task."""
+    """Raises UserError if a task has fewer documents than there are processes: lm-eval would fail in one without."""
     count = processes(PATIENCE).num_processes
     for name, task in _named(loaded).items() if count > 1 else ():
         there = len(task.eval_docs)
@@ -126,7 +126,7 @@ def _named(loaded: Sequence[Task | Group]) -> dict[str, Task]:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """What `evaluate` gives, as lm-eval's tables and a line on the mixture."""
+    """The results of `evaluate` as lm-eval's tables and a line on the mixture."""
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in results["mixture"]["weights"].items())
     return "\n".join(
         [

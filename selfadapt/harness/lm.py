@@ -1,4 +1,4 @@
-"""The lm-eval model `selfadapt`: lm-eval's own `HFLM`, whose every request is answered in two passes.
+"""The lm-eval model `selfadapt`: lm-eval's own `HFLM`, with every request answered in two passes.
 
 Importing `selfadapt` announces it to lm-eval, and this module is imported when it is asked for.
 """
@@ -45,7 +45,7 @@ OPTIONS = (
     *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
 )
 LOADING = tuple(field.name for field in fields(BaseBlock))  # of `load_base`
-BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what no answer follows from
+BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what changes no answer
 PATIENCE = timedelta(weeks=1)
 """How long processes wait for each other's answers."""
 
@@ -53,26 +53,26 @@ PATIENCE = timedelta(weeks=1)
 class SelfAdaptiveLM(HFLM):
     """Dispatches the context of every request, then answers it under its mixture.
 
-    What the dispatcher sees is the context as lm-eval gives it, few-shot examples included. Where lm-eval applied a
-    chat template it is the last user turn alone; for a rolling log-likelihood, which has no context, it is the text
-    itself. Of what exceeds the model's context it sees the end. Log-likelihoods are compared within a question, so
-    all of its requests share the mixture of the first.
+    The dispatcher sees the context as lm-eval gives it, few-shot examples included. If lm-eval applied a chat
+    template, it sees the last user turn alone; for a rolling log-likelihood, which has no context, the text itself. It
+    sees only the end of what exceeds the model's context. Log-likelihoods are compared within a question, so all of
+    its requests share the mixture of the first.
 
-    Requests that share a mixture with a batch of others are answered together, on merged weights; the rest in batches
+    Requests that share a mixture are answered together, on merged weights, if they fill a batch; the rest in batches
     whose rows have mixtures of their own.
 
-    Of several processes (`torchrun`) each has a base of its own and answers a share of the documents.
+    Each of several processes (`torchrun`) has a base of its own and answers a share of the documents.
 
     Args:
         pretrained: a built-in name, a hub id, a folder, or a `SelfAdaptiveModel`; by default the library's base.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
         dispatch: as `SelfAdaptiveModel.from_pretrained` takes it.
         device: by default the accelerator, if there is one.
         dtype: by default the checkpoint's own, as for lm-eval's `hf`.
-        options: arguments of `HFLM` that do not concern the loading (`OPTIONS`), and those of `load_base` (`LOADING`).
+        options: arguments of `HFLM` that do not concern loading (`OPTIONS`), and those of `load_base` (`LOADING`).
 
     Raises:
-        UserError: if there is another argument, or the model, the library or the dispatcher cannot be had.
+        UserError: if there is another argument, or the model, the library or the dispatcher cannot be loaded.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class SelfAdaptiveLM(HFLM):
             raise UserError("lm-eval's tasks are put to bases that read text alone, not to a vision-language model")
         if engine.tokenizer.chat_template is not None:
             check_arguments(engine.tokenizer.chat_template, options.get("chat_template_args") or {})
-        # HFLM warns that it ignores arguments where the model is there already; it gets none that it would ignore.
+        # HFLM warns that it ignores arguments if the model is loaded already; it gets none that it would ignore.
         logger = logging.getLogger(HFLM.__module__)
         level = logger.level
         logger.setLevel(logging.ERROR)
@@ -121,7 +121,7 @@ class SelfAdaptiveLM(HFLM):
         self._experts: dict[str, None] = {}  # every expert that a mixture has named, in order
         self._questions: dict[str, str] = {}  # context under a chat template → its last user turn
         self._answering = False
-        # Of the requests that are being answered:
+        # For the requests that are being answered:
         self._mixture = Mixture.of({})
         self._rows: list[int] = []  # request → its row of the mixture
         self._row_of: dict[Hashable, int] = {}  # context, or input tokens → row of the mixture
@@ -133,11 +133,11 @@ class SelfAdaptiveLM(HFLM):
 
     @property
     def world_size(self) -> int:
-        # Processes have other groups of requests that share a mixture, and so answer at a pace of their own.
+        # Each process has its own groups of requests that share a mixture, and so answers at its own pace.
         return 1 if self._answering else self._state.num_processes
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        # lm-eval asks for the numbers of requests, to give all processes equally many: nobody's base waits for that.
+        # lm-eval gathers the numbers of requests, to give all processes equally many: no base here needs that.
         return tensor.repeat(self.world_size)
 
     def barrier(self) -> None:
@@ -149,7 +149,7 @@ class SelfAdaptiveLM(HFLM):
         try:
             show = functools.partial(super().apply_chat_template, add_generation_prompt=add_generation_prompt)
             context = show(chat_history)
-            # A template that refuses the system's message is shown the chat without it by HFLM.
+            # If a template refuses the system message, HFLM shows it the chat without that message.
             check_system_is_shown(chat_history, context, show, "a question")
         except UserError:
             raise
@@ -167,7 +167,7 @@ class SelfAdaptiveLM(HFLM):
         super().set_cache_hook(cache_hook)
 
     def _decoding(self) -> Any:
-        """What an answer follows from beside its request, the weights and the mixture."""
+        """What decides an answer besides its request, the weights and the mixture."""
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         config = {key: value for key, value in base.config.to_dict().items() if key != "_name_or_path"}
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -183,7 +183,7 @@ class SelfAdaptiveLM(HFLM):
             return self._two_passes("generate_until", answer, requests, contexts)
         except UserError:
             raise
-        except ValueError as error:  # as transformers and lm-eval refuse arguments of `generate`
+        except ValueError as error:  # transformers and lm-eval refuse arguments of `generate` so
             said = " ".join(str(error).split())
             raise UserError(f"generating ({dict(requests[0].args[1])}) does not work: {said}") from error
 
@@ -199,7 +199,7 @@ class SelfAdaptiveLM(HFLM):
         return self._two_passes("loglikelihood", answer, requests, contexts)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        # A text is many windows, which HFLM does not say the origin of: one mixture at a time.
+        # A text is many windows, and HFLM does not say whose a window is: one mixture at a time.
         answer = functools.partial(super().loglikelihood_rolling, disable_tqdm=disable_tqdm)
         contexts = [request.args[0] for request in requests]
         return self._two_passes("loglikelihood_rolling", answer, requests, contexts, apart=True)
@@ -215,7 +215,7 @@ class SelfAdaptiveLM(HFLM):
         """The answers to `requests`, in their order, each under the mixture of its context.
 
         Args:
-            apart: no two mixtures at a time, however few requests share one.
+            apart: whether to answer under one mixture at a time, however few requests share it.
         """
         self._mixture, rows = self._dispatch(contexts)
         start = time.perf_counter()
@@ -245,7 +245,7 @@ class SelfAdaptiveLM(HFLM):
         return [answers[index] for index in range(len(requests))]
 
     def _dispatch(self, contexts: list[str]) -> tuple[Mixture, list[int]]:
-        """Pass one, once for each distinct context: the mixture, and the row of it that is each context's.
+        """Pass one, once for each distinct context: the mixture, and the number of each context's row.
 
         Contexts with equal weights have the same row.
         """
@@ -271,11 +271,11 @@ class SelfAdaptiveLM(HFLM):
         return prompt
 
     def _under(self, keys: Sequence[Hashable]) -> Any:
-        # Not a request's are the rows with which HFLM looks for a batch size that fits.
+        # The rows with which HFLM looks for a batch size that fits belong to no request.
         return mixed(self.model, self._mixture.rows([self._row_of.get(key, self._rows[0]) for key in keys]))
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        # The last that HFLM does before it generates: here the rows of the batch still have their contexts.
+        # HFLM's last step before it generates: here the rows of the batch still have their contexts.
         self._batch = strings
         return super().tok_batch_encode(strings, *args, **kwargs)
 
@@ -286,11 +286,11 @@ class SelfAdaptiveLM(HFLM):
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Notes which input has which mixture, for `_model_call`.
 
-        HFLM computes an input that several requests have only once, and reads the likelihoods of the longest
-        continuation. Requests of other mixtures or continuations that are not as long ("a b" + " c" and "a" + " b c";
+        HFLM computes an input that several requests share only once, and reads the likelihoods of the longest
+        continuation. Requests with another mixture or a continuation of another length ("a b" + " c" and "a" + " b c";
         the windows of a text that repeats itself) wait for another round.
         """
-        # The windows of rolling log-likelihoods are more than their texts, but all of one mixture.
+        # Rolling log-likelihoods have more windows than texts, but all under one mixture.
         rows = self._rows if len(self._rows) == len(requests) else self._rows[:1] * len(requests)
         self._row_of = {}
         shared: dict[Hashable, tuple[int, int]] = {}
@@ -323,10 +323,10 @@ class SelfAdaptiveLM(HFLM):
             self.seconds = {each: max(taken, seconds[each]) for each, taken in self.seconds.items()}
 
     def explain(self, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        """Writes its `mixture` into every sample of lm-eval's log, and sums up.
+        """Writes the `mixture` of every sample into lm-eval's log, and sums up.
 
         Returns:
-            `mixture`: the mean weight of every expert and the share of documents that nobody but the base answered;
+            `mixture`: the mean weight of every expert and the share of documents that the base alone answered;
             `seconds`: how long each pass took.
         """
         logs = [(task, sample) for task, of_task in samples.items() for sample in of_task]
@@ -341,7 +341,7 @@ class SelfAdaptiveLM(HFLM):
 
 
 def _unpadded(tokens: list[int]) -> tuple[int, ...]:
-    """An input without the zeros with which HFLM fills up a batch on the right."""
+    """An input without the zeros with which HFLM pads a batch on the right."""
     end = len(tokens)
     while end and tokens[end - 1] == 0:
         end -= 1
@@ -353,8 +353,8 @@ def _load(pretrained: Any, library: Any, dispatch: str, **loading: Any) -> SelfA
     model = two_pass.model
     base = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
     of_revision = {"revision": loading["revision"]} if "revision" in loading else {}
-    # lm-eval's `hf` decodes as the checkpoint wants it (with a repetition penalty, say), `load_base` does not.
-    with suppress(OSError):  # a checkpoint that wants nothing
+    # lm-eval's `hf` decodes as the checkpoint asks (with a repetition penalty, say); `load_base` does not.
+    with suppress(OSError):  # the checkpoint asks for nothing
         base.generation_config = GenerationConfig.from_pretrained(
             base.config.name_or_path, local_files_only=True, **of_revision
         )
@@ -387,7 +387,7 @@ def _evaluate_and_explain(lm: Any, task_dict: Any, *args: Any, log_samples: bool
     return {**results, **model.explain(samples)}
 
 
-# lm-eval writes its log of samples without asking the model, and has no other place where one could add to it.
+# lm-eval writes its log of samples without asking the model, and there is no other place to add to it.
 evaluator.evaluate = _evaluate_and_explain
 
 

@@ -1,7 +1,7 @@
-"""lm-eval's cache of responses (`use_cache`), where each response is kept under all that it follows from.
+"""lm-eval's cache of responses (`use_cache`), with each response kept under everything that it depends on.
 
-lm-eval looks a response up by its request alone, so that another mixture would be given the answers of the first. Here
-the key also holds, by their contents, the base, the experts that have a part in the answer, and their weights.
+lm-eval looks a response up by its request alone, so another mixture would get the answers of the first. Here the key
+also covers the contents of the base and of the experts that have a part in the answer, and the experts' weights.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from experts.mixture import Mixture
 
 
 class ResponseCache(CacheHook):
-    """Responses on disk, also those that lm-eval reports while it computes the others (`add_partial`).
+    """Responses on disk, including those that lm-eval reports while it computes the others (`add_partial`).
 
     Args:
         responses: key → response, as `CachingLM` keeps them.
         model: the base, or the base with experts. The base's weights are read now, an expert's for every look-up.
-        decoding: what else decides about an answer, as JSON takes it.
+        decoding: what else decides an answer, in types that JSON has.
     """
 
     def __init__(self, responses: MutableMapping[str, Any], model: Any, decoding: Any) -> None:
@@ -38,7 +38,7 @@ class ResponseCache(CacheHook):
         self._keys: dict[str, str | None] = {}  # lm-eval's key of a request that is being answered → ours
 
     def keys(self, kind: str, requests: Sequence[Instance], mixture: Mixture, rows: Sequence[int]) -> list[str | None]:
-        """The key of each request, which is answered under its row of the mixture; None where answers are sampled."""
+        """The key of each request, answered under its row of the mixture; None if answers are sampled."""
         expert = functools.cache(self._expert)
         made_by = {row: self._made_by(mixture.rows([row]), expert) for row in set(rows)}
         keys = []
@@ -47,13 +47,13 @@ class ResponseCache(CacheHook):
             sampled = kind == "generate_until" and request.args[1].get("do_sample", False)
             key = None if sampled else hash_args(kind, [*request.args, made_by[row]])
             keys.append(key)
-            # Of one request under two mixtures, lm-eval does not say which it reports.
+            # If a request is answered under two mixtures, lm-eval does not say which answer it reports.
             own = hash_args(kind, request.args)
             self._keys[own] = key if self._keys.setdefault(own, key) == key else None
         return keys
 
     def get(self, key: str | None) -> Any:
-        """The response; None where there is none."""
+        """The response; None if there is none."""
         return None if key is None else self._responses.get(key)
 
     def put(self, key: str | None, response: Any) -> None:
@@ -67,7 +67,7 @@ class ResponseCache(CacheHook):
         return _digest(get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False))
 
     def _made_by(self, row: Mixture, expert: Callable[[str], str]) -> str:
-        """The base, and the experts of a mixture for one prompt with their weights."""
+        """A hash of the base, and of the experts in one prompt's mixture with their weights."""
         parts = []
         for k, name in enumerate(row.names):
             weight = row.weights[0, k].item()
@@ -98,7 +98,7 @@ _look_up = CachingLM.__getattr__
 
 
 def _let_the_model_look(self: CachingLM, attr: str) -> Any:
-    """Its own keys do not know of mixtures."""
+    """Lets a model with our cache look responses up by itself: `CachingLM`'s own keys ignore mixtures."""
     kept_by_us = isinstance(getattr(self.lm, "cache_hook", None), ResponseCache)
     return getattr(self.lm, attr) if kept_by_us else _look_up(self, attr)
 

@@ -1,4 +1,4 @@
-"""lm-eval's tasks by name, and in one line what is wrong with a name, a task file or its data."""
+"""Loads lm-eval's tasks by name, and says in one line what is wrong with a name, a task file or its data."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def load_tasks(
         run_unsafe_code: whether tasks may run programs that the model writes, which lm-eval does unguarded.
 
     Raises:
-        UserError: with the nearest names, if there is none of a name; if a task file, or data that it names, cannot
-            be read; if a line of a local file lacks a field that the task shows the model; if the task runs
-            model-written programs and may not.
+        UserError: if there is no task of a name, with the nearest names; if a task file, or data that it names, cannot
+            be read; if a line of a local file lacks a field that the task shows the model; if a task runs programs
+            that the model writes and may not.
     """
     if not names:
         raise UserError("there is no task to evaluate; name one or more")
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"no such folder: {include_path}")
-    # lm-eval's own tasks take seconds to list, so they are looked at only where they are meant.
+    # lm-eval's own tasks take seconds to list, so they are listed only if they are needed.
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not set(names) <= set(manager.all_subtasks):
         manager = TaskManager(include_path=include_path)
@@ -58,7 +58,7 @@ def _check_task_file(path: Path) -> None:
 
 
 def _load(manager: TaskManager, name: str, run_unsafe_code: bool) -> list[Task | Group]:
-    """What stands behind a name: a task, a group, or the tasks of a tag."""
+    """What a name stands for: a task, a group, or the tasks of a tag."""
     config = manager.task_index[name].cfg or {}
     _check_data(name, config)
     try:
@@ -81,7 +81,7 @@ def _load(manager: TaskManager, name: str, run_unsafe_code: bool) -> list[Task |
 
 
 def _check_data(name: str, config: dict[str, Any]) -> None:
-    """Looks at the local JSON Lines files of a task: lm-eval would show the model "None" for a missing field."""
+    """Checks the local JSON Lines files of a task: lm-eval would show the model "None" for a missing field."""
     files = (config.get("dataset_kwargs") or {}).get("data_files")
     if config.get("dataset_path") != "json" or files is None or "data_dir" in config["dataset_kwargs"]:
         return

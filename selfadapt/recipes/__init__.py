@@ -1,6 +1,7 @@
-"""Recipes: how one file says what is trained, and how; an expert's, and what the text-to-LoRA trainings read.
+"""Recipes: a file says what is trained, and how. There are recipes for experts and for the Text-to-LoRA trainings.
 
-`configuration` is the one mechanism: files are found, read, and made into dataclasses that say what may stand there.
+`configuration` is the one mechanism: it finds and reads files, and makes them into dataclasses that say what they may
+hold.
 """
 
 from selfadapt.recipes.classification import Classification

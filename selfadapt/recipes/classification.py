@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classification:
-    """Prompts of several domains, each asked about as the prompt dispatcher asks; the answer is the domain's name.
+    """Prompts of several domains, asked about as the prompt dispatcher asks; the answer is the domain's name.
 
-    A split is made of the same split of the domains, the same number of each.
+    A split takes the same number of rows from the same split of each domain.
     """
 
     recipes: list[str]
-    """Of the domains, in the order of the library's experts: files, or shipped recipes."""
+    """The domains' recipes, in the order of the library's experts: files, or shipped recipes."""
     name: str = "classifier"
     description: str = "Naming the domain that a prompt belongs to."
     train_size: int = 2000
     validation_size: int = 256
     test_size: int = 512
     instructions: bool = True
-    """Whether prompts keep what their domains tell about the form of an answer, which says much about the domain."""
+    """Whether prompts keep what their domains say about the form of an answer, which says much about the domain."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Classification:
 
     @property
     def answers(self) -> list[str]:
-        """The names, which is all that a completion may say."""
+        """The domains' names, all that a completion may say."""
         return [domain.name for domain in self._domains()]
 
     def load(self, split: Split) -> Dataset:
@@ -78,7 +78,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class _DomainOfRecipe:
-    """What is read of another expert's recipe. Its domain is one of `experts.domains`, and no classification."""
+    """The part of another expert's recipe that is read: a domain of `experts.domains`, not a classification."""
 
     domain: Annotated[Any, Choice("kind", KINDS, noun="domain")]
 

@@ -1,9 +1,9 @@
-"""One mechanism for all that is configured by a YAML file: it is found, read, and made into a dataclass.
+"""One mechanism for everything that a YAML file configures: the file is found, read, and made into a dataclass.
 
 The dataclass says everything: its fields and their types are what the file may hold, a field that is a dataclass is a
 block of the file, and a field with a `Choice` is a block that first chooses its own class. A class may say what its
 fields are called elsewhere (`also_called`), and which fields of a block may stand at the top (`at_top`). The command
-line has an option for every field. What names alone do not say, a class translates itself (`in_our_names`).
+line has an option for every field. If renaming is not enough, a class translates the block itself (`in_our_names`).
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ DATA = re.compile(r"\.(?:csv|tsv|jsonl|parquet)(?:\.(?:gz|bz2|xz|zst|zip))?\Z", 
 
 @dataclass(frozen=True, eq=False)  # what stands in an annotation must be hashable
 class Choice:
-    """In the annotation of a field: the block of this name says by its `key` which of the classes it spells out.
+    """Annotates a field: the `key` in the block of that name says which of the classes the block spells out.
 
         adapt: Annotated[SVF | LoRA, Choice("method", {"svf": SVF, "lora": LoRA}, default="svf")]
 
-    A class that has a field of the key's name gets what the key says, and may stand there under several names.
+    A class with a field of the key's name gets the key's value in it, and may be listed under several names.
     """
 
     key: str
     classes: Mapping[str, type]
     default: str | None = None
-    """What is chosen where the key is not there; None asks for it."""
+    """What is chosen if the key is missing; None requires the key."""
     noun: str | None = None
-    """What the names are called in errors; by default as the key."""
+    """What the names are called in errors; by default the key."""
 
     def name_in(self, block: Mapping[str, Any]) -> Any:
         return block.get(self.key, self.default)
 
     def chosen(self, block: Mapping[str, Any], where: str) -> tuple[type, dict[str, Any]]:
-        """The class that a block names, and the block as that class has it; raises UserError, if there is none."""
+        """The class that a block names, and its fields of that class; raises UserError if there is no such class."""
         name = self.name_in(block)
         if name is None:
             raise UserError(f"{where} needs a {self.key}, one of {', '.join(self.classes)}")
@@ -70,13 +70,13 @@ def _choice(hint: Any) -> Choice | None:
 
 
 def configs_folder() -> Path:
-    """The files that come with the package: beside it in a checkout, inside it in a wheel."""
+    """The folder of the files that come with the package: beside it in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def find_file(noun: str, name: str, shipped: Iterable[Path], root: Path) -> Path:
-    """A file, or one of the shipped ones by its path below `root` without its suffix.
+    """The path of a file, or of a shipped one named by its path below `root` without the suffix.
 
     Raises:
         UserError: if there is neither, with the nearest names.
@@ -102,7 +102,7 @@ def find_recipe(name: str) -> Path:
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """YAML's own rule, which PyYAML does not keep: it takes the last of equal keys."""
+    """Refuses duplicate keys, as YAML demands; PyYAML takes the last of them."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -113,7 +113,7 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file says; raises UserError, if it is not YAML."""
+    """The content of a YAML file; raises UserError if it is not YAML."""
     if DATA.search(path.name):
         kind = "jsonl" if ".jsonl" in path.name.lower() else "hub"
         raise UserError(
@@ -123,7 +123,7 @@ def read_yaml(path: Path) -> Any:
     text = read_text(path)
     try:
         return yaml.load(text, _EachKeyOnce)
-    # Tags and dates that mean nothing end in errors of Python's own.
+    # Meaningless tags and dates raise Python's own errors.
     except (
         yaml.YAMLError,
         ValueError,
@@ -154,10 +154,10 @@ def make(cls: type[T], document: Any, where: Path | str) -> T:
 
 
 def in_our_names(cls: type, document: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
-    """A document of a dataclass, with what its blocks' fields are called elsewhere replaced by their names here.
+    """A dataclass's document, with the names that its blocks' fields have elsewhere replaced by ours.
 
     Args:
-        whole: whether a block that does not choose its class is of the default one; else it may be of any.
+        whole: whether a block that does not choose its class is of the default one; otherwise it may be of any.
 
     Raises:
         UserError: for a block that has a field under both names, or a field that stands in two places.
@@ -176,7 +176,7 @@ def in_our_names(cls: type, document: Mapping[str, Any], *, whole: bool = False)
 
 
 def _check_one_name(where: str, given: Iterable[str], theirs: Mapping[str, str]) -> None:
-    """Raises UserError for what is given under its name elsewhere and its name here."""
+    """Raises UserError for a field that is given under both its name elsewhere and ours."""
     given = set(given)
     for name, ours in theirs.items():
         if {name, ours} <= given:
@@ -184,7 +184,7 @@ def _check_one_name(where: str, given: Iterable[str], theirs: Mapping[str, str])
 
 
 def _in_their_blocks(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with what stands at the top, and by the class's `at_top` belongs into a block, in that block."""
+    """A document, with top-level fields that belong in a block, by the class's `at_top`, moved into it."""
     placed = dict(document)
     for name, block in getattr(cls, "at_top", {}).items():
         inner = placed.get(block) or {}
@@ -196,7 +196,7 @@ def _in_their_blocks(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _also_called(choice: Choice, name: Any = None) -> dict[str, str]:
-    """What the fields of a class are called elsewhere → their names here; of any class, where none is named."""
+    """What a class's fields are called elsewhere → our names; those of all classes, if none is named."""
     named = choice.classes.get(str(name))
     kinds = choice.classes.values() if named is None else [named]
     return {theirs: ours for kind in kinds for theirs, ours in getattr(kind, "also_called", {}).items()}
@@ -222,7 +222,7 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
             if instead := getattr(cls, "elsewhere", lambda name: "")(name):
                 raise UserError(f"{at(name)} is no field here: {instead}")
             raise unknown("field", at(name), map(at, known))
-    # A choice that has to be made is asked for, and not its field.
+    # If a choice has to be made, the error asks for that, not for its field.
     block = {name: {} for name in choices_of(cls) if _is_required(known[name])} | block
     blocks = {name for name in block if _is_block(hints[name]) and get_origin(hints[name]) is not dict}
     values = {
@@ -236,7 +236,7 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
             raise UserError(f"{first['ctx']['error']}") from error
         raise UserError(f"{'.'.join([*path, *map(str, first['loc'])])}: {first['msg']}") from error
     for name, value in block.items():
-        if isinstance(value, bool) and not isinstance(getattr(made, name), bool):  # as which pydantic takes 1 and 0
+        if isinstance(value, bool) and not isinstance(getattr(made, name), bool):  # pydantic takes true as 1
             raise UserError(f"{at(name)}: must be a number, not {str(value).lower()}")
     return made
 
@@ -246,7 +246,7 @@ def _is_block(hint: Any) -> bool:
 
 
 def _with_further(cls: type, block: dict[Any, Any]) -> dict[Any, Any]:
-    """A block with what is no field in a mapping of its own, which the class names by `further`; as it is without."""
+    """A block, with what is no field moved into the mapping that the class names in `further`, if it names one."""
     further = getattr(cls, "further", None)
     if further is None or not isinstance(block.get(further, {}), dict):
         return block
@@ -264,7 +264,7 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def spell_out(made: Any) -> dict[str, Any]:
-    """What the file of a dataclass would say, every default spelled out but those of fields that were added."""
+    """The file of a dataclass as a document: every default is spelled out, except those of fields added later."""
     document = as_document(made)
     for field, choice in choices_of(type(made)).items():
         name = next(name for name, cls in choice.classes.items() if type(getattr(made, field)) is cls)
@@ -310,7 +310,7 @@ def override(made: T, args: Sequence[str], prog: str) -> T:
 
 
 def _in_our_options(made: Any, args: Sequence[str]) -> list[str]:
-    """Options of a dataclass, with what fields are called elsewhere replaced by their names here."""
+    """A dataclass's options, with the names that its fields have elsewhere replaced by ours."""
     hints = get_type_hints(type(made), include_extras=True)
     options: dict[str, str] = {}
     for block, choice in choices_of(type(made)).items():

@@ -39,8 +39,8 @@ else:
 class Recipe:
     """Base, domain, adapted matrices and training of one expert.
 
-    In the file, `training.objective` is reinforce or next_token, and `adapt.method` is svf or one of its rivals; the
-    first of each, where it is not given. `trainer` is a field of the training that may stand at the top.
+    In the file, `training.objective` is reinforce (the default) or next_token, and `adapt.method` is svf (the default)
+    or one of its rivals. `trainer`, a field of the training, may also stand at the top.
     """
 
     at_top: ClassVar[Mapping[str, str]] = {"trainer": "training"}
@@ -55,13 +55,13 @@ class Recipe:
     model: str = "smollm2-135m"
     """A built-in name, a hub id, or a folder."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Of the base; by default float32 on a CPU, and the checkpoint's own (auto) on an accelerator. z is
-    float32 all the same."""
+    """The base's dtype; by default float32 on a CPU, and the checkpoint's own (auto) on an accelerator. z is
+    always float32."""
     test_size: int = 256
     """Held-out problems on which the base and the finished expert are compared."""
     base: BaseBlock = added(default_factory=BaseBlock)
     chat_template_kwargs: dict[str, bool | int | float | str] = added(default_factory=dict)
-    """Arguments of the base's chat template, in training and in every answer: Qwen3's enable_thinking: false."""
+    """Arguments of the base's chat template, in training and every answer, such as Qwen3's enable_thinking: false."""
 
     def __post_init__(self) -> None:
         check_whole("test_size", self.test_size)
@@ -80,10 +80,10 @@ class Recipe:
             raise UserError(f"adapt: {error}") from error
 
     def run(self, output: Path, *, resume: bool = False, replace: bool = False, log_completions: bool = False) -> Run:
-        """A run that makes what the recipe says.
+        """The run of this recipe.
 
-        Beside an expert or a LoRA that answers lie the embeddings of some of its prompts, for dispatch, if
-        sentence-transformers is installed.
+        If sentence-transformers is installed, embeddings of some training prompts are stored for dispatch beside an
+        expert or a LoRA that answers.
         """
         answers = isinstance(self.adapt, SVF | LoRA) and not isinstance(self.domain, Classification)
 
@@ -98,7 +98,7 @@ class Recipe:
         return Run(output, self.to_dict(), resume, replace, log_completions, beside)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the YAML file would say, every default spelled out but those of fields that were added."""
+        """As `spell_out`: the YAML file as a document."""
         return spell_out(self)
 
 
@@ -117,10 +117,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def train_recipe(recipe: Recipe, base: LoadedBase, run: Run, base_scores: list[float] | None = None) -> TrainedExpert:
-    """`train_expert` with everything that the recipe says, and its `run`; raises what that raises.
+    """Runs `train_expert` as the recipe says; raises what that raises.
 
     Args:
-        base_scores: the base's own on the recipe's held-out problems, where they are known.
+        base_scores: the base's scores on the recipe's held-out problems, if they are known.
     """
     base = replace(base, tokenizer=with_template_arguments(base.tokenizer, recipe.chat_template_kwargs))
     held_out = HeldOut(recipe.test_size, base_scores)

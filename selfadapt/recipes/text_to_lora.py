@@ -38,18 +38,18 @@ class TextToLoraRecipe:
     """
 
     output: Annotated[LoraOutput | SvfOutput, Choice("kind", OUTPUTS)]
-    """For reconstruction the library decides about everything but the size."""
+    """For reconstruction, the library decides everything but the size."""
     training: Annotated[Supervised | Reconstruction | TaskAdapters, Choice("kind", TRAININGS), tyro.conf.arg(name="")]
     data: TaskData = field(default_factory=TaskData)
     model: str = "smollm2-135m"
     """A built-in name, a hub id, or a folder."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Of the base; by default float32 on a CPU, and the checkpoint's own (auto) on an accelerator. What is trained
-    is float32 all the same."""
+    """The base's dtype; by default float32 on a CPU, and the checkpoint's own (auto) on an accelerator. What is
+    trained is always float32."""
     encoder: str = BUILT_IN_ENCODER
     """A built-in name, a hub id or a folder; "base" is the base model's own last token."""
     trust_remote_code: bool = False
-    """Let an encoder of the hub run the code that it brings; the paper's needs it."""
+    """Let an encoder from the hub run the code that it brings; the paper's needs it."""
     network: Sizes = field(default_factory=Sizes)
     base: BaseBlock = added(default_factory=BaseBlock)
 
@@ -59,7 +59,7 @@ class TextToLoraRecipe:
 
 
 def find_recipe(name: str) -> Path:
-    """A file, or a shipped recipe such as `smollm2-135m/t2l/lora`.
+    """The path of a file, or of a shipped recipe such as `smollm2-135m/t2l/lora`.
 
     Raises:
         UserError: if there is neither, with the nearest names.
@@ -99,7 +99,7 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
 
 
 def base_named(name: str | None, **options: Unpack[BaseOptions]) -> Base:
-    """The base of a name, the built-in one by default, as Text-to-LoRA takes it: loaded when it is needed."""
+    """A base by its name, by default the built-in one, as Text-to-LoRA takes it: loaded when it is needed."""
     name = name or BUILT_IN
     return Base(name, lambda: load_config(name, **options), lambda: load_base(name, **options))
 
