@@ -1,4 +1,4 @@
-"""The verbs of the command line, one file each. What is heavy is imported when a verb runs, not when it is listed."""
+"""The verbs of the command line, one file each. Heavy modules are imported when a verb runs, not when it is listed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 def show(document: Any, as_json: bool, text: str) -> None:
     """Prints one JSON document, or the text for a person, to stdout.
 
-    JSON has no number that is not finite: it is null there.
+    Numbers that are not finite become null: JSON has none.
     """
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     print(json.dumps(_finite(document), indent=2, ensure_ascii=plain, allow_nan=False) if as_json else text)

@@ -25,19 +25,19 @@ def adapt(
     base: FromOptions = Loading(),
     json: bool = False,
 ) -> None:
-    """Search the mixture of a library's experts that suits a handful of examples.
+    """Search for the mixture of a library's experts that suits a handful of examples.
 
     Args:
         examples: JSON Lines with `prompt` and `answer`, ten or so.
-        output: where the mixture goes, for `--dispatch MIX.json`.
-        judged_by: the reward of an answer.
+        output: the file for the mixture, for `--dispatch MIX.json`.
+        judged_by: how answers are rewarded.
         per: whether every expert has one weight for the model, for each layer, or for each matrix.
-        population: candidates of one generation.
+        population: candidates per generation.
         generations: rounds of the search.
-        max_new_tokens: the most that an answer may have.
-        seed: of the search.
+        max_new_tokens: the most tokens in an answer.
+        seed: the seed of the search.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
         base: how the base is loaded.
         json: print the mixture and its score as JSON.
     """

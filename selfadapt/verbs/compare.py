@@ -29,18 +29,19 @@ def compare(
     """Train and evaluate a grid of methods × domains × seeds, and write tables and plots.
 
     Args:
-        experiment: a YAML file or a shipped experiment such as methods; or a results.jsonl, of which only tables and
-            plots are written anew.
-        output: the folder of results and report; by default runs/ and the experiment's name, or where results.jsonl is.
-        quick: the smaller grid of the experiment's quick block.
-        resume: go on with the results that are there; also for each further process that shares the grid.
-        only: only the cells whose names match this pattern, such as 'svf-*/sums/*'.
-        cells: I/N, to run only the I-th of N shares of the cells and report nothing: for N jobs of a cluster, none of
-            which waits for another. Then the same command with --resume in the place of --cells runs what is missing,
+        experiment: a YAML file or a shipped experiment such as methods; or a results.jsonl, to write only its tables
+            and plots again.
+        output: the folder for results and report; by default runs/ and the experiment's name, or where results.jsonl
+            is.
+        quick: run the smaller grid of the experiment's quick block.
+        resume: go on with the results that are there; needed by each further process that shares the grid, too.
+        only: run only the cells whose names match this pattern, such as 'svf-*/sums/*'.
+        cells: I/N, to run only the I-th of N shares of the cells and report nothing: for N jobs on a cluster that do
+            not wait for each other. Afterwards, the same command with --resume instead of --cells runs what is missing
             and reports.
-        on: hand the cells to the workers of Ray, on this machine or the cluster that RAY_ADDRESS names.
-        model: another base than the recipes name, or where it lies: a folder, a .gguf file or a hub id.
-        test_size: evaluate on the first so many rows of every test split.
+        on: hand the cells to Ray's workers, on this machine or on the cluster that RAY_ADDRESS names.
+        model: another base than the recipes name, or another place of theirs: a folder, a .gguf file or a hub id.
+        test_size: evaluate on this many rows of every test split, the first ones.
         json: print the rows of the tables as JSON.
     """
     from experts.outside.errors import UserError

@@ -11,7 +11,7 @@ def demo(output: Path = Path("runs/demo"), json: bool = False) -> None:
     """Show what the shipped experts do, train one on the built-in base and compare the two; minutes on two cores.
 
     Args:
-        output: where the expert and the report go. A demo that was interrupted there goes on.
+        output: the folder for the expert and the report. A demo that was interrupted there goes on.
         json: print the report as JSON.
     """
     from selfadapt.demo import demo as run

@@ -27,13 +27,13 @@ def dispatch(
 
     Args:
         prompts: one user turn each.
-        dispatch: a dispatcher such as "embedding"; also an expert or a MIX.json.
+        dispatch: a dispatcher such as "embedding", an expert, or a MIX.json.
         evaluate: labelled prompts to measure the dispatcher on.
         calibrate: labelled prompts to calibrate "prompt" or "classifier" on; kept in the library.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
         base: how the base is loaded.
-        output: where the report of --evaluate goes.
+        output: the folder for the report of --evaluate.
         json: print the mixtures, or the report, as JSON.
     """
     from experts.outside.errors import UserError

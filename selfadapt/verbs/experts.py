@@ -15,7 +15,7 @@ def experts_list(library: Path | None = None, model: str | None = None, json: bo
     """List a library's experts and LoRAs, and what each is for.
 
     Args:
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
         model: the base whose shipped experts are meant.
         json: print them as JSON.
     """
@@ -49,10 +49,10 @@ def experts_show(
 
     Args:
         name: the expert, or the LoRA.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
         model: the base whose shipped experts are meant.
         plot: draw z − 1 by layer, kind of matrix and singular value, or how much a LoRA adds, into a new PNG file, by
-            default NAME.png, and print its path in the place of the card.
+            default NAME.png, and print its path instead of the card.
         json: print figures as JSON.
     """
     from dataclasses import asdict
@@ -87,11 +87,11 @@ def experts_add(
         library: the library's folder.
         name: its name there; by default the folder's, or the repository's.
         classifier: it is the expert that names domains for `--dispatch classifier`.
-        model: the base that it was trained on, if its folder does not say, as after TRL's trainers or a loop of one's
-            own, or names another than the library: a built-in name, a hub id or a folder.
+        model: the base that it was trained on: a built-in name, a hub id or a folder. Needed if its folder does not say
+            (as after TRL's trainers or a loop of your own) or names another base than the library.
         description: what it is for, in one sentence, which dispatchers read; by default what its folder says.
-        examples: prompts that it is for, by whose embeddings `--dispatch embedding` finds it: JSON Lines with `prompt`,
-            of which vectors alone are kept. `selfadapt train` has put those of the training prompts beside an expert.
+        examples: prompts that it is for, as JSON Lines with `prompt`: `--dispatch embedding` finds it by their
+            embeddings, and nothing else of them is kept. `selfadapt train` stores those of the training prompts.
     """
     from dispatch.embedding import write_vectors
     from experts.library import ExpertLibrary, UnknownBase
@@ -139,10 +139,10 @@ def experts_push(
         library: a folder of experts.
         expert: push this one alone: a name in the library, or a folder that `selfadapt train` wrote.
         with_lora: put the exact LoRA beside each expert of limited rank, for programs that know nothing of SVF.
-        private: make the repository a private one.
-        license: of what is pushed, such as apache-2.0.
-        base_model: the hub's id of the base, where the base is a folder here.
-        branch: by default main.
+        private: make the repository private.
+        license: the licence of what is pushed, such as apache-2.0.
+        base_model: the base's id on the hub, if the base is a folder here.
+        branch: the branch to push to; by default main.
         json: print where it is as JSON.
     """
     from selfadapt.on_the_hub import push_experts

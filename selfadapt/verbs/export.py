@@ -23,18 +23,18 @@ def export(
     texts: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Write an expert, a LoRA, or a fixed mixture, for other programs: a merged checkpoint or a LoRA.
+    """Write an expert, a LoRA or a fixed mixture for other programs, as a merged checkpoint or a LoRA.
 
     Args:
         expert: an expert or a LoRA of the library, the folder of one, or a MIX.json.
         output: the folder to write.
         format: merged is a plain transformers checkpoint; lora is a PEFT LoRA folder.
-        rank: of the LoRA; by default what holds the expert exactly.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        rank: the LoRA's rank; by default one that holds the expert exactly.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
         model: a built-in name, a hub id or a folder; by default the library's base.
         base: how the base is loaded.
-        texts: a UTF-8 file with one text a line, on which what a LoRA changes is measured; by default eight
-            neutral sentences.
+        texts: a UTF-8 file with one text per line, to measure on what the LoRA changes; by default eight neutral
+            sentences.
         json: print what was written as JSON.
     """
     from experts.exchange.export import ExportedLora, export_lora, export_merged

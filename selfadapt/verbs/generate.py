@@ -40,16 +40,16 @@ def generate(
         dispatch: a dispatcher such as "embedding", which lets the prompt decide; "none" for the plain base; the name of
             an expert; or a MIX.json. By default "embedding", where there are experts.
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
-        max_new_tokens: the most that an answer may have.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
+        max_new_tokens: the most tokens in an answer.
         temperature: what logits are divided by before a token is drawn; 0 takes the most likely one.
-        top_p: draw from the fewest tokens that have this probability together.
-        top_k: draw from so many of the most likely tokens; 0 from all.
-        min_p: draw from the tokens that have this share of the most likely one's probability.
-        repetition_penalty: above 1 makes tokens less likely that prompt or answer have already.
+        top_p: draw from the fewest tokens that together have this probability.
+        top_k: draw from this many of the most likely tokens; 0 draws from all.
+        min_p: draw from the tokens with at least this share of the most likely one's probability.
+        repetition_penalty: above 1 makes tokens that the prompt or the answer already has less likely.
         seed: draws the same answers again.
-        stop: texts that end an answer, and do not belong to it.
-        system_prompt: what the system says before every prompt.
+        stop: texts that end an answer and are not part of it.
+        system_prompt: a system message before every prompt.
         chat_template_kwargs: arguments of the base's chat template, such as Qwen3's "enable_thinking False".
         base: how the base is loaded.
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).

@@ -25,13 +25,13 @@ def play(
 
     Args:
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
         dispatch: who chooses the experts; by default "embedding".
         host: the address to listen at; 0.0.0.0 lets other machines in.
         port: the port to listen at.
-        runs: the folder whose trainings are shown, those that are going on among them.
+        runs: the folder whose trainings are shown, including those that are still running.
         rows: answers that are written at once; more need more memory.
-        queue: answers that may wait for their place.
+        queue: answers that may wait for a place.
         base: how the base is loaded.
     """
     from experts.outside.errors import check_whole
@@ -46,7 +46,7 @@ def play(
 
 
 def page_with(runs: Path) -> Callable[..., Any]:
-    """What makes the page of what is served, by itself or beside another application.
+    """The function that makes the page for what is served, by itself or beside another application.
 
     Raises:
         UserError: if what it needs is not installed.

@@ -31,7 +31,7 @@ def serve(
 
     Args:
         model: a built-in name, a hub id or a folder; by default the library's base.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base. Experts may
+        library: a folder of experts, or a repository on the hub; by default those that come with the base. Experts may
             be added and removed while the server runs.
         dispatch: who chooses the experts where a client asks for the model "auto"; by default "embedding".
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
@@ -39,11 +39,11 @@ def serve(
         port: the port to listen at.
         api_key: what clients must send; $SELFADAPT_API_KEY does the same without a trace in the list of processes.
         rows: answers that are written at once, 32 by default; more need more memory.
-        queue: answers that may wait for their place, 256 by default; beyond it clients are told to try again (429).
+        queue: answers that may wait for a place, 256 by default; beyond it clients are told to try again (429).
         max_body_mib: the largest request in MiB, 8 by default.
         base: how the base is loaded.
-        vllm_options: of vLLM's own, over those chosen here, such as "tensor-parallel-size 2 max-model-len 4096".
-        page: have a page to play with at /page, as `selfadapt play` has it.
+        vllm_options: vLLM's own, which override those chosen here, such as "tensor-parallel-size 2 max-model-len 4096".
+        page: serve a page to play with at /page, the one of `selfadapt play`.
         runs: the folder whose trainings the page shows.
     """
     from experts.outside.errors import UserError, check_whole, not_installed

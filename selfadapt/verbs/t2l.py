@@ -23,7 +23,7 @@ class T2LTrain:
     recipe: Positional[str]
     """A YAML file, or a shipped recipe such as smollm2-135m/t2l/lora."""
     output: Path | None = None
-    """The folder of the network, or of the adapters; by default runs/ and the recipe's name."""
+    """The folder for the network, or for the adapters; by default runs/t2l- and the recipe's name."""
     resume: bool = False
     """Go on with a run that was interrupted; adapters that are there already are never trained again."""
     json: bool = False
@@ -83,7 +83,7 @@ def t2l_generate(
         network: the folder that `selfadapt t2l train` wrote; by default the one that comes with the base.
         model: the base that the adapter is for, of which only the config is read; by default the network's, or the
             built-in one.
-        trust_remote_code: let a text encoder of the hub run the code that it brings.
+        trust_remote_code: let a text encoder from the hub run the code that it brings.
         json: print where the adapter is, and what it has, as JSON.
     """
     from dataclasses import asdict
@@ -111,9 +111,9 @@ def t2l_import(folder: Positional[Path], output: Path, model: str | None = None,
     """Convert a network of Text-to-LoRA's own code: args.yaml, adapter_config.json and hypermod.pt.
 
     Args:
-        folder: where these are; they are read without running any code that they may hold.
+        folder: the folder of these files; they are read without running any code that they may hold.
         output: the folder of the network, which must not exist.
-        model: the base that it writes for, of which only the config is read; by default what its arguments name.
+        model: the base that it writes for, of which only the config is read; by default what args.yaml names.
         json: print what was written as JSON.
     """
     from dataclasses import replace
@@ -151,11 +151,11 @@ class OnTasks:
     with_definition: bool = False
     """Put the task's definition before every input."""
     split: Literal["train", "test"] = "test"
-    """Whose tasks: test, or train for those training tasks that have an adapter among --oracles."""
+    """Which tasks: test, or train for those training tasks that have an adapter among --oracles."""
     instances: int = 20
-    """Of each task."""
+    """Instances of each task."""
     max_new_tokens: int = 48
-    """The most that an answer may have."""
+    """The most tokens in an answer."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,13 @@ class OnBenchmarks:
     """Judged by lm-eval-harness on benchmarks, as `selfadapt eval` judges."""
 
     benchmarks: str | None = None
-    """Tasks of lm-eval, or patterns such as arc_*, with commas between them. They judge instead of tasks."""
+    """Tasks of lm-eval, or patterns such as arc_*, separated by commas. They judge instead of --tasks."""
     include_path: Path | None = None
     """A folder with task files of your own."""
     limit: float | None = None
-    """Only the first so many questions of each benchmark, or that share of them if less than 1."""
+    """Only this many questions of each benchmark, the first ones, or this share of them if less than 1."""
     num_fewshot: int | None = None
-    """How many examples stand before each question; by default the task's own number."""
+    """How many examples precede each question; by default the task's own number."""
     apply_chat_template: bool = False
     """Make every question a chat."""
     batch_size: str = "1"
@@ -197,13 +197,13 @@ def t2l_evaluate(
         network: the folder that `selfadapt t2l train` wrote; without it only the baselines are compared.
         model: the base: a built-in name, a hub id or a folder.
         base: how the base is loaded.
-        descriptions: a JSON Lines file of descriptions; else tasks have their definitions, benchmarks ours.
+        descriptions: a JSON Lines file of descriptions; by default tasks' own definitions, and ours of benchmarks.
         adapters: a folder of one LoRA for each training task, for their average and, on tasks, for Arrow routing.
         multi_task: the adapter that was trained on all training tasks.
         oracles: a folder of adapters that were trained on the evaluated tasks, or benchmarks, themselves.
-        on_tasks: where tasks of Natural Instructions judge.
-        on_benchmarks: where benchmarks judge.
-        trust_remote_code: let a text encoder of the hub run the code that it brings.
+        on_tasks: when tasks of Natural Instructions judge.
+        on_benchmarks: when benchmarks judge.
+        trust_remote_code: let a text encoder from the hub run the code that it brings.
         json: print estimates with their intervals, and the scores of all instances, as JSON.
     """
     import sys
@@ -270,7 +270,7 @@ def _on_benchmarks(
 
 
 def _refuse_given(options: OnTasks | OnBenchmarks, why: str) -> None:
-    """Raises UserError for the first option that is not as it is by default."""
+    """Raises UserError for the first option that is not at its default."""
     from experts.outside.errors import UserError
 
     for field in fields(options):
@@ -279,7 +279,7 @@ def _refuse_given(options: OnTasks | OnBenchmarks, why: str) -> None:
 
 
 def t2l() -> None:
-    """Train networks that write adapters from descriptions, import theirs, write an adapter, and compare."""
+    """Train networks that write adapters from descriptions, import the authors', write an adapter, and compare."""
 
 
 T2L: dict[str, Callable[..., Any]] = {

@@ -62,7 +62,7 @@ def train(args: list[str]) -> None:
     output = options.output or Path("runs") / path.stem
     run = recipe.run(output, resume=options.resume, log_completions=options.log_completions)
     check_expert_run(run, recipe.domain, recipe.training)
-    # A base that is to be shared out never is on the accelerator as a whole.
+    # A base that is to be shared out is never on one accelerator as a whole.
     shared_out = options.shard_base and torch.accelerator.is_available()
     place = {"device": "cpu", "dtype": recipe.dtype or "auto"} if shared_out else {"dtype": recipe.dtype}
     loaded = load_base(recipe.model, **place, **recipe.base.options())

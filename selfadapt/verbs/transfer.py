@@ -24,12 +24,12 @@ def transfer(
 
     Args:
         expert: an expert of the library, an expert's folder, or a MIX.json.
-        to: the base that it is to be used on: a built-in name, a hub id or a folder.
+        to: the base to use it on: a built-in name, a hub id or a folder.
         output: the folder of the new expert.
         shuffled: a seed for the control, in which z is permuted within each matrix.
         compare: load the expert's own base too, and compare the singular directions of the two.
-        library: a folder of experts, or a repository of the hub; by default those that come with the base.
-        model: the base that the expert was trained on; by default the one it names.
+        library: a folder of experts, or a repository on the hub; by default those that come with the base.
+        model: the base that the expert was trained on; by default the one that it names.
         json: print both fingerprints and the comparison as JSON.
     """
     from experts.exchange.transfer import mean, table

@@ -1,4 +1,4 @@
-"""What tyro makes of a command line, with what is wrong in it said in one line."""
+"""Parses a command line with tyro, and says in one line what is wrong with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def complain(line: str) -> None:
-    """Says what is wrong; of the processes that `torchrun` started on a machine, which all find it, the first does."""
+    """Prints what is wrong. Of the processes that `torchrun` started on a machine, which all find it, one does."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr)
 
@@ -36,7 +36,7 @@ def parsed(parse: Callable[[], T], verb: str) -> T:
 
 
 def _one_line(box: str) -> str:
-    """The text in tyro's box, which is drawn with ASCII where the terminal knows no more, without its title."""
+    """The text in tyro's box without its title; the box is drawn in ASCII if the terminal knows no more."""
     _, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines() or [""]
     lines = [
         re.sub(r"^[│|] *| *[│|]$", "", line).strip() for line in lines if not re.fullmatch(r"[│|╭╮╰╯─├┤+ -]*", line)
