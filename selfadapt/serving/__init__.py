@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server in two passes: our own on the native engine, and what vLLM's needs of us.
+"""OpenAI-compatible serving in two passes: our own server on the native engine, and what vLLM's needs of us.
 
-`application.py` has the routes. A request is read (`schemas.py`), says who answers (`names.py`, for both servers), is
-answered (`answering.py`) and shown (`documents.py`); `served.py` follows the library on disk.
+`application.py` has the routes. A request is read (`schemas.py`), says who answers it (`names.py`, for both servers),
+and is answered (`answering.py`) in OpenAI's form (`documents.py`); `served.py` follows the library on disk.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ["TwoPasses"]
 
 
 def __getattr__(name: str) -> Any:
-    """Every process of vLLM loads the plugin; the middleware with all that it imports is for one of them."""
+    """Every process of vLLM loads the plugin; only one of them needs the middleware with all that it imports."""
     if name == "TwoPasses":
         from selfadapt.serving.two_passes import TwoPasses
 

@@ -1,4 +1,4 @@
-"""One request: its prompts, who answers them, and what is heard of the answers."""
+"""One request: its prompts, who answers them, and the events of the answers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from selfadapt.serving.together import Dispatched, DispatchedTogether
 
 RETRY_AFTER = "1"  # seconds
 LAG = 4096
-"""Events that a client may be behind by, before its request is cancelled: what it does not read takes memory."""
+"""How many events a client may fall behind before its request is cancelled: unread events take memory."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a request is about."""
+    """The prompts of a request."""
 
     asked: Sequence[str | Chat]
     """As a dispatcher reads them."""
@@ -41,7 +41,7 @@ class Prompts:
 
 
 class Answering:
-    """Answers requests of one server."""
+    """Answers the requests of one server."""
 
     def __init__(self, served: Served, metrics: Metrics) -> None:
         self.served, self.metrics = served, metrics
@@ -52,10 +52,10 @@ class Answering:
         return text_tokenizer(self.served.engine.tokenizer)
 
     async def begin(self, options: ChatOptions | CompletionOptions) -> Answers:
-        """Both passes of a request, whose answers wait for their place from now on.
+        """Dispatches a request and queues its answers.
 
         Raises:
-            RequestError: where it cannot be answered.
+            RequestError: if it cannot be answered.
         """
         await asyncio.to_thread(self.served.refresh)
         try:
@@ -121,7 +121,7 @@ class Answering:
 
 
 def _refuse_addresses(chat: Chat) -> None:
-    """A server opens no files and addresses that somebody else names."""
+    """Raises UserError for a picture at an address: a server opens no files or addresses that somebody else names."""
     for message in chat:
         for part in message["content"] if isinstance(message["content"], list) else ():
             if part["type"] == "image" and not str(part["image"]).startswith("data:image/"):
@@ -129,7 +129,7 @@ def _refuse_addresses(chat: Chat) -> None:
 
 
 class Answers:
-    """What comes of a request: events of all rows, as they are written."""
+    """The answers to a request: the events of all rows, as they are written."""
 
     def __init__(
         self,
@@ -182,10 +182,10 @@ class Answers:
         }
 
     async def events(self) -> AsyncIterator[PromptRead | Written | Ended]:
-        """What happens, until all rows have ended; whoever stops to listen cancels the request.
+        """Yields events until all rows have ended; to stop iterating cancels the request.
 
         Raises:
-            RequestError: where the answers cannot be finished.
+            RequestError: if the answers cannot be finished.
         """
         start, left = time.perf_counter(), self.rows
         try:

@@ -26,7 +26,7 @@ def make_application(served: Served, *, api_key: str | None = None, most_bytes: 
 
     Args:
         api_key: what clients must send; None asks for none.
-        most_bytes: of a request's body.
+        most_bytes: the largest body of a request.
     """
     metrics = Metrics()
     answering = Answering(served, metrics)
@@ -91,7 +91,7 @@ async def _not_routed(request: Request, error: HTTPException) -> Response:
 
 
 class _WhileConnected(Response):
-    """A response that is written for as long as whoever asked stays; then the request is cancelled."""
+    """A response that is written for as long as the client stays; then the request is cancelled."""
 
     def __init__(self, answers: Answers) -> None:
         super().__init__()

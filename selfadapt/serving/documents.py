@@ -16,7 +16,7 @@ from selfadapt.serving.texts import GrowingText
 
 
 async def whole(answers: Answers) -> dict[str, Any]:
-    """The response to a request that wants no stream."""
+    """The response to a request that does not ask for a stream."""
     choices = [Choice(answers, row) for row in range(answers.rows)]
     async for event in answers.events():
         if isinstance(event, PromptRead):
@@ -30,7 +30,7 @@ async def whole(answers: Answers) -> dict[str, Any]:
 
 
 async def pieces(answers: Answers) -> AsyncIterator[bytes]:
-    """The events of a stream; what goes wrong after it has begun is one of them."""
+    """The events of a stream; an error after it has begun is one of them."""
     choices = [Choice(answers, row) for row in range(answers.rows)]
     head = _head(answers, ".chunk")
     if answers.options.usage_in_stream:
@@ -70,17 +70,17 @@ class Choice:
         self.text = GrowingText(answers.tokenizer, answers.request.sampling.stop)
         self.why: Why | None = None
         self.new: list[TokenLogp | int] = []
-        """Tokens not yet shown, where their likelihoods are asked for; one that nothing stands before has none."""
+        """Tokens not yet shown, if their likelihoods are asked for; the first token of a prompt has none."""
         self._characters = 0  # of the tokens that were shown
 
     def add(self, token: int, logp: TokenLogp | None) -> str:
-        """The text that is certain now."""
+        """Adds a token; returns the text that is certain now."""
         if logp is not None:
             self.new.append(logp)
         return self.text.add(token)
 
     def known_of_prompt(self, read: PromptRead) -> Sequence[TokenLogp | int]:
-        """All tokens of a prompt whose likelihoods were asked for."""
+        """All tokens of a prompt, if their likelihoods were asked for."""
         wanted = self.answers.request.prompt_logprobs is not None
         return [self.answers.prompts.ids[read.prompt][0], *read.logps] if wanted else []
 
@@ -108,7 +108,7 @@ class Choice:
         return {**head, "delta": {"content": text} if text else {}}
 
     def _logprobs(self) -> dict[str, Any] | None:
-        """Of the tokens that were not yet shown."""
+        """The likelihoods of the tokens that were not yet shown."""
         if self.answers.request.logprobs is None:
             return None
         new, self.new = self.new, []
@@ -127,7 +127,7 @@ class Choice:
         return {"content": content, "refusal": None}
 
     def _of_completion(self, tokens: Sequence[TokenLogp | int]) -> dict[str, Any]:
-        """A token itself is among the most likely ones, as in OpenAI's."""
+        """As in OpenAI's responses, a token itself is listed among the most likely ones."""
         shown: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for each in tokens:
             token, logp, top = (each, None, None) if isinstance(each, int) else each

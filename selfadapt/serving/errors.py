@@ -1,4 +1,4 @@
-"""What a server says of a request that it does not answer, in OpenAI's form."""
+"""What a server says about a request that it does not answer, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ class RequestError(Exception):
 
 
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """ASCII alone, so that half a character that someone sent is no error of ours."""
+    """A JSON response in ASCII alone, so that half a character from a client is no error of ours."""
     return Response(json.dumps(document), status, headers, "application/json")

@@ -1,4 +1,4 @@
-"""What every request passes: the key, the bound of its body, the log and the count."""
+"""What every request passes through: the check of its key and size, the log and the count."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from selfadapt.serving.metrics import Metrics
 logger = logging.getLogger("selfadapt.serving")
 
 OPEN = ("/health",)
-"""What may be asked without a key."""
+"""Paths that need no key."""
 ROUTES = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
 
 
 class Gate:
-    """ASGI middleware. The log has one line a request, JSON, and nothing of what was asked or answered."""
+    """ASGI middleware. The log has one JSON line per request, with nothing of what was asked or answered."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, most_bytes: int) -> None:
         self.app, self.metrics, self.most_bytes = app, metrics, most_bytes
@@ -31,7 +31,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 499  # nothing was sent: whoever asked had gone
+        start, status = time.perf_counter(), 499  # if nothing is sent, the client has gone
         state = scope.setdefault("state", {})
 
         async def noted(message: Message) -> None:
@@ -65,7 +65,7 @@ class Gate:
         return self._too_large() if length.isdigit() and int(length) > self.most_bytes else None
 
     def _too_large(self) -> RequestError:
-        # The connection stays: closed with some of the body unread, it would be reset, and the refusal lost with it.
+        # The connection stays open: closing it with part of the body unread would reset it and lose the refusal.
         return RequestError(413, f"the request is larger than {self.most_bytes} bytes")
 
     def _bounded(self, receive: Receive) -> Receive:

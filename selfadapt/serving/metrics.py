@@ -10,7 +10,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """One a server; names begin with `selfadapt_`."""
+    """The metrics of one server; their names begin with `selfadapt_`."""
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()
@@ -36,7 +36,7 @@ class Metrics:
         self.batch = Gauge("selfadapt_batch_rows", "Answers that are being written.", registry=own)
 
     def count(self, mixture: Mixture, answers: int) -> None:
-        """Counts who has a part in so many answers to each prompt; what is left of Σα = 1 is the base's."""
+        """Counts who has a part in this many answers to each prompt; what is left of Σα = 1 is the base's."""
         for row in range(len(mixture)):
             weights = mixture[row]
             for name, weight in weights.items():

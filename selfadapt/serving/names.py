@@ -1,7 +1,7 @@
-"""Who is to answer a request, by its `model` or its `mixture`; the same words for every server.
+"""Who is to answer a request, by its `model` or its `mixture`; every server takes the same names.
 
 `auto` is what the dispatcher chooses, `mix:sums=0.7,groups=0.3` a mixture, an expert's name that expert. `"mixture":
-{"sums": 0.7}` may stand in the body instead, for clients that have no say over the model's name.
+{"sums": 0.7}` may stand in the body instead, for clients that cannot choose the model's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from experts.outside.errors import UserError, short, unknown
 
 
 class UnknownModel(UserError):
-    """A model's name that is nobody's."""
+    """A model's name that stands for nothing here."""
 
 
 def is_ours(model: str, library: ExpertLibrary) -> bool:
@@ -39,8 +39,8 @@ def asked_mixture(request: Mapping[str, Any], library: ExpertLibrary, base: Coll
         base: what the base is called here.
 
     Raises:
-        UserError: if it names one that is none, or two.
-        UnknownModel: if the model is nobody's.
+        UserError: if the mixture is not one, or stands beside a model other than the base.
+        UnknownModel: if the model's name stands for nothing here.
     """
     model = request.get("model")
     if request.get("mixture") is not None:
@@ -65,5 +65,5 @@ def _of_body(mixture: Any, library: ExpertLibrary) -> Mixture:
 
 
 def answered_by(mixture: Mixture, base: str) -> str:
-    """What a response says of who answered: the one name of a mixture, or the base's."""
+    """The name that a response gives of who answered: the mixture's, or the base's."""
     return mixture_name(mixture) or base

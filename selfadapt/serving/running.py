@@ -22,19 +22,19 @@ from selfadapt.serving.gate import logger as requests_logger
 from selfadapt.serving.served import Served, load_served
 
 GRACE = 5.0
-"""Seconds that answers have to be completed in when the server is told to stop."""
+"""Seconds that answers have to finish when the server is told to stop."""
 
 
 class Application(NamedTuple):
-    """What a server has at its address."""
+    """What a server serves at its address."""
 
     app: ASGIApp
     ending: Callable[[], object] = lambda: None
-    """Is called when all answers have ended: what stays open by itself is to close."""
+    """Called when all answers have ended, to close what would stay open."""
 
 
 class Server(uvicorn.Server):
-    """Told to stop, it takes no more requests, gives open ones a little time, and ends what is left."""
+    """When told to stop, it takes no more requests, gives open ones a little time, and ends what is left."""
 
     def __init__(
         self,
@@ -61,9 +61,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end_answers())
         await super().shutdown(None if sockets is None else [*sockets])
-        if (
-            self.force_exit
-        ):  # by a second Ctrl-C: uvicorn then lets the application be cut off, which ends in a traceback
+        if self.force_exit:  # by a second Ctrl-C: uvicorn would cut the application off, which ends in a traceback
             await self.lifespan.shutdown()
         await ending
 
@@ -90,10 +88,10 @@ def run_native(
     around: Callable[[Served, ASGIApp], Application] = lambda served, app: Application(app),
     **base_options: Unpack[BaseOptions],
 ) -> None:
-    """Serves until it is told to stop; one line a request goes to stderr.
+    """Serves until it is told to stop; one line per request goes to stderr.
 
     Args:
-        around: what else is to be found at the address.
+        around: adds what else is served at the address.
 
     Raises:
         UserError: if the address is taken, or as `load_served` does.
@@ -122,7 +120,7 @@ def run_page(
     page: Callable[[Served], Application],
     **base_options: Unpack[BaseOptions],
 ) -> None:
-    """Serves a page of what is served, and nothing else, until it is told to stop.
+    """Serves the page alone until it is told to stop.
 
     Raises:
         UserError: if the address is taken, or as `load_served` does.
@@ -134,14 +132,14 @@ def run_page(
 
 def _run(application: Application, served: Served, listening: socket.socket, host: str, said: str) -> None:
     port = listening.getsockname()[1]
-    listening.listen()  # who reads the line may come at once, and waits until the server has begun
+    listening.listen()  # a reader of the line may connect at once, and waits until the server has begun
     print(said.format(url=f"http://{host}:{port}"), file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt):  # which has stopped it already
         Server(application.app, served.batch, host=host, port=port, ending=application.ending).run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address; raises UserError if that cannot be."""
+    """A socket bound to an address; raises UserError if it cannot be bound."""
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         listening = socket.socket(family)

@@ -1,4 +1,4 @@
-"""What may be asked: OpenAI's fields that change an answer are done, or refused by name; the others are let be."""
+"""What may be asked: OpenAI's fields that change an answer are obeyed or refused by name; the others are ignored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("auto", "none"),
 }
-"""Values, beside null, with which a field that is not done here changes nothing."""
+"""Values, besides null, at which a field that is not supported here changes nothing."""
 
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
@@ -65,7 +65,7 @@ class Options(BaseModel):
 
     @property
     def sampling(self) -> Sampling:
-        """OpenAI's defaults where nothing is said: drawn at a temperature of 1."""
+        """How tokens are chosen; by default they are drawn at a temperature of 1, as OpenAI's are."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > MOST_STOPS:
             raise RequestError(400, f"stop has {len(stop)} texts; at most {MOST_STOPS} may be", param="stop")
@@ -73,7 +73,7 @@ class Options(BaseModel):
             "stop": [whole_text(text, "a text in stop") for text in stop],
             "repetition_penalty": self.repetition_penalty or 1.0,
         }
-        if self.temperature == 0:  # clients say the rest all the same
+        if self.temperature == 0:  # clients send the rest all the same
             return Sampling(**always)
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -106,7 +106,7 @@ class ChatOptions(Options):
 
     @property
     def template_arguments(self) -> dict[str, Any]:
-        """What goes to the chat template beside the messages; the template must know each."""
+        """What goes to the chat template besides the messages; the template must know each."""
         arguments = dict(self.chat_template_kwargs or {})
         if self.tools and self.tool_choice != "none":
             if self.tool_choice not in (None, "auto"):
@@ -132,7 +132,7 @@ def read_request(kind: type[Asked], body: bytes) -> Asked:
     """The request that a body holds.
 
     Raises:
-        RequestError: 400, in one line, for what is not JSON, has a wrong type, or asks for something that is not done.
+        RequestError: 400, in one line, for what is not JSON, has a wrong type, or asks for something unsupported.
     """
     try:
         document = json.loads(body, parse_constant=_no_number)

@@ -32,7 +32,7 @@ class Served:
         library: None where there is none; nothing is then dispatched to.
         dispatch: who chooses for `auto`, as `find_dispatcher` has it.
         base: what the base is called.
-        batch: answers; who is in use there stays in the engine.
+        batch: writes the answers; experts in use there stay in the engine.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Served:
         self._folder = None if library is None else library.folder
         self._seen: Stamp = ()
         self._carried: dict[str, Stamp] = {name: self._stamp(name) for name in self.library.names}
-        self._retired: set[str] = set()  # to be dropped when nobody's answer needs them
+        self._retired: set[str] = set()  # to be dropped when no answer needs them
         self.refresh()
 
     @property
@@ -60,7 +60,7 @@ class Served:
         return self.library.names
 
     def refresh(self) -> None:
-        """Looks whether the library's list has changed; where it has not, this costs one look at a file."""
+        """Takes over the library if its list has changed; if it has not, this costs one look at a file."""
         if self._folder is None:
             return
         with self._changing:
@@ -69,7 +69,7 @@ class Served:
                 return
             try:
                 self._take_over(ExpertLibrary.open(self._folder), seen != self._seen)
-            except (UserError, OSError, Stopped) as error:  # it is being written, or damaged: what was there goes on
+            except (UserError, OSError, Stopped) as error:  # it is being written, or damaged: keep what was there
                 logger.warning("the library %s cannot be read, and stays as it was: %s", self._folder, error)
             self._seen = seen
 
@@ -102,7 +102,7 @@ class Served:
 
 
 def _stamp(path: Path) -> Stamp:
-    """What tells a file from another in its place."""
+    """Tells a file from another in its place; () if there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -119,7 +119,7 @@ def load_served(
     waiting: int,
     **base_options: Unpack[BaseOptions],
 ) -> Served:
-    """A base with the experts of a library, or those that come with it, and `dispatch` or what is the default there.
+    """A base with the experts of a library, or those that come with it, and `dispatch` or the default for them.
 
     Raises:
         UserError: as `SelfAdaptiveModel.from_pretrained` does.

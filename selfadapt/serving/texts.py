@@ -1,4 +1,4 @@
-"""The text of an answer that comes token by token."""
+"""The text of an answer that arrives token by token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experts.engine.sampling import Cutting, cut
 class GrowingText:
     """Tokens in, text out, as far as it is certain: whole characters, and no beginning of a stop text.
 
-    What all calls give, joined, is the text of all tokens up to the first stop text.
+    The results of all calls, joined, are the text of all tokens up to the first stop text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ class GrowingText:
         self.tokens: list[int] = []
         self._cutting = Cutting(stop)
         self._shown = 0  # characters
-        self._before, self._read = 0, 0  # tokens: whose text the next one's joins, and whose text is known
+        self._before, self._read = 0, 0  # in tokens: where decoding begins, and how far the text is known
 
     def add(self, token: int) -> str:
         self.tokens.append(token)

@@ -11,21 +11,21 @@ from experts.mixture import Mixture
 from experts.outside.chats import Chat
 
 MOST = 64
-"""Prompts that a dispatcher is asked about at once."""
+"""The most prompts that are dispatched at once."""
 
 Prompts = Sequence[str | Chat]
 
 
 class Dispatched(NamedTuple):
-    """The mixture of a request's prompts, and that of all it was asked with: dispatchers that write experts keep them
-    for as long as the mixture that they gave exists."""
+    """The mixture of a request's prompts, and that of all prompts dispatched with them: dispatchers that write experts
+    keep them for as long as the mixture that they gave exists."""
 
     mixture: Mixture
     of_all: Mixture
 
 
 class DispatchedTogether:
-    """Asks a dispatcher, in a thread, about all prompts that have come while it was asked about those before them."""
+    """Dispatches together, in a thread, all prompts that arrived while those before them were dispatched."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Dispatcher, Prompts, asyncio.Future[Dispatched]]] = []
@@ -35,7 +35,7 @@ class DispatchedTogether:
         """The mixture of each prompt.
 
         Raises:
-            UserError: as the dispatcher does; what is wrong with one request's prompts is no other's concern.
+            UserError: as the dispatcher does; what is wrong with one request's prompts does not affect the others.
         """
         future: asyncio.Future[Dispatched] = asyncio.get_running_loop().create_future()
         self._waiting.append((dispatcher, prompts, future))

@@ -1,10 +1,10 @@
-"""What a server does for every request: `auto` becomes the mixture that its prompt asks for, which is there in time.
+"""Middleware for vLLM's server: `auto` becomes the mixture that a prompt asks for, and its LoRA is there in time.
 
     vllm serve BASE --enable-lora … --middleware selfadapt.serving.TwoPasses
 
 vLLM asks a plugin (selfadapt.serving.vllm_plugin) for the LoRA that a model name stands for, but shows it no prompt,
-and never says when it needs it no more. This ASGI middleware stands before it, sees prompts, and keeps a request's LoRA
-on disk until it is answered.
+and never says when it no longer needs it. This ASGI middleware stands before it, sees prompts, and keeps a request's
+LoRA on disk until the request is answered.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def serving() -> Serving:
 class TwoPasses:
     """ASGI middleware: pass one for requests to the model `auto`, and a hold on the LoRA of every mixture.
 
-    A mixture gets its one name, whatever the order and the digits it was asked for with; the name stands in the
-    response. What is not for a mixture passes through.
+    A mixture gets one name, in whatever order and digits it was asked for, and the response has that name. Requests
+    that are not for a mixture pass through.
     """
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
@@ -81,7 +81,7 @@ class TwoPasses:
             await self.app(scope, receive, send)
             return
         body = await _body(receive)
-        if body is None:  # whoever asked has gone
+        if body is None:  # the client has gone
             return
         with ExitStack() as answered:
             try:
@@ -122,7 +122,7 @@ class TwoPasses:
         return listing
 
     def _mixture(self, request: Any) -> Mixture | None:
-        """What the request's model, or its mixture, stands for; None where that is not ours to say."""
+        """The mixture that a request's model or mixture stands for; None if that is not ours to say."""
         if not isinstance(request, dict) or not is_asked(request, self.loras.library):
             return None
         named = asked_mixture(request, self.loras.library, self.bases)
@@ -137,7 +137,7 @@ def check_base(served: str) -> None:
 
 
 def _read(body: bytes) -> Any:
-    """What a request says; None where it is not JSON, which vLLM says itself."""
+    """What a body says; None if it is not JSON, which vLLM reports itself."""
     try:
         return json.loads(body)
     except ValueError:
@@ -173,7 +173,7 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """`receive` for a request whose body was read already, and perhaps changed."""
+    """`receive` for a request whose body has been read already, and perhaps changed."""
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def again() -> Message:

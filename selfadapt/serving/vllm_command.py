@@ -31,7 +31,7 @@ def run_vllm(
     dtype: str | None,
     options: Mapping[str, str],
 ) -> NoReturn:
-    """Becomes vLLM's server.
+    """Replaces this process by vLLM's server.
 
     Raises:
         UserError: if vLLM is not installed, there are no experts, or one has the full rank.
@@ -78,9 +78,9 @@ def vllm_arguments(
     """`vllm serve` and its arguments.
 
     Args:
-        base: where the base lies.
-        rank: of the LoRAs that there is to be room for.
-        options: of vLLM, without dashes in front, over those chosen here.
+        base: where the base is.
+        rank: the largest rank of a LoRA.
+        options: vLLM's own, without leading dashes; they override those chosen here.
         cpu: whether vLLM's build is the one for CPUs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The plugin that tells vLLM what LoRA a model's name stands for; every vLLM of the environment loads it."""
+"""The plugin that tells vLLM which LoRA a model's name stands for; every vLLM in the environment loads it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MixtureResolver(LoRAResolver):
         return await asyncio.to_thread(self._resolve, base_model_name, lora_name)
 
     def _resolve(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        # vLLM loads this plugin in all its processes; the one that answers requests has need of the rest.
+        # vLLM loads this plugin in all its processes; only the one that answers requests needs the rest.
         from experts.engine.lora_cache import read_mixture_name
         from selfadapt.serving.names import is_ours
         from selfadapt.serving.two_passes import check_base, serving
