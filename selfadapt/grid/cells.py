@@ -1,4 +1,4 @@
-"""The cells of a grid: each carries what it needs, and gives the lines of its results."""
+"""The cells of a grid: each carries what it needs, and returns its results as lines."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ class Evaluation:
 
     @property
     def search(self) -> Search:
-        """How a few-shot mixture for the domain is searched."""
+        """How a few-shot mixture for the domain is searched for."""
         return Search(max_new_tokens=self.max_new_tokens)
 
     def rows(self) -> Dataset:
-        """Of the domain's test split."""
+        """The first `size` rows of the domain's test split."""
         rows = self.domain.load("test")
         return rows.select(range(min(self.size, len(rows))))
 
     def scores(self, model: Any, tokenizer: Any, rows: Dataset, mixture: Mixture | None = None) -> list[float]:
-        """In [0, 1], of the model's answer to each row, under its row of the mixture, where there is one."""
+        """Scores in [0, 1] of the model's answer to each row, under the row's own mixture if there is one."""
         problems = Problems(self.domain, rows, self.max_new_tokens)
         return held_out_scores(model, tokenizer, problems, mixture=mixture)
 
 
 def settings_of(made_by: Any, evaluations: Sequence[Evaluation]) -> str:
-    """A hash of all that a cell's results follow from."""
-    # What later versions ask is said only where it is asked, so that results that are there stay in force.
+    """A hash of everything that a cell's results depend on."""
+    # What later versions added is hashed only where it is used, so that older results remain valid.
     asked = [
         f"{evaluation!r} after {shots} shots" if (shots := getattr(evaluation.domain, "shots", 0)) else repr(evaluation)
         for evaluation in evaluations
@@ -73,25 +73,25 @@ def settings_of(made_by: Any, evaluations: Sequence[Evaluation]) -> str:
 
 
 def base_settings(model: str, dtype: str | None, base: BaseBlock, evaluations: Sequence[Evaluation]) -> str:
-    """`settings_of` what the base itself answers."""
+    """`settings_of` the base's own answers."""
     options = base.options()
     return settings_of([model, dtype, *([options] if options else [])], evaluations)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The base, evaluated on one domain; also what every other cell has."""
+    """The base, evaluated on one domain; also what all other cells have in common."""
 
     method: str
     model: str
     dtype: str | None
-    """Of the base, as in a recipe."""
+    """The base's, as in a recipe."""
     base: BaseBlock
     """As in a recipe."""
     evaluations: Mapping[str, Evaluation]
     """What the cell is evaluated on, by name."""
     settings: str
-    """A hash of everything that the cell's results follow from."""
+    """A hash of everything that the cell's results depend on."""
 
     @property
     def base_options(self) -> BaseOptions:
@@ -104,7 +104,7 @@ class Cell:
         return self.line().cell
 
     def line(self) -> Line:
-        """What is known of the cell's results before it is run."""
+        """What is known of the cell's results before it runs."""
         return Line(
             method=self.method,
             trained_on=None,
@@ -116,11 +116,11 @@ class Cell:
         )
 
     def is_needed(self, lines: Sequence[Line]) -> bool | None:
-        """Whether the cell is part of the grid; None, while that is still to be found out by other cells."""
+        """Whether the cell is part of the grid; None while that still depends on other cells."""
         return True
 
     def run(self, folder: Path, lines: Sequence[Line]) -> list[Line]:
-        """The results: one line an evaluation.
+        """Runs the cell; returns one line per evaluation.
 
         Args:
             folder: where what the cell trains is kept.
@@ -215,7 +215,7 @@ class TrainedCell(Cell):
         )
 
     def is_needed(self, lines: Sequence[Line]) -> bool | None:
-        """A later seed is needed at the learning rate that the first one chooses."""
+        """A later seed is needed only at the learning rate that the first one chooses."""
         if not self.waits:
             return True
         tried = [line for line in lines if (line.method, line.trained_on) == (self.method, self.trained_on)]
@@ -279,7 +279,7 @@ def scored(line: Line, rows: Dataset, scores: Sequence[float]) -> Line:
 
 
 def _mean_weights(mixture: Mixture) -> dict[str, float]:
-    """The mean weight of each expert over the rows; those that a network has written count as one."""
+    """The mean weight of each expert over the rows; experts that a network has written count as one."""
     weights: dict[str, float] = {}
     for name, weight in zip(mixture.names, mixture.weights.mean(0).tolist(), strict=True):
         name = "written" if name.startswith(WRITTEN) else name

@@ -2,9 +2,9 @@
 
     domains: {sums: smollm2-135m/sums}      # name → a recipe, by name or written out
     unseen: {groups: smollm2-135m/groups} # only evaluated on
-    dispatchers: [embedding, few-shot]    # who of a library answers there; also an expert's name
+    dispatchers: [embedding, few-shot]    # how a library's experts answer there; also an expert's name
     library: my/experts                   # by default the experts that come with the base
-    references: [sums]                    # those of the dispatchers that all are tested against
+    references: [sums]                    # the dispatchers that all others are tested against
     recipe: {test_size: 256}              # laid over the recipe of every domain
     seeds: [0]
     methods:                              # name → what it lays over that
@@ -12,10 +12,10 @@
       lora: {adapt: {method: lora, rank: 16}, training: {learning_rate: [0.001, 0.003]}, reference: true}
     quick: {seeds: [0], methods: {lora: }, domains: {sums: }}   # a smaller grid: names select, values are laid over
 
-A list of learning rates are candidates: all are trained with the smallest seed, and the one that is best on the
+The learning rates in a list are candidates: all are trained with the smallest seed, and the one that is best on the
 validation split is kept for the other seeds. Dispatchers, which train nothing, are evaluated on the unseen domains
-alone; an experiment may have nothing but them. The base is always part of the grid; every method and dispatcher is
-tested against it and against each method that is a `reference`, and dispatchers against those of `references`.
+alone; an experiment may have nothing else. The base is always part of the grid; every method and dispatcher is
+tested against it and against each method that is a `reference`, and dispatchers against `references`, too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Experiment:
 
 
 def find_experiment(name: str) -> Path:
-    """A file, or a shipped experiment such as `methods`; raises UserError, with the nearest names, if there is none."""
+    """The path of a file or a shipped experiment (`methods`); raises UserError, with the nearest names, if neither."""
     root = configs_folder() / "experiments"
     return find_file("experiment", name, root.glob("*.yaml"), root)
 
@@ -70,8 +70,8 @@ def read_experiment(
 
     Args:
         quick: the smaller grid of its quick block.
-        model: another base, or another place of it, than the recipes name.
-        test_size: the first so many rows of every test split, whatever the recipes say.
+        model: another base than the recipes name, or another place of theirs.
+        test_size: the number of rows of every test split, the first ones, whatever the recipes say.
 
     Raises:
         UserError: one line that names the file and what is wrong.
@@ -140,7 +140,7 @@ def read_experiment(
 
 
 def _base(recipes: Sequence[Recipe], path: Path) -> BaseOf:
-    """The one base that all recipes have; raises UserError, if there are several."""
+    """The one base that all recipes have; raises UserError if there are several."""
     bases = [(recipe.model, recipe.dtype, recipe.base) for recipe in recipes]
     if any(base != bases[0] for base in bases):
         said = {
@@ -207,7 +207,7 @@ def _trained(
 
 
 def _contents(library: ExpertLibrary, *, with_network: bool) -> str:
-    """A hash of all that a library's experts and dispatchers follow from; only who brings experts has its network."""
+    """A hash of the files that a library's experts and dispatchers depend on, on request with its network's."""
     folder, digest = library.folder, hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if network_path(library) in file.parents and not with_network:
@@ -226,7 +226,7 @@ def _untrained(document: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _recipes(document: Mapping[str, Any], method: Mapping[str, Any], seeds: Any, where: str) -> Iterator[Recipe]:
-    """What a method makes of a domain's recipe: one for each candidate of its learning rate, and seed."""
+    """What a method makes of a domain's recipe: one recipe for each candidate learning rate and seed."""
     document = overlay(Recipe, document, {block: method[block] for block in ("adapt", "training") if block in method})
     seeds = method.get("seeds", seeds if seeds is not None else [0])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
@@ -285,7 +285,7 @@ def _with_blocks(document: Any, where: str, known: Sequence[str]) -> dict[str, A
 
 
 def _mapping(document: Any, where: str, known: Sequence[str] | None = None) -> dict[str, Any]:
-    """A block that may be empty; None knows any name."""
+    """A block, which may be empty; with `known` None, all names are allowed."""
     if not isinstance(document, dict | None):
         raise UserError(f"{where} must be a mapping" + (f" of {', '.join(known)}" if known else ""))
     for name in document or {}:

@@ -1,4 +1,4 @@
-"""How much memory a piece of work needs at most."""
+"""The most memory that a piece of work needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERVAL = 0.05
 
 
 class PeakMemory:
-    """Watches the memory of the accelerator, or where there is none of this process, during the block."""
+    """Watches the memory of the accelerator, or of this process if there is none, during the block."""
 
     mib: int
     """The peak, once the block has ended."""

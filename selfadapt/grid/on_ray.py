@@ -1,4 +1,4 @@
-"""Ray's workers run the cells of a grid: one cell a worker, with a card of its own where the cluster has cards."""
+"""Runs the cells of a grid on Ray's workers: one cell per worker, with a card of its own if the cluster has cards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     raise not_installed("--on ray", "Ray", "ray") from error
 
 TRIES = 3
-"""How often a cell is begun whose worker dies; each time it goes on from its last checkpoint."""
+"""How often a cell is started if its worker dies; each time it goes on from its last checkpoint."""
 
 
 class RayWorkers:
@@ -51,7 +51,7 @@ class RayWorkers:
         ray.shutdown()  # ends what is still running
 
     def run(self, cells: Sequence[Cell]) -> bool:
-        """Hands over the cells that are not running yet, and waits for one to end; False, if none has been run."""
+        """Hands over the cells that are not running yet, and waits for one to end; False if none has been run."""
         running = {cell.name for cell in self._running.values()}
         for cell in cells:
             if cell.name not in running:
@@ -89,6 +89,6 @@ class RayWorkers:
 
 
 def _run_in(folder: Path, cell: Cell, work: Work) -> list[Line] | None:
-    """`claim_and_run` in the working directory of who asks, which relative paths mean."""
+    """`claim_and_run` in the caller's working directory, which relative paths start from."""
     os.chdir(folder)
     return claim_and_run(cell, work)

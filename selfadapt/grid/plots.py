@@ -23,7 +23,7 @@ def _marks(rows: Sequence[Row]) -> dict[str, Mark]:
 
 
 def _legend(figure: Figure, place: Any, **options: Any) -> None:
-    """Of all panels, each name once; `place` is matplotlib's `loc`."""
+    """Draws one legend for all panels, with each name once; `place` is matplotlib's `loc`."""
     shown = [axes.get_legend_handles_labels() for axes in figure.axes]
     named = {name: drawn for handles, names in shown for drawn, name in zip(handles, names, strict=True)}
     figure.legend([*named.values()], [*named], loc=place, **options)

@@ -42,7 +42,7 @@ def write_report(results: Path, output: Path) -> list[Row]:
 
 
 def page(lines: Sequence[Line], rows: Sequence[Row]) -> str:
-    """`report.md`."""
+    """The text of `report.md`."""
     comparisons = len({row.comparison(other) for row in rows for other in row.against})
     base = next(line for line in lines if line.error is None)
     trained = dict.fromkeys(row.trained_on for row in rows if row.trained_on)
@@ -72,7 +72,7 @@ search) alone, a mean over the seeds; memory is the process's peak, the base inc
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Of the rows on one domain."""
+    """The table of the rows on one domain."""
     rivals = list(dict.fromkeys(other for row in rows for other in row.against))
     several = len({row.trained_on for row in rows if row.trained_on}) > 1
     head = ["method", *(["trained on"] if several else []), f"right of {rows[0].n}", "seeds"]
@@ -114,7 +114,7 @@ searched on a few training examples, and may be negative or sum to more.
 
 
 def _learning_rates(lines: Sequence[Line]) -> list[str]:
-    """What the candidates reached on the validation split, where there were several."""
+    """What the candidates reached on the validation split, if there were several."""
     tried: dict[tuple[str, str], dict[float, Line]] = {}
     for line in sorted(lines, key=lambda line: -line.seed):  # the smallest seed stays
         if line.trained_on and line.learning_rate:

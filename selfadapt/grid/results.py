@@ -1,7 +1,7 @@
 """The tidy file of a grid: one JSON line for each (method, domain, learning rate, seed, evaluated domain).
 
-Jobs that share a folder write no file together: each leaves the lines of a cell in a file of that cell's own, beside
-what the cell trained, until one process takes them all into the tidy file.
+Jobs that share a folder never write to the same file: each leaves the lines of a cell in a file of that cell's own,
+beside what the cell trained, until one process collects them all in the tidy file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Line:
     seed: int
     evaluated_on: str
     settings: str
-    """A hash of what the results follow from: a line of another experiment is not taken for one of this."""
+    """A hash of what the results depend on: a line of another experiment is not taken for one of this."""
     model: str
     error: str | None = None
     adapter: str | None = None
@@ -64,7 +64,7 @@ class Line:
     constant: int = 0
     """How many items the most common answer alone would get right."""
     validation_right: int | None = None
-    """Of the step that was chosen, on the validation split."""
+    """At the chosen step, on the validation split."""
     validation_n: int | None = None
     best_step: int | None = None
     parameters: int = 0
@@ -73,7 +73,7 @@ class Line:
     peak_memory: int | None = None
     """MiB of the process while it trained, or of the accelerator, where there is one."""
     mixture: dict[str, float] | None = None
-    """A dispatcher's: the mean weight of each expert over the items."""
+    """For a dispatcher, the mean weight of each expert over the items."""
     version: int = VERSION
 
     @property
@@ -99,7 +99,7 @@ def check_results_folder(folder: Path) -> None:
 
 
 def read_results(path: Path) -> list[Line]:
-    """The lines of a results file; none, where there is no file.
+    """The lines of a results file; none if there is no file.
 
     Raises:
         UserError: naming the line that is of another version, or damaged.
@@ -132,12 +132,12 @@ def read_results(path: Path) -> list[Line]:
 
 def all_results(path: Path) -> list[Line]:
     """The lines of a results file, and those that jobs have left beside it; raises as `read_results` does."""
-    left = _left(path)  # read first: what is taken into the file meanwhile is seen in one of the two
+    left = _left(path)  # read first: what is collected meanwhile is then seen in one of the two
     return _with(read_results(path), left.values())
 
 
 def add_results(path: Path, new: Sequence[Line]) -> None:
-    """Adds the lines of one cell, in the place of older ones of that cell; all or none, whoever else is writing."""
+    """Adds the lines of one cell, replacing its older ones; all or none, whoever else is writing."""
     with FileLock(path.with_name(f".{path.name}.lock")):
         _write(path, _with(read_results(path), [new]))
 
@@ -148,7 +148,7 @@ def leave_results(path: Path, new: Sequence[Line]) -> None:
 
 
 def collect_results(path: Path, order: Sequence[str] = ()) -> None:
-    """Takes what jobs have left into the results file, whose lines are then in the order of these cells."""
+    """Collects what jobs have left in the results file, with its lines in the order of these cells."""
     if not order and not _left(path):
         return
     place = {cell: number for number, cell in enumerate(order)}
@@ -168,13 +168,13 @@ def _left(path: Path) -> dict[Path, list[Line]]:
         try:
             left[file] = read_results(file)
         except UserError:
-            if file.exists():  # and has not been taken meanwhile
+            if file.exists():  # and has not been collected meanwhile
                 raise
     return dict(sorted(left.items(), key=lambda each: all(line.error is None for line in each[1])))
 
 
 def _with(lines: Sequence[Line], added: Iterable[Sequence[Line]]) -> list[Line]:
-    """The lines, those of a cell replaced by what is added of it."""
+    """The lines, with those of a cell replaced by its added ones."""
     kept = [*lines]
     for new in added:
         cells = {line.cell for line in new}
@@ -196,7 +196,7 @@ def _text(line: Line) -> str:
 def chosen_rate(lines: Sequence[Line]) -> float | None:
     """The learning rate of a method on a domain that was best on the validation split with the smallest seed.
 
-    The smallest of equals; None, if every candidate has failed.
+    The smallest of equals; None if every candidate has failed.
 
     Args:
         lines: of one method, trained on one domain.

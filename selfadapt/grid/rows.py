@@ -20,7 +20,7 @@ class Paired:
     """Difference of the shares of right answers, in [−1, 1]."""
     p: float
     p_holm: float = 1.0
-    """Adjusted for all comparisons beside which it stands."""
+    """Adjusted for all comparisons that it stands beside."""
 
     def __str__(self) -> str:
         text = f"{100 * self.points:+.1f} (p = {self.p_holm:.2g})"

@@ -49,20 +49,20 @@ def run_experiment(
 ) -> list[Line]:
     """Runs the cells of the grid that have no results yet; returns the lines of all of them, failures included.
 
-    Any number of processes may share `output`: a lock a cell keeps them apart, and each returns when all is done, or
-    its own share of it.
+    Any number of processes may share `output`: a lock per cell keeps them apart, and each returns when all cells, or
+    those of its share, are done.
 
     Args:
         output: gets `results.jsonl`, and in `cells/` what each cell trained. A share leaves its lines in `cells/`, too,
-            in a file a cell, for the next run without `share` to take them.
+            in one file per cell, for the next run without `share` to collect.
         resume: whether there may be results already. There may be failures, and results of other shares, in any case.
         only: a pattern of cell names, such as `svf-*/sums/*`.
         share: the part of these cells that is run.
         on_ray: hand the cells to the workers of Ray, instead of running one after another here.
 
     Raises:
-        UserError: for results of another experiment, a folder of other things, where nothing matches `only`, or where
-            there is no such base, or a domain's answers cannot be judged here, or Ray is not installed.
+        UserError: if there are results of another experiment, the folder holds other things, nothing matches `only`,
+            there is no such base, a domain's answers cannot be judged here, or Ray is not installed.
         Interrupted: after Ctrl-C, once the running cell has a checkpoint.
     """
     if processes().num_processes > 1:
@@ -85,7 +85,7 @@ def run_experiment(
     work.to_retry.update(line.cell for line in before if line.error)
     to_run = [cell for cell in cells.values() if not work.is_settled(cell, before)]
     check_domains(to_run)
-    for cell in to_run[:1]:  # they have one base
+    for cell in to_run[:1]:  # they share one base
         load_config(cell.model, **cell.base.options())
     check_writable(output / CELLS)
     with _workers(work, on_ray) as run:
@@ -104,18 +104,18 @@ class Work:
     output: Path
     cells: Mapping[str, Cell]
     leaves: bool
-    """Whether lines are left in a file of each cell's own, and the results file is not written."""
+    """Whether lines are left in a file of each cell's own instead of the results file."""
     to_retry: set[str] = field(default_factory=set)
-    """The cells that have failed before, and are to be tried again."""
+    """The cells that failed before, and are to be tried again."""
 
     @property
     def results(self) -> Path:
         return self.output / RESULTS
 
     def lines(self) -> list[Line]:
-        """What there is of these cells; raises UserError, if a result has come from other settings.
+        """The lines that there are of these cells; raises UserError if a result comes from other settings.
 
-        What failed under other settings says nothing of these.
+        Failures under other settings say nothing about these, and are left out.
         """
         of_cells = [line for line in all_results(self.results) if line.cell in self.cells]
         own = [(line, line.settings == self.cells[line.cell].settings) for line in of_cells]
@@ -135,7 +135,7 @@ class Work:
         return {line.evaluated_on for line in own} == {*cell.evaluations}
 
     def done(self, lines: Sequence[Line]) -> str:
-        """How much of it, for people."""
+        """How many cells are done, in words."""
         count = sum(self.is_settled(cell, lines) for cell in self.cells.values())
         return f"{count} of at most {len(self.cells)} cells are done"
 
@@ -144,7 +144,7 @@ def _open_cells(work: Work, *, wait: bool) -> list[tuple[Cell, bool]]:
     """The cells that are, or may be, still to be run, and whether that is certain.
 
     Args:
-        wait: for the choice of a cell's learning rate. What is asked for by name does not.
+        wait: whether to wait for the choice of a cell's learning rate; cells asked for by name do not.
     """
     lines = work.lines()
     needed = {name: cell.is_needed(lines) if wait else True for name, cell in work.cells.items()}
@@ -157,7 +157,7 @@ def _open_cells(work: Work, *, wait: bool) -> list[tuple[Cell, bool]]:
 
 @contextmanager
 def _workers(work: Work, on_ray: bool) -> Iterator[Callable[[Sequence[Cell]], bool]]:
-    """What runs cells, and says whether any of them has come to its end."""
+    """Yields a function that runs cells, and says whether any of them has ended."""
     if on_ray:
         from selfadapt.grid.on_ray import RayWorkers
 
@@ -185,7 +185,7 @@ def check_domains(cells: Sequence[Cell]) -> None:
 
 
 def claim_and_run(cell: Cell, work: Work) -> list[Line] | None:
-    """Runs a cell and adds its results; None, if another process has it, or has settled it."""
+    """Runs a cell and adds its results; None if another process has it, or has settled it."""
     folder = work.output / CELLS / cell.name.replace("/", "--")
     keep = leave_results if work.leaves else add_results
     try:
@@ -203,7 +203,7 @@ def claim_and_run(cell: Cell, work: Work) -> list[Line] | None:
 
 
 def run_cell(cell: Cell, folder: Path, lines: Sequence[Line]) -> list[Line]:
-    """`cell.run`; a failure is a result too, of one line that says what happened.
+    """Runs a cell; a failure is a result too, of one line that says what happened.
 
     Raises:
         Interrupted: after Ctrl-C.
@@ -225,5 +225,5 @@ def failure(cell: Cell, error: Exception) -> Line:
 
 
 def say(text: str) -> None:
-    """To whoever watches."""
+    """Prints to stderr, for whoever watches."""
     Console(stderr=True).print(text, highlight=False)

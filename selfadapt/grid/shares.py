@@ -21,9 +21,10 @@ class Share:
         check_whole("the number of a share", self.index, most=self.count)
 
     def of(self, cells: Sequence[Cell]) -> list[Cell]:
-        """The cells of this share, in their order: none, where there are more shares than can be made.
+        """The cells of this share, in their order; none if there are more shares than can be made.
 
-        The largest group of cells that need each other's results goes first, each to the share with the least work.
+        Groups of cells that need each other's results are given out largest first, each to the share with the least
+        work.
         """
         groups = sorted(_groups(cells), key=_work, reverse=True)
         shares: list[list[Cell]] = [[] for _ in range(min(self.count, len(groups)))]
@@ -37,7 +38,7 @@ class Share:
 
 
 def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Later seeds beside those that choose their learning rate; everything else by itself."""
+    """Groups later seeds with those that choose their learning rate; every other cell is by itself."""
     chosen = {(cell.method, cell.trained_on) for cell in cells if isinstance(cell, TrainedCell) and cell.waits}
     groups: dict[object, list[Cell]] = {}
     for cell in cells:
@@ -47,6 +48,6 @@ def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _work(group: Sequence[Cell]) -> int:
-    """How many cells of a group are run: of those that wait for a learning rate, one a seed."""
+    """How many cells of a group are run: of those that wait for a learning rate, one per seed."""
     seeds = {cell.seed for cell in group if isinstance(cell, TrainedCell) and cell.waits}
     return len(seeds) + sum(not (isinstance(cell, TrainedCell) and cell.waits) for cell in group)
