@@ -73,7 +73,7 @@ def find_dispatcher(name: str, library: ExpertLibrary, engine: Engine | None = N
 
 
 def check_dispatcher(name: str, library: ExpertLibrary, access: Access = "native") -> None:
-    """Raises UserError, before a model is loaded, if `find_dispatcher` would for an engine with this access."""
+    """Raises UserError, before a model is loaded, if `find_dispatcher` would do so for an engine with this access."""
     if not isinstance(name, str):
         raise UserError(
             f"dispatch takes a name, not a {type(name).__name__}; a dispatcher of your own goes into "

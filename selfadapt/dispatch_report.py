@@ -1,6 +1,6 @@
-"""A dispatcher by itself: calibrates it, measures it on labelled prompts, and says who would answer.
+"""A dispatcher by itself: calibrates and measures it on labelled prompts, and says who would answer.
 
-A report says in figures, on a page and in a plot how well it tells the domains apart.
+A report shows in figures, a page and a plot how well it tells the domains apart.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 CONV1D = ("gpt2", "openai-gpt")
 """Model types whose matrices are kept [n, m]."""
 SUFFIXES = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
-"""Of a checkpoint's files other than weights."""
+"""Of a checkpoint's files that hold no weights."""
 
 
 def unpacked_weight(parts: Mapping[str, Tensor], quantization: Mapping[str, Any]) -> Tensor:

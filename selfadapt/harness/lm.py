@@ -45,7 +45,7 @@ OPTIONS = (
     *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
 )
 LOADING = tuple(field.name for field in fields(BaseBlock))  # of `load_base`
-BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # of these, what changes no answer
+BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # those that change no answer
 PATIENCE = timedelta(weeks=1)
 """How long processes wait for each other's answers."""
 
@@ -183,7 +183,7 @@ class SelfAdaptiveLM(HFLM):
             return self._two_passes("generate_until", answer, requests, contexts)
         except UserError:
             raise
-        except ValueError as error:  # transformers and lm-eval refuse arguments of `generate` so
+        except ValueError as error:  # how transformers and lm-eval refuse arguments of `generate`
             said = " ".join(str(error).split())
             raise UserError(f"generating ({dict(requests[0].args[1])}) does not work: {said}") from error
 

@@ -42,7 +42,7 @@ def read(prompt: str | None) -> str:
 
 
 def answers(served: Served, prompts: Sequence[str], mixture: Mixture, new_tokens: int) -> Iterator[list[Answer]]:
-    """Yields all answers so far, again and again until they are complete; to stop iterating cancels them.
+    """Yields all answers so far, again and again until they are complete; closing the iterator cancels them.
 
     Raises:
         UserError: if a prompt does not fit the context, or the mixture names an expert that is not there.

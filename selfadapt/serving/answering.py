@@ -182,7 +182,7 @@ class Answers:
         }
 
     async def events(self) -> AsyncIterator[PromptRead | Written | Ended]:
-        """Yields events until all rows have ended; to stop iterating cancels the request.
+        """Yields events until all rows have ended; closing the iterator cancels the request.
 
         Raises:
             RequestError: if the answers cannot be finished.

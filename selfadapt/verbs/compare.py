@@ -31,8 +31,7 @@ def compare(
     Args:
         experiment: a YAML file or a shipped experiment such as methods; or a results.jsonl, to write only its tables
             and plots again.
-        output: the folder for results and report; by default runs/ and the experiment's name, or where results.jsonl
-            is.
+        output: the folder for results and report; by default runs/ and the experiment's name, or results.jsonl's own.
         quick: run the smaller grid of the experiment's quick block.
         resume: go on with the results that are there; needed by each further process that shares the grid, too.
         only: run only the cells whose names match this pattern, such as 'svf-*/sums/*'.

@@ -33,7 +33,7 @@ def export(
         library: a folder of experts, or a repository on the hub; by default those that come with the base.
         model: a built-in name, a hub id or a folder; by default the library's base.
         base: how the base is loaded.
-        texts: a UTF-8 file with one text per line, to measure on what the LoRA changes; by default eight neutral
+        texts: a UTF-8 file with one text per line, on which the LoRA's change is measured; by default eight neutral
             sentences.
         json: print what was written as JSON.
     """

@@ -197,7 +197,7 @@ def t2l_evaluate(
         network: the folder that `selfadapt t2l train` wrote; without it only the baselines are compared.
         model: the base: a built-in name, a hub id or a folder.
         base: how the base is loaded.
-        descriptions: a JSON Lines file of descriptions; by default tasks' own definitions, and ours of benchmarks.
+        descriptions: a JSON Lines file of descriptions; by default tasks have their definitions, benchmarks ours.
         adapters: a folder of one LoRA for each training task, for their average and, on tasks, for Arrow routing.
         multi_task: the adapter that was trained on all training tasks.
         oracles: a folder of adapters that were trained on the evaluated tasks, or benchmarks, themselves.
