@@ -33,7 +33,7 @@ def compare(
             and plots again.
         output: the folder for results and report; by default runs/ and the experiment's name, or results.jsonl's own.
         quick: run the smaller grid of the experiment's quick block.
-        resume: go on with the results that are there; needed by each further process that shares the grid, too.
+        resume: go on with the results that are there; also for each further process that shares the grid.
         only: run only the cells whose names match this pattern, such as 'svf-*/sums/*'.
         cells: I/N, to run only the I-th of N shares of the cells and report nothing: for N jobs on a cluster that do
             not wait for each other. Afterwards, the same command with --resume instead of --cells runs what is missing
