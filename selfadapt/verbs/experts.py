@@ -87,10 +87,10 @@ def experts_add(
         library: the library's folder.
         name: its name there; by default the folder's, or the repository's.
         classifier: it is the expert that names domains for `--dispatch classifier`.
-        model: the base that it was trained on: a built-in name, a hub id or a folder. Needed if its folder does not say
-            (as after TRL's trainers or a loop of your own) or names another base than the library.
+        model: the base that it was trained on: a built-in name, a hub id or a folder. Needed if its folder names none,
+            as after TRL's trainers or a loop of your own, or another base than the library.
         description: what it is for, in one sentence, which dispatchers read; by default what its folder says.
-        examples: prompts that it is for, as JSON Lines with `prompt`: `--dispatch embedding` finds it by their
+        examples: prompts that it is for, as JSON Lines with `prompt`. The dispatcher embedding finds it by their
             embeddings, and nothing else of them is kept. `selfadapt train` stores those of the training prompts.
     """
     from dispatch.embedding import write_vectors
