@@ -113,7 +113,7 @@ class ExpertTraining(TrainingOptions):
 
     @classmethod
     def elsewhere(cls, name: str) -> str:
-        """What to use instead of a name that is no field, but an argument of the trainer's configuration; else empty."""
+        """What to use instead of a name that is an argument of the trainer's configuration and no field; else ""."""
         return instead_of(cls.config_class, name)
 
     @property
