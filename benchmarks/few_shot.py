@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
 
 
 def rebuild(weight: Tensor, factors: tuple[Tensor, Tensor, Tensor], difference: Tensor) -> None:
-    """Replaces a weight [m, n] by W', from its factors and the experts' difference Σ_k α_k (z_k − 1)."""
+    """Replaces a weight [m, n] with W', from its factors and the experts' difference Σ_k α_k (z_k − 1)."""
     u, s, vt = factors
     z = s.new_ones(len(s))
     z[: len(difference)] += difference

@@ -67,7 +67,7 @@ def attach_expert(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
 def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedModel, name: str) -> None:
     """Raises UserError if another PEFT model already wraps the base and carries a different expert of this name.
 
-    PEFT would replace it by the new one, for that model too.
+    PEFT would replace it with the new one, for that model too.
     """
     for matrix, layer in plain_modules(base).items():
         if isinstance(layer, SVFLayer) and name in layer.svf_z:

@@ -178,7 +178,7 @@ def _is_equal(left, right):
 
 
 class _StrictEqual(ast.NodeTransformer):
-    """Replaces `a == b` by `_is_equal(a, b)`."""
+    """Replaces `a == b` with `_is_equal(a, b)`."""
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         self.generic_visit(node)

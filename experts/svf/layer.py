@@ -57,7 +57,7 @@ class MergedLinear(torch.autograd.Function):
         ∂L/∂x = g W' = (a·s·(1 + δ)) Vᵀ
 
     The second form of ∂L/∂x reuses a. It costs tokens × r × n instead of tokens × m × n, so it is used where it is
-    cheaper: for matrices that are taller than wide (r < m), if their factors carry all of W'.
+    cheaper: for matrices that are taller than wide (r < m); their factors carry all of W'.
     """
 
     @staticmethod

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_all_linear(config: SVFConfig, model: nn.Module, heads: tuple[str, ...]) -> None:
-    """Replaces "all-linear" by names in a configuration, and logs what is left out and why.
+    """Replaces "all-linear" with names in a configuration, and logs what is left out and why.
 
     In a model that also sees or hears, only the language part is meant, unless the configuration excludes anything.
 

@@ -1,4 +1,4 @@
-"""The PEFT tuner that replaces linear layers by `SVFLinear`."""
+"""The PEFT tuner that replaces linear layers with `SVFLinear`."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         """Raises UserError if nothing can be merged into the layer."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Replaces the base's data by W' and keeps them for `unmerge`.
+        """Replaces the base's data with W' and keeps them for `unmerge`.
 
         Raises:
             UserError: as `check_mergeable` does.
