@@ -3,9 +3,9 @@
 A base is its linear weights. Two models are one base
 
 1. if their *fingerprints* are the same, a hash over all linear weights rounded to bfloat16, or else
-2. if one is a rounding of the other, or both are roundings of a third. A *sketch* tells, which is kept with a library
-   and with an expert: the fingerprint of the base's float16 copy, and a few weights of each matrix for files of eight
-   bits and less. A rounding is accepted, and the user is told.
+2. if one is a rounding of the other, or both are roundings of a third. A *sketch*, kept with a library and with an
+   expert, tells: the fingerprint of the base's float16 copy, and a few weights of each matrix for files of eight bits
+   and less. A rounding is accepted, and the user is told.
 
 Everything else is another base and is refused. Where no sketch is kept, so is every other fingerprint.
 
