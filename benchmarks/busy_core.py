@@ -1,4 +1,4 @@
-"""Greedy answers beside other busy programs, with threads that spin while they wait and with threads that sleep.
+"""Greedy answers beside other busy programs, with threads that spin while waiting and with threads that sleep.
 
 python benchmarks/busy_core.py [--rows 8] [--new-tokens 8]
 """

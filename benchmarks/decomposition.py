@@ -1,4 +1,4 @@
-"""Seconds to decompose all linear layers of the built-in base, the first time and from the cache.
+"""Seconds to decompose all linear layers of the built-in base, for the first time and from the cache.
 
 python benchmarks/decomposition.py
 """

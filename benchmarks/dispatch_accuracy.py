@@ -1,4 +1,4 @@
-"""How well dispatchers tell GSM8K, MBPP and ARC-Easy questions apart, and what they do with prompts of neither.
+"""How well dispatchers tell GSM8K, MBPP and ARC-Easy questions apart, and what they do with other prompts.
 
 python benchmarks/dispatch_accuracy.py [--per-domain 400] [--classifier FOLDER] [--output runs/dispatch_accuracy.json]
 
@@ -47,7 +47,7 @@ loud again. | Wish me luck! | How do I say no politely?
 
 
 def dispatchers(classifier: Path | None, categories: dict[str, str], train: list[list[str]]) -> dict[str, Any]:
-    """What is measured, by its name in the table: fitted on the training prompts [K][n], the classifier apart."""
+    """Name in the table → what is measured, fitted on the training prompts [K][n], except for the classifier."""
     base, tokenizer = load_base()
     if classifier:
         model: Any = PeftModel.from_pretrained(base, str(classifier), adapter_name="classifier").eval()

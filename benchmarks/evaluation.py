@@ -1,6 +1,6 @@
 """lm-eval's tasks in two passes against lm-eval's own `hf`: questions of four domains mixed, one expert for each.
 
-The experts are of full rank on the MLP matrices, with random values: only their cost is looked at.
+The experts have full rank on the MLP matrices and random values: only their cost matters.
 
 python benchmarks/evaluation.py [--rounds 3] [--per-domain 16] [--batch-size 16] [--new-tokens 16]
 """
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def random_library(folder: Path, recipes: dict[str, Recipe]) -> ExpertLibrary:
-    """One random expert of full rank a domain, which knows its training prompts."""
+    """A library with one random expert of full rank per domain, which knows the domain's training prompts."""
     base, _ = load_base()
     library = ExpertLibrary.create(folder / "library", "smollm2-135m", fingerprint(base))
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def random_library(folder: Path, recipes: dict[str, Recipe]) -> ExpertLibrary:
 
 
 def write_tasks(folder: Path, recipes: dict[str, Recipe], per_domain: int, new_tokens: int) -> TaskManager:
-    """A generation and a multiple choice on the same questions, whose domains are shuffled."""
+    """Writes a generation task and a multiple-choice task on the same questions, with their domains shuffled."""
     questions = [
         chat[-1]["content"]
         for recipe in recipes.values()

@@ -1,20 +1,20 @@
 """One generation of the few-shot search, against trying its candidates one after another.
 
-Ours, of 32 candidates and 10 examples:
+Ours, with 32 candidates and 10 examples, finds:
 
-- the elite: the quarter of the candidates that the next generation is drawn from, the best of them first;
-- the best: only that one, as the search chooses between its finalists.
+- the elite: the quarter of the candidates that the next generation is drawn from, best first;
+- the best: only the best candidate, as when the search chooses between its finalists.
 
 One after another, each of the 32 candidates is first put into a model's weights, in one of two ways:
 
-- rebuilt: U diag(s·z) Vᵀ of every adapted matrix from its factors of full rank, written over the weights of a plain
-  model, as the code of the paper does;
+- rebuilt: U diag(s·z) Vᵀ of every adapted matrix from its full-rank factors, written over the weights of a plain model,
+  as the paper's code does;
 - merged: by this package, from the 64 singular values that the shipped experts change.
 
-It then writes its greedy answers to the 10 examples in one batch, by transformers' `generate`, which stops when all
-have ended. That tells the rewards. The likelihoods of the right answers, by which ties are broken, take another forward
-pass over the 10 examples. Each part is timed by itself, and what one would do is their sum. Answers and likelihoods are
-those of the rebuilt model; a merged one would take as long.
+The model then writes its greedy answers to the 10 examples in one batch with transformers' `generate`, which stops when
+all have ended. This gives the rewards. The likelihoods of the right answers, which break ties, take another forward
+pass over the 10 examples. Each part is timed by itself, and the time of one way is the sum. Answers and likelihoods are
+the rebuilt model's; a merged one would take as long.
 
 python benchmarks/few_shot.py [--rounds 3] [--candidates 32] [--examples 10] [--per model]
 """
@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
 
 
 def rebuild(weight: Tensor, factors: tuple[Tensor, Tensor, Tensor], difference: Tensor) -> None:
-    """Puts W' into the place of a weight [m, n]: of its factors, and Σ_k α_k (z_k − 1) of what the experts adapt."""
+    """Replaces a weight [m, n] with W', from its factors and the experts' difference Σ_k α_k (z_k − 1)."""
     u, s, vt = factors
     z = s.new_ones(len(s))
     z[: len(difference)] += difference
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def show(seconds: dict[str, list[float]], title: str) -> None:
-    """Prints the parts' seconds, those of their sums, and what each is of ours."""
+    """Prints the seconds of the parts and of their sums, and the ratio of each to ours."""
     for name, parts in SUMS.items():
         seconds[name] = [sum(times) for times in zip(*(seconds[part] for part in parts), strict=True)]
     table = Table("", "seconds (median)", *(f"× {ours} (median)" for ours in OURS), title=title)

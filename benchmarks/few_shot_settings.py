@@ -2,16 +2,16 @@
 
 Both search a mixture of the shipped experts on the first ten training rows of a domain of the experiment `unseen`, and
 answer its first 128 test items under what they found. Ours is `dispatch.few_shot.search`, as the experiment runs it.
-The other is the cross-entropy search of SakanaAI/self-adaptive-llms at 03a41ae: 32 candidates, an elite of 0.2 by the
-share of right answers alone (chance decides between equals), weights between 0 and 1, one a matrix, no floor under the
-spread, and 50 generations, in each of which the best candidate so far competes again. The answer is that candidate, by
-all ten examples. It is evaluated at several generations. One thing is not as there: between equally many right
-answers the best candidate is the one to which the reference answers are likeliest, there it is the one to which its own
-right answers are. The paper's code then chooses among generations on the test set, which nothing here does.
+The other is the cross-entropy search of SakanaAI/self-adaptive-llms at 03a41ae: 32 candidates, an elite of 0.2 chosen
+only by the share of right answers (chance breaks ties), weights between 0 and 1, one per matrix, no lower bound on the
+spread, and 50 generations, in each of which the best candidate so far competes again. Its result is the best candidate
+on all ten examples, evaluated at several generations. One thing differs: among candidates with equally many right
+answers, the best one here finds the reference answers likeliest; there, it finds its own right answers likeliest. The
+paper's code then chooses among generations on the test set; nothing here does.
 
 SELFADAPT_DATA=... python benchmarks/few_shot_settings.py --output RESULTS.jsonl [--domains large_stories] [--at 5 50]
 
-A line is written, with one digit an item, when each mixture has been evaluated.
+A line with one digit per item is written after each mixture has been evaluated.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def reference_search(
 def searches(
     adaptive: SelfAdaptiveModel, names: Sequence[str], evaluation: Evaluation, options: argparse.Namespace
 ) -> Iterator[tuple[str, int, str, Found]]:
-    """What ours found, then the other at each generation that is to be evaluated: settings, generations, per, found."""
+    """Yields what ours found, then the other at each generation to evaluate: settings, generations, per, found."""
     rows = evaluation.domain.load("train").select(range(EXAMPLES)).to_list()
     arguments = (cast(NativeEngine, adaptive.engine), names, rows, evaluation.domain.reward)
     ours = replace(evaluation.search, seed=options.seed)

@@ -1,10 +1,10 @@
-"""The memory that training an expert needs, by arithmetic: what stays, and what comes and goes on a card.
+"""The memory that training an expert needs on a card, by arithmetic: what stays, and what comes and goes.
 
 python benchmarks/fits.py [--card 24] [--hours [--processes 8]]
 
-For every shipped recipe of rank 64 on bases of 4 to 8 billion parameters, in bfloat16 on cards of 24 and 80 GB, in four
-and eight bits on 12 and 16 GB. `--hours` is the time of those for GSM8K. `benchmarks/memory.py` measures the same
-components on the built-in base. None of this was run on a GPU.
+It covers every shipped recipe of rank 64 on bases of 4 to 8 billion parameters, in bfloat16 on cards of 24 and 80 GB,
+and in four and eight bits on 12 and 16 GB. `--hours` gives the time of those for GSM8K. `benchmarks/memory.py` measures
+the same components on the built-in base. None of this was run on a GPU.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ LOGITS = 3 * 4 * 2**26
 """A piece of logits, its softmax and its gradient, in float32 (`experts/training/token_logps.py`)."""
 MLP = ("gate_proj", "up_proj", "down_proj")
 BYTES = {None: (2.0, 0), "nf4": (0.5 + 1 / 64 + 4 / (64 * 256), 0), "int8": (1.0, 4)}
-"""Of a weight in a linear layer, and beside each row: NF4 has a scale in a byte for 64 weights, and one in float32 for
-256 of those; int8 has one in float32 for a row."""
+"""Bytes of a weight in a linear layer, and beside each row: NF4 has a one-byte scale for 64 weights, and a float32
+scale for 256 of those; int8 has a float32 scale for each row."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Step:
     """What a step of a recipe holds at once."""
 
     tokens: int
-    """Of a prompt and its completion."""
+    """The tokens of a prompt and its completion."""
     micro_batch: int
     checkpointing: bool
 
@@ -69,12 +69,12 @@ class Needs:
         return self.base + self.factors
 
     def sequences(self, card: float) -> int:
-        """That are sampled at once on a card of so many bytes: their cache takes up half of what is left."""
+        """The sequences sampled at once on a card of `card` bytes: their cache takes up half of what is left."""
         return int((card - self.stays) / 2 // self.cache)
 
 
 def base_bytes(base: nn.Module, quantization: str | None) -> int:
-    """Of a model on the meta device: the linear layers but the head in few bits, all else in bfloat16."""
+    """The bytes of a model on the meta device: linear layers except the head in few bits, all else in bfloat16."""
     head = base.get_output_embeddings()  # type: ignore[operator]
     linear = [m.weight.shape for m in base.modules() if isinstance(m, nn.Linear) and m is not head]
     whole = 2 * sum(parameter.numel() for parameter in base.parameters())
@@ -89,12 +89,11 @@ def needs(
     targets: tuple[str, ...] = MLP,
     quantization: str | None = None,
 ) -> Needs:
-    """Of a base in bfloat16, or in few bits, with experts on its MLP matrices, or others.
+    """What a base in bfloat16 or in few bits needs, with experts on its MLP matrices or others.
 
-    A token keeps 2·h bytes a layer with gradient checkpointing, and 2·(4·i + 6·h) in a layer that is not, which is one
-    at a time then: 8 % more than was measured on the built-in base (hidden size h, intermediate size i). Layers of
-    eight bits keep their inputs as well, 2·(3·h + i). A quantised matrix is made dense while it multiplies, one at a
-    time.
+    A token keeps 2·h bytes in a layer with gradient checkpointing, and 2·(4·i + 6·h) in a layer without, which is then
+    one at a time: 8 % more than was measured on the built-in base (hidden size h, intermediate size i). Eight-bit
+    layers keep their inputs as well, 2·(3·h + i). A quantised matrix is made dense while it multiplies, one at a time.
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config)
@@ -114,7 +113,7 @@ def needs(
 
 
 SETTINGS = {12: (2, True), 16: (4, True), 24: (4, True), 80: (8, False)}
-"""Card → sequences of a micro-batch, and whether there is gradient checkpointing."""
+"""Card → sequences in a micro-batch, and whether there is gradient checkpointing."""
 QUANTIZATIONS: dict[int, tuple[str | None, ...]] = {12: ("nf4",), 16: ("nf4", "int8"), 24: (None,), 80: (None,)}
 TOKENS = {"gsm8k": 300 + 512, "mbpp": 350 + 512, "arc_easy": 250 + 256}
 """The longest prompts of the training split, and the new tokens of the recipe."""
@@ -122,7 +121,7 @@ TOKENS = {"gsm8k": 300 + 512, "mbpp": 350 + 512, "arc_easy": 250 + 256}
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a card, by its vendor: products of bfloat16 a second, and bytes that it reads a second."""
+    """A card's speed, by its vendor: bfloat16 products per second, and bytes read per second."""
 
     name: str
     flops: float
@@ -131,19 +130,19 @@ class Speed:
 
 SPEEDS = {24: Speed("RTX 4090", 165e12, 1.008e12), 80: Speed("A100 SXM", 312e12, 2.039e12)}
 REACHED = 0.4
-"""Of either, as training and decoding in PyTorch commonly reach."""
+"""The share of either that training and decoding in PyTorch commonly reach."""
 SEQUENCES, NEW_TOKENS, STEPS = 128, 512, 100
 VALIDATIONS, VALIDATION_SIZE, TEST_SIZE = 11, 256, 1319
-"""Of the recipes for GSM8K. The test problems are answered twice, by the base and by the expert."""
+"""The sizes of the recipes for GSM8K. The test problems are answered twice, by the base and by the expert."""
 
 HELD_OUT_AT_ONCE = 64
-"""Of validation and test (`experts/training/evaluation.py`)."""
+"""The batch size of validation and test (`experts/training/evaluation.py`)."""
 
 
 def answering(own: Needs, card: int, count: int, most: int = SEQUENCES) -> float:
-    """Seconds for so many answers, all as long as they may be, at most `most` at once.
+    """Seconds for `count` answers, all of the maximum length, at most `most` at once.
 
-    Every token of as many as fit at once reads the base, and their cache, which is half full in the mean.
+    Every token of as many answers as fit at once reads the base, and their cache, which is half full on average.
     """
     at_once = min(own.sequences(card * 1e9), count, most)
     bytes_read = own.stays + at_once * own.cache / 2
@@ -151,7 +150,7 @@ def answering(own: Needs, card: int, count: int, most: int = SEQUENCES) -> float
 
 
 def gradient(own: Needs, step: Step, card: int, count: int) -> float:
-    """Seconds for so many sequences: forwards, backwards to the inputs, and forwards again with checkpointing."""
+    """Seconds for `count` sequences: forwards, backwards to the inputs, and forwards again with checkpointing."""
     passes = 3 if step.checkpointing else 2
     return count * passes * own.base * step.tokens / (REACHED * SPEEDS[card].flops)
 

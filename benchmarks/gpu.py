@@ -1,12 +1,12 @@
-"""What this package does on one card, in six minutes: shapes of 8 and 4 billion parameters with random weights.
+"""What this package does on one card in six minutes, on shapes of 8 and 4 billion parameters with random weights.
 
 python benchmarks/gpu.py [--output gpu.md] [--minutes 6] [--base FOLDER] [--small]
 
-Of the packages that `selfadapt` depends on it needs torch, transformers, peft, trl and safetensors, with what these
-bring; bitsandbytes for the part in four bits. Nothing is downloaded. The last part trains `stories` on the built-in
-base where `load_base` has kept it, or in `--base`. Each part is written into the output as soon as it ends; one that
-fails is said there, and the next begins. None begins after `--minutes`. `--small` is for CPUs: tiny shapes, and the
-figures say nothing.
+Of the packages that `selfadapt` depends on, it needs torch, transformers, peft, trl and safetensors with their own
+dependencies, and bitsandbytes for the part in four bits. Nothing is downloaded. The last part trains `stories` on the
+built-in base, from where `load_base` has kept it or from `--base`. Each part is written to the output as soon as it
+ends; if one fails, the output says so and the next begins. None begins after `--minutes`. `--small` is for CPUs: the
+shapes are tiny, and the figures mean nothing.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class Sizes:
     rank: int = 64
     step: Step = STEP
     rows: int = 16
-    """Answers written at once."""
+    """The answers written at once."""
     new_tokens: int = 64
     prompts: int = 8
     rounds: int = 3
     steps: int | None = None
-    """Of `stories`; None are the recipe's."""
+    """The steps of `stories`; None means the recipe's."""
     problems: int = 256
 
 
@@ -78,7 +78,7 @@ SMALL = Sizes(rank=8, step=Step(24, 2, True), rows=3, new_tokens=4, prompts=2, r
 
 @dataclass
 class Card:
-    """Where it is done, and the base that is there."""
+    """The card everything runs on, and the base that is on it."""
 
     place: torch.device
     sizes: Sizes
@@ -86,7 +86,7 @@ class Card:
     built_in: Path
     """The folder of the built-in base, if there is one."""
     folder: Path
-    """For what a part writes."""
+    """A folder for what a part writes."""
     _held: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -94,7 +94,7 @@ class Card:
         return SVFConfig(target_modules=MLP, rank=self.sizes.rank)
 
     def base(self, name: str) -> Any:
-        """A base of these shapes, in bfloat16; the last one asked for is kept."""
+        """A base of the named shapes, in bfloat16; the last one asked for is kept."""
         if name not in self._held:
             self.clear()
             torch.manual_seed(0)
@@ -114,12 +114,12 @@ class Card:
         return torch.randint(3, base.config.vocab_size, (count, length), device=self.place)
 
     def wait(self) -> None:
-        """For what has been asked of the card."""
+        """Waits until the card has done what it was asked to do."""
         if self.place.type == "cuda":
             torch.cuda.synchronize()
 
     def peak(self, run: Callable[[], object]) -> int | None:
-        """Bytes that the card holds at most while it runs; None on a CPU."""
+        """The most bytes that the card holds during `run`; None on a CPU."""
         if self.place.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats()
@@ -135,7 +135,7 @@ Rows = Iterator[tuple[str, ...]]
 def decomposition(card: Card) -> Rows:
     """All MLP matrices."""
     yield "", "seconds"
-    for name in (MIDDLE, LARGE):  # the large base is the next part's, too
+    for name in (MIDDLE, LARGE):  # the next part uses the large base, too
         base = card.base(name)
         for when in ("computed", "from the cache"):
             start = time.perf_counter()
@@ -285,7 +285,7 @@ def _generate(card: Card, model: Any, ids: torch.Tensor, **options: Any) -> None
 
 
 def _step(card: Card, model: Any) -> Callable[[], None]:
-    """Forward and backward of a micro-batch, with the logits as a training has them: piece by piece."""
+    """A function that runs a micro-batch forward and backward, with the logits piece by piece, as in training."""
     model.train()
     base = model.get_base_model()
     base.gradient_checkpointing_enable()
@@ -337,7 +337,7 @@ def _ratios(seconds: dict[str, list[float]], against: str) -> Rows:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte is a token; there is nothing to download."""
+    """A tokenizer whose tokens are bytes, so that there is nothing to download."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
@@ -356,7 +356,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def table(found: list[tuple[str, ...]]) -> str:
-    """Markdown; a row that begins with an empty cell is the head of a table."""
+    """The rows in Markdown; a row that begins with an empty cell is the head of a table."""
     lines = []
     for row in found:
         if row[0] == "":
@@ -387,7 +387,7 @@ def main() -> None:
     page = [f"# {what}\n\n`python {' '.join(sys.argv)}`, {date.today()}, {versions}. Random weights, bfloat16.\n"]
     begun, failed = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["SELFADAPT_CACHE"] = folder  # decompositions of random weights are nobody's
+        os.environ["SELFADAPT_CACHE"] = folder  # nobody needs decompositions of random weights later
         card = Card(place, SMALL if options.small else Sizes(), configs, options.base, Path(folder))
         for title, part in PARTS.items():
             start, found, said = time.perf_counter(), [], ""

@@ -1,9 +1,10 @@
-"""A grid of twelve small cells on two workers of Ray, against one cell after another, one thread a cell in both.
+"""A grid of twelve small cells on two Ray workers, against one cell after another, with one thread per cell in both.
 
 python benchmarks/grid_on_ray.py [--rounds 1] [--steps 2]
 
-Eleven seeds of `stories` on the built-in base, and the base itself. Each time is that of a whole `selfadapt compare`,
-its imports and Ray's start included. The figures of both are compared, too: they must be the same.
+The cells are eleven seeds of `stories` on the built-in base, and the base itself. Each time is for a whole
+`selfadapt compare`, including its imports and Ray's start. The figures of both are compared as well: they must be the
+same.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     options = parser.parse_args()
     get_peft_model(load_base()[0], read_recipe(find_recipe(RECIPE)).adapt.config())  # decomposes, once for all
-    # Two workers, whatever the machine; Ray would have them stand back for other programs.
+    # Two workers, whatever the machine; by default Ray would lower their priority.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     environment |= {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 2})}
     found: dict[str, list[Line]] = {}

@@ -1,8 +1,8 @@
-"""How long the first token takes where a server has read the system prompt before, against one that is new to it.
+"""How long the first token takes if the server has read the system prompt before, against a new system prompt.
 
 python benchmarks/kept_prefixes.py [--words 200 800] [--rounds 5]
 
-One server, in turns; each round's question is new, and so is the number that the system prompt that is new begins with.
+One server answers both in turns. Each round's question is new, and a new system prompt begins with a new number.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def first_token(server: Server, system: str, number: int) -> None:
-    """Asks for one token, under a mixture."""
+    """Asks for one token under a mixture."""
     said = [
         {"role": "system", "content": system},
         {"role": "user", "content": f"May I have {number} apples?"},

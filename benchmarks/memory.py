@@ -1,4 +1,4 @@
-"""Bytes of each component of training an expert: measured on the built-in base, and by arithmetic for any shapes.
+"""The bytes of each component of training an expert: measured on the built-in base, and by arithmetic for any shapes.
 
 python benchmarks/memory.py [--rank 64] [--rows 4] [--tokens 256] [--quantization nf4]
 
@@ -37,7 +37,7 @@ def size(*tensors: Tensor) -> int:
 
 
 def by_arithmetic(base: nn.Module, rank: int | None, quantization: str | None = None) -> dict[str, int]:
-    """All linear layers but the head, in bfloat16 or in few bits; works on a model without values (meta device)."""
+    """The bytes for all linear layers but the head, in bfloat16 or few bits; works without values (meta device)."""
     head = base.get_output_embeddings()
     shapes = [m.weight.shape for m in base.modules() if isinstance(m, nn.Linear) and m is not head]
     ranks = [min(*shape, rank or min(shape)) for shape in shapes]
@@ -53,7 +53,7 @@ def by_arithmetic(base: nn.Module, rank: int | None, quantization: str | None = 
 
 @contextmanager
 def saved_for_backward(model: nn.Module) -> Iterator[list[int]]:
-    """The bytes of what autograd keeps within the block, each storage once, without the model's own tensors."""
+    """The bytes that autograd keeps within the block, each storage counted once, without the model's own tensors."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
     total: list[int] = []
@@ -70,7 +70,7 @@ def saved_for_backward(model: nn.Module) -> Iterator[list[int]]:
 
 
 def bytes_of(base: nn.Module) -> int:
-    """Of all parameters, and of the scales beside quantised ones."""
+    """The bytes of all parameters, and of the scales beside quantised ones."""
     total = size(*base.parameters())
     for module in base.modules():
         weight: Any = getattr(module, "weight", None)
@@ -132,7 +132,7 @@ def main() -> None:
         print(f"\n{f'built-in base, {dtype}, rank ' + str(rank or 'full'):44}{'measured':>14}{'arithmetic':>14}")
         for name, value in found.items():
             print(f"{name:44}{value:14,}{f'{wanted[name]:14,}' if name in wanted else '':>14}")
-        # In few bits each layer has a table of its values as well, a kilobyte.
+        # In few bits each layer also has a table of its values, of a kilobyte.
         assert all(abs(found[name] - value) <= (0.05 * value if few_bits else 0) for name, value in wanted.items())
         print(f"\n{f'Llama-3-8B, {dtype}, rank ' + str(rank or 'full'):44}{'':14}{'arithmetic':>14}")
         for name, value in by_arithmetic(large, rank, few_bits).items():

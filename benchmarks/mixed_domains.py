@@ -1,4 +1,4 @@
-"""Held-out problems of all shipped domains in one list: who answers best?
+"""Held-out problems of all shipped domains in one list: what answers them best?
 
 python benchmarks/mixed_domains.py [--per-domain 64] [--new-tokens 16] [--calibrate 48] [--output RESULTS.json]
 

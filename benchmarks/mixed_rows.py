@@ -35,7 +35,7 @@ def main() -> None:
             model.generate(input_ids=rows, attention_mask=torch.ones_like(rows), **settings, **kwargs)
 
     def mixed(rank: int | None) -> tuple[Callable[[], object], Callable[[], object]]:
-        """All rows at once, each under its own expert; and one row after another, on merged weights."""
+        """Two functions: all rows at once, each under its own expert; and one row after another, on merged weights."""
         model = get_peft_model(load_base()[0], SVFConfig(target_modules=MLP, rank=rank), adapter_name=names[0]).eval()
         for name in names[1:]:
             model.add_adapter(name, SVFConfig(target_modules=MLP, rank=rank))

@@ -1,10 +1,10 @@
-"""What adapting costs on vLLM: dispatch, mixing and LoRAs on demand, against the same requests with LoRAs made before.
+"""What adapting costs on vLLM: dispatch, mixing and LoRAs on demand, against the same requests with ready LoRAs.
 
 python benchmarks/on_vllm.py [--rounds 3] [--new-tokens 32]      (in the environment of `make setup-vllm`)
 
-32 requests under 8 mixtures of the shipped experts. "on demand" begins with a library and prompts: it embeds and
-dispatches them, mixes the experts, writes the LoRAs, and vLLM loads them. "made beforehand" has LoRAs that lie on disk
-and are loaded in vLLM already, and only answers.
+There are 32 requests under 8 mixtures of the shipped experts. "on demand" starts with a library and prompts: it embeds
+and dispatches the prompts, mixes the experts, writes the LoRAs, and vLLM loads them. "made beforehand" has LoRAs that
+are on disk and loaded in vLLM already, and only answers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROMPTS = [text.format(n=n, m=n + 3, things=things) for n, things in enumerate(T
 
 
 class EightMixtures:
-    """Asks the embedding dispatcher, and deals out eight mixtures that nobody has seen before, whatever it says."""
+    """Asks the embedding dispatcher but, whatever it says, deals out eight mixtures that have not occurred before."""
 
     def __init__(self, library: ExpertLibrary) -> None:
         self.embedding = find_dispatcher("embedding", library)
@@ -59,7 +59,7 @@ def main() -> None:
     folder = shipped_library("smollm2-135m")
     assert folder is not None
     library = ExpertLibrary.open(folder)
-    # Room for the eight mixtures of one way and those of the other: neither drives the other's out.
+    # Room for the eight mixtures of each way, so that neither drives the other's out.
     settings = {"max_loras": 16, "max_model_len": 512}
     model = SelfAdaptiveModel.from_pretrained(library=library, dispatch="none", engine="vllm", engine_options=settings)
     dispatcher = EightMixtures(library)

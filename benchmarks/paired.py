@@ -1,8 +1,8 @@
-"""The difference of two methods of a results file on the same items, in points, with its normal 95 % interval.
+"""The difference between two methods in a results file on the same items, in points, with its normal 95 % interval.
 
 python benchmarks/paired.py docs/results/paper/results.jsonl arc_easy svf-reinforce lora-reinforce
 
-One seed each: the interval is of other items, and says nothing of other seeds.
+There is one seed each: the interval is over other items, and says nothing about other seeds.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 python benchmarks/reinforce_step.py [--recipe smollm2-135m/stories] [--model NAME] [--rounds 3]
 
 Stock TRL is its RLOOTrainer with a LoRA of rank 16 on the query and value projections; prompts, samples, lengths,
-temperature, micro-batches, reward and dtype are the recipe's for both. Each step is one of a training of its own, on a
-base of its own. Beside the ratio stands the share of the processor's peak (model FLOPs utilisation): what a step must
-multiply at least, over what a large product of the same dtype reaches in the same run. That is 2 × parameters for
-every token that passes: a sampled one three times (sampled, forwards, backwards to the inputs alone), one of the
-prompts three times, and without the head.
+temperature, micro-batches, reward and dtype are the recipe's for both. Each trainer has its own base, and each step is
+a training of its own. Beside the ratio is the share of the processor's peak (model FLOPs utilisation): the least that a
+step must multiply, over what a large product of the same dtype reaches in the same run. The least is 2 × parameters for
+every token that passes: a sampled token passes three times (sampled, forwards, backwards to the inputs alone), a
+prompt's token three times, without the head.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOCK, OURS = "stock TRL, LoRA r=16", "ours, the recipe's expert"
 
 
 def peak(dtype: torch.dtype) -> float:
-    """Multiplications and additions a second of the largest product that a step might have."""
+    """Multiplications and additions per second in the largest product that a step might have."""
     a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
     seconds = []
     for _ in range(8):
@@ -50,7 +50,7 @@ def peak(dtype: torch.dtype) -> float:
 
 
 def parameters(trainer: Any) -> tuple[int, int]:
-    """Of the base: what every token passes, and the head."""
+    """The base's parameters: those that every token passes, and the head's."""
     base = trainer.model.get_base_model()
     layers = sum(module.weight.numel() for module in base.modules() if isinstance(module, torch.nn.Linear))
     head = base.get_output_embeddings().weight.numel()
@@ -77,7 +77,7 @@ def main() -> None:
         }
         for trainer in trainers.values():
             trainer.remove_callback(PrinterCallback)
-        steps: dict[str, list[tuple[float, float]]] = {each: [] for each in trainers}  # tokens a sample, seconds
+        steps: dict[str, list[tuple[float, float]]] = {each: [] for each in trainers}  # tokens per sample, seconds
 
         def step(each: str) -> None:
             start = time.perf_counter()

@@ -2,10 +2,11 @@
 
 python benchmarks/serving.py [--clients 16] [--requests 32] [--new-tokens 64] [--rounds 3] [--every 0] [--vllm PYTHON]
 
-One server answers all, in turns. Tokens a second over all answers, and a second of the server's processors, which what
-else runs on the machine changes less; seconds to the first token and between tokens as a client sees them. With
-`--every S` requests arrive at random, S seconds apart in the mean. With `--vllm .venv-vllm/bin/python`, the environment
-of `make setup-vllm`, `selfadapt serve --engine vllm` answers the same requests beside it, in turns.
+One server answers all, in turns. It reports tokens per second over all answers, and per second of the server's
+processor time, which depends less on what else runs on the machine; and seconds to the first token and between tokens,
+as a client sees them. With `--every S` requests arrive at random, S seconds apart on average. With
+`--vllm .venv-vllm/bin/python`, the environment of `make setup-vllm`, `selfadapt serve --engine vllm` answers the same
+requests in turns with it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Way(NamedTuple):
 
 
 class Server(NamedTuple):
-    """A server, and the process that was started."""
+    """A server and the process that was started for it."""
 
     url: str
     process: psutil.Process
@@ -61,13 +62,13 @@ class Server(NamedTuple):
 
     @property
     def processor(self) -> float:
-        """Seconds that the server's processes have used."""
+        """Processor seconds that the server's processes have used."""
         return sum(sum(each.cpu_times()[:2]) for each in [self.process, *self.process.children(recursive=True)])
 
 
 @dataclass
 class Turn:
-    """What one way to ask has measured in one round."""
+    """What was measured for one way of asking in one round."""
 
     seconds: float = 0.0
     processor: float = 0.0
@@ -106,7 +107,7 @@ def main() -> None:
 
 @contextmanager
 def serving(python: str, *options: str) -> Iterator[Server]:
-    """A server with the shipped experts, once it answers."""
+    """Starts a server with the shipped experts, and yields it once it answers."""
     with socket.socket() as any_port:
         any_port.bind(("127.0.0.1", 0))
         port = any_port.getsockname()[1]
@@ -130,7 +131,7 @@ async def compare(asked: Sequence[tuple[Way, Server]], options: argparse.Namespa
             for way, server in asked:
                 several = way.at_once > 1
                 count = options.requests if several else options.requests // 8
-                if number == 0:  # every mixture is there once
+                if number == 0:  # every mixture occurs once
                     count = len(way.models) if several else 1
                 before = server.processor
                 turn = await ask_all(

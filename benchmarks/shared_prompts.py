@@ -18,7 +18,7 @@ from experts.svf import SVFConfig
 from experts.training.shared_prompts import completion_logits, sample
 from selfadapt import load_base
 
-PROMPT, NEW = 60, 16  # tokens, about those of the word problems
+PROMPT, NEW = 60, 16  # tokens, about as in the word problems
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""What the network that comes with the built-in base writes: whose expert it is, what it answers, and how soon.
+"""What the network that comes with the built-in base writes: whose expert it resembles, what it answers, how soon.
 
 python benchmarks/shipped_network.py [--problems 128] [--domains NAME …] [--rounds 5] [--network FOLDER] [--output FILE]
 
-Descriptions are those of its file `test_descriptions.jsonl`, which trained nothing and chose nothing; problems are the
-first of each domain's test split. Another's description is the next domain's. `--problems 0` answers none.
+Descriptions come from its file `test_descriptions.jsonl`, which trained nothing and chose nothing; problems are the
+first of each domain's test split. "Another's" description is the next domain's. `--problems 0` answers none.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
             write_json(options.output, report)
     write_json(options.output, report)
 
-    fresh = count()  # an expert that was written once is kept
+    fresh = count()  # an expert is kept once it was written
 
     def ask(way: Callable[[Sequence[Any]], Mixture]) -> Callable[[], object]:
         def run() -> object:
@@ -117,7 +117,7 @@ def main() -> None:
 def nearest(
     what: str, writer: TextToAdapter, library: ExpertLibrary, descriptions: dict[str, Any]
 ) -> dict[str, dict[str, int]]:
-    """Prints, and returns, how many of each kind are nearest to which expert, or to the base: the smallest ‖z − z'‖."""
+    """Prints and returns how many of each kind are nearest, by ‖z − z'‖, to which expert or to the base."""
     matrices = [matrix.name for matrix in writer.network.spec.matrices]
 
     def flat(z: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Times alternatives in turns, A B C A B C …, so that a machine whose speed drifts is fair to all of them."""
+"""Times alternatives in turns, A B C A B C …, so that a machine whose speed drifts treats them all alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def in_turns(alternatives: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each round."""
+    """The seconds of each alternative in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for turn in range(warmup + rounds):
         for name, run in alternatives.items():
@@ -23,7 +23,7 @@ def in_turns(alternatives: Mapping[str, Callable[[], object]], rounds: int, warm
 
 
 def rows(seconds: Mapping[str, list[float]], against: str) -> dict[str, tuple[str, str, str]]:
-    """Of each alternative: median seconds, the median ratio to `against`, and the ratios' range, round by round."""
+    """For each alternative: median seconds, the median of its ratios to `against` by round, and their range."""
     found = {}
     for name, times in seconds.items():
         ratios = _ratios(times, seconds[against])

@@ -1,4 +1,4 @@
-"""Stock TRL on the same domain and step as a recipe's: what our training is compared with."""
+"""Stock TRL on the domain and step of a recipe: what our training is compared with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LORA = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"])
 
 
 def stock(base: LoadedBase, domain: Domain, options: Reinforce, folder: Path, adapter: PeftConfig = LORA) -> Any:
-    """TRL's RLOOTrainer with a LoRA; the prompts, samples, lengths, temperature and micro-batches are `options`'."""
+    """TRL's RLOOTrainer with a LoRA; prompts, samples, lengths, temperature and micro-batches come from `options`."""
     sequences = options.prompts_per_step * options.samples_per_prompt
     args = RLOOConfig(
         output_dir=str(folder),

@@ -2,7 +2,7 @@
 
 python benchmarks/training_step.py [--rounds 7] [--rows 16] [--tokens 64] [--quantization nf4]
 
-On a quantised base: a LoRA, which is then QLoRA, and SVF of rank 64.
+On a quantised base it times a LoRA, which is then QLoRA, and SVF of rank 64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfadapt.base_models import BaseOptions
 
 
 class RebuiltLinear(nn.Module):
-    """What a user would write first: W' = U diag(s·z) Vᵀ in autograd, at every forward."""
+    """What a user would write first: W' = U diag(s·z) Vᵀ in autograd, in every forward."""
 
     def __init__(self, layer: SVFLinear) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 python benchmarks/transfer.py [--expert stories] [--descendant smollm2-135m/descendant] [--problems 128]
 
-The descendant is the base with the LoRA merged into it that the recipe of that name makes.
+The descendant is the base, merged with the LoRA that the recipe of that name trains.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A LoRA of one's own for every row of a batch, against one LoRA for all; and a LoRA for 7B shapes from a sentence.
+"""A separate LoRA for every row of a batch, against one LoRA for all; and a LoRA for 7B shapes from a sentence.
 
 python benchmarks/written_adapters.py [--rounds 7] [--rows 8] [--tokens 64]
 """
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def mistral(encoder: SentenceEncoder, rounds: int) -> None:
-    """A network for a base of which only the configuration is there."""
+    """Times networks for a base of which only the configuration is there."""
     config = MistralConfig(
         vocab_size=32000,
         hidden_size=4096,

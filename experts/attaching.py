@@ -1,4 +1,4 @@
-"""Adapters of a base's library on the base: after a look at all that PEFT would stumble over."""
+"""Attaches the adapters of a library to its base, after checking for everything that PEFT would stumble over."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_expert(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def attach_expert(model: PreTrainedModel | PeftModel, folder: Path, name: str) -> PeftModel:
-    """Adds an expert to a model, after a look at every vector that PEFT would stumble over."""
+    """Adds an expert to a model, after checking every vector that PEFT would stumble over."""
     config, vectors = check_fit(folder, model)
     if not isinstance(model, PeftModel):
         _refuse_another(folder, vectors, model, name)
@@ -59,15 +59,15 @@ def attach_expert(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
     if odd := sorted(adapted ^ set(vectors)):
         where = "adapter_config.json" if odd[0] in adapted else "adapter_model.safetensors"
         raise UserError(f"the expert in {folder} is damaged: only {where} speaks of {odd[0]}")
-    # Not by PEFT's own reader, which would load embeddings that the file may hold into the base.
+    # PEFT's own reader would also load any embeddings in the file into the base.
     set_peft_model_state_dict(model, {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in vectors.items()}, name)
     return model.eval()
 
 
 def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedModel, name: str) -> None:
-    """Raises UserError if a base, which another PEFT model wraps already, carries another expert of this name.
+    """Raises UserError if another PEFT model already wraps the base and carries a different expert of this name.
 
-    PEFT would put the new one in its place, for that model, too.
+    PEFT would replace it with the new one, for that model too.
     """
     for matrix, layer in plain_modules(base).items():
         if isinstance(layer, SVFLayer) and name in layer.svf_z:
@@ -80,10 +80,10 @@ def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedMo
 
 
 def check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConfig, dict[str, Tensor]]:
-    """The configuration and z of an expert whose matrices a base has, with so many singular values.
+    """The configuration and z of an expert, once it is known that they fit a base.
 
     Raises:
-        UserError: if it does not.
+        UserError: if the base lacks one of the matrices, or a z has the wrong number of values for its matrix.
     """
     config, vectors = read_config(folder), read_z(folder)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -113,7 +113,7 @@ def _check_stack(folder: Path, matrix: str, z: Tensor, weight: Tensor | None, ra
 
 
 def attach_lora(model: PreTrainedModel | PeftModel, lora: Lora, name: str) -> PeftModel:
-    """Adds a LoRA to a model, for mixtures to name beside the experts; what is active stays so.
+    """Adds a LoRA to a model, for mixtures to name beside the experts; the active adapters stay active.
 
     Raises:
         UserError: if the name is taken, the base lacks a matrix or has it in another shape, or the model carries
@@ -134,7 +134,7 @@ def check_lora(what: str, lora: Lora, model: PreTrainedModel | PeftModel) -> Non
 
 
 def fault_of_lora(lora: Lora, model: PreTrainedModel | PeftModel) -> str | None:
-    """Which matrix a LoRA adapts that a base lacks, or has in another shape; None for none."""
+    """What is wrong with the first matrix of a LoRA's that a base lacks or has in another shape; None if all fit."""
     modules = plain_modules(model.get_base_model() if isinstance(model, PeftModel) else model)
     for matrix, factors in lora.factors.items():
         module = modules.get(matrix)
@@ -149,19 +149,19 @@ def fault_of_lora(lora: Lora, model: PreTrainedModel | PeftModel) -> str | None:
 
 
 def with_identity(base: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> PeftModel:
-    """`base` as a model that carries experts, with one of them, called `BASE`, that is the base bit for bit.
+    """`base` as a model that carries experts: so far one, called `BASE`, which is the base bit for bit.
 
-    The first expert of a base is the active one, which calls that are running would see; they see this one.
+    The first expert of a base becomes the active one, and calls that are already running would see it. They see this.
 
     Args:
-        shapes: what the identity adapts: matrix name → that of its z.
+        shapes: what the identity adapts: matrix name → the shape of its z.
     """
     identity = Expert({matrix: torch.ones(*shape) for matrix, shape in shapes.items()})
     return cast(PeftModel, get_peft_model(base, identity.config, BASE)).eval()
 
 
 def _smallest_matrix(base: PreTrainedModel, lora: Lora) -> str:
-    """The matrix that an identity costs least in, among those that a LoRA adapts, and an expert may adapt."""
+    """The matrix where an identity costs least, among those that a LoRA adapts and an expert may adapt."""
     modules, head = plain_modules(base), base.get_output_embeddings()
     linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D | SVFLinear)}
     able = {name: module for name, module in linear.items() if module is not head and "base_layer" not in name}

@@ -1,4 +1,4 @@
-"""What an expert or a LoRA changes, by layer and kind of matrix: as tables, and as a picture."""
+"""Tables and pictures of what an expert or a LoRA changes, by layer and kind of matrix."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 LAYER = re.compile(r"^(.*?)\.(\d+)\.(.*)$")
 ACROSS = 4
-"""The most panels that stand beside each other."""
+"""The most panels side by side."""
 
 
 def changes(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrix → z − 1 [r]; of a stack of matrices, whose z is [E, r], the mean over them."""
+    """Matrix → z − 1 [r]; for a stack of matrices, whose z is [E, r], the mean over them."""
     return {matrix: (own if own.ndim == 1 else own.mean(0)) - 1 for matrix, own in z.items()}
 
 
 def norms(lora: Lora) -> dict[str, Tensor]:
-    """Matrix → the Frobenius norm [1] of what a LoRA adds to it, B A with its scaling; of a stack the mean norm."""
+    """Matrix → the Frobenius norm [1] of what a LoRA adds to it, B A with its scaling; for a stack the mean norm."""
     # ‖BA‖² = Σ (BᵀB) ∘ (AAᵀ), two matrices of the rank's size.
     squares = {matrix: ((b.mT @ b) * (a @ a.mT)).sum((-1, -2)) for matrix, (a, b) in lora.factors.items()}
     return {matrix: square.clamp(min=0).sqrt().mean()[None] for matrix, square in squares.items()}
 
 
 def by_layer(values: Mapping[str, Tensor]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The layers' names, the lowest first, and kind of matrix → its values [layers, r].
+    """The names of the layers, lowest first, and kind of matrix → its values [layers, r].
 
     NaN where a layer has no such matrix, or fewer values.
     """
@@ -57,12 +57,12 @@ def by_layer(values: Mapping[str, Tensor]) -> tuple[list[str], dict[str, np.ndar
 
 
 def full_colour(changed: Mapping[str, Tensor]) -> float:
-    """The size of a change that has full colour: only 1 in 200 is larger."""
+    """The size of change that is drawn in full colour: only 1 in 200 is larger."""
     return torch.cat([own.abs() for own in changed.values()]).quantile(0.995).item() or 1.0
 
 
 def plot_changes(name: str, z: Mapping[str, Tensor], path: Path) -> None:
-    """Writes z − 1 of an expert as heat maps, one a kind of matrix, into the PNG `path`."""
+    """Writes an expert's z − 1 to the PNG `path`, as one heat map for each kind of matrix."""
     changed = changes(z)
     layers, tables = by_layer(changed)
     stacked = any(own.ndim == 2 for own in z.values())
@@ -73,10 +73,10 @@ def plot_changes(name: str, z: Mapping[str, Tensor], path: Path) -> None:
 
 
 def draw_changes(figure: Figure, layers: list[str], tables: Mapping[str, np.ndarray], most: float) -> None:
-    """A panel each table of `by_layer`, and the colour bar of all of them.
+    """Draws a panel for each table of `by_layer`, and one colour bar for all of them.
 
     Args:
-        most: the size of a change that has full colour.
+        most: the size of change that is drawn in full colour.
     """
     down, across = _panels(len(tables))
     panels = figure.subplots(down, across, squeeze=False, sharey=True)
@@ -97,7 +97,7 @@ def draw_changes(figure: Figure, layers: list[str], tables: Mapping[str, np.ndar
 
 
 def plot_norms(name: str, lora: Lora, path: Path) -> None:
-    """Writes the norm of what a LoRA adds to each matrix as a heat map, layers by kinds, into the PNG `path`."""
+    """Writes the norm of what a LoRA adds to each matrix to the PNG `path`, as a heat map of layers by kinds."""
     layers, tables = by_layer(norms(lora))
     with picture(path, 2.6 + 0.8 * len(tables), _size(len(layers), 1)[1]) as figure:
         axes = figure.subplots()
@@ -111,13 +111,13 @@ def plot_norms(name: str, lora: Lora, path: Path) -> None:
 
 
 def _panels(count: int) -> tuple[int, int]:
-    """Rows and columns of as many panels."""
+    """The rows and columns that so many panels are laid out in."""
     down = -(-count // ACROSS)
     return down, -(-count // down)
 
 
 def _size(layers: int, panels: int) -> tuple[float, float]:
-    """Of the picture, in inches."""
+    """The size of the picture, in inches."""
     down, across = _panels(panels)
     return 2.2 + 2.2 * across, 1.0 + down * min(4.5, max(2.4, 0.12 * layers + 0.5))
 

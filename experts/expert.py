@@ -29,7 +29,7 @@ from experts.svf.names import plain_modules
 from experts.svf.quantised import shape_of
 from experts.svf.stacks import fused_parameters
 
-SUFFIX = ".svf_z"  # behind a matrix's name in the keys of an adapter file
+SUFFIX = ".svf_z"  # follows a matrix's name in the keys of an adapter file
 EMBEDDING = re.compile(
     r"base_model\.model\.(?!.*(svf|lora)_).*\.(weight|bias)"
 )  # as the base's own parameters are called
@@ -96,10 +96,10 @@ def read_config(folder: Path) -> SVFConfig:
 def read_z(folder: Path) -> dict[str, Tensor]:
     """Matrix name → z [r], or [E, r] of a stack of matrices, float32.
 
-    The embeddings that PEFT saves with a model whose vocabulary was resized are left.
+    The embeddings that PEFT saves with a model whose vocabulary was resized are ignored.
 
     Raises:
-        UserError: if the file is missing, truncated, or holds anything else but finite z vectors.
+        UserError: if the file is missing or truncated, or holds anything but finite z vectors.
     """
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
@@ -125,20 +125,20 @@ def read_z(folder: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Expert(OnTheHub):
-    """z of every adapted matrix. Sums and multiples are those of the differences from the base, z − 1:
+    """The z of every adapted matrix. Sums and multiples act on the difference from the base, z − 1:
 
         (0.5 * a + b).z = 1 + 0.5 (a.z − 1) + (b.z − 1)
 
     so that `(a + b) / 2` is the average, `-a` undoes a, and `0 * a` is the base. Where experts adapt different
-    matrices, or different ranks, the one that has nothing there counts as z = 1.
+    matrices, or have different ranks, the one that has nothing there counts as z = 1.
 
     Args:
-        z: matrix name → z [r], float32; [E, r] for the E matrices of a mixture that are in one parameter of that name.
+        z: matrix name → z [r], float32; [E, r] if E matrices of a mixture of experts share one parameter of that name.
         base: the name of the base.
-        fingerprint: of the base; only experts of one base add up.
+        fingerprint: the base's; only experts of one base can be added.
         description: what it is for, or how it was made.
-        transferred_from: the name and fingerprint of the base it was trained on, where that is another.
-        sketch: of the base, from `experts.svf.fingerprint.sketch`; by it a rounding of the base is known.
+        transferred_from: the name and fingerprint of the base it was trained on, if that is another one.
+        sketch: the base's, from `experts.svf.fingerprint.sketch`; it tells whether another base is a rounding of it.
     """
 
     z: dict[str, Tensor]
@@ -150,7 +150,7 @@ class Expert(OnTheHub):
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """The expert in an adapter folder; raises UserError if it is damaged or of another kind."""
+        """Reads an expert from an adapter folder; raises UserError if it is damaged or of another kind."""
         config = read_config(Path(folder))
         return cls(
             read_z(Path(folder)),
@@ -163,13 +163,13 @@ class Expert(OnTheHub):
 
     @property
     def config(self) -> SVFConfig:
-        """The PEFT configuration that its folder has."""
+        """The PEFT configuration to write to its folder."""
         return SVFConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=public_name(self.base),
             target_modules=sorted(matrix for matrix, z in self.z.items() if z.ndim == 1),
             target_parameters=sorted(matrix for matrix, z in self.z.items() if z.ndim == 2) or None,
-            # The longest first: a pattern counts for every matrix whose name ends like it.
+            # Longest first: a pattern counts for every matrix whose name ends like it.
             rank_pattern={matrix: self.z[matrix].shape[-1] for matrix in sorted(self.z, key=len, reverse=True)},
             base_fingerprint=self.fingerprint,
             description=self.description,
@@ -204,7 +204,7 @@ class Expert(OnTheHub):
         """The layer of each adapted matrix, or the parameter [E, m, n] of each adapted stack.
 
         Raises:
-            UserError: if the base lacks one, or it has too few singular values.
+            UserError: if the base lacks a matrix, or one has too few singular values.
         """
         modules, fused = plain_modules(base), fused_parameters(base)
         layers: dict[str, nn.Module | Tensor] = {}
@@ -221,7 +221,7 @@ class Expert(OnTheHub):
         return layers
 
     def _stack_in(self, fused: Mapping[str, Tensor], matrix: str) -> Tensor:
-        """W [E, m, n] of an adapted stack, among those of a base; raises what `layers_in` does."""
+        """Finds W [E, m, n] of an adapted stack among the fused parameters of a base; raises as `layers_in` does."""
         if matrix not in fused:
             raise UserError(f"the expert adapts {matrix}, which holds no stack of matrices in the base")
         z, weight = self.z[matrix], fused[matrix].detach()
@@ -230,7 +230,7 @@ class Expert(OnTheHub):
         return weight
 
     def attach(self, base: PreTrainedModel) -> PeftModel:
-        """`base` with this expert active, trainable; that it belongs to this base is not checked.
+        """`base` with this expert active and trainable. Nothing checks that the expert belongs to this base.
 
         Raises:
             UserError: if the base lacks a matrix, or one has too few singular values.
@@ -247,7 +247,7 @@ class Expert(OnTheHub):
         return {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in self.z.items()}
 
     def __add__(self, other: Expert | int) -> Expert:
-        if other == 0:  # where sum() begins
+        if other == 0:  # sum() starts from 0
             return self
         if not isinstance(other, Expert):
             return NotImplemented

@@ -1,4 +1,4 @@
-"""Adapters of a library in figures."""
+"""Figures that describe the adapters of a library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experts.svf import SVFConfig
 
 @dataclass(frozen=True)
 class MatrixFigures:
-    """z of one matrix, or of a stack: how many values a matrix has, the smallest and the largest."""
+    """The z of one matrix or stack: how many values a matrix has, the smallest and the largest."""
 
     r: int
     min: float

@@ -55,33 +55,33 @@ __all__ = [
     "load_expert",
 ]
 
-CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside those that answer
-# What trainers leave in a checkpoint beside a LoRA: states, some of them pickled, and the base's tokenizer.
+CLASSIFIER = "classifier"  # the folder of the expert that names domains, beside the experts that answer
+# What trainers leave beside a LoRA in a checkpoint: states, some of them pickled, and the base's tokenizer.
 BESIDE_LORA = ("*.bin", "*.pt", "*.pth", "trainer_state.json", "tokenizer*", "chat_template*", "checkpoint-*")
 
 UNWRITTEN = "[More Information Needed]"
-"""In the card that PEFT puts beside what it saves."""
+"""Found in the card that PEFT puts beside what it saves."""
 LOCK = ".library.lock"
 
 
 class UnknownBase(UserError):
-    """An adapter's folder does not say which base it was trained on, or names another, and nobody else has said it."""
+    """An adapter's folder names no base, or another one, and the caller has not said which base it was trained on."""
 
     def __init__(self, adapter: str, says: str = "does not say which base it was trained on") -> None:
         super().__init__(f"{adapter} {says}; name that base")
 
 
 def check_apart(expert: Path, library: Path) -> None:
-    """Raises UserError for a library that is, or is to be, within the expert's folder."""
+    """Raises UserError if the library is, or would be, inside the expert's folder."""
     if library.resolve().is_relative_to(expert.resolve()):
         raise UserError(f"the library {library} lies inside {expert}, which it cannot copy")
 
 
 @dataclass
 class ExpertLibrary(LibraryOnTheHub):
-    """Named experts for one base: a folder with `library.json` and one adapter folder an expert.
+    """Named experts for one base: a folder with `library.json` and one adapter folder per expert.
 
-    It may hold PEFT LoRAs of the base beside experts; their names are among the others'. An empty library is the base.
+    It may also hold PEFT LoRAs of the base, named like the experts. An empty library is the base.
     """
 
     folder: Path
@@ -96,10 +96,10 @@ class ExpertLibrary(LibraryOnTheHub):
         """An empty library in a new or empty folder.
 
         Args:
-            base_sketch: from `experts.svf.fingerprint.sketch`; by it a rounding of the base is known.
+            base_sketch: from `experts.svf.fingerprint.sketch`; it tells whether another base is a rounding of this one.
 
         Raises:
-            UserError: if the folder holds something already.
+            UserError: if the folder already holds something.
         """
         folder = Path(folder)
         library = cls(folder, base, base_fingerprint, [])
@@ -123,7 +123,7 @@ class ExpertLibrary(LibraryOnTheHub):
         """Reads `library.json`; the experts themselves are read when they are asked for.
 
         Raises:
-            UserError: if there is no library, it is damaged, a listed expert is missing, or one cannot have its name.
+            UserError: if there is no library, it is damaged, or a listed expert is missing or has a forbidden name.
         """
         folder = Path(folder)
         path = folder / "library.json"
@@ -151,7 +151,7 @@ class ExpertLibrary(LibraryOnTheHub):
         return len(self.names)
 
     def path(self, name: str) -> Path:
-        """The folder of an expert.
+        """The folder of an expert or a LoRA.
 
         Raises:
             UserError: with the nearest names, if there is none of that name.
@@ -168,15 +168,15 @@ class ExpertLibrary(LibraryOnTheHub):
         return peft_type(self.path(name)) == "LORA"
 
     def lora(self, name: str) -> Lora:
-        """A LoRA of the library, as what it adds to the base.
+        """A LoRA of the library: what it adds to the base.
 
         Raises:
-            UserError: if it is damaged, or an expert.
+            UserError: if it is damaged, or is an expert.
         """
         return read_lora(self.path(name))
 
     def adapter(self, name: str) -> Expert | Lora:
-        """What a name of the library stands for."""
+        """The expert or LoRA of a name."""
         return self.lora(name) if self.is_lora(name) else self.expert(name)
 
     def description(self, name: str) -> str | None:
@@ -195,28 +195,28 @@ class ExpertLibrary(LibraryOnTheHub):
 
     @property
     def sketch(self) -> Sketch | None:
-        """Of the base, from `experts.svf.fingerprint.sketch`; None where none is kept."""
+        """The base's sketch, from `experts.svf.fingerprint.sketch`; None if none is kept."""
         return read_sketch(self.folder)
 
     def z(self, name: str) -> dict[str, Tensor]:
-        """Matrix name → z [r], or [E, r] of a stack, of an expert, float32."""
+        """An expert's z, float32: matrix name → z [r], or [E, r] for a stack."""
         return read_z(self.path(name))
 
     def figures(self, name: str) -> ExpertFigures | LoraFigures:
-        """What its configuration says of an expert, and its z in figures; of a LoRA, its ranks."""
+        """An expert's description and figures of its z; for a LoRA, its ranks."""
         if self.is_lora(name):
             return LoraFigures.of(name, self.lora(name))
         return ExpertFigures.of(name, self.config(name), self.z(name))
 
     def plot(self, name: str, path: str | Path) -> None:
-        """Draws z − 1 of an expert into the PNG `path`; of a LoRA, which has no z, how much it adds to each matrix."""
+        """Draws an expert's z − 1 into the PNG `path`; for a LoRA, which has no z, how much it adds to each matrix."""
         if self.is_lora(name):
             plot_norms(name, self.lora(name), Path(path))
         else:
             plot_changes(name, self.z(name), Path(path))
 
     def card(self, name: str) -> str:
-        """An expert's model card, Markdown; of a LoRA without one, or with PEFT's template for one, what it is for."""
+        """The model card, in Markdown; for a LoRA that has none, or only PEFT's template, what it is for."""
         card, lora = self.path(name) / "README.md", self.is_lora(name)
         text = "" if lora and not card.is_file() else read_text(card)
         return f"# {name}\n\n{self.descriptions()[name]}\n" if lora and (not text or UNWRITTEN in text) else text
@@ -239,7 +239,7 @@ class ExpertLibrary(LibraryOnTheHub):
         return whole.expert
 
     def difference(self, mixture: Mixture) -> Difference:
-        """What a mixture for one prompt adds to the base: an expert's difference, and LoRAs' beside it.
+        """What a mixture for one prompt adds to the base: the difference of its experts, and of its LoRAs beside it.
 
         Raises:
             UserError: if the mixture names an expert that the library does not have.
@@ -278,10 +278,10 @@ class ExpertLibrary(LibraryOnTheHub):
         refuse_other_base(f"the library {self.folder}", self.fingerprint, self.sketch, base)
 
     def load(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
-        """`base` with all experts of the library under their names, frozen; just the base, if there are none.
+        """`base` with all experts of the library under their names, frozen; just the base if there are none.
 
-        A classification expert is among them, under the name "classifier". LoRAs are carried beside the experts, where
-        mixtures find them by their names, and PEFT does not.
+        A classification expert is among them, under the name "classifier". LoRAs are carried beside the experts:
+        mixtures can name them, and PEFT does not see them.
 
         Raises:
             UserError: if the library was made for another base, or an expert is damaged.
@@ -312,14 +312,14 @@ class ExpertLibrary(LibraryOnTheHub):
         """Copies the folder of an expert, or of a PEFT LoRA, into the library and returns its name there.
 
         Args:
-            classifier: whether it names domains instead of answering; it takes the place of an earlier one.
-            base: the model that it was trained on, where its folder does not say: TRL's trainers and loops of one's own
-                leave that out. A LoRA's folder has the base's name alone, which must be the library's.
-            description: what it is for, in one sentence, in the place of what its folder says.
+            classifier: whether it names domains instead of answering; it replaces an earlier one.
+            base: the model that it was trained on, if its folder does not say: TRL's trainers and hand-written loops
+                leave that out. A LoRA's folder only has the base's name, which must be the library's.
+            description: what it is for, in one sentence, in place of what its folder says.
 
         Raises:
-            UserError: if the name is taken or cannot be an expert's, or the adapter is damaged, of another base, or
-                neither an expert nor a LoRA and nothing else.
+            UserError: if the name is taken or cannot be an expert's, or the adapter is damaged, belongs to another
+                base, or is more than just an expert or a LoRA.
         """
         expert = Path(expert)
         name = CLASSIFIER if classifier else expert.resolve().name if name is None else name
@@ -351,7 +351,7 @@ class ExpertLibrary(LibraryOnTheHub):
         return name
 
     def _check_expert(self, expert: Path, base: PreTrainedModel | None) -> tuple[SVFConfig, Sketch | None]:
-        """The configuration and sketch that an expert has in this library; raises what `add` does."""
+        """The configuration and sketch that an expert has in this library; raises as `add` does."""
         config, base_sketch = read_config(expert), read_sketch(expert)
         read_z(expert)
         if config.base_fingerprint is None:
@@ -371,7 +371,7 @@ class ExpertLibrary(LibraryOnTheHub):
             )
 
     def _check_lora(self, folder: Path, base: PreTrainedModel | None) -> None:
-        """Raises what `add` does for a LoRA."""
+        """Raises as `add` does, for a LoRA."""
         what, lora = f"the LoRA in {folder}", read_lora(folder)
         if base is not None:
             self._refuse_of_other(what, fingerprint(base), sketch(base))
@@ -393,7 +393,7 @@ class ExpertLibrary(LibraryOnTheHub):
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Lets a block change `names` as they are now on disk, whoever else is changing them, and writes them."""
+        """Lets a block change `names` as they are on disk now, safe from others who change them, and writes them."""
         refuse_snapshot(self.folder)
         with self._lock():
             self.names = ExpertLibrary.open(self.folder).names

@@ -1,4 +1,4 @@
-"""What a dispatcher decides: for each prompt, how much of which expert."""
+"""The mixture, which a dispatcher decides: how much of each expert each prompt gets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from experts.outside.reading import read_json
 
 @dataclass(frozen=True)
 class Mixture:
-    """One weight per prompt and expert: z = 1 + Σ_k α_k (z_k − 1). What is left over of Σα = 1 belongs to the base.
+    """One weight per prompt and expert: z = 1 + Σ_k α_k (z_k − 1). Where Σα < 1, the rest belongs to the base.
 
     Args:
         names: K experts, each once.
-        weights: α [B, K], one row a prompt; a row of zeros is the base.
+        weights: α [B, K], one row per prompt; a row of zeros is the base.
         per_matrix: α [B, K] of the matrices that have weights of their own, by their names in the base; `weights` then
             holds the mean over all matrices.
-        confidence: how sure the dispatcher is of each row, [B], from 0 to 1; None where nobody was asked.
+        confidence: how sure the dispatcher is of each row, [B], from 0 to 1; None if no dispatcher was asked.
 
     Raises:
         UserError: if names repeat, or weights are not finite or not [B, K].
@@ -54,7 +54,7 @@ class Mixture:
         """The same weights for every prompt; `Mixture.of({})` is the base.
 
         Raises:
-            UserError: if a weight is no finite number.
+            UserError: if a weight is not a finite number.
         """
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, Real):
@@ -63,7 +63,7 @@ class Mixture:
 
     @classmethod
     def read(cls, path: Path) -> Mixture:
-        """The mixture for one prompt that `write` left in a file, `{"weights": {"sums": 0.7, "letters": 0.3}}`.
+        """Reads the mixture for one prompt from a file of `write`'s: `{"weights": {"sums": 0.7, "letters": 0.3}}`.
 
         Raises:
             UserError: if the file does not hold one.
@@ -82,7 +82,7 @@ class Mixture:
             raise UserError(f'{path} is not a mixture: it must hold {{"weights": {{"expert": number}}}}') from error
 
     def write(self, path: Path) -> None:
-        """Writes the mixture of the only prompt."""
+        """Writes the mixture, which must be for one prompt."""
         document: dict[str, object] = {"weights": dict(zip(self.names, self.weights[0].tolist(), strict=True))}
         if self.per_matrix:
             document["per_matrix"] = {
@@ -96,11 +96,11 @@ class Mixture:
         return len(self.weights)
 
     def __getitem__(self, row: int) -> dict[str, float]:
-        """The experts that have a part in one prompt's answer, and their weights."""
+        """The experts that have a part in one prompt's answer → their weights."""
         return {name: weight for name, weight in zip(self.names, self.weights[row].tolist(), strict=True) if weight}
 
     def __str__(self) -> str:
-        """One line a prompt: `sums 0.70, letters 0.30 (confidence 0.98)`."""
+        """One line per prompt: `sums 0.70, letters 0.30 (confidence 0.98)`."""
         lines = []
         for row in range(len(self)):
             experts = ", ".join(f"{name} {weight:.2f}" for name, weight in self[row].items()) or "base"
@@ -134,14 +134,14 @@ class Mixture:
         return cls(names, stacked(None), {matrix: stacked(matrix) for matrix in matrices})
 
     def expand(self, prompts: int) -> Mixture:
-        """A mixture for one prompt, for as many as there are."""
+        """Repeats a mixture for one prompt, for as many prompts."""
         return self.rows([0] * prompts)
 
     def z(self, of: Callable[[str], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Matrix → z [..., r] = 1 + Σ_k α_k (z_k − 1) of the mixture for the only prompt.
+        """Matrix → z [..., r] = 1 + Σ_k α_k (z_k − 1); the mixture must be for one prompt.
 
         Args:
-            of: an expert's name → its z of each matrix. Where it has none, or fewer values than another, they are 1.
+            of: an expert's name → its z of each matrix. Where it has no z, or fewer values than another, they are 1.
         """
         total: dict[str, Tensor] = {}  # Σ_k α_k (z_k − 1)
         for k, name in enumerate(self.names):
@@ -151,23 +151,23 @@ class Mixture:
         return {matrix: 1 + delta for matrix, delta in total.items()}
 
     def groups(self) -> list[int]:
-        """The number of each row's group, where rows of one group have the same weights everywhere."""
+        """The group number of each row; rows of one group have the same weights everywhere."""
         table = torch.cat([self.weights, *self.per_matrix.values()], dim=1)  # [B, K·(1 + matrices)]
         return torch.unique(table, dim=0, return_inverse=True)[1].tolist() if table.numel() else [0] * len(self)
 
     @property
     def parts(self) -> list[str]:
-        """The names of those who have a part in some row."""
+        """The names of the experts that have a part in some row."""
         everywhere = (self.weights, *self.per_matrix.values())
         return [name for k, name in enumerate(self.names) if any(weights[:, k].any() for weights in everywhere)]
 
     @property
     def is_base(self) -> bool:
-        """Whether no expert has a part in any row."""
+        """Whether every row is the base."""
         return not self.parts
 
 
 def sum_of(one: Tensor, other: Tensor) -> Tensor:
-    """Of two differences z − 1, [..., r] each, where one of a smaller rank has nothing."""
+    """The sum of two differences z − 1, [..., r] each; the one of smaller rank is padded with zeros."""
     r = max(one.shape[-1], other.shape[-1])
     return F.pad(one, (0, r - one.shape[-1])) + F.pad(other, (0, r - other.shape[-1]))

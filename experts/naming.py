@@ -1,4 +1,4 @@
-"""What an expert, or a LoRA, of a library may be called."""
+"""What an expert or a LoRA of a library may be called."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from experts.outside.errors import UserError
 from experts.svf.names import fault_in_adapter_name
 
 DISPATCHERS = ("none", "prompt", "classifier", "embedding", "t2l", "few-shot")
-"""What stands for a dispatcher where an expert's name could stand; `dispatch.table` says what each is."""
+"""Words that name a dispatcher where an expert's name could stand; `dispatch.table` says what each is."""
 AUTO = "auto"
-"""Where a model is named: what the dispatcher chooses."""
+"""Where a model is named, this means whatever the dispatcher chooses."""
 RESERVED = {
     **{name: f"--dispatch {name} means something else" for name in DISPATCHERS},
     **dict.fromkeys(("base", "other"), "it stands for the base"),
     AUTO: "it stands for what a dispatcher chooses",
 }
-"""What no expert can be called, and why."""
+"""The names that no expert can have, and why."""
 
-# An expert's name is an adapter's in PEFT, a folder's on any file system, and a word of the command line.
+# An expert's name names an adapter in PEFT and a folder on any file system, and is a word of the command line.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 WINDOWS_DEVICES = re.compile(r"CON|PRN|AUX|NUL|(COM|LPT)[0-9]", re.IGNORECASE)
 

@@ -20,7 +20,7 @@ from experts.domains.base import (
     text_of,
 )
 
-# What a recipe's `domain.kind` may say, and the file and class that it names. A class with a field `kind` stands here
+# The values of a recipe's `domain.kind` → the file and class that each names. A class with a field `kind` is listed
 # once for each of its data sets.
 HOMES = {
     "reasoning_gym": "reasoning_gym.ReasoningGym",

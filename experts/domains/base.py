@@ -20,12 +20,11 @@ Completion = str | Sequence[Message]
 class Domain(Protocol):
     """Prompts, a reward, and a one-sentence description.
 
-    A domain may have some things more, which the functions below read: `answers`, the strings that are all that a
-    completion may say, where they are a few; `check()`, which raises UserError where answers cannot be judged on this
-    machine; `own_reward`, the place of a reward function of the user's own, whose scores are any finite numbers, or
-    None for no opinion; `reinforced`, where training is about several rewards, a list of `Reward`; `is_judged`, False
-    where nothing says what is right, and only next-token prediction can be done; and `published_as`, the hub's id of
-    its data set.
+    A domain may have further attributes, which the functions below read: `answers`, all the strings that a completion
+    may be, if they are few; `check()`, which raises UserError if answers cannot be judged on this machine;
+    `own_reward`, the place of the user's own reward function, whose scores are any finite numbers, or None for no
+    opinion; `reinforced`, a list of `Reward`, if training uses several rewards; `is_judged`, False if nothing says what
+    is right, so that only next-token prediction is possible; and `published_as`, the hub's id of its data set.
     """
 
     @property
@@ -36,14 +35,14 @@ class Domain(Protocol):
         """One sentence that tells a dispatcher which prompts belong here."""
 
     def load(self, split: Split) -> Dataset:
-        """The rows of a split, the same ones every time: at least `id`, `prompt` (a chat) and `answer`.
+        """The rows of a split, the same every time, with at least `id`, `prompt` (a chat) and `answer`.
 
         Raises:
             UserError: if there are no such rows.
         """
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """A score in [0, 1] for each completion, 1 if it is right; whatever a model wrote, it never raises.
+        """A score in [0, 1] for each completion, 1 if it is right. It never raises, whatever a model wrote.
 
         Args:
             completions: What the model wrote, as text or as messages.
@@ -52,26 +51,26 @@ class Domain(Protocol):
 
 
 def answers_of(domain: Domain) -> Sequence[str]:
-    """All that a completion may say, where the domain's answers are a few; empty, where a model may write anything."""
+    """All the answers that a completion may give, if they are few; empty if a model may write anything."""
     return getattr(domain, "answers", ())
 
 
 def check_domain(domain: Domain) -> None:
-    """Finds out, before any work is done, whether answers can be judged here.
+    """Checks, before any work is done, whether answers can be judged here.
 
     Raises:
-        UserError: as the domain's own check does; one without has nothing to check.
+        UserError: as the domain's own check does; a domain without one has nothing to check.
     """
     getattr(domain, "check", lambda: None)()
 
 
 def own_reward(domain: Domain) -> str | None:
-    """The place of the reward function of the user's own that judges, None where the domain judges itself."""
+    """The place of the user's own reward function; None if the domain judges answers itself."""
     return getattr(domain, "own_reward", None)
 
 
 def is_judged(domain: Domain) -> bool:
-    """Whether anything says what an answer is worth."""
+    """Whether anything judges answers."""
     return getattr(domain, "is_judged", True)
 
 
@@ -80,45 +79,45 @@ class Reward:
     """One of the things that a completion earns while it is trained on."""
 
     name: str
-    """As TRL names it in logs."""
+    """Its name in TRL's logs."""
     who: str
-    """It is, for errors."""
+    """Its name in errors."""
     give: Callable[..., Any]
     """As `Domain.reward`."""
     ready: bool
-    """Whether it is a score in [0, 1], 1 for a right answer; else any finite number, or None for no opinion."""
+    """Whether it gives scores in [0, 1], 1 for a right answer; else any finite number, or None for no opinion."""
     weight: float = 1.0
     judges: bool = True
     """Whether it alone says what is right."""
 
     def scores(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """What completions earn, as plain numbers, NaN for no opinion; raises UserError, as `scores_of` does."""
+        """What completions earn, as plain numbers, NaN for no opinion; raises UserError as `scores_of` does."""
         return _checked(self, completions, columns)
 
 
 def reinforced(domain: Domain) -> list[Reward]:
-    """All that training reinforces: a domain's own reward, where it has not several."""
+    """All that training reinforces: a domain's several rewards, or else its one reward."""
     own = own_reward(domain)
     who = f"the reward function {own}" if own else f"the reward of {domain.name}"
     return getattr(domain, "reinforced", None) or [Reward("reward", who, domain.reward, ready=own is None)]
 
 
 def published_as(domain: Domain) -> str | None:
-    """The hub's id of the data set that a domain is made of, None where it is no published one."""
+    """The hub's id of the data set that a domain is made from; None if it is not a published one."""
     return getattr(domain, "published_as", None)
 
 
-ROUNDING = 1e-6  # by which a score that was computed may leave [0, 1]
+ROUNDING = 1e-6  # how far a computed score may lie outside [0, 1]
 
 
 def scores_of(domain: Domain, completions: Sequence[Completion], **columns: Any) -> list[float]:
-    """What a domain says that completions earn, as plain numbers: it may count with NumPy, PyTorch or booleans.
+    """A domain's scores of completions, as plain numbers; the domain may use NumPy, PyTorch or booleans.
 
-    A reward function of the user's own may give any finite number, and None or NaN where it has no opinion: NaN.
+    The user's own reward function may give any finite number, or None or NaN for no opinion, which becomes NaN.
 
     Raises:
-        UserError: naming the domain or the function, if it fails, or does not give each completion one number: of a
-            domain from 0 to 1.
+        UserError: naming the domain or the function, if it fails or does not give each completion one number, which
+            for a domain must be from 0 to 1.
     """
     own = own_reward(domain)
     who = f"the reward function {own}" if own else f"the reward of {domain.name}"
@@ -132,7 +131,7 @@ def _checked(reward: Reward, completions: Sequence[Completion], columns: Mapping
         given = list(given) if isinstance(given, Iterator) else given
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a function that ends the program is not finished either
+    except (Exception, SystemExit) as error:  # a function that ends the program has failed too
         said = " ".join(str(error).split())
         raise UserError(f"{who} failed with {type(error).__name__}: {said}") from error
     many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set)
@@ -159,20 +158,20 @@ def _own_score(who: str, given: Any) -> float:
 
 
 def _number(given: Any) -> float | None:
-    """None for what is no single number."""
+    """`given` as a float; None if it is not a single number."""
     if isinstance(given, str | bytes) or getattr(given, "ndim", None):
         return None
     try:
-        return float(getattr(given, "detach", lambda: given)())  # PyTorch warns of what has a gradient
+        return float(getattr(given, "detach", lambda: given)())  # PyTorch warns about tensors with a gradient
     except (TypeError, ValueError, ArithmeticError, RuntimeError):
         return None
 
 
 def load_rows(domain: Domain, split: Split) -> Dataset:
-    """The rows of a domain's split, looked at.
+    """The rows of a domain's split, after a check.
 
     Raises:
-        UserError: naming the domain, if it cannot load them, there are none, or a column is missing.
+        UserError: naming the domain, if it cannot load the rows, there are none, or a column is missing.
     """
     from datasets import Dataset
 
@@ -193,7 +192,7 @@ def load_rows(domain: Domain, split: Split) -> Dataset:
 
 
 def text_of(completion: Completion) -> str:
-    """The text of a completion: of its last message, where it is a list of messages.
+    """The text of a completion, or of its last message if it is a list of messages.
 
     >>> text_of([{"role": "assistant", "content": "7"}])
     '7'
@@ -205,7 +204,7 @@ def text_of(completion: Completion) -> str:
 
 
 def with_system(chat: Sequence[Message], system_prompt: str, where: str) -> list[Message]:
-    """The chat, and before it the system's message, if there is one; raises UserError for a chat that has its own."""
+    """The chat, after the system message if there is one; raises UserError for a chat that already has its own."""
     if not system_prompt:
         return list(chat)
     if chat[0]["role"] == "system":
@@ -214,5 +213,5 @@ def with_system(chat: Sequence[Message], system_prompt: str, where: str) -> list
 
 
 def with_instruction(question: str, instruction: str) -> str:
-    """The question, and after a blank line the instruction, if there is one."""
+    """The question, followed by a blank line and the instruction if there is one."""
     return f"{question}\n\n{instruction}" if instruction else question

@@ -1,4 +1,4 @@
-"""Writing Python functions that pass their tests: MBPP, HumanEval, MBPP-Pro."""
+"""Domains of writing Python functions that pass their tests: MBPP, HumanEval, MBPP-Pro."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CodeKind = Literal["mbpp", "humaneval", "mbpp_pro"]
 BLOCK = re.compile(r"(?m:^([ \t]*))?(```|~~~)[ \t]*([^\s`~]*)[^\n`]*\n(.*?)(?:\2|\Z)", re.DOTALL)
-# What marks where a program begins and ends, in place of a block: [BEGIN], <answer>, <|im_end|>.
+# Marks of where a program begins and ends, in place of a block: [BEGIN], <answer>, <|im_end|>.
 MARK = re.compile(rf"(?m)^\s*(?:{TAG.pattern}|\[/?[A-Z]+\])\s*$|(?:(?:{TAG.pattern})\s*)+\Z")
 PYTHON = re.compile(r"\W*(?:python3?|py)?\W*", re.IGNORECASE)
 
@@ -33,7 +33,7 @@ class _Published:
     source: Source
     description: str
     read: Callable[[Fields], dict[str, str]]
-    """To the columns `question`, `answer` (a right program), `header` and `tests`: what is run before and after it."""
+    """Gives the columns `question`, `answer` (a right program), and `header` and `tests`, run before and after it."""
 
 
 def _mbpp(fields: Fields) -> dict[str, str]:
@@ -42,7 +42,7 @@ def _mbpp(fields: Fields) -> dict[str, str]:
         "question": f"{fields['text']}\n\nYour code should pass these tests:\n\n{fence(tests)}",
         "answer": fields["code"].replace("\r\n", "\n"),
         "header": "",
-        # After the answer: some of it makes objects of the answer's classes.
+        # It runs after the answer, because some of it makes objects of the answer's classes.
         "tests": f"{fields['test_setup_code']}\n{tests}".strip(),
     }
 
@@ -51,7 +51,7 @@ def _human_eval(fields: Fields) -> dict[str, str]:
     return {
         "question": f"Complete this Python function:\n\n{fence(fields['prompt'])}",
         "answer": fields["prompt"] + fields["canonical_solution"],
-        # So an answer that goes on where the question ends is as good as one that repeats it.
+        # So an answer that continues where the question ends is as good as one that repeats it.
         "header": fields["prompt"],
         "tests": f"{fields['test']}\ncheck({fields['entry_point']})",
     }
@@ -94,25 +94,25 @@ DATASETS: dict[str, _Published] = {
 class Code:
     """Programming problems; an answer is right when its code runs through the problem's tests.
 
-    Answers are run in `experts.domains.sandbox`, which has to be allowed to (`SELFADAPT_RUN_CODE=1`).
+    Answers are run in `experts.domains.sandbox`, which must be allowed (`SELFADAPT_RUN_CODE=1`).
 
-    MBPP has official splits; where the data at hand have no test split, test is a tenth of train
-    (`experts.domains.published`). HumanEval and MBPP-Pro are for evaluation: they have only test. MBPP-Pro is made of
-    problems from all splits of MBPP, so the score of an expert that was trained on MBPP is too good there.
+    MBPP has official splits; if the data at hand have no test split, test is a tenth of train
+    (`experts.domains.published`). HumanEval and MBPP-Pro are for evaluation: they only have test. MBPP-Pro is made from
+    problems of all splits of MBPP, so an expert that was trained on MBPP scores too well there.
     """
 
     kind: CodeKind
     """Which data set."""
     name: str = ""
-    """The kind, unless it is given."""
+    """By default the kind."""
     description: str = ""
-    """The data set's own, unless it is given."""
+    """By default the data set's own."""
     path: str | None = None
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str = "Answer with one block of Python code."
     """Follows the problem after a blank line."""
     shots: int = added(0, repr=False)
-    """Solved examples of train that precede every prompt, as turns of the chat."""
+    """The number of solved examples from train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:
         if self.kind not in DATASETS:
@@ -147,7 +147,7 @@ class Code:
             return list(pool.map(_passes, programs, columns["tests"]))
 
     def check(self) -> None:
-        """Raises UserError, where no program can be run here."""
+        """Raises UserError if no program can be run here."""
         run_python("")
 
     def _row(self, fields: Fields) -> dict[str, Any]:
@@ -157,14 +157,14 @@ class Code:
 
 
 def _passes(program: str, tests: str) -> float:
-    # Said at the very end, so that a program that stops before its tests do does not pass.
+    # Printed at the very end, so that a program that stops before its tests end does not pass.
     word = secrets.token_hex(8)
-    # After an empty line: a program that ends in a backslash goes on in the next one.
+    # After an empty line: a program that ends in a backslash continues on the next one.
     run = run_python(f"{program}\n\n{EQUAL}\n{_strict(tests)}\n__import__('os').write(1, b'{word}')\n")
     return float(run.exit_code == 0 and word in run.output)
 
 
-# A value that says it is equal to anything, such as unittest.mock.ANY, is equal to nothing.
+# A value that claims to equal anything, such as unittest.mock.ANY, is equal to nothing.
 EQUAL = """
 def _is_equal(left, right):
     def to_anything(value):
@@ -178,7 +178,7 @@ def _is_equal(left, right):
 
 
 class _StrictEqual(ast.NodeTransformer):
-    """`a == b` as `_is_equal(a, b)`."""
+    """Replaces `a == b` with `_is_equal(a, b)`."""
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         self.generic_visit(node)
@@ -191,13 +191,13 @@ def _strict(tests: str) -> str:
     try:
         return ast.unparse(_StrictEqual().visit(ast.parse(tests)))
     except (SyntaxError, ValueError, RecursionError):
-        return tests  # which do not run
+        return tests  # they will not run
 
 
 def code_of(text: str) -> str:
-    r"""The first block of Python that defines something, else the first one; the whole text, where there is none.
+    r"""The first block of Python that defines something, else the first block, else the whole text.
 
-    Where the block is indented, as an item of a list is, it is read without.
+    A block that is indented, as in an item of a list, is read without its indentation.
 
     >>> code_of("Here:\n```python\ndef f(): ...\n```\nUse it:\n```python\nf()\n```")
     'def f(): ...\n'

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOURCE = Source("gsm8k", "openai/gsm8k", "question", configs=("main",))
 MARK = "####"
-# What the authors' calculator was asked, in the middle of a sentence: <<48/2=24>>.
+# Calls to the authors' calculator, in the middle of a sentence: <<48/2=24>>.
 CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
@@ -27,11 +27,11 @@ CALCULATION = re.compile(r"<<[^<>]*>>")
 class Gsm8k:
     """Word problems with a worked solution and a whole number as the answer.
 
-    The number after the last `####` counts, the first one where the line opens with it; the last one of the whole text,
-    where there is no such mark.
+    The number after the last `####` counts: the first one if the line opens with it. Without this mark, the last number
+    of the whole text counts.
 
-    Validation is a tenth of the train rows, for there is no official one; so is test, where the data at hand have
-    no test split (`experts.domains.published`).
+    Validation is a tenth of the train rows, because there is no official one; so is test if the data at hand have no
+    test split (`experts.domains.published`).
     """
 
     name: str = "gsm8k"
@@ -41,7 +41,7 @@ class Gsm8k:
     instruction: str = 'Reason step by step. Give the final answer as a number on the last line, after "####".'
     """Follows the question after a blank line."""
     shots: int = added(0, repr=False)
-    """Solved examples of train that precede every prompt, as turns of the chat."""
+    """The number of solved examples from train that precede every prompt, as turns of the chat."""
 
     published_as: ClassVar = SOURCE.hub
 
@@ -57,7 +57,7 @@ class Gsm8k:
         return load_published(SOURCE, self.path, split, self._row, self.shots)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """Whether each completion's final number is the column `answer`'s."""
+        """Whether each completion's final number is the one in the column `answer`."""
         return [
             last_number(final_line(text_of(completion), MARK), answer)
             for completion, answer in zip(completions, columns["answer"], strict=True)

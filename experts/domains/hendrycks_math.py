@@ -26,8 +26,8 @@ SOURCE = Source("math", "EleutherAI/hendrycks_math", "problem", configs=SUBJECTS
 class HendrycksMath:
     r"""Competition problems whose answer is an expression, in the solution's last `\boxed{}`.
 
-    Validation is a tenth of the train rows, for there is no official one; so is test, where the data at hand have
-    no test split (`experts.domains.published`).
+    Validation is a tenth of the train rows, because there is no official one; so is test if the data at hand have no
+    test split (`experts.domains.published`).
     """
 
     name: str = "math"
@@ -37,7 +37,7 @@ class HendrycksMath:
     instruction: str = r"Reason step by step, and put the final answer within \boxed{}."
     """Follows the problem after a blank line."""
     shots: int = added(0, repr=False)
-    """Solved examples of train that precede every prompt, as turns of the chat."""
+    """The number of solved examples from train that precede every prompt, as turns of the chat."""
 
     published_as: ClassVar = SOURCE.hub
 
@@ -68,7 +68,7 @@ class HendrycksMath:
 
 
 def last_boxed(solution: str) -> str:
-    r"""What stands in the last `\boxed{…}`, whose braces may be nested; also in the short form `\boxed 5`.
+    r"""The content of the last `\boxed{…}`, whose braces may be nested, or of the short form `\boxed 5`.
 
     Raises:
         ValueError: if there is none.

@@ -1,4 +1,4 @@
-"""Any data set of the hub, or a local file or folder, as a domain: the recipe names its columns."""
+"""Any data set on the hub, or a local file or folder, as a domain whose columns the recipe names."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DATASET_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-# As datasets and pandas say it of a file with nothing in it, or nothing but a header.
+# What datasets and pandas say about a file that is empty or has only a header.
 NO_ROWS = ("corresponds to no data", "No columns to parse")
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 ZIPPED = (".gz", ".bz2", ".xz", ".zst")
-# Columns that mean something here or to TRL, which are what the recipe says or are not there.
+# Columns that mean something here or to TRL: they hold what the recipe says, or are left out.
 TAKEN = {
     *("id", "prompt", "answer", "choices", "solution", "completion", "image", "images"),
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
@@ -34,11 +34,11 @@ TAKEN = {
 
 @dataclass(frozen=True)
 class Hub(Judged):
-    """Rows of any data set that `datasets.load_dataset` reads: of the hub, or CSV, Parquet, JSON and JSON Lines.
+    """Rows of any data set that `datasets.load_dataset` reads: from the hub, or CSV, Parquet, JSON and JSON Lines.
 
-    A split is the data set's own where it has it. Validation and test are a tenth of its train rows each where it does
-    not, chosen by a hash of the prompt (`experts.domains.published`). A prompt that stands in several splits stays in
-    the first of test, validation, train.
+    A split is the data set's own if it has one. If not, validation and test are each a tenth of its train rows, chosen
+    by a hash of the prompt (`experts.domains.published`). A prompt that occurs in several splits stays in the first of
+    test, validation, train.
     """
 
     name: str
@@ -48,20 +48,20 @@ class Hub(Judged):
     judged_by: str | None = None
     """As in `experts.domains.jsonl.Jsonl`."""
     config: str | None = None
-    """The hub's configuration of the data set, what `load_dataset` calls its name."""
+    """The hub's configuration of the data set, which `load_dataset` calls its name."""
     revision: str | None = None
-    """A branch, tag or commit of the hub's."""
+    """A branch, tag or commit on the hub."""
     prompt_column: str = "prompt"
     """Texts, or lists of messages."""
     answer_column: str | None = "answer"
-    """Texts or numbers. None, where a reward function or model needs no answers, or where prompts are chats that end
-    with the answer."""
+    """Texts or numbers. None if a reward function or model needs no answers, or if prompts are chats that end with the
+    answer."""
     solution_column: str | None = None
     """Texts that next-token prediction learns instead of the answers."""
     choices_column: str | None = None
     """Lists of texts, for the reward `choice`."""
     train_split: str | None = None
-    """What the data set calls it; as are the other two, by default train, validation and test where they are there."""
+    """The data set's name for this split, like the other two; by default train, validation and test if they exist."""
     validation_split: str | None = None
     test_split: str | None = None
     system_prompt: str = ""
@@ -70,8 +70,8 @@ class Hub(Judged):
     """Follows the prompt's last message after a blank line."""
 
     image_column: str | None = added(None)
-    """Pictures that the prompts are about, for a base that sees; in a file, their paths from the file's folder. Rows
-    are then dealt out by their numbers."""
+    """Pictures that the prompts are about, for a vision-language base; in a file, paths relative to the file's folder.
+    Rows are then dealt out by their numbers."""
     rewards: list[str] = added(default_factory=list)
     """As in `experts.domains.jsonl.Jsonl`, and the next one too."""
     reward_weights: list[float] | None = added(None)
@@ -92,7 +92,7 @@ class Hub(Judged):
         """Rows with `id`, `prompt`, `answer`, `choices` and perhaps `solution`, and the data set's other columns.
 
         Raises:
-            UserError: if the data set cannot be read, a column or a split is not there, a cell is empty or of another
+            UserError: if the data set cannot be read, a column or a split is missing, a cell is empty or of the wrong
                 kind, or there are too few rows for the split.
         """
         data = self._read()
@@ -108,7 +108,7 @@ class Hub(Judged):
         return _with_columns(kept, [{"id": row.id, **self._row(row)} for row in dealt], pictures)
 
     def _read(self) -> dict[str, Any]:
-        """The splits of the data set by its own names."""
+        """The data set's splits, by its own names."""
         from datasets import Dataset, load_dataset
 
         place = self._place()
@@ -136,7 +136,7 @@ class Hub(Judged):
         return data
 
     def _place(self) -> Path | None:
-        """The file or folder that `path` names; None, where it is the hub's id."""
+        """The file or folder that `path` names; None if it is an id on the hub."""
         try:
             place = find_path(self.path)
         except UserError:
@@ -148,7 +148,7 @@ class Hub(Judged):
         return place
 
     def _csv_options(self, files: Any) -> dict[str, Any]:
-        """Texts stay as they are written: 007 is not 7, and NA is no empty cell."""
+        """Options that keep texts as they are written: 007 is not 7, and NA is not an empty cell."""
         kinds = {_suffix(file) for file in files}
         if not kinds & {".csv", ".tsv"}:
             return {}
@@ -157,7 +157,7 @@ class Hub(Judged):
         return {"converters": dict.fromkeys(filter(None, columns), str), **separator}
 
     def _official(self, names: list[str]) -> dict[Split, str]:
-        """Which of the data set's splits are ours."""
+        """Our splits → the data set's names for them."""
         asked = dict(zip(get_args(Split), (self.train_split, self.validation_split, self.test_split), strict=True))
         for name in filter(None, asked.values()):
             if name not in names:
@@ -181,7 +181,7 @@ class Hub(Judged):
             fields = {"index": index} | {column: values[index] for column, values in columns.items()}
             chat = self._chat(fields[self.prompt_column], where)
             question = " ".join(" ".join(words(message["content"]) for message in chat).casefold().split())
-            if self.image_column:  # many are asked the same of other pictures
+            if self.image_column:  # many prompts ask the same about different pictures
                 question = f"{question} {name}:{index}"
             yield Row(f"{name}:{index}", where, fields | {"chat": chat}, question, question)
 
@@ -233,7 +233,7 @@ class Hub(Judged):
         return str(given)
 
     def _pictures(self, rows: Any) -> Any:
-        """The column of pictures alone, called `image`."""
+        """Only the column of pictures, called `image`."""
         from datasets import Dataset, Image
 
         pictures = rows.select_columns([self.image_column])
@@ -268,12 +268,12 @@ def _no_column(path: str, column: str, known: list[str]) -> UserError:
 
 
 def _suffix(file: Path) -> str:
-    """Of a file's name, without that of its compression."""
+    """The suffix of a file's name, without that of its compression."""
     return Path(file.stem).suffix.lower() if file.suffix in ZIPPED else file.suffix.lower()
 
 
 def _with_columns(kept: Dataset, rows: list[dict[str, Any]], pictures: Dataset | None) -> Dataset:
-    """The rows' columns before those that are kept, with the pictures between them."""
+    """A data set of the rows' columns, then the pictures, then the columns that are kept."""
     from datasets import Dataset, Features, List, Value, concatenate_datasets
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -285,7 +285,7 @@ def _with_columns(kept: Dataset, rows: list[dict[str, Any]], pictures: Dataset |
     if len(parts) == 1:
         return made
     shown = not are_progress_bars_disabled()
-    disable_progress_bars()  # of what takes no time
+    disable_progress_bars()  # for work that takes no time
     try:
         return concatenate_datasets(parts, axis=1)
     finally:

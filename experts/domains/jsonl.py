@@ -29,8 +29,8 @@ class Jsonl(Judged):
     strings) and `id` (else the file's name and the line's number).
 
     A split with a file of its own is that file. The lines of `path` are dealt out to the other splits by a hash of the
-    prompt: 80 % train, 10 % validation, 10 % test, where a share that is not needed goes to train. So equal prompts
-    share a split, and new lines move no old ones.
+    prompt: 80 % train, 10 % validation, 10 % test; a share that is not needed goes to train. So equal prompts share a
+    split, and new lines do not move old ones.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Jsonl(Judged):
     system_prompt: str = added("")
     """Goes before the prompt's messages as the system's."""
     rewards: list[str] = added(default_factory=list)
-    """What training reinforces beside `judged_by`, or in its place: judges of the same kinds."""
+    """Judges, of the same kinds, that training reinforces beside `judged_by` or instead of it."""
     reward_weights: list[float] | None = added(None)
-    """Of `judged_by` and the rewards, in this order; 1 each, where they are not given."""
+    """The weights of `judged_by` and the rewards, in this order; by default 1 each."""
 
     __repr__ = told
 
@@ -57,7 +57,7 @@ class Jsonl(Judged):
         self._check_judges()
 
     def load(self, split: Split) -> Dataset:
-        """Rows with `id`, `prompt`, `answer` and `choices` (empty where there are none).
+        """Rows with `id`, `prompt`, `answer` and `choices` (empty if there are none).
 
         Raises:
             UserError: for a missing or empty file, a malformed line, or too few rows for the splits.
@@ -71,7 +71,7 @@ class Jsonl(Judged):
         return Dataset.from_list(rows, features=features)
 
     def rows(self, path: str | None = None) -> list[dict[str, Any]]:
-        """All rows of `path`, or of the domain's own, in order; raises what `load` raises for a file."""
+        """All rows of `path`, by default the domain's own, in order; raises as `load` does for a file."""
         return self._instructed(self._rows(path or self.path))
 
     def _instructed(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ class Jsonl(Judged):
         return rows
 
     def _deal(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of `path`, each to its split."""
+        """Deals the rows of `path` out to the splits."""
         shares = ["train"] * 8
         shares.append("train" if self.validation_path else "validation")
         shares.append("train" if self.test_path else "test")

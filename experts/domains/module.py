@@ -1,4 +1,4 @@
-"""A domain from a file or a module of the user's own."""
+"""A domain from the user's own file or module."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PARTS = ("name", "description", "load", "reward")
 
 @dataclass(frozen=True)
 class Module:
-    """What a class or function of the user's own makes: an object with all that `experts.domains.base.Domain` has."""
+    """A domain that the user's own class or function makes: an object with all of `experts.domains.base.Domain`."""
 
     path: str
     """`my_domain.py:MyDomain` or `package.module:MyDomain`; the file is relative to the current folder or else to
     `$SELFADAPT_DATA`."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What it is called with, by name; in a recipe, whatever other fields the block has."""
+    """The keyword arguments it is called with; in a recipe, all other fields of the block."""
 
     further: ClassVar = "options"
 
@@ -46,13 +46,13 @@ class Module:
         """The user's domain.
 
         Raises:
-            UserError: as `find_object` does, or if it fails, or lacks a part of a domain.
+            UserError: as `find_object` does, or if the call fails or its result lacks a part of a domain.
         """
         try:
             made = find_object(self.path, "domain")(**self.options)
         except UserError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except Exception as error:  # the user's code may raise anything
             said = " ".join(str(error).split())
             raise UserError(f"the domain {self.path} failed with {type(error).__name__}: {said}") from error
         for part in PARTS:
@@ -61,7 +61,7 @@ class Module:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process runs the user's file by itself.
+        # Another process runs the user's file anew.
         return {"path": self.path, "options": self.options}
 
     @property
@@ -89,12 +89,12 @@ class Module:
         return reinforced(self.domain)
 
     def check(self) -> None:
-        """Raises UserError, as `domain`, its own check, and `try_reward` on rows to train on do."""
+        """Raises UserError as `domain`, the domain's own check, and `try_reward` on the training rows do."""
         check_domain(self.domain)
         try:
             rows = load_rows(self.domain, "train")
         except (UserError, OSError):
-            return  # a training says so; a domain that is evaluated on needs none
+            return  # training reports it; a domain for evaluation needs no training rows
         for reward in reinforced(self.domain) if is_judged(self.domain) else ():
             try_reward(rows, reward)
 

@@ -28,7 +28,7 @@ class _Published:
     description: str
     read: Callable[[Fields], Question]
     lettered: bool = True
-    """Otherwise the choices are words that answer the question, and are not listed."""
+    """Whether choices are listed by letter; otherwise they are words that answer the question, and are not listed."""
 
 
 def _science(fields: Fields) -> Question:
@@ -53,7 +53,7 @@ def _endings(fields: Fields) -> Question:
 
 
 def _plain(text: str) -> str:
-    """Without the marks of WikiHow's headings, "[title]" and the like, as lm-eval shows it."""
+    """The text without the marks of WikiHow's headings, "[title]" and the like, as lm-eval shows it."""
     return re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).replace("  ", " ").strip()
 
 
@@ -115,23 +115,23 @@ DATASETS: dict[str, _Published] = {
 class MultipleChoice:
     """Questions whose answer is one of a few given choices, named by its letter or its words.
 
-    ARC and OpenBookQA have official splits. The published tests of the others are their validation splits, so
-    validation is a tenth of their train rows. Where the data at hand have no test split, test is another tenth of
-    train (`experts.domains.published`).
+    ARC and OpenBookQA have official splits. The others' tests are the published validation splits, so their validation
+    is a tenth of the train rows. If the data at hand have no test split, test is another tenth of train
+    (`experts.domains.published`).
     """
 
     kind: ChoiceKind
     """Which data set."""
     name: str = ""
-    """The kind, unless it is given."""
+    """By default the kind."""
     description: str = ""
-    """The data set's own, unless it is given."""
+    """By default the data set's own."""
     path: str | None = None
     """A local file or folder with the published fields, instead of `$SELFADAPT_DATA` or the hub."""
     instruction: str | None = None
     """Follows the question after a blank line; None for the data set's own."""
     shots: int = added(0, repr=False)
-    """Solved examples of train that precede every prompt, as turns of the chat."""
+    """The number of solved examples from train that precede every prompt, as turns of the chat."""
 
     def __post_init__(self) -> None:
         if self.kind not in DATASETS:
@@ -173,7 +173,7 @@ class MultipleChoice:
             listed = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)]
             question = "\n".join([question, "", *listed])
             answer = ascii_uppercase[right]
-        elif own.lettered:  # the choices are letters themselves: "B" must not mean two things
+        elif own.lettered:  # the choices are themselves letters: "B" must not mean two things
             question = "\n".join([question, "", *choices])
         return {
             "prompt": [{"role": "user", "content": with_instruction(question, self.instruction or "")}],

@@ -1,13 +1,12 @@
 """Published data sets: where their rows come from, and how splits are kept apart.
 
-All splits of a domain come from one place, the first of these that is there: the domain's own `path`, the folder of
-the data set under `$SELFADAPT_DATA`, the hub. So what a split holds does not depend on whether the hub is reachable
-today.
+All splits of a domain come from one place, the first of these that exists: the domain's own `path`, the data set's
+folder under `$SELFADAPT_DATA`, the hub. So what a split holds does not depend on whether the hub is reachable today.
 
-Where the place has an official split, it is that split. Where it has none, validation and test are a tenth of the
-train rows each, chosen by a hash of the question, and train is the rest. The tenth for test is not trained on even
-where there is an official test: another copy of the data may have no other. A question that stands in several splits,
-whatever its case, spacing and punctuation, stays in the first of test, validation, train.
+If the place has an official split, it is used. If not, validation and test are each a tenth of the train rows, chosen
+by a hash of the question, and train is the rest. The tenth for test is not trained on even if there is an official
+test, because another copy of the data may have no other test. A question that occurs in several splits, whatever its
+case, spacing and punctuation, stays in the first of test, validation, train.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ OVERLAPS = Path("_overlaps", "train_rows_to_drop.jsonl")
 
 @dataclass(frozen=True)
 class Source:
-    """Where one data set is published, and which of its splits are ours: None where it has none with answers."""
+    """Where one data set is published, and which of its splits are ours: None if it has none with answers."""
 
     folder: str
-    """Under `$SELFADAPT_DATA`, with one `<official split>.jsonl` or `.jsonl.gz` a split."""
+    """Under `$SELFADAPT_DATA`, with one `<official split>.jsonl` or `.jsonl.gz` per split."""
     hub: str
     question: str
-    """The field that tells one question from another."""
+    """The field that identifies a question."""
     configs: tuple[str | None, ...] = (None,)
-    """The hub's configurations, one after the other."""
+    """The hub's configurations, read one after the other."""
     train: str | None = "train"
     validation: str | None = None
     test: str | None = "test"
@@ -60,26 +59,26 @@ class Row:
     where: str
     fields: Fields
     question: str
-    """In small letters, with single spaces: what rows are dealt out by."""
+    """In lower case, with single spaces: rows are dealt out by it."""
     asks: str
-    """The same in rows that may not stand in different splits."""
+    """The same for rows that must not be in different splits."""
 
 
 def load_published(
     source: Source, path: str | None, split: Split, read: Callable[[Fields], dict[str, Any]], shots: int = 0
 ) -> Dataset:
-    """The rows of a split as `read` makes them of the published fields, with an `id`: official split and row number.
+    """The rows of a split, as `read` makes them from the published fields, with an `id`: official split and row number.
 
     Args:
-        path: A folder with files named like the official splits, or one file: a split by its name, or else rows that
-            are dealt out to all splits.
-        read: May raise KeyError for a field that is missing, and TypeError, ValueError … for what it cannot read.
-        shots: So many solved examples, the first rows of train, precede every prompt as turns of the chat; train is
-            what follows them.
+        path: A folder with files named like the official splits, or one file: the split of its name if it has one, else
+            rows that are dealt out to all splits.
+        read: May raise KeyError for a missing field, and TypeError, ValueError … for what it cannot read.
+        shots: The number of solved examples, the first rows of train, that precede every prompt as turns of the chat;
+            train is the rows after them.
 
     Raises:
-        UserError: if the data are nowhere to be found, a row cannot be read, or there are no rows for the split, or
-            too few for the examples.
+        UserError: if the data cannot be found, a row cannot be read, or there are no rows for the split or too few for
+            the examples.
     """
     from datasets import Dataset
 
@@ -102,7 +101,7 @@ def load_published(
 
 
 def as_turns(examples: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows as a chat in which every prompt is answered: by its `solution`, or where it has none by its `answer`."""
+    """Rows as a chat in which every prompt is answered with its `solution`, or its `answer` if it has none."""
     return [
         turn
         for row in examples
@@ -120,7 +119,7 @@ def _read(read: Callable[[Fields], dict[str, Any]], row: Row) -> dict[str, Any]:
 
 
 def too_few(where: str, official: Mapping[Split, list[Row]], split: Split) -> UserError:
-    """What to raise where no rows are left for a split."""
+    """The error to raise if no rows are left for a split."""
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in official.items())
     if official.get("train") and (split == "train" or split not in official):
         return UserError(f"{where}: too few rows ({counts}) for a {split} split: {ENOUGH}")
@@ -128,11 +127,11 @@ def too_few(where: str, official: Mapping[Split, list[Row]], split: Split) -> Us
 
 
 def rows_of_split(official: Mapping[Split, list[Row]], split: Split, *, other_copies: bool = True) -> list[Row]:
-    """The rows of a split, dealt out of train where it is not there; what is asked in an earlier one is not in it.
+    """The rows of a split, dealt from train if it does not exist, without questions that occur in an earlier split.
 
     Args:
-        other_copies: whether there are copies of the data without a test, whose test is a tenth of train: that tenth
-            is not trained on here either.
+        other_copies: whether there are copies of the data without a test, whose test is a tenth of train; that tenth is
+            then not trained on here either.
     """
     asked: set[str] = set()
     dealt = _deal(official, other_copies)
@@ -145,7 +144,7 @@ def rows_of_split(official: Mapping[Split, list[Row]], split: Split, *, other_co
 
 
 def _deal(rows: Mapping[Split, list[Row]], other_copies: bool) -> dict[Split, list[Row]]:
-    """The rows of three splits, where train gives a tenth to each of the others that is not there."""
+    """The rows of the three splits; train gives a tenth to each of the others that does not exist."""
     shares: list[Split] = ["train"] * 8
     shares.append("train" if "validation" in rows else "validation")
     shares.append("train" if "test" in rows and not other_copies else "test")
@@ -166,7 +165,7 @@ def _find(source: Source, path: str | None) -> dict[Split, list[Row]]:
     if path is not None:
         place = find_path(path)
         if place.is_file():
-            # A file that is named like an official split is that split.
+            # A file named like an official split is that split.
             stem = place.name.partition(".")[0]
             own: Split = next((split for split, name in official.items() if name == stem), "train")
             return {own if source.train else "test": _local(source, place, "row")}
@@ -189,13 +188,13 @@ def _find(source: Source, path: str | None) -> dict[Split, list[Row]]:
 
 
 def _file(folder: Path, split: str) -> Path | None:
-    """A split may be named for its size too, as WinoGrande's are: `train_xl`."""
+    """The file of a split, which may also be named for its size, as WinoGrande's are: `train_xl`."""
     names = [f"{split}{suffix}" for suffix in SUFFIXES] + [f"{split}_*{suffix}" for suffix in SUFFIXES]
     return next((file for name in names for file in sorted(folder.glob(name)) if file.is_file()), None)
 
 
 def _rows_to_drop(source: Source, place: Path) -> set[tuple[str, int]]:
-    """The rows that share their question with a test, by official split and number, as the data folder lists them."""
+    """The rows whose question is also in a test, by official split and number, as the data folder lists them."""
     folder = data_folder()
     if folder is None or place != folder / source.folder or not (folder / OVERLAPS).is_file():
         return set()

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Scalar = bool | int | float | str
 Place = Literal["text", "last_number", "last_word"]
 
-# The judges read the end of a text only, where an answer stands.
+# The judges only read the end of a text, where the answer is.
 LONGEST = 4000
 # How many questions a generator may make, at least, until a split is full.
 ATTEMPTS = 10_000
@@ -39,9 +39,9 @@ ATTEMPTS = 10_000
 class ReasoningGym:
     """Problems of one reasoning-gym generator.
 
-    Each split has a seed of its own, made of its name and `seed`. A question that occurred before is dropped, where
-    test comes first, then validation, then train; so the test set depends on nothing but its size. The number in a
-    row's id counts the generator's problems, dropped ones included.
+    Each split has its own seed, made from its name and `seed`. Test is generated first, then validation, then train,
+    and a question that occurred before is dropped; so the test set depends only on its size. The number in a row's id
+    counts the generator's problems, dropped ones included.
 
     The few generators whose problems depend on Python's hash seed (`PYTHONHASHSEED`) or on chance differ from run to
     run, as they do in reasoning-gym: codeio, isomorphic_strings, list_functions, polynomial_multiplication,
@@ -57,7 +57,7 @@ class ReasoningGym:
     instruction: str = ""
     """Follows the question after a blank line."""
     answer_in: Place = "text"
-    """What the generator gets to judge: the whole text, or the last number or word in it."""
+    """What the generator judges: the whole text, or the last number or word in it."""
     partial_credit: bool = False
     """Whether the generator's scores between 0 and 1 are kept; otherwise they are 0."""
     train_size: int = 10_000
@@ -75,7 +75,7 @@ class ReasoningGym:
     def load(self, split: Split) -> Dataset:
         """Rows with `id`, `prompt`, `answer` and `entry`, the generator's problem as JSON.
 
-        Fewer rows than asked for, with a logged warning, where the generator runs out of new questions.
+        If the generator runs out of new questions, there are fewer rows than asked for, and a warning is logged.
 
         Raises:
             UserError: for an unknown generator or parameter, if no new question is left for the split, or if
@@ -85,7 +85,7 @@ class ReasoningGym:
 
         earlier: tuple[Split, ...] = ("test", "validation", "train")
         asked: set[str] = set()
-        # Some generators print, and standard output belongs to the user's own results.
+        # Some generators print, and standard output is for the user's own results.
         with redirect_stdout(sys.stderr):
             for before in earlier[: earlier.index(split)]:
                 for _ in self._problems(before, asked):
@@ -119,7 +119,7 @@ class ReasoningGym:
         }
 
     def _problems(self, split: Split, asked: set[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The split's problems whose question was not asked before, numbered; adds their questions to `asked`."""
+        """Yields the split's problems that are not in `asked`, numbered; adds their questions to it."""
         # Generators seed problem i with seed + i, so neighbouring seeds would share nearly all problems.
         seed = Random(f"{split} {self.seed}").getrandbits(31)
         generator = self._generator(seed=seed, size=max(ATTEMPTS, 2 * self._size(split)))
@@ -159,7 +159,7 @@ class ReasoningGym:
             given = find_number(given, fractions="/" in find_number(answer, fractions=True))
         elif self.answer_in == "last_word":
             given = find_word(given)
-        # NaN is at no distance from any number, where a judge forgot to ask (complex_arithmetic).
+        # A judge that forgets to check for NaN finds it at no distance from any number (complex_arithmetic).
         if NAN.search(given) or (self.dataset in EVALUATING and not _is_data(given)):
             return 0.0
         score = judge("reasoning_gym", [self.dataset, json.dumps(self.parameters)], [given, entry])

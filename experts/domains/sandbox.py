@@ -1,24 +1,24 @@
-"""Running programs that a model wrote, where they can do little harm.
+"""Runs programs that a model wrote, where they can do little harm.
 
-A program is Python. It runs in a process of its own with limits on CPU time, memory, file size, open files and
-processes, with an empty environment, an empty home that is also its working folder, nothing on standard input, a
-wall clock, and a bound on its output. When it ends, or its time does, everything it started is killed. How far it is
-shut in beyond that depends on the machine; the first of these that works is taken, and logged once:
+Programs are Python. A program runs in a process of its own with limits on CPU time, memory, file size, open files and
+processes, an empty environment, an empty home that is also its working folder, nothing on standard input, a time limit
+and a bound on its output. When it ends or its time is up, everything it started is killed. How far it is shut in beyond
+that depends on the machine; the first of these ways that works is taken, and logged once:
 
 bubblewrap
-    `bwrap`: of the machine's files it sees only system libraries, Python and its installed packages, read-only; no
-    network; no other process.
+    `bwrap`: it sees only the machine's system libraries, Python and its installed packages, read-only; no network and
+    no other process.
 namespaces
-    The same by namespaces of our own, where the kernel lets this user have them.
+    The same with our own namespaces, if the kernel lets this user have them.
 limits
-    None of that. As root, what everybody may read, write or reach on the network is open to them. As an ordinary user
-    they can do what that user can: read and delete the user's files, open connections, signal the user's processes, and
-    outlive us if they kill their supervisor.
+    None of that. Under root, programs can read, write and reach on the network whatever everybody may. Under an
+    ordinary user they can do what that user can: read and delete the user's files, open connections, signal the user's
+    processes, and outlive us if they kill their supervisor.
 
-As root, each running program has in all three a user of its own, who owns nothing else. Python, its packages and this
-file may lie anywhere, below /tmp or in a home that is closed to that user. Nothing here protects against
-holes in the kernel, nor against a program that uses up its share of CPU and memory: 32 processes of 512 MB each are
-allowed. It is off unless the environment says `SELFADAPT_RUN_CODE=1`.
+Under root, in all three, each running program has its own user, who owns nothing else. Python, its packages and this
+file may lie anywhere, even below /tmp or in a home that is closed to that user. Nothing here protects against holes in
+the kernel, or against a program that uses up its share of CPU and memory: 32 processes of 512 MB each are allowed.
+Running programs is off unless the environment says `SELFADAPT_RUN_CODE=1`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ logger = logging.getLogger(__name__)
 
 Way = Literal["bubblewrap", "namespaces", "limits"]
 CHILD = Path(__file__).with_name("sandbox_child.py")
-# Nobody's: systemd's table of user ids leaves these free, and a container that maps 16 bits of them has them, too.
+# Nobody's: systemd's table of user ids leaves these free, and a container that maps 16 bits of them has them too.
 USERS = range(60600, 61100)
-# What Python needs to run: its own folders are added to these.
+# What Python needs to run; its own folders are added to these.
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64")
 LIBRARIES = ("lib", "lib64")
 
@@ -65,7 +65,7 @@ OUTPUT = 2**16
 # Libraries that start a thread for each core would break the limit on processes.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-# As root, a program is a user who may not read what was installed for root alone.
+# Under root, a program runs as a user who may not read what was installed for root alone.
 PROBE = """
 import heapq, math, os, sys
 for folder in sys.path:
@@ -86,14 +86,14 @@ class Run:
 
     output: str
     exit_code: int
-    """As a shell has it: 128 + n after signal n, and 124 when its time was up."""
+    """As in a shell: 128 + n after signal n, and 124 if its time was up."""
 
 
 def run_python(program: str, *, seconds: float = WALL_SECONDS) -> Run:
     """Runs a program as a module that is not `__main__`, for at most `seconds`.
 
     Raises:
-        UserError: if running programs is not allowed, or not possible; never for what the program does.
+        UserError: if running programs is not allowed or not possible; never for what the program does.
     """
     if os.environ.get("SELFADAPT_RUN_CODE") != "1":
         raise UserError(
@@ -110,7 +110,7 @@ _finding = Lock()  # the first programs come from several threads at once
 
 @cache
 def way() -> Way:
-    """The first way of shutting programs in that works here; logged when it is found.
+    """The first way of shutting programs in that works here; it is logged when found.
 
     Raises:
         UserError: if there is none.
@@ -149,7 +149,7 @@ def _run(program: str, way: Way, seconds: float) -> Run:
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        # The supervisor inside keeps the time; this is for the case that it does not start, or is killed.
+        # The supervisor inside keeps the time; this is in case it does not start or is killed.
         deadline = time.monotonic() + seconds + 2
         try:
             try:
@@ -158,7 +158,7 @@ def _run(program: str, way: Way, seconds: float) -> Run:
             except BrokenPipeError:
                 pass
             output = _read(process.stdout.fileno(), deadline)
-            process.stdout.close()  # a program that goes on printing gets an error
+            process.stdout.close()  # a program that keeps printing gets an error
             code = process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             code = 124
@@ -171,7 +171,7 @@ def _run(program: str, way: Way, seconds: float) -> Run:
 
 @contextmanager
 def _home(user: int) -> Iterator[str]:
-    """An empty folder of the user's, which the user can reach by its path."""
+    """An empty folder that the user owns and can reach by its path."""
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
     if user != os.getuid():
         places = [place for place in places if _open_to_all(place)] or places
@@ -187,21 +187,21 @@ def _open_to_all(folder: str) -> bool:
 
 
 def _home_inside(home: str) -> str:
-    """Where a program finds its home when it sees a file system of its own, with an empty /tmp: its name is unique."""
+    """The path of a program's home in its own file system, which has an empty /tmp; the name is unique."""
     return f"/tmp/{os.path.basename(home)}"
 
 
 def _environment(home: str) -> dict[str, str]:
-    # There are Pythons that find their own library only by this.
+    # Some Pythons find their own library only through this.
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {**ENVIRONMENT, **libraries, "HOME": home}
 
 
 @contextmanager
 def _user() -> Iterator[int]:
-    """Who a program runs as: ourselves, or as root a user whom no other program has, of whatever process of ours.
+    """The user a program runs as: ourselves or, under root, a user that no other program of any of our processes has.
 
-    The limit on processes counts those of a user, so that programs of one user would take them from each other.
+    The limit on processes counts per user, so programs of one user would take them from each other.
     """
     if os.getuid() != 0:
         yield os.getuid()
@@ -209,7 +209,7 @@ def _user() -> Iterator[int]:
     for user in USERS:
         with socket.socket(socket.AF_UNIX) as taken:
             try:
-                taken.bind(f"\0selfadapt-sandbox-{user}")  # a name without a file, free again when it is closed
+                taken.bind(f"\0selfadapt-sandbox-{user}")  # an abstract socket: no file, and free again when closed
             except OSError:
                 continue
             yield user
@@ -218,7 +218,7 @@ def _user() -> Iterator[int]:
 
 
 def _read(pipe: int, deadline: float) -> bytes:
-    """What comes through the pipe until it ends, the bound is reached, or the time is up."""
+    """Reads from the pipe until it ends, the bound is reached, or the time is up."""
     output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -232,7 +232,7 @@ def _read(pipe: int, deadline: float) -> bytes:
 
 def _command(way: Way, home: str, seconds: float, user: int) -> list[str]:
     root = os.getuid() == 0
-    # In a user namespace of its own a process counts from nought; otherwise all of the user's count.
+    # In its own user namespace, processes count from zero; otherwise all of the user's processes count.
     others = 0 if way != "limits" and not root else _threads_of(user)
     settings = {
         "way": way,
@@ -257,16 +257,16 @@ def _command(way: Way, home: str, seconds: float, user: int) -> list[str]:
 
 
 def _text(path: str) -> str:
-    """The path as the program's Python has it, whose names of files are UTF-8 whatever ours are."""
+    """The path as the program's Python sees it: its file names are UTF-8, whatever ours are."""
     return os.fsencode(path).decode(errors="surrogateescape")
 
 
 def _bubblewrap(root: bool, home: str) -> list[str]:
     command = ["bwrap", "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
     command += ["--unshare-uts", "--dev", "/dev"]
-    # As root, to become the user: a namespace's own would still be root to the limit on processes.
+    # Under root, to become the user: a user of the namespace would still be root to the limit on processes.
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user"]
-    # Before what is bound, which may lie below it.
+    # Before the bound folders, which may lie below it.
     command += ["--perms", "1777", "--size", str(DISK), "--tmpfs", "/tmp", "--perms", "0777", "--dir", home]
     for path in _readable():
         for folder in reversed(Path(path).parents[:-1]):
@@ -275,17 +275,17 @@ def _bubblewrap(root: bool, home: str) -> list[str]:
         link = os.path.islink(path)
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
     command += ["--ro-bind", str(CHILD), "/child.py"]
-    # The rest of what bubblewrap makes is without a bound on its size.
+    # The other file systems that bubblewrap makes have no bound on their size.
     return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", home]
 
 
 def _python() -> str:
-    """The interpreter itself, not an environment's link to it or copy of it."""
+    """The interpreter itself, not a virtual environment's link or copy."""
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
 def _readable() -> list[str]:
-    """What a program may see: files, folders, and links among them; no path lies in another that is listed."""
+    """What a program may see: files, folders and links; no path lies inside another."""
     links = [path for path in SYSTEM if os.path.islink(path)]
     libraries = [os.path.join(prefix, lib) for prefix in (sys.base_prefix, sys.base_exec_prefix) for lib in LIBRARIES]
     paths: list[str] = []
@@ -296,12 +296,12 @@ def _readable() -> list[str]:
 
 
 def _packages() -> list[str]:
-    """The folders of installed packages, numpy's for one; a checkout that is on the path is none of the program's."""
+    """The folders of installed packages such as numpy; a checkout on the path is not for programs."""
     return [path for path in map(os.path.realpath, sys.path) if Path(path).name in ("site-packages", "dist-packages")]
 
 
 def _threads_of(user: int) -> int:
-    """How many threads the user has now, which is what a limit on processes counts."""
+    """How many threads the user has now; a limit on processes counts these."""
     threads = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:

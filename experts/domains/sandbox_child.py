@@ -1,8 +1,8 @@
 """The inside of `experts.domains.sandbox`: a script that shuts itself in, then runs the program it reads.
 
-Three processes, one in another: the first makes the namespaces; the second supervises (as process 1 of its namespace,
-so that nothing in there outlives it); the third gives up all rights and is the program. It imports nothing but the
-standard library, and nothing of this package.
+There are three nested processes: the first makes the namespaces; the second supervises (as process 1 of its namespace,
+so that nothing inside outlives it); the third gives up all rights and becomes the program. The script imports only the
+standard library, and nothing from this package.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.closerange(3, 256)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.umask(0o022)  # the user whom the program runs as must be able to enter the folders made here
+    os.umask(0o022)  # the user that the program runs as must be able to enter the folders made here
     if settings["way"] == "namespaces":
         enter_namespaces(settings["home"], settings["readable"], settings["disk"])
         make_home(settings["home_inside"], settings["user"])
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def enter_namespaces(root: str, readable: list[str], disk: int) -> None:
-    """New namespaces for everything, and in them a file system with `readable` and an empty /tmp."""
+    """Enters new namespaces of every kind, with a file system that holds `readable` and an empty /tmp."""
     user, group = os.getuid(), os.getgid()
     spaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
     call("unshare", spaces | (CLONE_NEWUSER if user else 0))
@@ -69,7 +69,7 @@ def enter_namespaces(root: str, readable: list[str], disk: int) -> None:
                 handle.write(text)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    # Before what is bound, which may lie below it.
+    # Before the bound folders, which may lie below it.
     os.mkdir(root + "/tmp")
     mount("tmpfs", root + "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=1777")
     for path in (*readable, "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
@@ -97,15 +97,15 @@ def make_home(path: str, user: int) -> None:
 
 
 def read_only(path: str, flags: int) -> None:
-    """The mount at the path, or with AT_RECURSIVE all at and below it."""
+    """Makes the mount at the path read-only, or with AT_RECURSIVE all mounts at and below it."""
     attributes = struct.pack("4Q", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
     call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(path), flags, attributes, len(attributes))
 
 
 def supervise(child: int, seconds: float, alone: bool) -> NoReturn:
-    """Waits for the program, at most `seconds`, and ends as it ended.
+    """Waits for the program, at most `seconds`, and ends the way it ended.
 
-    What it leaves behind dies with process 1 of its namespace; `alone`, without a namespace, we have to kill it.
+    Whatever it leaves behind dies with process 1 of its namespace; `alone`, without a namespace, we have to kill it.
     """
     deadline = time.monotonic() + seconds
     code = TIME_IS_UP
@@ -122,7 +122,7 @@ def supervise(child: int, seconds: float, alone: bool) -> NoReturn:
 
 
 def kill_descendants() -> None:
-    """Whoever loses a parent becomes a child of ours, and is killed next."""
+    """Kills all descendants: a process that loses its parent becomes our child, and is killed next."""
     while True:
         with open(f"/proc/self/task/{os.getpid()}/children") as children:
             for pid in children.read().split():
@@ -138,9 +138,9 @@ def give_up_rights(user: int, limits: dict[str, int]) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user has cleared it
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # changing the user has cleared it
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    # An ordinary user has all rights in a user namespace of its own, to mount and to unmount as well.
+    # An ordinary user has all rights in its own user namespace, including mounting and unmounting.
     call("capset", struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
     for name, value in limits.items():
         _, most = resource.getrlimit(getattr(resource, name))
@@ -149,11 +149,11 @@ def give_up_rights(user: int, limits: dict[str, int]) -> None:
 
 
 def reach(folders: dict[str, int]) -> None:
-    """Keeps Python and its packages within reach where they lie in a folder that is now closed to us, as root's home.
+    """Keeps Python and its packages reachable if they lie in a folder that is now closed to us, such as root's home.
 
-    A handle opened before leads to them, and to nothing else that not everybody may read.
+    A handle opened earlier leads to them, and to nothing else that is not readable by everybody.
     """
-    prctl(PR_SET_DUMPABLE, 1)  # a change of user has made /proc/self root's
+    prctl(PR_SET_DUMPABLE, 1)  # changing the user has made /proc/self root's
     closed = {}
     for path, handle in folders.items():
         door = f"/proc/self/fd/{handle}"
@@ -174,7 +174,7 @@ def reach(folders: dict[str, int]) -> None:
 
 def run(program: str) -> NoReturn:
     module = types.ModuleType("program")
-    sys.modules["program"] = module  # where dataclasses look for it
+    sys.modules["program"] = module  # dataclasses look for it there
     sys.argv = ["program"]
     code = 1
     try:

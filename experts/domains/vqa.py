@@ -1,4 +1,4 @@
-"""Questions about pictures, with the answers that several people gave: TextVQA, OK-VQA, or a folder of one's own."""
+"""Questions about pictures, with the answers that several people gave: TextVQA, OK-VQA, or your own folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-# Of 3.5, 3:30, 1/2 and -5, which are other numbers without it.
+# The punctuation of 3.5, 3:30, 1/2 and -5, which would be other numbers without it.
 OF_A_NUMBER = r"(?<=\d)[.,:/-](?=\d)|(?<![\w.-])-(?=\d)"
 AGREEMENT = 3
-"""So many people must have given an answer for it to be right, where there are so many."""
+"""An answer earns 1 if this many people gave it, or all of them if there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Vqa:
 
     A folder holds `train.jsonl`, `validation.jsonl` and `test.jsonl` with lines such as
     `{"image": "1.png", "question": "What colour is it?", "answers": ["red", "red", "dark red"]}`; a picture's path is
-    relative to the folder. Of a data set on the hub, train and validation are 95 % and 5 % of `train_split`, and test
+    relative to the folder. For a data set on the hub, train and validation are 95 % and 5 % of `train_split`, and test
     is `test_split`.
     """
 
@@ -61,7 +61,7 @@ class Vqa:
             prompt = [{"role": "user", "content": with_instruction(question, self.instruction)}]
             return {"prompt": prompt, "answer": Counter(answers).most_common(1)[0][0]}
 
-        # Only these columns: reading the pictures for this would take as long as training on them.
+        # Only these columns: reading the pictures here would take as long as training on them.
         return rows.map(shape, input_columns=["question", "answers"], remove_columns=["question"])
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
@@ -107,7 +107,7 @@ class Vqa:
 
 
 def accuracy(text: str, answers: Sequence[str]) -> float:
-    """The share of three people who gave this answer, at most 1; of all people where there are fewer.
+    """The number of people who gave this answer as a share of three, at most 1; of all people if there are fewer.
 
     >>> accuracy("The red.", ["red", "red", "Red", "crimson"]), accuracy("crimson", ["red", "red", "Red", "crimson"])
     (1.0, 0.3333333333333333)
@@ -118,7 +118,7 @@ def accuracy(text: str, answers: Sequence[str]) -> float:
 
 
 def plain(text: str) -> str:
-    """Lower case, without punctuation and articles, numbers as digits.
+    """The text in lower case, without punctuation and articles, with numbers as digits.
 
     >>> plain("A Stop-Sign, with two birds!"), plain("$1,000.50")
     ('stop sign with 2 birds', '1000.50')

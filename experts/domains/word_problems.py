@@ -1,4 +1,4 @@
-"""Everyday word problems in one step: domains in natural language that come with the package."""
+"""Everyday one-step word problems: domains in natural language that come with the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Problems = Literal["sums", "products", "relations", "comparisons"]
 
-# Each with what is asked for: x + y, x − y, x · y, or who has more or fewer, where x ≥ y.
+# Each with what it asks for: x + y, x − y, x · y, or who has more or fewer, with x ≥ y.
 STORIES = {
     "sums": [
         ("{a} has {x} {things}. {b} gives {a} {y} more. How many {things} does {a} have now?", "+"),
@@ -59,8 +59,8 @@ THINGS = "apples books buttons cards coins eggs flowers marbles pencils shells s
 class WordProblems:
     """Stories of one or two people and their things. The last number of an answer counts, or the person it names.
 
-    Each split has a seed of its own, made of its name and `seed`. A question that occurred before is dropped, where
-    test comes first, then validation, then train.
+    Each split has its own seed, made from its name and `seed`. Test is generated first, then validation, then train,
+    and a question that occurred before is dropped.
     """
 
     name: str
@@ -82,7 +82,7 @@ class WordProblems:
             raise UserError(f"{self.name}: smallest must be at least 0 and below largest")
 
     def load(self, split: Split) -> Dataset:
-        """Rows with `id`, `prompt` and `answer`; and of comparisons `question`, which their reward reads."""
+        """Rows with `id`, `prompt` and `answer`; for comparisons also `question`, which their reward reads."""
         from datasets import Dataset
 
         asked: set[str] = set()
@@ -93,7 +93,7 @@ class WordProblems:
         raise unknown("split", split, get_args(Split))
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """Whether each completion ends in the column `answer`'s number, or says that it is this person."""
+        """Whether each completion ends in the number in the column `answer`, or says that it is the person there."""
         texts = [text_of(completion) for completion in completions]
         if self.problems != "comparisons":
             return [last_number(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)]
@@ -108,7 +108,7 @@ class WordProblems:
         return names_who(text, answer, other, people, fewer=question is not text and "fewer" in question)
 
     def _rows(self, split: Split, asked: set[str]) -> Iterator[dict[str, Any]]:
-        """The split's problems that were not asked before; adds their questions to `asked`."""
+        """Yields the split's problems that are not in `asked`; adds their questions to it."""
         random = Random(f"{split} {self.seed}")
         size = {"train": self.train_size, "validation": self.validation_size, "test": self.test_size}[split]
         for index in range(size):

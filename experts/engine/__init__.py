@@ -1,8 +1,8 @@
 """Runs a base that carries experts: answers, streams and likelihoods, each row under its mixture.
 
-`Engine` is what every engine can do. `NativeEngine` needs nothing beside transformers and PEFT; `experts.engine.vllm`,
-which is asked for by its own name, runs the base inside vLLM. `Population` is a second way to decode: many mixtures,
-the same few prompts. What is left serves those who run a model themselves.
+`Engine` is what every engine can do. `NativeEngine` needs only transformers and PEFT; `experts.engine.vllm`, which must
+be imported by that name, runs the base inside vLLM. `Population` is a second way to decode, for many mixtures on the
+same few prompts. The other names serve those who run a model themselves.
 """
 
 from experts.engine.base import Engine

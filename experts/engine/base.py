@@ -1,4 +1,4 @@
-"""The protocol of engines: what every engine can do, and all that dispatchers may ask of one."""
+"""The protocol of engines: what every engine can do, and the most that a dispatcher may ask of one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from experts.outside.chats import Chat
 class Engine(Protocol):
     """Runs a base that carries experts, each row of a call under its own mixture of them.
 
-    An engine holds nothing of a call: calls and streams may overlap as they like, in one thread or in many. Answers are
-    greedy and end where the base ends, unless a call asks for something else.
+    An engine keeps nothing from a call: calls and streams may overlap freely, in one thread or in many. Answers are
+    greedy and end where the base ends them, unless a call asks for something else.
     """
 
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin
-    """The base's; of a vision-language model its processor."""
+    """The base's tokenizer; for a vision-language model its processor."""
 
     @property
     def experts(self) -> Collection[str]:
@@ -31,7 +31,7 @@ class Engine(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of the base (`experts.svf.fingerprint`): who brings experts checks that they are for it."""
+        """The base's fingerprint (`experts.svf.fingerprint`): whoever brings experts checks that they are for it."""
 
     def generate(
         self,
@@ -42,12 +42,12 @@ class Engine(Protocol):
         batch_size: int = 32,
         sampling: Sampling = GREEDY,
     ) -> list[str]:
-        """The answer to each prompt, in the order of the prompts, prompt b under row b of the mixture.
+        """The answer to each prompt, in the prompts' order; prompt b is answered under row b of the mixture.
 
         Answers do not depend on what else is in a batch, sampled ones no more than greedy ones.
 
         Raises:
-            UserError: if a prompt and its answer do not fit the model's context, the mixture has not a row for each
+            UserError: if a prompt and its answer do not fit the model's context, the mixture does not have one row per
                 prompt or names an expert that the engine does not carry, or a number is below 1.
         """
 
@@ -72,7 +72,7 @@ class Engine(Protocol):
     def carry(self, name: str, adapter: Expert | Lora, /) -> None:
         """Adds an expert or a LoRA, which mixtures may name from now on. Nothing changes for calls that do not.
 
-        That it belongs to this base is not checked.
+        Nothing checks that it belongs to this base.
 
         Raises:
             UserError: if the name is taken, or the engine has no room for it.

@@ -1,4 +1,4 @@
-"""Which prompts share a batch, and what such a batch is."""
+"""Which prompts share a batch, and how a batch is padded."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def plan_batches(
 def plan_queues(
     model: nn.Module, lengths: Sequence[int], new_tokens: int, mixture: Mixture | None, batch_size: int
 ) -> list[list[int]]:
-    """Deals prompts of `lengths` tokens out to queues, whose prompts may share a batch: the indices, by length.
+    """Deals prompts of `lengths` tokens out to queues of prompts that may share a batch: indices, sorted by length.
 
-    Rows of different mixtures can run in one batch, in factor space, where a token costs more; or in batches of one
-    mixture each, on merged weights, which have to be merged first and are smaller. The plan that costs less is taken.
-    A base that does not run rows of different mixtures has the second, and one that reads padding only equal lengths.
+    Rows of different mixtures can run in one batch, in factor space, where a token costs more; or in smaller batches of
+    one mixture each, on weights that have to be merged first. The cheaper plan is taken. A base that cannot run rows of
+    different mixtures gets the second, and one that padding would change gets queues of equal lengths.
 
     Args:
-        new_tokens: of each answer.
-        mixture: one row a prompt; None leaves the model as it is.
+        new_tokens: in each answer.
+        mixture: one row per prompt; None leaves the model as it is.
 
     Raises:
-        UserError: if the mixture has not a row for each prompt.
+        UserError: if the mixture does not have one row per prompt.
     """
     queues = _queues(model, lengths, new_tokens, mixture, batch_size)
     if len(set(lengths)) > 1 and not all(reading_of(cast(Any, model))):
@@ -75,14 +75,13 @@ def _queues(
     rows_per_read = ROWS_PER_READ.get(model.device.type, 256)
 
     def cost(queues: list[list[int]]) -> float:
-        """In tokens that pass through the base."""
+        """The cost, in tokens that pass through the base."""
         plan = [queue[start : start + batch_size] for queue in queues for start in range(0, len(queue), batch_size)]
-        # A prompt is padded to the longest of its batch, which is the last. Decoding a row costs a token; but a step of
-        # few rows takes as long as reading the weights, which is why many small batches are dear.
+        # A prompt is padded to the longest of its batch, which is the last. Decoding a row costs one token, but a step
+        # of few rows takes as long as reading the weights. This makes many small batches expensive.
         return sum(len(rows) * lengths[rows[-1]] + new_tokens * max(len(rows), rows_per_read) for rows in plan)
 
-    # The base alone needs no merging. W itself can be left out of factor space only where no row is the base, which
-    # must come out bit for bit.
+    # The base alone needs no merging. Factors can only replace W if no row is the base, which must come out exact.
     merges = sum(not mixture.rows(rows[:1]).is_base for rows in groups.values())
     no_base = all(mixture.rows([row]).weights.any() for row in range(len(mixture)))
     in_factors, merging = _relative_costs(model, mixture.parts, no_base)
@@ -91,14 +90,14 @@ def _queues(
 
 
 def _relative_costs(model: PeftModel, named: Sequence[str], no_base: bool) -> tuple[float, float]:
-    """What a token costs in factor space, and what merging one mixture costs, in tokens through the base.
+    """The cost of a token in factor space and of merging one mixture, both in tokens through the base.
 
-    A matrix [m, n] costs a token m·n multiplications, its factors of rank r cost r (m + n), beside the matrix or in its
-    place. Merging, U diag(…) Vᵀ, costs r·m·n. A LoRA of rank k costs k (m + n) and k·m·n more.
+    A matrix [m, n] takes m·n multiplications per token; its factors of rank r take r (m + n), beside the matrix or in
+    its place. Merging, U diag(…) Vᵀ, takes r·m·n. A LoRA of rank k takes another k (m + n) and k·m·n.
 
     Args:
-        named: who has a part in some row.
-        no_base: no row is the base, so that full factors may stand for their matrix.
+        named: the experts and LoRAs that have a part in some row.
+        no_base: whether no row is the base, so that full factors may replace their matrix.
     """
     base = sum(
         math.prod(shape_of(module))

@@ -1,8 +1,8 @@
-"""Constrained decoding: completions that can be nothing but one of a few answers.
+"""Constrained decoding: completions that can only be one of a few answers.
 
-A small base seldom says such an answer by itself, so there would be nothing to reinforce. Here the policy is the base's
-distribution over the tokens that may still become an answer, in sampling, in the likelihoods that are trained, and in
-greedy validation. It is what `dispatch.prompt` scores: a token counts only where it tells answers apart.
+A small base seldom gives such an answer by itself, so there would be nothing to reinforce. Here the policy is the
+base's distribution over the tokens that can still lead to an answer: in sampling, in the likelihoods that are trained,
+and in greedy validation. `dispatch.prompt` scores the same: a token counts only where it tells answers apart.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, ProcessorMixi
 from experts.domains.base import Domain, answers_of
 from experts.outside.errors import UserError
 
-MASKED = -1e4  # nats; far beyond what logits differ by, and finite, so that entropies stay numbers
+MASKED = -1e4  # nats; far more than logits differ by, and finite, so that entropies stay finite
 
 
 class Constraint:
-    """The answers of a domain that knows them all, as tokens, each with the end of the turn.
+    """All the answers that a domain allows, as tokens, each with the end of the turn.
 
     Raises:
         UserError: if the tokenizer has no end token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, answers: Sequence[str]) -> None:
-        text: Any = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        text: Any = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
         if text.eos_token_id is None:
             raise UserError("the tokenizer has no end token, and so answers would never end; give it an eos_token")
         ids = text(list(answers), add_special_tokens=False)["input_ids"]
@@ -40,19 +40,19 @@ class Constraint:
         self._following = {begun: sorted(tokens) for begun, tokens in following.items()}
 
     def bias(self, completions: Tensor, vocabulary: int) -> Tensor:
-        """What is added to the logits of `completions` [B, T] (which begin where the answer does): [B, T, V]."""
+        """What to add to the logits of `completions` [B, T], which begin where the answer does: [B, T, V]."""
         rows = [[tokens[:t] for t in range(len(tokens))] for tokens in completions.tolist()]
         return torch.stack([self.masks(row, vocabulary) for row in rows]).to(completions.device)
 
     def masks(self, begun: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
-        """0 where a token may follow what has been said, `MASKED` elsewhere: [B, V]. Anything may follow an end."""
+        """0 if a token may follow what has been written, else `MASKED`: [B, V]. Anything may follow an end."""
         masks = torch.full((len(begun), vocabulary), MASKED)
         for mask, tokens in zip(masks, begun, strict=True):
             mask[self._following.get(tuple(tokens), slice(None))] = 0
         return masks
 
     def processor(self, start: int) -> LogitsProcessor:
-        """The same for transformers' `generate`, where completions begin behind `start` tokens of prompt."""
+        """The same for transformers' `generate`, if completions begin after `start` tokens of prompt."""
         return _Processor(self, start)
 
 
@@ -67,7 +67,7 @@ class _Processor(LogitsProcessor):
 def constraint_of(
     domain: Domain, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, max_new_tokens: int
 ) -> Constraint | None:
-    """That of a domain whose answers are a few; None where a model may write anything.
+    """The constraint of a domain that has only a few answers; None if the model may write anything.
 
     Raises:
         UserError: if the tokenizer has no end token, or an answer does not fit into `max_new_tokens`.

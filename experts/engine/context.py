@@ -9,7 +9,7 @@ from experts.outside.errors import UserError
 
 
 def context_of(config: PreTrainedConfig) -> int | None:
-    """The most tokens that a model reads and writes; None where its configuration does not say."""
+    """The most tokens that a model can read and write; None if its configuration does not say."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return context if context is not None and context > 0 else None  # XLNet's -1 stands for any length
 
@@ -25,9 +25,9 @@ def check_context(config: PreTrainedConfig, longest: int, new_tokens: int) -> No
 
 
 def attention_window(config: PreTrainedConfig) -> int:
-    """How many tokens the layers that see least attend to; where all see everything, more than there ever are.
+    """How many tokens the layer with the narrowest window attends to; a huge number if all layers see everything.
 
-    A window counts places, also those that a mask hides: only a text that fits into it may have holes.
+    A window counts places, including those that a mask hides: only a text that fits into it may have holes.
     """
     layers = DynamicCache(config=config.get_text_config()).layers
     return min(

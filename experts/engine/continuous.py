@@ -1,12 +1,12 @@
 """Continuous batching: one batch that always runs. Requests join it at the next token, each under its own mixture.
 
-A thread owns the batch. In turns it reads a piece of the prompts that came last and writes a token of every answer: a
-long prompt holds up nobody for long. What ends, or is cancelled, leaves; where keys and values have no more room, the
-youngest rows go back to those that wait, and are read again.
+A thread owns the batch. It alternates between reading a piece of the newest prompts and writing a token of every
+answer, so that a long prompt holds nobody up for long. Rows that end or are cancelled leave. When keys and values run
+out of room, the youngest rows go back to waiting, and are read again.
 
-transformers' own continuous batching lays the tokens of all requests end to end in one row. Whose a token is only its
-manager knows, and layers that run every row under its own mixture cannot tell; all requests share one configuration of
-sampling, too.
+transformers' own continuous batching lays the tokens of all requests end to end in one row. Only its manager knows
+which request a token belongs to, so layers that run every row under its own mixture cannot tell. All requests also
+share one sampling configuration.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from experts.outside.pictures import text_tokenizer
 from experts.svf import SVFModel
 
 PIECE = {"cpu": 256, "cuda": 8192}
-"""Tokens of prompts that are read between two tokens of the answers."""
+"""The tokens of prompts that are read between two tokens of the answers."""
 
 KEPT = 1 / 4
-"""Tokens of prompts that have been read are kept beside the batch, as a share of those that it has room for."""
+"""The tokens of past prompts that are kept beside the batch, as a share of those that it has room for."""
 
 ALONE = 1 << 17
-"""Tokens that an answer and its prompt may have where only one is written at once."""
+"""The tokens that a prompt and its answer may have where only one answer is written at a time."""
 
 
 class QueueFull(Exception):
-    """As many answers wait as may."""
+    """No more answers may wait."""
 
 
 class Stopped(Exception):
@@ -65,15 +65,15 @@ class Stopped(Exception):
 
 
 class ContinuousBatch:
-    """Answers requests of any mixtures side by side, on the native engine.
+    """Answers requests with any mixtures side by side, on the native engine.
 
-    Answers are those of the same requests alone: a row's tokens and draws do not depend on what else is in the batch.
-    Rows stay in factor space, also where all share one mixture: it may change with the next request.
+    Each request is answered as if it were alone: a row's tokens and draws do not depend on what else is in the batch.
+    Rows stay in factor space even if all share one mixture, because that may change with the next request.
 
     Args:
-        rows: answers that are written at once.
-        waiting: answers that may wait.
-        tokens: that keys and values are kept of, over all rows; by default what `tokens_that_fit`.
+        rows: the most answers that are written at once.
+        waiting: the most answers that may wait.
+        tokens: the most tokens, over all rows, whose keys and values are kept; by default as `tokens_that_fit` says.
     """
 
     def __init__(self, engine: NativeEngine, *, rows: int = 32, waiting: int = 256, tokens: int | None = None) -> None:
@@ -84,12 +84,12 @@ class ContinuousBatch:
         self.context = min(context_of(engine.model.config) or self.tokens, self.tokens)
         self._waiting: deque[Row] = deque()
         self._batch = self._empty()
-        self._row: dict[int, Row] = {}  # by its number, of those that are read or written
+        self._row: dict[int, Row] = {}  # number → row, for all that are being read or written
         self._reading: _Reading | None = None
         self._kept = KeptPrefixes(int(KEPT * self.tokens))
-        self._under = ExitStack()  # of the rows that `_mixing` names
+        self._under = ExitStack()  # the mixture of the rows that `_mixing` names
         self._mixing: list[int] = []
-        self._alike = False  # whether all rows must be under one mixture, as the base does not run others
+        self._alike = False  # whether all rows must share one mixture because the base cannot mix rows
         self._changes: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._wake = Condition()
         self._closed = False
@@ -97,12 +97,12 @@ class ContinuousBatch:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Lets a request wait for its place; from now on its `hear` is called.
+        """Puts a request in the queue; from now on its `hear` is called.
 
         Raises:
-            UserError: if a prompt is empty, it does not fit the context with its answer, or there are more answers
-                than may ever wait.
-            QueueFull: if more answers wait than may.
+            UserError: if a prompt is empty or does not fit the context with its answer, or the request wants more
+                answers than may ever wait.
+            QueueFull: if too many answers wait already.
             Stopped: if the batch is closed.
         """
         for prompt in request.prompts:
@@ -129,14 +129,14 @@ class ContinuousBatch:
             self._wake.notify()
 
     def close(self, patience: float | None = None) -> None:
-        """Ends what is not complete, whose requests hear `Stopped`."""
+        """Ends all answers that are not complete; their requests hear `Stopped`."""
         with self._wake:
             self._closed = True
             self._wake.notify()
         self._thread.join(patience)
 
     def between(self, change: Callable[[], object]) -> None:
-        """Has `change` made to the engine between two tokens, and waits for that; raises what it raises."""
+        """Runs `change`, which changes the engine, between two tokens and waits for it; raises what it raises."""
         made: Future[object] = Future()
         with self._wake:
             if self._closed:
@@ -147,16 +147,16 @@ class ContinuousBatch:
 
     @property
     def running(self) -> int:
-        """The answers that are being read or written."""
+        """The number of answers that are being read or written."""
         return len(self._row)
 
     @property
     def queued(self) -> int:
-        """The answers that wait."""
+        """The number of answers that wait."""
         return len(self._waiting)
 
     def in_use(self) -> Collection[str]:
-        """The names of those who have a part in an answer that is not complete."""
+        """The names of the experts and LoRAs that have a part in an answer that is not complete."""
         with self._wake:
             rows = [*self._waiting, *self._row.values()]
         return {name for row in rows for name in row.mixture.parts}
@@ -176,7 +176,7 @@ class ContinuousBatch:
                         self._turn()
                 self._under.close()
                 self._mixing = []
-            except Exception as error:  # whatever it is, the next requests find a batch that runs
+            except Exception as error:  # whatever it is, the batch keeps running for the next requests
                 self._fail(error)
         with self._wake:
             left = [*self._waiting]
@@ -197,7 +197,7 @@ class ContinuousBatch:
         self._batch.model = self.engine.model
 
     def _wait(self) -> bool:
-        """Until there is something to do; whether there is."""
+        """Waits until there is something to do; False if the batch is closed."""
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._changes or self._waiting or self._row)
         return not self._closed
@@ -226,7 +226,7 @@ class ContinuousBatch:
             self._write()
 
     def _answer_alone(self) -> None:
-        """Answers the next of those that wait, for bases that only transformers' `generate` can write for."""
+        """Answers the next waiting row, for bases that only transformers' `generate` can run."""
         with self._wake:
             row = self._waiting.popleft()
             self._row = {row.number: row}
@@ -257,7 +257,7 @@ class ContinuousBatch:
         return [self._row[number] for number in self._batch.rows]
 
     def _let_go(self) -> None:
-        """Takes rows that have ended out, several at a time: that copies the others."""
+        """Removes rows that have ended, several at a time, because removing copies the others."""
         rows = self._written
         still = [place for place, row in enumerate(rows) if not row.gone]
         gone = len(rows) - len(still)
@@ -277,16 +277,16 @@ class ContinuousBatch:
             self._batch = self._empty()
 
     def _begin(self) -> None:
-        """Starts to read the next of those that wait."""
+        """Starts to read the next waiting rows."""
         if not self._batch.rows:
             self._alike = not self._runs_rows()
-        group: dict[Row, list[Block]] = {}  # and what is kept of the prompt
+        group: dict[Row, list[Block]] = {}  # row → what is kept of its prompt
         with self._wake:
             while self._waiting:
                 row = self._waiting[0]
                 if not row.gone:
                     if len(group) + len(self._batch.rows) >= self.rows:
-                        break  # before anything is looked up, as this is asked for every token
+                        break  # before anything is looked up, because this runs for every token
                     group[row] = self._begun(row)
                     if not self._fits(group):
                         del group[row]
@@ -297,7 +297,7 @@ class ContinuousBatch:
             self._reading = _Reading(self.engine, group, self._alike)
 
     def _begun(self, row: Row) -> list[Block]:
-        """What is kept of a prompt's beginning, but for what its likelihood is asked of."""
+        """What is kept of a prompt's beginning; nothing if its likelihood is asked for."""
         return [] if row.tells_prompt else self._kept.find(row.under, row.reads)
 
     def _fits(self, group: Mapping[Row, Sequence[Block]]) -> bool:
@@ -311,7 +311,7 @@ class ContinuousBatch:
         return rows * width <= self.tokens and not padded and self._share([*group, *self._written])
 
     def _share(self, rows: Sequence[Row]) -> bool:
-        """Whether rows can be in one batch."""
+        """Whether rows can share a batch."""
         return not self._alike or len({*Mixture.together([row.mixture for row in rows]).groups()}) == 1
 
     def _runs_rows(self) -> bool:
@@ -323,7 +323,7 @@ class ContinuousBatch:
         return self._batch.mask.shape[-1] if self._batch.rows else 0
 
     def _make_room(self, rows: int, width: int) -> None:
-        """Sends the youngest rows back to those that wait until as many more, so wide, have room."""
+        """Sends the youngest rows back to waiting until `rows` more rows of `width` tokens have room."""
 
         def too_much() -> bool:
             there = len(self._batch.rows)
@@ -339,7 +339,7 @@ class ContinuousBatch:
                 self._waiting.appendleft(row)
 
     def _join(self, reading: _Reading) -> None:
-        """Writes the first token of those who have read their prompts, and takes them into the batch."""
+        """Writes the first token of rows whose prompts have been read, and takes them into the batch."""
         for place, prompt in enumerate(reading.prompts):
             if prompt.is_first and not prompt.gone:
                 prompt.request.hear(PromptRead(prompt.prompt, reading.logps[prompt], reading.begun[place]))
@@ -363,11 +363,12 @@ class ContinuousBatch:
         self._hand_out(self._batch.read(), self._batch.ids, [None if row.gone else row for row in self._written])
 
     def _hand_out(self, logits: Tensor, ids: Tensor, rows: Sequence[Row | None]) -> None:
-        """Chooses the next token of rows, and lets them hear it; None are rows that are to have none.
+        """Chooses the next token of rows and tells their requests.
 
         Args:
             logits: of the next token [B, V].
             ids: all tokens so far [B, T].
+            rows: [B]; None for a row that gets no token.
         """
         places = [place for place, row in enumerate(rows) if row is not None]
         if not places:
@@ -413,7 +414,7 @@ class ContinuousBatch:
 
 
 class _Reading:
-    """Prompts that are read side by side, piece by piece; what several answers begin with is read once."""
+    """Prompts that are read side by side, piece by piece; a prompt of several answers is read once."""
 
     def __init__(self, engine: NativeEngine, group: Mapping[Row, Sequence[Block]], merge: bool) -> None:
         self.engine, self.rows, self._merge = engine, [*group], merge
@@ -430,8 +431,8 @@ class _Reading:
         place_of = {key: place for place, key in enumerate(first)}
         self._of_row = torch.tensor([place_of[key] for key in keys], device=device)  # [B]
         self._cache = growing_cache(engine.model.config.get_text_config())
-        # All read on at the same column, one token at least: of a prompt that has less to read than another, less of
-        # what is kept is used.
+        # All continue at the same column and read at least one token: a prompt with less left to read than another uses
+        # less of what is kept.
         blocks = [group[row] for row in self.prompts]
         left = max(max(1, len(own) - BLOCK * len(kept)) for own, kept in zip(reads, blocks, strict=True))
         self._read = longest - left  # columns
@@ -441,7 +442,7 @@ class _Reading:
         self.logps: dict[Row, list[TokenLogp]] = {row: [] for row in self.prompts}
 
     def read_on(self, tokens: int) -> bool:
-        """Reads about so many tokens more; whether that was all."""
+        """Reads about so many more tokens; returns whether everything is read."""
         start, end = self._read, min(self._read + max(1, tokens // len(self.prompts)), self._ids.shape[1])
         wanted = [place for place, row in enumerate(self.prompts) if row.tells_prompt and not row.gone]
         with _mixed(self.engine, self.prompts, self._merge):
@@ -454,7 +455,7 @@ class _Reading:
             )
         for place in wanted:
             first = int(self._mask[place].argmax())
-            begin, final = max(start, first), min(end, self._ids.shape[1] - 1)  # the last token foretells the answer
+            begin, final = max(start, first), min(end, self._ids.shape[1] - 1)  # the last token predicts the answer
             if begin < final:
                 row = self.prompts[place]
                 following = self._ids[place, begin + 1 : final + 1]
@@ -464,13 +465,13 @@ class _Reading:
         return end == self._ids.shape[1]
 
     def keep(self, kept: KeptPrefixes) -> None:
-        """Keeps the prompts, before the cache is given to the rows."""
+        """Keeps the prompts; to be called before the cache is given to the rows."""
         for place, row in enumerate(self.prompts):
             kept.keep(row.under, row.reads, self._cache, place)
 
     @property
     def logits(self) -> Tensor:
-        """Of what follows each row [B, V]."""
+        """The logits of what follows each row [B, V]."""
         return self._last[self._of_row]
 
     @property
@@ -478,7 +479,7 @@ class _Reading:
         return self._ids[self._of_row]
 
     def of(self, places: Sequence[int]) -> tuple[Tensor, Tensor, DynamicCache]:
-        """The tokens read [b, T] of some rows, their mask, and their cache, which this was the last to need."""
+        """The tokens read [b, T] of some rows, their mask, and their cache, which is given away."""
         prompts = self._of_row[places]
         if prompts.tolist() != [*range(len(self.prompts))]:
             self._cache.batch_select_indices(prompts)

@@ -1,7 +1,7 @@
-"""Answers of many prompts, written side by side: a row that ends leaves the batch, and one that waits takes its place.
+"""Answers many prompts side by side: a row that ends leaves the batch, and one that waits takes its place.
 
-transformers' `generate` keeps a row until the last of its batch has ended, and copies the keys and values of all for
-every token, which tells where answers are long or end at different times (`benchmarks/decoding.py`).
+transformers' `generate` keeps a row until the last row of its batch has ended, and copies all keys and values for every
+token. That costs time when answers are long or end at different times (`benchmarks/decoding.py`).
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from experts.engine.sampling import draw
 from experts.mixture import Mixture
 
 Choose = Callable[[Tensor, Sequence[Sequence[int]], Tensor, Sequence[int]], Tensor]
-"""Logits [B, V] in float32, the B answers so far, all tokens so far [B, T], and which of the prompts each row is: the
-next token of each row [B]."""
+"""Takes logits [B, V] in float32, the B answers so far, all tokens so far [B, T], and the number of each row's prompt;
+returns the next token of each row [B]."""
 
 LEAVE = 1 / 8
-"""Ended rows leave once they are this share of a batch: taking them out copies the others."""
+"""Ended rows leave once they make up this share of a batch: taking them out copies the others."""
 
 ROOM = 2 << 30
-"""Bytes of keys and values that a batch may have where nobody says how much memory is free."""
+"""Bytes of keys and values that a batch may have where the free memory is unknown."""
 
-# What of a checkpoint's generation settings greedy decoding does not ask about, or is told anew with each call.
+# Generation settings of a checkpoint that greedy decoding ignores, or that each call gives anew.
 UNASKED = {"transformers_version", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"}
 KNOWN = UNASKED | {"bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "num_beams"}
 KNOWN |= {"repetition_penalty", "return_dict_in_generate", "use_cache", "_from_model_config", "early_stopping"}
 
 
 def can_decode(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether a batch can gain and lose rows: every layer keeps keys and values of all that it read, and no more.
+    """Whether a batch can gain and lose rows: every layer keeps the keys and values of all it has read, nothing more.
 
-    Rows of different lengths are padded, which must change nothing.
+    Rows of different lengths are padded, so padding must change nothing.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if getattr(base, "_is_stateful", False) or isinstance(base, FSDPModule):  # shares of a base must run equally often
+    if getattr(base, "_is_stateful", False) or isinstance(base, FSDPModule):  # shards of a base must run equally often
         return False
     layers = growing_cache(base.config.get_text_config()).layers
     return bool(layers) and all(type(layer) is GrowingLayer for layer in layers) and all(reading_of(model))
@@ -60,29 +60,29 @@ def most_likely(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, r
 
 
 def rows_that_fit(model: PreTrainedModel | PeftModel, tokens: int) -> int:
-    """The rows of so many tokens whose keys and values take up the memory that is left for them."""
+    """How many rows of `tokens` tokens have room for their keys and values in the memory that is left."""
     return max(1, tokens_that_fit(model) // tokens)
 
 
 def tokens_that_fit(model: PreTrainedModel | PeftModel) -> int:
-    """The tokens whose keys and values take up the memory that is left for them."""
+    """How many tokens have room for their keys and values in the memory that is left."""
     config = cast(Any, model.config.get_text_config())
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     room = ROOM
-    if model.device.type == "cuda":  # what PyTorch keeps for itself and nothing uses is free, too
+    if model.device.type == "cuda":  # memory that PyTorch has reserved but does not use is free too
         own = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
         room = (torch.cuda.mem_get_info(model.device)[0] + own) // 2
     return room // (2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
 
 
 def greedy(config: GenerationConfig) -> Choose | None:
-    """The most likely token, `penalized`."""
+    """Chooses the most likely token, `penalized`."""
     return penalized(config, most_likely)
 
 
 def penalized(config: GenerationConfig, choose: Choose) -> Choose | None:
-    """The same after the checkpoint's repetition penalty; None if it asks for anything beyond that."""
+    """`choose` after the checkpoint's repetition penalty; None if the checkpoint asks for anything beyond that."""
     if {name for name, value in config.to_diff_dict().items() if value} - KNOWN:
         return None
     if config.repetition_penalty in (None, 1.0):
@@ -92,7 +92,7 @@ def penalized(config: GenerationConfig, choose: Choose) -> Choose | None:
 
 
 def sampled(temperature: float) -> Choose:
-    """A token with the probability that the model gives it, at a temperature."""
+    """Draws a token with the probability that the model gives it at a temperature."""
 
     def chosen(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, rows: Sequence[int]) -> Tensor:
         return draw((logits / temperature).softmax(1), torch.rand(len(logits), device=logits.device))
@@ -101,7 +101,7 @@ def sampled(temperature: float) -> Choose:
 
 
 def constrained(choose: Choose, constraint: Constraint) -> Choose:
-    """The same among the tokens that may still become one of a few answers."""
+    """`choose` among the tokens that can still lead to one of a few answers."""
 
     def chosen(logits: Tensor, answers: Sequence[Sequence[int]], ids: Tensor, rows: Sequence[int]) -> Tensor:
         return choose(logits + constraint.masks(answers, logits.shape[1]).to(logits), answers, ids, rows)
@@ -121,7 +121,7 @@ class Writing:
 
     max_new_tokens: int
     ends: Collection[int]
-    """The tokens that end an answer; they belong to it."""
+    """The tokens that end an answer; they are part of it."""
     choose: Choose
     stopped: Callable[[Sequence[int]], bool] = lambda answer: False
     """Whether an answer has ended for another reason."""
@@ -131,14 +131,14 @@ class Writing:
 
 
 class Batch:
-    """Rows that are being written: a cache of what they have read, and answers whose last token waits to be read."""
+    """Rows that are being written: a cache of what they have read, and answers whose last token is still to be read."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, writing: Writing, mixture: Mixture | None) -> None:
         self.model, self.writing = model, writing
-        self.mixture = mixture  # of all rows there will be
+        self.mixture = mixture  # of all rows to come
         self.rows: list[int] = []
-        self.answers: list[list[int]] = []  # as `rows`
-        self.ids = self.mask = torch.empty(0)  # [B, T], read so far; a hole shows some token that the row has
+        self.answers: list[list[int]] = []  # in the order of `rows`
+        self.ids = self.mask = torch.empty(0)  # [B, T], read so far; a hole holds some token of the row
         self.cache = DynamicCache()
 
     def under(self, rows: Sequence[int]) -> AbstractContextManager[None]:
@@ -147,7 +147,7 @@ class Batch:
     def take(
         self, rows: Sequence[int], answers: Sequence[list[int]], ids: Tensor, mask: Tensor, cache: DynamicCache
     ) -> None:
-        """Adds rows that have read `ids` [b, t], in which `mask` may have holes, and begun their answers."""
+        """Adds rows that have read `ids` [b, t], where `mask` may have holes, and have begun their answers."""
         filled = ids.where(mask.bool(), ids[:, -1:])
         if self.rows:
             width = max(mask.shape[1], self.mask.shape[1])
@@ -160,7 +160,7 @@ class Batch:
         self.answers += answers
 
     def write(self) -> Iterator[tuple[int, list[int]]]:
-        """Goes on until some of the answers have ended: these leave. Yields each row and its answer."""
+        """Writes until some of the answers have ended, and lets them go. Yields each row and its answer."""
         still = [place for place, answer in enumerate(self.answers) if self.writing.is_open(answer)]
         with self.under(self.rows):
             while still and len(self.rows) - len(still) < max(1, LEAVE * len(self.rows)):
@@ -173,18 +173,18 @@ class Batch:
         self.keep(still)
 
     def read(self) -> Tensor:
-        """Reads the last token of every answer: the logits [B, V] of those that come next."""
+        """Reads the last token of every answer; returns the logits [B, V] of the next."""
         last = torch.tensor([answer[-1:] for answer in self.answers], device=self.mask.device)
         self.ids, self.mask = torch.cat([self.ids, last], 1), torch.cat([self.mask, torch.ones_like(last)], 1)
         return forward_cached(self.model, last, self.mask, self.cache, keep=1)[:, -1]
 
     def keep(self, places: Sequence[int]) -> None:
-        """Lets all other rows go."""
+        """Drops all other rows."""
         kept = torch.tensor(places, dtype=torch.long, device=self.mask.device)
         self.mask = self.mask[kept]
         first = 0
         if places and all(isinstance(layer, GrowingLayer) for layer in self.cache.layers):
-            first = int(self.mask.any(0).int().argmax())  # before it there are holes alone
+            first = int(self.mask.any(0).int().argmax())  # there are only holes before it
         self.ids, self.mask = self.ids[kept, first:], self.mask[:, first:]
         self.rows, self.answers = [self.rows[place] for place in places], [self.answers[place] for place in places]
         if places:
@@ -192,7 +192,7 @@ class Batch:
 
 
 def _widened(columns: Tensor, width: int, fill: Tensor | int) -> Tensor:
-    """Columns [B, T] with others in front, which hold `fill`: [B, width]."""
+    """Columns [B, T] padded in front with `fill`: [B, width]."""
     wide = columns.new_empty(len(columns), width)
     wide[:, : width - columns.shape[1]], wide[:, width - columns.shape[1] :] = cast(Any, fill), columns
     return wide
@@ -206,13 +206,13 @@ def decode(
     rows_at_once: int,
     mixture: Mixture | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Answers prompts, as many at once as may be, and yields the index of a prompt and the tokens of its answer.
+    """Answers prompts, up to `rows_at_once` at a time; yields the index of each prompt and the tokens of its answer.
 
-    Equal prompts under one mixture are read once, and so is what all prompts begin with.
+    Equal prompts under one mixture are read only once, and so is a beginning that all prompts share.
 
     Args:
         prompts: token ids, in the order in which they are taken.
-        mixture: one row a prompt; None leaves the model as it is.
+        mixture: one row per prompt; None leaves the model as it is.
     """
     batch = Batch(model, writing, mixture)
     groups = [0] * len(prompts) if mixture is None else mixture.groups()
@@ -226,20 +226,20 @@ def decode(
 
 
 class _Reader:
-    """Reads prompts, each as often as its mixtures ask for, behind what all of them begin with."""
+    """Reads prompts, once for each mixture that they are under, behind the beginning that all of them share."""
 
     def __init__(
         self, batch: Batch, prompts: Sequence[Sequence[int]], groups: Sequence[int], rows_at_once: int
     ) -> None:
         self.batch, self.prompts, self.groups = batch, prompts, groups
-        first_of: dict[int, int] = {}  # a row under each of G mixtures
+        first_of: dict[int, int] = {}  # the first row under each of G mixtures
         for row, group in enumerate(groups):
             first_of.setdefault(group, row)
         self.place_of = {group: place for place, group in enumerate(first_of)}
         columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
         shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
-        # One prompt shares nothing; what is kept for every mixture must not be more than a batch; and prompts of
-        # different lengths leave holes between what they share and the rest.
+        # One prompt shares nothing; the beginning, kept for every mixture, must not be larger than a batch; and prompts
+        # of different lengths leave holes between the beginning and the rest.
         many = len(prompts) > 1 and len(first_of) <= rows_at_once
         self.shared = shared if many and allows_holes(cast(Any, batch.model.config)) else []
         self.cache = self._empty()
@@ -252,7 +252,7 @@ class _Reader:
         return growing_cache(self.batch.model.config.get_text_config())
 
     def read(self, rows: Sequence[int]) -> tuple[list[list[int]], Tensor, Tensor, DynamicCache]:
-        """What `Batch.take` takes: the first token of each answer; the tokens read [B, T], their mask, the cache."""
+        """What `Batch.take` takes: the first token of each answer, the tokens read [B, T], their mask and the cache."""
         model, length = self.batch.model, len(self.shared)
         keys = [(tuple(self.prompts[row]), self.groups[row]) for row in rows]
         first_of: dict[Any, int] = {}

@@ -1,4 +1,4 @@
-"""One forward pass of a model: under a mixture, in evaluation mode, behind a cache, and only as far as is needed."""
+"""One forward pass of a model: under a mixture, in evaluation mode, after a cache, and for only the logits needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _switching = RLock()
 
 RENAMED = (5, 24)
 CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= RENAMED else "past_key_values"
-"""What models call the cache that they are given, and give."""
+"""What models call the cache that they take and return."""
 
 
 def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture, *, merge: bool = True) -> AbstractContextManager[None]:
@@ -44,7 +44,7 @@ def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture, *, merge: bool =
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in evaluation mode, until the last thread that is in such a block leaves it."""
+    """Within the block the model is in evaluation mode, until the last thread in such a block leaves it."""
     with _switching:
         switched = model.training or model in _evaluated
         if switched:
@@ -62,9 +62,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forward_cached(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor, cache: Cache, keep: int) -> Tensor:
-    """The logits [B, keep, V], float32, at the last of some tokens [B, T] that come after those in the cache.
+    """The logits [B, keep, V], float32, at the last `keep` of the tokens [B, T] that follow those in the cache.
 
-    `mask` covers both, and may have holes. The cache is extended.
+    `mask` covers both and may have holes. The cache is extended.
     """
     output = cast(nn.Module, model)(
         input_ids=ids,
@@ -77,19 +77,19 @@ def forward_cached(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor
 
 
 def allows_holes(config: PreTrainedConfig) -> bool:
-    """Whether padding between two tokens changes nothing. MPT's attention falls off with the columns between them."""
+    """Whether padding between two tokens changes nothing. MPT's attention decays with the columns between them."""
     return config.get_text_config().model_type != "mpt"
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """The positions [B, T] of a padded batch's tokens, which count what the mask [B, T] shows."""
+    """The positions [B, T] of a padded batch's tokens, counting only what the mask [B, T] shows."""
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def last_positions(count: int) -> Tensor:
-    """The last `count` positions, as `logits_to_keep`.
+    """The last `count` positions, for `logits_to_keep`.
 
-    The number alone would have them sliced. The slices of a batch are not contiguous, so the head would be multiplied
-    row by row: 5 times as slow for 80 rows of 3.
+    The number itself would lead to slices. Slices of a batch are not contiguous, so the head would be multiplied row by
+    row: 5 times as slow for 80 rows of 3.
     """
     return torch.arange(-count, 0)

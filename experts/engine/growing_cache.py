@@ -1,4 +1,4 @@
-"""A key-value cache that grows in place. A DynamicCache is copied whole for every token that is written."""
+"""A key-value cache that grows in place. A DynamicCache is copied as a whole for every token that is written."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 32
-"""Tokens that there is room for after a copy."""
+"""The tokens that a copy leaves room for."""
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values [B, heads, tokens, width] at the beginning of larger tensors, whose rest the next tokens fill."""
+    """Keys and values [B, heads, tokens, width] at the start of larger tensors; the next tokens fill the rest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class GrowingLayer(DynamicLayer):
         before = self.get_seq_length()
         after = before + key_states.shape[2]
         large = self.large
-        # What was selected or repeated since stands elsewhere.
+        # Keys and values selected or repeated since then lie elsewhere.
         if large is None or large[0].data_ptr() != self.keys.data_ptr() or after > large[0].shape[2]:
             large = (_room(key_states, after), _room(value_states, after))
             if before:
@@ -44,14 +44,14 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Keeps some rows, without their first places."""
+        """Keeps some rows, without their `first` first places."""
         keys, values = self.states
         self._put([keys[rows, :, first:]], [values[rows, :, first:]])
 
     def extend(self, other: GrowingLayer) -> None:
-        """Takes over the rows of another. The last places of both fall together; the shorter begins with nothing."""
+        """Takes over the rows of another layer. The last places of both are aligned; the shorter is padded in front."""
         keys, values = zip(self.states, other.states, strict=True)
-        other.keys = other.values = other.large = None  # layer by layer, or both would be held twice
+        other.keys = other.values = other.large = None  # freed layer by layer, or both caches would be held twice
         self._put(keys, values)
 
     def _put(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -61,13 +61,13 @@ class GrowingLayer(DynamicLayer):
 
 
 def _together(blocks: Sequence[Tensor]) -> Tensor:
-    """Blocks of rows [B, heads, tokens, width] below each other, ending at the same place, with room behind."""
+    """Stacks blocks of rows [B, heads, tokens, width] so that they end at the same place, with room behind."""
     tokens = max(block.shape[2] for block in blocks)
     large = blocks[0].new_empty(sum(map(len, blocks)), blocks[0].shape[1], tokens + ROOM, blocks[0].shape[3])
     start = 0
     for block in blocks:
         rows = large[start : start + len(block)]
-        rows[:, :, : tokens - block.shape[2]] = 0  # what a mask hides must be numbers all the same
+        rows[:, :, : tokens - block.shape[2]] = 0  # even what a mask hides must be finite
         rows[:, :, tokens - block.shape[2] : tokens] = block
         start += len(block)
     return large
@@ -83,7 +83,7 @@ def select(cache: DynamicCache, rows: Tensor, first: int) -> None:
 
 
 def join(cache: DynamicCache, other: DynamicCache) -> None:
-    """Adds the rows of another cache to one; the last places of both fall together."""
+    """Adds the rows of another cache to `cache`; the last places of both are aligned."""
     for layer, added in zip(cache.layers, other.layers, strict=True):
         cast(GrowingLayer, layer).extend(cast(GrowingLayer, added))
 
@@ -93,7 +93,7 @@ def _room(states: Tensor, tokens: int) -> Tensor:
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
-    """An empty cache for a model. Layers that see a window only, or keep something else, stay as they are."""
+    """An empty cache for a model. Layers that only see a window, or keep something else, stay transformers' own."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -1,4 +1,4 @@
-"""What prompts begin with, kept: one that begins as an earlier one, under the same mixture, reads only what follows."""
+"""Keeps what prompts begin with: one that begins like an earlier one, under the same mixture, reads only the rest."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers import DynamicCache
 from experts.engine.growing_cache import GrowingLayer
 
 BLOCK = 16
-"""Tokens whose keys and values are kept, or forgotten, together."""
+"""How many tokens have their keys and values kept or forgotten together."""
 
 
 class Block(NamedTuple):
-    """Some tokens that have been read behind those before them."""
+    """Some tokens that have been read after those before them."""
 
     number: int
     states: Sequence[tuple[Tensor, Tensor]]
@@ -26,22 +26,22 @@ class Block(NamedTuple):
 
 
 class KeptPrefixes:
-    """Keys and values of prompts, block by block. What several begin with is kept once.
+    """Keys and values of prompts, block by block. A beginning that several prompts share is kept once.
 
-    A block is found by its tokens and by the block before it; the first, by the mixture that it was read under. Where
-    there is no more room, those that were used longest ago go, and the end of a prompt before its beginning.
+    A block is found by its tokens and by the block before it; the first, by the mixture that it was read under. When
+    there is no more room, the least recently used blocks go, and the end of a prompt before its beginning.
 
     Args:
-        tokens: that are kept at most.
+        tokens: the most tokens that are kept.
     """
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self._blocks: OrderedDict[Hashable, Block] = OrderedDict()  # the one used last at the end
+        self._blocks: OrderedDict[Hashable, Block] = OrderedDict()  # most recently used last
         self._numbers = itertools.count()
 
     def find(self, under: Hashable, ids: Sequence[int]) -> list[Block]:
-        """The blocks that a prompt begins with; `under` says which mixture."""
+        """The kept blocks that a prompt begins with; `under` names its mixture."""
         found: list[Block] = []
         keys: list[Hashable] = []
         before = under
@@ -56,7 +56,7 @@ class KeptPrefixes:
         return found
 
     def keep(self, under: Hashable, ids: Sequence[int], cache: DynamicCache, row: int) -> None:
-        """Keeps a prompt that is the last that a row of a cache of `GrowingLayer` has read."""
+        """Keeps a prompt, which must be the last that the row of a cache of `GrowingLayer` has read."""
         end = cache.get_seq_length()
         keys: list[Hashable] = []
         before = under
@@ -76,7 +76,7 @@ class KeptPrefixes:
             self._blocks.popitem(last=False)
 
     def forget(self) -> None:
-        """Keeps nothing: experts have changed."""
+        """Forgets everything, because experts have changed."""
         self._blocks.clear()
 
     def _used(self, keys: Sequence[Hashable]) -> None:
@@ -85,7 +85,7 @@ class KeptPrefixes:
 
 
 def begin(cache: DynamicCache, blocks: Sequence[Sequence[Block]], lengths: Sequence[int]) -> None:
-    """Puts the first `lengths` tokens of each row's blocks into an empty cache; they end at the same place."""
+    """Puts the first tokens of each row's blocks, as many as `lengths` says, into an empty cache, ending together."""
     width = max(lengths)
     some = next(own for own in blocks if own)[0]
     for depth, layer in enumerate(cache.layers):
@@ -100,5 +100,5 @@ def begin(cache: DynamicCache, blocks: Sequence[Sequence[Block]], lengths: Seque
 
 
 def _parts(ids: Sequence[int]) -> list[tuple[int, ...]]:
-    """Whole blocks."""
+    """The tokens in whole blocks; the rest is left out."""
     return [tuple(ids[start : start + BLOCK]) for start in range(0, len(ids) - BLOCK + 1, BLOCK)]

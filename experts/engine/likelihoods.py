@@ -1,4 +1,4 @@
-"""How likely a text is after another."""
+"""How likely one text is after another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from experts.outside.errors import UserError
 def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Sequence[str | Chat], continuations: Sequence[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each prompt, and of its continuation.
+    """The token ids of each prompt and of its continuation.
 
     Raises:
-        UserError: if the lists differ in length, a continuation is empty, or the model sees.
+        UserError: if the lists differ in length, a continuation is empty, or the model is a vision-language model.
     """
     if isinstance(tokenizer, ProcessorMixin):
         raise UserError(
@@ -37,7 +37,7 @@ def log_p_of_tails(logits: Tensor, ids: Tensor, tails: Sequence[Sequence[int]]) 
     """log p of the tail that each row ends in, in nats: [B], float32, on the CPU.
 
     Args:
-        logits: at the last L + 1 positions, [B, L + 1, V], where L is the length of the longest tail.
+        logits: of the last L + 1 positions, [B, L + 1, V], where L is the length of the longest tail.
         ids: the rows' tokens [B, T], padded on the left.
     """
     longest = logits.shape[1] - 1

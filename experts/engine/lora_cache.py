@@ -1,9 +1,9 @@
-"""Mixtures as LoRAs on disk, made when they are asked for, and only so many of them at a time.
+"""Mixtures as LoRAs on disk, made when they are asked for, and a limited number at a time.
 
-Experts limited to the largest singular values share the factors of their base, so that a mixture of any number of them
-is one exact LoRA: A = Vᵀ and B = U diag(s · Σ_k α_k (z_k − 1)), of the largest rank among them. LoRAs in the mixture
-stand behind it, and add their ranks: A = [Vᵀ; A_1; …], B = [U diag(…), α_1 B_1, …]. Engines that know nothing of SVF
-serve that.
+Experts limited to the largest singular values share the factors of their base, so a mixture of any number of them is
+one exact LoRA, A = Vᵀ and B = U diag(s · Σ_k α_k (z_k − 1)), with the largest rank among them. LoRAs in the mixture
+come after it and add their ranks: A = [Vᵀ; A_1; …], B = [U diag(…), α_1 B_1, …]. Engines that know nothing of SVF can
+serve this.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ PREFIX = "mix:"
 
 
 def mixture_name(mixture: Mixture) -> str:
-    """The one name of a mixture for one prompt: `mix:code=0.3,math=0.7`, and "" for the base.
+    """The unique name of a mixture for one prompt: `mix:code=0.3,math=0.7`, or "" for the base.
 
-    Experts stand in alphabetical order, and a weight has the digits that tell it from every other float32.
+    Experts are in alphabetical order, and a weight has the digits that tell it from every other float32.
     """
     weights = sorted(mixture[0].items())
     text = ",".join(f"{name}={np.format_float_positional(np.float32(weight), trim='-')}" for name, weight in weights)
@@ -52,7 +52,7 @@ def mixture_name(mixture: Mixture) -> str:
 
 
 def read_mixture_name(name: str, library: ExpertLibrary) -> Mixture:
-    """The mixture that `mix:code=0.3,math=0.7`, or an expert's name, stands for.
+    """The mixture that `mix:code=0.3,math=0.7` or an expert's name stands for.
 
     Raises:
         UserError: if it is neither, or names an expert that the library does not have.
@@ -77,22 +77,22 @@ class Adapter(NamedTuple):
 
     name: str
     number: int
-    """From 1; another LoRA, or the same made again, has another."""
+    """Counts from 1; every LoRA has a different number, even the same one made again."""
     path: Path
 
 
 class LoraCache:
-    """The LoRAs of mixtures, in a temporary folder that ends with the process. Safe for several threads.
+    """The LoRAs of mixtures, in a temporary folder that is removed when the process ends. Thread-safe.
 
-    Mixtures are of a library's experts and LoRAs, and of others that are added, which may adapt what the library's do.
+    Mixtures may name a library's experts and LoRAs, and others that are added, which may adapt only what those do.
 
     Args:
-        base: what the library's experts adapt; it is not kept.
-        room: the largest rank that whoever serves the LoRAs has room for; None where that is not known.
-        keep: how many LoRAs stay on disk; those least recently held make room for others, unless they are held.
+        base: the base that the library's experts adapt; it is not kept.
+        room: the largest rank that whoever serves the LoRAs has room for; None if that is not known.
+        keep: how many LoRAs stay on disk; those held least recently make room for others, unless they are still held.
 
     Raises:
-        UserError: if the library was made for another base, or an expert is damaged, or adapts a mixture's matrices.
+        UserError: if the library was made for another base, or an expert is damaged or adapts a stack of matrices.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class LoraCache:
         """Adds an expert or a LoRA, which mixtures may name from now on.
 
         Raises:
-            UserError: if the name is taken, or it adapts what those of the library do not.
+            UserError: if the name is taken, or the adapter adapts what the library's do not.
         """
         if isinstance(adapter, Lora):
             self._refuse_without_room(name, adapter)
@@ -179,7 +179,7 @@ class LoraCache:
                 raise UserError(f"the LoRA {name!r} has rank {rank}, and there is room for {self.room} here")
 
     def remove(self, name: str) -> None:
-        """Lets an expert or a LoRA go. LoRAs that are held stay.
+        """Lets an expert or a LoRA go. LoRAs of mixtures that are held stay.
 
         Raises:
             UserError: if there is none of that name.
@@ -216,7 +216,7 @@ class LoraCache:
             return None
         with self._lock:
             if name not in self._adapters:
-                # Made again it has the same path: who remembers that finds it there.
+                # Made again, it has the same path, so whoever remembers the path finds it.
                 path = Path(self._folder.name, hashlib.sha256(name.encode()).hexdigest()[:16])
                 self._lora(mixture).write(path)
                 self._adapters[name] = Adapter(name, next(self._numbers), path)

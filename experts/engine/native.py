@@ -50,21 +50,21 @@ class _Asked:
     max_new_tokens: int
     constraint: Constraint | None
     draws: Draws | None
-    """None takes the most likely token."""
+    """None means the most likely token."""
     stopped: Stops
     penalty: float
-    """On repetition, in the place of the checkpoint's; 1 leaves that."""
+    """The penalty on repetition, in place of the checkpoint's; 1 leaves the checkpoint's."""
 
 
 @dataclass(eq=False)
 class NativeEngine:
     """A transformers model, or one that carries experts in PEFT's way, and its tokenizer.
 
-    Batches are either of one mixture each, on merged weights, or of any mixtures, in factor space: whichever costs less
-    (`experts.engine.batches`). A mixture of None leaves the model as it is: under whatever adapters are active.
+    A batch has either one mixture, on merged weights, or any mixtures, in factor space: whichever costs less
+    (`experts.engine.batches`). A mixture of None leaves the model as it is, under whatever adapters are active.
 
     Args:
-        tokenizer: of a vision-language model its processor; a part {"type": "image", "image": …} is then a picture.
+        tokenizer: for a vision-language model its processor; a part {"type": "image", "image": …} is then a picture.
     """
 
     model: PreTrainedModel | PeftModel
@@ -96,9 +96,9 @@ class NativeEngine:
         """As `Engine.generate`.
 
         Args:
-            sampling: how tokens are chosen, and what ends an answer; greedy if not given.
-            on_batch: hears how many more prompts are answered.
-            constraint: the answers that may be given; None allows any.
+            sampling: how tokens are chosen and what ends an answer; greedy by default.
+            on_batch: called with the number of prompts answered since the last call.
+            constraint: the answers that are allowed; None allows any.
         """
         check_whole("max_new_tokens", max_new_tokens)
         check_whole("batch_size", batch_size)
@@ -111,7 +111,7 @@ class NativeEngine:
         answers = [""] * len(ids)
 
         def written(queue: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-            """The places in a queue, and the tokens of their answers, as they come."""
+            """Yields places in a queue and the tokens of their answers, as they come."""
             own = [ids[row] for row in queue]
             under = None if mixture is None else mixture.rows(queue)
             if (writing := self._writing(asked, queue)) is not None:
@@ -136,7 +136,7 @@ class NativeEngine:
     def stream(
         self, prompt: str | Chat, *, max_new_tokens: int, mixture: Mixture, sampling: Sampling = GREEDY
     ) -> Iterator[str]:
-        """As `Engine.stream`. A thread of its own writes; any thread may ask for the next piece."""
+        """As `Engine.stream`. A separate thread writes; any thread may ask for the next piece."""
         check_whole("max_new_tokens", max_new_tokens)
         ids = tokenize(self.tokenizer, [prompt])
         check_context(self.model.config, len(ids[0]), max_new_tokens)
@@ -187,7 +187,7 @@ class NativeEngine:
 
     @property
     def decodes(self) -> bool:
-        """Whether answers can be written row by row (`experts.engine.decoding`), and not by `generate` alone."""
+        """Whether answers can be written row by row (`experts.engine.decoding`), not only by `generate`."""
         text = not isinstance(self.tokenizer, ProcessorMixin)
         return text and can_decode(self.model) and penalized(self.generation_config, most_likely) is not None
 
@@ -200,13 +200,13 @@ class NativeEngine:
         max_new_tokens: int,
         mixture: Mixture,
     ) -> None:
-        """One answer by transformers' `generate`, for bases that cannot be decoded row by row.
+        """Writes one answer with transformers' `generate`, for bases that cannot be decoded row by row.
 
         Args:
-            prompt: the chat, where its pictures are to be seen.
+            prompt: the chat, if its pictures are to be seen.
             ids: the prompt's tokens.
-            choose: is given all tokens so far [1, T] and the logits [1, V] of the next; what it returns is that token
-                [1], and below 0 the end.
+            choose: takes all tokens so far [1, T] and the logits [1, V] of the next; returns that token [1], or a
+                number below 0 to end.
         """
         batch = self._batch([[] if prompt is None else prompt], [ids])
         ended = False
@@ -230,7 +230,7 @@ class NativeEngine:
             )
 
     def carry(self, name: str, adapter: Expert | Lora) -> None:
-        """As `Engine.carry`. An expert is frozen, and not among those that are active."""
+        """As `Engine.carry`. An expert is frozen and does not become active."""
         with _carrying:
             if name == BASE or name in self.experts:
                 raise UserError(f"the engine carries an expert {name!r} already; drop it first, or choose another name")
@@ -262,12 +262,12 @@ class NativeEngine:
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """What the checkpoint asks for in decoding."""
+        """The checkpoint's own settings for decoding."""
         return cast(GenerationConfig, self._base.generation_config)
 
     @property
     def _base(self) -> Any:
-        """What generates. PEFT's own `generate` changes the model while it runs, under the eyes of other threads."""
+        """The model that generates. PEFT's own `generate` changes the model while it runs, which other threads see."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def _asked(
@@ -284,7 +284,7 @@ class NativeEngine:
         return _Asked(max_new_tokens, constraint, draws, stops, sampling.repetition_penalty)
 
     def _writing(self, asked: _Asked, queue: Sequence[int]) -> Writing | None:
-        """How `decode` writes the rows of a queue; None if it cannot for this model, and `generate` must."""
+        """How `decode` writes the rows of a queue; None if it cannot for this model, so that `generate` must."""
         if not self.decodes:
             return None
 
@@ -304,7 +304,7 @@ class NativeEngine:
     def _options(self, asked: _Asked, start: int, rows: Sequence[int]) -> dict[str, Any]:
         """Options of transformers' `generate` for one answer to each of some rows, whose prompts take `start` tokens.
 
-        A checkpoint's penalties and ends count; what it asks for of samples and beams does not.
+        The checkpoint's penalties and end tokens count; its settings for sampling and beams do not.
         """
         processors: list[Any] = [] if asked.constraint is None else [asked.constraint.processor(start)]
         if asked.draws is not None:
@@ -316,7 +316,7 @@ class NativeEngine:
         return {
             "max_new_tokens": asked.max_new_tokens,
             "tokenizer": text_tokenizer(self.tokenizer),
-            "do_sample": False,  # what is drawn is the one token that is left
+            "do_sample": False,  # sampling leaves only the token that it draws
             "num_beams": 1,
             **({} if asked.penalty == 1 else {"repetition_penalty": asked.penalty}),
             "return_dict_in_generate": False,
@@ -328,9 +328,9 @@ class NativeEngine:
         return nullcontext() if mixture is None else mixed(self.model, mixture.rows(rows))
 
     def _batch(self, prompts: Sequence[str | Chat], ids: list[list[int]]) -> Any:
-        """`pad_batch`, and of a vision-language model the prompts' pictures."""
+        """`pad_batch`, with the prompts' pictures for a vision-language model."""
         if not isinstance(self.tokenizer, ProcessorMixin):
             return pad_batch(self.model, self.tokenizer, ids)
         padding = {"padding": True, "padding_side": "left"}
         batch = tokenize_seen(self.tokenizer, prompts, return_tensors="pt", processor_kwargs=padding)
-        return batch.to(self.model.device, self.model.dtype)  # the dtype is that of the pictures
+        return batch.to(self.model.device, self.model.dtype)  # the dtype is for the pictures

@@ -1,4 +1,4 @@
-"""How a base reads what it is given, found by giving it something: a prompt alone, and the same prompt padded."""
+"""How a base reads its input, found by having it read a prompt alone and the same prompt padded."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError
 
 LONG, SHORT = 11, 5
-"""Tokens of two prompts, the shorter one padded to the longer."""
+"""The tokens in two prompts; the shorter one is padded to the longer."""
 
 TOLERANCE = 0.1
-"""Of the logits' standard deviation. Rounding stays below it, positions that are counted otherwise do not."""
+"""As a share of the logits' standard deviation. Rounding stays below it; wrongly counted positions do not."""
 
 
 class Reading(NamedTuple):
-    """How a base reads; where it wants another input and cannot be asked, as most do."""
+    """How a base reads. A base that wants another kind of input cannot be tested and is taken to read as most do."""
 
     hides_padding: bool = True
-    """Whether padding on the left, and a mask that hides it, change nothing, nor for the token after.
+    """Whether padding on the left, hidden by a mask, changes nothing, not even for the token after.
 
-    They do where positions are counted from the first column, or a recurrent state reads what is masked.
+    It does change something if positions count from the first column, or a recurrent state reads what is masked.
     """
     gives_cache: bool = True
-    """Whether it returns what it has read as one of transformers' caches, and goes on from that."""
+    """Whether it returns what it has read as one of transformers' caches and can continue from that."""
 
 
 _readings: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()
 
 
 def reading_of(model: PreTrainedModel | PeftModel) -> Reading:
-    """How a base reads, asked once."""
+    """How a base reads; tested once."""
     base = cast(nn.Module, model.get_base_model() if isinstance(model, PeftModel) else model)
-    if isinstance(base, FSDPModule):  # the shares of a base must run equally often
+    if isinstance(base, FSDPModule):  # the shards of a base must run equally often
         return Reading()
     if base not in _readings:
         try:
             with torch.no_grad(), evaluating(model), mixed(model, Mixture.of({}, 2)):
                 _readings[base] = _ask(cast(Any, base))
-        except UserError:  # experts are merged into it for now
+        except UserError:  # experts are merged into it at the moment
             return Reading()
-        except Exception:  # in whatever way it says so
+        except Exception:  # a base may raise anything
             _readings[base] = Reading()
     return _readings[base]
 
 
 def _ask(base: Any) -> Reading:
-    # Attention is told what a mask hides; a recurrent state is past it, and a mask would be another's.
+    # Attention is told what a mask hides; a recurrent state has that behind it, and the mask would not fit its input.
     told, untold = _ask_once(base, True), _ask_once(base, False)
     return untold if all(untold) else told
 
@@ -67,7 +67,7 @@ def _ask_once(base: Any, told: bool) -> Reading:
     alone = _two_logits(base, ids[1:, -SHORT:], mask[1:, -SHORT:], following[1:], told)
     try:
         together = _two_logits(base, ids, mask, following, told)
-    except Exception:  # what it reads alone it does not read padded
+    except Exception:  # it reads a prompt alone, but not padded
         return Reading(hides_padding=False, gives_cache=len(alone) > 1)
     pairs = zip(together, alone, strict=False)
     alike = all(float((x[1] - y[0]).abs().max()) <= TOLERANCE * float(y[0].std()) for x, y in pairs)
@@ -75,7 +75,7 @@ def _ask_once(base: Any, told: bool) -> Reading:
 
 
 def _two_logits(base: Any, ids: Tensor, mask: Tensor, following: Tensor, told: bool) -> list[Tensor]:
-    """The logits [B, V] after some tokens, and after one more, where the base goes on from a cache that it gave."""
+    """The logits [B, V] after some tokens, and after one more if the base continues from a cache that it returned."""
     output = base(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=True)
     logits = [output.logits[:, -1].float()]
     caches = {key: value for key, value in output.items() if isinstance(value, Cache)}
@@ -84,7 +84,7 @@ def _two_logits(base: Any, ids: Tensor, mask: Tensor, following: Tensor, told: b
     if caches:
         try:
             output = base(input_ids=following, **caches, **more)
-        except Exception:  # it wants to be told otherwise
+        except Exception:  # it wants its input in another form
             return logits
         logits.append(output.logits[:, -1].float())
     return logits

@@ -1,4 +1,4 @@
-"""What many mixtures answer to the same few examples: greedy answers, and how likely the right ones are."""
+"""Runs many mixtures on the same few examples: their greedy answers, and how likely the right answers are."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from experts.mixture import Mixture
 from experts.outside.chats import Chat
 
 ROW = 512
-"""Tokens of a row, as `batch_size` counts them: shorter rows are the more."""
+"""Tokens in a row, as `batch_size` counts rows: of shorter rows a batch holds more."""
 
 
 class Population:
     """C mixtures, each of which can be asked each of N prompts.
 
-    What they answer is what `generate` and `loglikelihood` give, for less work. What all prompts begin with, the words
-    of the chat template among it, is read once a mixture. The right answer is read behind each prompt. That gives its
-    likelihood, and it is a draft of the greedy answer, of which only what comes after the first difference is written.
+    The results are those of `generate` and `loglikelihood`, for less work. The beginning that all prompts share, chat
+    template included, is read once per mixture. The right answer is read behind each prompt. That gives its likelihood,
+    and serves as a draft of the greedy answer: only what follows the first difference is written.
 
     Args:
         right: the right answer to each prompt.
         mixture: C rows, one a mixture.
-        batch_size: rows of 512 tokens that a batch may be as large as.
+        batch_size: the size of a batch, in rows of 512 tokens.
 
     Raises:
         UserError: if a prompt and its answer do not fit the model's context.
@@ -62,15 +62,15 @@ class Population:
         self.at_once = max(1, batch_size * ROW // longest)  # rows
         columns = zip(*(head[:-1] for head in heads), strict=False)
         shared = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
-        # It is kept for all mixtures, which may take no more room than a batch.
+        # The beginning is kept for all mixtures, and may take no more room than a batch.
         self.shared = shared[: batch_size * ROW // len(mixture)]
         self.rests = [head[len(self.shared) :] for head in heads]
         behind = max(len(rest) + len(draft) for rest, draft in zip(self.rests, self.drafts, strict=True))
-        # Padding and dropped drafts are holes, for which a narrow window has no room.
+        # Padding and dropped drafts leave holes, and a narrow window has no room for them.
         narrow = len(self.shared) + behind + max_new_tokens > attention_window(config)
-        # A draft is checked against the most likely tokens, which a penalty of the checkpoint's changes.
+        # A draft is checked against the most likely tokens, and a penalty in the checkpoint would change those.
         self.plainly = narrow or greedy(engine.generation_config) is not most_likely
-        self._read: DynamicCache | None = None  # what is shared, under each mixture [C]
+        self._read: DynamicCache | None = None  # the shared beginning, under each mixture [C]
 
     @torch.inference_mode()
     def answer(self, asked: Sequence[tuple[int, int]]) -> tuple[list[str], Tensor]:
@@ -97,7 +97,7 @@ class Population:
         return texts, self.engine.loglikelihood(prompts, right, mixture=mixture)
 
     def _behind_shared(self, rows: Sequence[int]) -> DynamicCache:
-        """A cache that holds what is shared, under some of the mixtures."""
+        """A cache that holds the shared beginning, under some of the mixtures."""
         model = self.engine.model
         if self._read is None:
             self._read = growing_cache(model.config.get_text_config())
@@ -123,7 +123,7 @@ class Population:
         mask = torch.cat([here.new_ones(len(here), len(self.shared)), here], 1)
         longest = max(map(len, drafts))
         with mixed(model, mixture):
-            # The logits of a row's draft, and what comes after, are the last.
+            # The last logits are those of a row's draft and of what comes after.
             logits = forward_cached(model, ids, mask, cache, keep=longest + 1)
         scores = log_p_of_tails(logits, ids, drafts)
 

@@ -1,4 +1,4 @@
-"""What is asked of a batch that always runs (`experts.engine.continuous`), and what is heard of the answers."""
+"""Requests to a batch that always runs (`experts.engine.continuous`), and the events that they hear."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from experts.outside.errors import UserError
 
 
 class TokenLogp(NamedTuple):
-    """A token that was read or written, how likely the model held it to be, and which tokens it held most likely.
+    """A token that was read or written, how likely the model found it, and which tokens it found most likely.
 
-    In nats, of the model's own distribution: before penalties, temperature and the rest of sampling.
+    Likelihoods are in nats, of the model's own distribution: before penalties, temperature and the rest of sampling.
     """
 
     token: int
@@ -32,9 +32,9 @@ class TokenLogp(NamedTuple):
 
 
 class PromptRead(NamedTuple):
-    """A prompt has been read. `logps` are of its tokens but the first, where they were asked for.
+    """A prompt has been read. `logps` are those of its tokens except the first, if they were asked for.
 
-    Of so many tokens as were `kept`, keys and values were there already.
+    The keys and values of the first `kept` tokens were there already.
     """
 
     prompt: int
@@ -43,7 +43,7 @@ class PromptRead(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The next token of a row's answer, which belongs to it also where it ends it."""
+    """The next token of a row's answer; a token that ends the answer is also part of it."""
 
     row: int
     token: int
@@ -54,14 +54,14 @@ Why = Literal["stop", "length"]
 
 
 class Ended(NamedTuple):
-    """A row's answer is complete: the base or a stop text ended it, or it is as long as it may be."""
+    """A row's answer is complete: the base or a stop text ended it, or it has reached its maximum length."""
 
     row: int
     why: Why
 
 
 Event = PromptRead | Written | Ended | Exception
-"""An exception is the last thing that is heard of a request."""
+"""An exception is the last event of a request."""
 
 
 @dataclass(eq=False)
@@ -70,13 +70,13 @@ class Request:
 
     Args:
         prompts: token ids.
-        mixture: one row a prompt.
-        hear: is called by the thread that runs the batch, which it must not hold up.
-        max_new_tokens: of each answer; None is what the context leaves. 0 only reads.
-        logprobs: hear how likely tokens of the answers are, beside so many of the most likely ones; None is not at all.
-        prompt_logprobs: the same of the prompts' tokens.
-        seen: the chats themselves, where a vision-language model is to look at their pictures.
-        held: lives for as long as the request: what its experts are there for.
+        mixture: one row per prompt.
+        hear: called by the thread that runs the batch; it must not hold that thread up.
+        max_new_tokens: of each answer; None is all that the context leaves, 0 only reads.
+        logprobs: tell how likely each token of the answers is, and so many of the most likely ones; None tells nothing.
+        prompt_logprobs: the same for the prompts' tokens.
+        seen: the chats themselves, if a vision-language model is to look at their pictures.
+        held: lives as long as the request does, to keep its experts there.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -92,12 +92,12 @@ class Request:
     cancelled: bool = field(default=False, init=False)
 
     def cancel(self) -> None:
-        """Whoever asked has gone: the rows leave at the next token."""
+        """Ends the request because whoever asked has gone: the rows leave at the next token."""
         self.cancelled = True
 
     @cached_property
     def draws(self) -> Draws:
-        """Of all rows: those of the same prompts, given as a list, each as often as it is answered."""
+        """The draws of all rows, equal to those of a list of the same prompts, each repeated `n` times."""
         repeated = [prompt for prompt in self.prompts for _ in range(self.n)]
         return Draws(self.sampling, self.sampling.row_seeds(repeated, None))
 
@@ -107,12 +107,12 @@ _numbers = itertools.count()
 
 @dataclass(eq=False)
 class Row:
-    """One answer that is written, or waits to be."""
+    """One answer that is being written, or waits to be."""
 
     request: Request
     place: int
     limit: int
-    """Of the tokens in its answer."""
+    """The most tokens that its answer may have."""
     answer: list[int] = field(default_factory=list)
     ended: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
@@ -124,12 +124,12 @@ class Row:
 
     @property
     def is_first(self) -> bool:
-        """Whether nothing has been written to its prompt yet."""
+        """Whether this is the first answer to its prompt and nothing of it has been written yet."""
         return not self.answer and self.place % self.request.n == 0
 
     @property
     def tells_prompt(self) -> bool:
-        """Whether it is to say how likely the tokens of its prompt are."""
+        """Whether the row must still tell how likely the tokens of its prompt are."""
         return self.request.prompt_logprobs is not None and self.is_first
 
     @cached_property
@@ -138,12 +138,12 @@ class Row:
 
     @cached_property
     def under(self) -> str:
-        """The one name of its mixture."""
+        """The unique name of its mixture."""
         return mixture_name(self.mixture)
 
     @property
     def reads(self) -> list[int]:
-        """What must be read before the next token can be written, but for the last token of the answer."""
+        """The tokens to read before the next one can be written, except the last token of the answer."""
         return [*self.request.prompts[self.prompt], *self.answer[:-1]]
 
     @property
@@ -152,10 +152,10 @@ class Row:
 
 
 def choose(logits: Tensor, ids: Tensor, rows: Sequence[Row], penalty: float) -> Tensor:
-    """The next token of each row [B], as its request has it, from logits [B, V] and all tokens so far [B, T].
+    """Chooses each row's next token [B] as its request asks, from logits [B, V] and all tokens so far [B, T].
 
     Args:
-        penalty: the checkpoint's own on repetition, where a request asks for none.
+        penalty: the checkpoint's own penalty on repetition, for requests that give none.
     """
     penalties = [row.request.sampling.repetition_penalty for row in rows]
     penalties = [penalty if own == 1 else own for own in penalties]
@@ -174,7 +174,7 @@ def choose(logits: Tensor, ids: Tensor, rows: Sequence[Row], penalty: float) -> 
 
 
 def token_logps(logits: Tensor, tokens: Tensor, top: int) -> list[TokenLogp]:
-    """How likely tokens [B] are, each by its own logits [B, V], beside the `top` most likely ones."""
+    """How likely each of the tokens [B] is under its own logits [B, V], with the `top` most likely tokens."""
     logps = logits.log_softmax(1)
     own = logps.gather(1, tokens[:, None])[:, 0].tolist()
     best = logps.topk(min(top, logps.shape[1]), 1)
@@ -186,6 +186,6 @@ def token_logps(logits: Tensor, tokens: Tensor, top: int) -> list[TokenLogp]:
 
 
 def refuse_unbounded(logits: Tensor) -> list[UserError | None]:
-    """What to say to each row of logits [B, V]: an error where its mixture has made numbers without bounds."""
+    """For each row of logits [B, V], an error if its mixture has made numbers that are not finite, else None."""
     said = "the weights of the mixture are too large: they make numbers without bounds"
     return [None if finite else UserError(said) for finite in logits.amax(1).isfinite().tolist()]

@@ -1,7 +1,6 @@
 """How the tokens of an answer are chosen, and which texts end it.
 
-A row draws from numbers of its own, which follow from the seed and its prompt: its answer is the same in whatever batch
-it is written.
+A row draws its own random numbers, which follow from the seed and its prompt, so its answer is the same in any batch.
 """
 
 from __future__ import annotations
@@ -21,37 +20,37 @@ from experts.mixture import Mixture
 from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole
 
 MARGIN = 8
-"""Tokens at the end of an answer that are looked at beyond those that a stop text can have: some show no text."""
+"""Further tokens that are looked at at an answer's end, beyond as many as a stop text can have: some show no text."""
 
 
 GREEDILY = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
-"""What only means something where tokens are drawn, and its value elsewhere."""
+"""The settings that only matter where tokens are drawn, and their values elsewhere."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """By default greedy, up to where the base ends.
+    """How an answer's tokens are chosen; by default greedily, until the base ends the answer.
 
     Raises:
-        UserError: for what is no number or out of range, or a stop text that is empty or no string; for `top_p`,
-            `top_k`, `min_p` or a seed without a temperature.
+        UserError: if a value is not a number or is out of range, a stop text is empty or not a string, or `top_p`,
+            `top_k`, `min_p` or a seed is given without a temperature.
     """
 
     temperature: float = 0.0
-    """What logits are divided by; 0 takes the most likely token."""
+    """Divides the logits; 0 takes the most likely token."""
     top_p: float = 1.0
-    """Only the most likely tokens are drawn from, as few as have this probability together."""
+    """Draws only from the smallest set of most likely tokens that have this probability together."""
     seed: int | None = None
     """The same seed draws the same answer to a prompt; None takes one from PyTorch's own generator."""
     stop: Sequence[str] = ()
-    """Texts that end an answer, and do not belong to it."""
+    """Texts that end an answer and are not part of it."""
     top_k: int = 0
-    """Only so many of the most likely tokens are drawn from, and any as likely as the last of them; 0 is no limit."""
+    """Draws only from so many of the most likely tokens, and any as likely as the last of them; 0 is no limit."""
     min_p: float = 0.0
-    """Only tokens are drawn from that have this share of the most likely one's probability."""
+    """Draws only from tokens that have at least this share of the most likely token's probability."""
     repetition_penalty: float = 1.0
-    """What the logits of tokens that prompt and answer have are divided by, multiplied where below 0, as in
-    transformers: above 1 makes them less likely, without a temperature, too."""
+    """Divides the logits of tokens that are in the prompt or the answer already, or multiplies them where they are
+    below 0, as in transformers: a value above 1 makes these tokens less likely, in greedy decoding too."""
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
@@ -80,11 +79,11 @@ class Sampling:
         return self.temperature == 0
 
     def row_seeds(self, prompts: Sequence[Sequence[int]], mixture: Mixture | None) -> list[int]:
-        """A seed for each row, from that of the call and the row's prompt (token ids).
+        """A seed for each row, from the call's seed and the row's prompt (token ids).
 
-        Rows that are equal in prompt and mixture draw differently: the first, the second and so on.
+        Rows with the same prompt and mixture still draw differently: the first, the second and so on.
         """
-        drawn = self.seed is None and not self.greedy  # which draws nothing
+        drawn = self.seed is None and not self.greedy  # greedy draws nothing
         seed = int(torch.randint(SEEDS, ())) if drawn else self.seed
         groups = [0] * len(prompts) if mixture is None else mixture.groups()
         seen: Counter[Any] = Counter()
@@ -110,16 +109,16 @@ GREEDY = Sampling()
 
 
 def check_sampling(given: Any) -> None:
-    """Raises UserError for what is no `Sampling`."""
+    """Raises UserError if `given` is not a `Sampling`."""
     if not isinstance(given, Sampling):
         raise UserError(f"sampling must be a Sampling(temperature=…), not {given!r:.60}")
 
 
 class Draws:
-    """Draws the next token of rows, each from a generator of its own; one a call.
+    """Draws the next token of rows, each from its own generator. There is one `Draws` per call.
 
     Args:
-        seeds: of all rows that may be named.
+        seeds: one for every row that may be named.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
@@ -129,26 +128,26 @@ class Draws:
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Logits [B, V] of some rows → a token of each [B]."""
         tempered = (logits - logits.amax(1, keepdim=True)) / self.sampling.temperature
-        # In the vocabulary's order, so that nearly equal probabilities may change places without any consequence.
+        # In the vocabulary's order, so that it does not matter if nearly equal probabilities change places.
         drawn = torch.tensor([self._generators[row].random() for row in rows], dtype=logits.dtype)
         return draw(candidates(tempered.softmax(1), self.sampling), drawn.to(logits.device))
 
 
 def draw(p: Tensor, uniform: Tensor) -> Tensor:
-    """A token of each row [B] by probabilities [B, V], whatever their sum, and numbers [B] between 0 and 1.
+    """One token per row [B], from probabilities [B, V] of any sum and random numbers [B] between 0 and 1.
 
-    `torch.multinomial` draws a number for every token of a vocabulary, which on a CPU takes far longer.
+    `torch.multinomial` draws a number for every token of the vocabulary, which takes far longer on a CPU.
     """
     upto = p.cumsum(1)
-    # A little below 1, so that rounding does not reach the sum.
+    # A little below 1, so that rounding does not reach the sum itself.
     wanted = (uniform * (1 - 2**-20))[:, None].to(upto) * upto[:, -1:]
-    return torch.searchsorted(upto, wanted, right=True)[:, 0].clamp(max=p.shape[1] - 1)  # where p is NaN
+    return torch.searchsorted(upto, wanted, right=True)[:, 0].clamp(max=p.shape[1] - 1)  # clamped in case p is NaN
 
 
 def candidates(p: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities [B, V], 0 for tokens that are not drawn from, whatever the others' sum.
+    """Probabilities [B, V], set to 0 for tokens that are not to be drawn; the rest need not sum to 1.
 
-    In the order of vLLM: `min_p`, then `top_k`, and `top_p` of what these have left.
+    The order is vLLM's: `min_p`, then `top_k`, then `top_p` of what these leave.
     """
     if sampling.min_p > 0:
         p = p.masked_fill(p < sampling.min_p * p.amax(1, keepdim=True), 0)
@@ -158,19 +157,19 @@ def candidates(p: Tensor, sampling: Sampling) -> Tensor:
 
 
 def nucleus(p: Tensor, top_p: float) -> Tensor:
-    """Probabilities [B, V], 0 for all but the most likely tokens, of which as few are kept as have `top_p` together."""
+    """Probabilities [B, V], 0 outside the smallest set of most likely tokens that have `top_p` together."""
     if top_p >= 1:
         return p
     ordered, tokens = p.sort(1, descending=True)
-    before = ordered.cumsum(1) - ordered  # what the more likely ones have
+    before = ordered.cumsum(1) - ordered  # of the more likely tokens
     return torch.zeros_like(p).scatter(1, tokens, ordered.masked_fill(before >= top_p, 0))
 
 
 class DrawnTokens(LogitsProcessor):
-    """For transformers' `generate`: leaves the token that is drawn as the only one.
+    """For transformers' `generate`: leaves only the token that is drawn.
 
     Args:
-        rows: which of the draws' rows the batch has.
+        rows: the draws' rows that the batch holds.
     """
 
     def __init__(self, draws: Draws, rows: Sequence[int]) -> None:
@@ -190,7 +189,7 @@ class Stops:
     def __call__(self, answer: Sequence[int]) -> bool:
         if not self.texts:
             return False
-        # A token that shows any text shows a byte or more. The whole is looked at only where the end says so.
+        # A token that shows any text shows at least a byte. The whole text is searched only if its end has a stop text.
         longest = max(len(text.encode()) for text in self.texts)
         return self._shown(answer[-longest - MARGIN :]) and self._shown(answer)
 
@@ -200,12 +199,12 @@ class Stops:
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop texts."""
+    """The text before the first stop text in it."""
     return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=None)]
 
 
 class Cutting:
-    """`cut` of a text that comes in pieces; what may be the beginning of a stop text waits for the next piece."""
+    """`cut` for a text that comes in pieces; what may be the beginning of a stop text waits for the next piece."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.stop = stop
@@ -213,7 +212,7 @@ class Cutting:
         self._waiting = ""
 
     def add(self, piece: str) -> str:
-        """What is known to belong to the text now."""
+        """The further text that is now known to belong to the answer."""
         self._waiting += "" if self.ended else piece
         if len(shown := cut(self._waiting, self.stop)) < len(self._waiting):
             self.ended, self._waiting = True, ""
@@ -224,13 +223,13 @@ class Cutting:
         return shown
 
     def end(self) -> str:
-        """What has waited, where nothing follows."""
+        """The text that was still waiting, once nothing follows."""
         left, self._waiting = self._waiting, ""
         return left
 
 
 def cut_stream(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """`cut` of a text that comes in pieces, as pieces."""
+    """`cut` for a text that comes in pieces; yields pieces."""
     cutting = Cutting(stop)
     for piece in pieces:
         yield from filter(None, [cutting.add(piece)])

@@ -1,4 +1,4 @@
-"""Text as it is written, by a thread that whoever reads it can leave alone at any time."""
+"""Streams text as a thread writes it; the reader may stop reading at any time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import TextIteratorStreamer
 
 
 def stream_from_thread(write: Callable[[Event], None], pieces: TextIteratorStreamer) -> Generator[str, None, None]:
-    """What `write` puts into `pieces`, while it still does so in a thread of its own.
+    """Yields what `write` puts into `pieces` while it is still writing, in a thread of its own.
 
     Args:
-        write: is given an event, after which nobody reads any more. What it raises is raised after the last piece.
+        write: gets an event that is set once nobody reads any more. What it raises is raised after the last piece.
     """
     errors: list[BaseException] = []
     abandoned = Event()
@@ -33,13 +33,13 @@ def stream_from_thread(write: Callable[[Event], None], pieces: TextIteratorStrea
             writer.join(patience)
 
     writer = Thread(target=run, daemon=True)
-    atexit.register(stop)  # a program may end while a stream is open, but not while PyTorch calculates
+    atexit.register(stop)  # a program may end while a stream is open, but not while PyTorch computes
     writer.start()
     try:
         yield from filter(None, pieces)
     finally:
-        # Not for ever: the garbage collector closes a stream in whatever thread it runs, which may be the writer, or
-        # hold a lock that the writer waits for.
+        # Not for ever: the garbage collector closes a stream in whatever thread it runs in, which may be the writer, or
+        # may hold a lock that the writer waits for.
         stop(patience=1.0)
     if errors:
         raise errors[0]

@@ -25,12 +25,12 @@ from experts.outside.chats import Chat, tokenize
 from experts.outside.errors import UserError, check_whole, unknown
 from experts.svf.fingerprint import fingerprint
 
-LORAS_AT_ONCE = 8  # mixtures in one step of vLLM; the requests of others wait for a place
+LORAS_AT_ONCE = 8  # mixtures in one step of vLLM; requests under others wait for a place
 CPU_CACHE = 2 << 30  # bytes of keys and values on a CPU, where vLLM would take nearly all memory
 
 
 def check_installed() -> None:
-    """Raises UserError, with the way to install it, if there is no vLLM here."""
+    """Raises UserError, saying how to install it, if vLLM is not here."""
     if find_spec("vllm") is None:
         raise UserError(
             "vLLM is not installed here: pip install 'selfadapt[vllm]' on a machine with a GPU; for CPUs, its build is "
@@ -39,16 +39,16 @@ def check_installed() -> None:
 
 
 class VLLMEngine:
-    """A base inside vLLM, and the LoRAs of the mixtures of its library's experts and LoRAs.
+    """Runs a base inside vLLM, with a LoRA for every mixture of its library's experts and LoRAs.
 
-    It carries others, too, as far as they adapt matrices, and singular values, that the library's do: vLLM's room for
-    LoRAs is fixed when it starts. There is room for each expert and LoRA of the library and for mixtures of experts; a
-    mixture in which LoRAs add their ranks may need more, `options={"max_lora_rank": …}`.
+    It also carries others if they adapt no matrices or singular values beyond the library's: vLLM's room for LoRAs is
+    fixed when it starts. There is room for each expert and LoRA of the library and for mixtures of experts; a mixture
+    in which LoRAs add their ranks may need more, `options={"max_lora_rank": …}`.
 
     Args:
-        base: where it was loaded from, its dtype and its end tokens are vLLM's too; its weights are not kept.
+        base: vLLM loads it from the same place, with its dtype and end tokens; these weights are not kept.
         library: experts of limited rank, and LoRAs; None for the plain base.
-        options: for `vllm.LLM`, over those chosen here.
+        options: for `vllm.LLM`; they override those chosen here.
 
     Raises:
         UserError: if vLLM is not installed, the library is another base's, or vLLM cannot run base or experts.
@@ -142,7 +142,7 @@ class VLLMEngine:
         return torch.tensor(scores)
 
     def carry(self, name: str, adapter: Expert | Lora) -> None:
-        """As `Engine.carry`. There is room for what the library's experts and LoRAs adapt."""
+        """As `Engine.carry`. The adapter may adapt only what the library's experts and LoRAs do."""
         if self.loras is None:
             raise UserError("vLLM was started without a library, and so without room for experts")
         self.loras.add(name, adapter)
@@ -154,7 +154,7 @@ class VLLMEngine:
         self.loras.remove(name)
 
     def _run(self, ids: list[list[int]], parameters: list[Any], mixture: Mixture, batch_size: int) -> list[Any]:
-        """vLLM's output for each row of token ids, rows of one mixture together."""
+        """vLLM's output for each row of token ids; rows of one mixture run together."""
         check_whole("batch_size", batch_size)
         if self.loras is not None:
             batch_size = min(batch_size, self.loras.keep)
@@ -171,7 +171,7 @@ class VLLMEngine:
 
     @contextmanager
     def _lora_requests(self, mixture: Mixture) -> Iterator[list[Any]]:
-        """The `LoRARequest` of each row, None for the base; their files are there as long as the block lasts."""
+        """The `LoRARequest` of each row, None for the base; their files stay for as long as the block lasts."""
         from vllm.lora.request import LoRARequest
 
         if self.loras is None:
@@ -183,7 +183,7 @@ class VLLMEngine:
             yield [adapter and LoRARequest(adapter.name, adapter.number, str(adapter.path)) for adapter in adapters]
 
     def _parameters(self, max_new_tokens: int, sampling: Sampling, seed: int, **more: Any) -> Any:
-        """One row's `vllm.SamplingParams`, which end where the base ends, for whole answers unless told otherwise."""
+        """One row's `vllm.SamplingParams`, ending where the base ends; for whole answers unless told otherwise."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -195,21 +195,21 @@ class VLLMEngine:
         more |= {"temperature": sampling.temperature, "repetition_penalty": sampling.repetition_penalty}
         try:
             return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
-        except Exception as error:  # vLLM's bounds are narrower than ours, and its errors of a kind of their own
+        except Exception as error:  # vLLM's bounds are narrower than ours, and it raises errors of its own kind
             raise UserError(f"vLLM does not sample so: {' '.join(str(error).split())}") from error
 
 
 def start_vllm(base: PreTrainedModel, options: Mapping[str, Any]) -> Any:
-    """A `vllm.LLM` of a base, from where it was loaded, in its dtype.
+    """A `vllm.LLM` of a base, loaded from the same place and in the same dtype.
 
     Args:
-        options: of `vllm.LLM`, over those chosen here.
+        options: for `vllm.LLM`; they override those chosen here.
 
     Raises:
         UserError: if vLLM is not installed, or cannot run the base.
     """
     check_installed()
-    # In this process: nothing has to be guarded by `if __name__ == "__main__"` or sent to another one.
+    # In this process: nothing has to be guarded by `if __name__ == "__main__"` or sent to another process.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -232,10 +232,10 @@ def start_vllm(base: PreTrainedModel, options: Mapping[str, Any]) -> Any:
 
 
 def mend_base_rows() -> None:
-    """Gives rows without a LoRA the base alone; call it in the process that holds the model, before any request.
+    """Gives rows without a LoRA the plain base; call it in the process that holds the model, before any request.
 
-    On a CPU, vLLM 0.32 looks such a row's LoRA up at index −1 among its places, which is the last of them: the row is
-    answered by whatever LoRA lies there. On a GPU its kernels leave these rows out.
+    On a CPU, vLLM 0.32 looks up such a row's LoRA at index −1 of its slots, which is the last one, so whatever LoRA is
+    in it answers the row. On a GPU its kernels leave these rows out.
     """
     from vllm.platforms import current_platform
 
@@ -257,7 +257,7 @@ def mend_base_rows() -> None:
 
 
 def served_rank(library: ExpertLibrary) -> int:
-    """The smallest rank that vLLM has room for and that each expert and each LoRA of a library fits into.
+    """The smallest of vLLM's ranks that every expert and LoRA of a library fits into.
 
     Raises:
         UserError: if there is none.
@@ -280,7 +280,7 @@ def served_rank(library: ExpertLibrary) -> int:
 
 
 def ranks_of_vllm() -> list[int]:
-    """The ranks of LoRAs that vLLM has room for, the smallest first."""
+    """The ranks of LoRAs that vLLM supports, smallest first."""
     from vllm.config.lora import MaxLoRARanks
 
     return sorted(get_args(MaxLoRARanks))

@@ -1,4 +1,4 @@
-"""Requests of many calls in one vLLM engine, each of which gets the outputs of its own."""
+"""Requests of many calls in one vLLM engine; each call gets its own outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Requests:
     def __init__(self, llm: Any) -> None:
         self._engine = llm.llm_engine
         self._numbers = itertools.count()
-        self._outputs: dict[str, deque[Any]] = {}  # that nobody has fetched, by request
+        self._outputs: dict[str, deque[Any]] = {}  # by request, not fetched yet
         self._news = Condition()
         self._stepping = False
         self._coming = 0  # threads that want to add or end requests between two steps
@@ -28,12 +28,12 @@ class Requests:
     def run(
         self, ids: Sequence[list[int]], loras: Sequence[Any], parameters: Sequence[Any]
     ) -> Iterator[tuple[int, Any]]:
-        """The outputs of some requests as they come: which of them, and vLLM's `RequestOutput`.
+        """Yields the outputs of some requests as they come: the request's index, and vLLM's `RequestOutput`.
 
         Args:
             ids: the prompts' tokens.
-            loras: the `LoRARequest` of each, None for the base.
-            parameters: the `SamplingParams` of each.
+            loras: each prompt's `LoRARequest`; None for the base.
+            parameters: each prompt's `SamplingParams`.
         """
         names = [f"selfadapt-{next(self._numbers)}" for _ in ids]
         waiting = dict(zip(names, range(len(names)), strict=True))
@@ -85,7 +85,7 @@ class Requests:
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
-        """Within the block no step is made."""
+        """Within the block the engine makes no step."""
         with self._news:
             self._coming += 1
             self._news.wait_for(lambda: not self._stepping)

@@ -1,4 +1,4 @@
-"""What a mixture for one prompt amounts to: an expert's difference from the base, and those of LoRAs beside it."""
+"""What a mixture for one prompt amounts to: an expert's difference from the base, and LoRAs' differences beside it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Difference:
     """W' − W = U diag(s(z−1)) Vᵀ + Σ_k B_k A_k of each matrix.
 
     Args:
-        expert: z, and which base it is all for; without matrices where there are LoRAs alone.
-        loras: their factors by the matrices' names, where B carries weight and scaling.
+        expert: z, and the base that everything is for; it has no matrices if there are only LoRAs.
+        loras: their factors by the matrices' names; B carries weight and scaling.
     """
 
     expert: Expert
     loras: Sequence[Mapping[str, LoraFactors]] = ()
 
     def exact(self, base: PreTrainedModel) -> Lora:
-        """All of it as one LoRA, whose rank in a matrix is the sum of theirs.
+        """The whole difference as one LoRA, whose rank in a matrix is the sum of the parts' ranks.
 
         Raises:
-            UserError: if it does not fit the base, or its expert adapts stacks of matrices, beside which LoRAs have no
-                place.
+            UserError: if it does not fit the base, or its expert adapts stacks of matrices, which LoRAs cannot be
+                combined with.
         """
         if stacks := [matrix for matrix, z in self.expert.z.items() if z.ndim == 2]:
             raise UserError(
@@ -59,7 +59,7 @@ class Difference:
         return lora
 
     def small(self, base: PreTrainedModel) -> Lora:
-        """The exact one.
+        """The exact LoRA.
 
         Raises:
             UserError: as `exact` does, or if it would be as large as the matrices.
@@ -85,7 +85,7 @@ class Difference:
         b: dict[str, Tensor] = {}
         kept, total = 0.0, 0.0
         for matrix in exact.a:
-            # B A = Q_b (R_b R_aᵀ) Q_aᵀ, of which the middle alone has to be decomposed.
+            # B A = Q_b (R_b R_aᵀ) Q_aᵀ: only the middle has to be decomposed.
             q_b, r_b = torch.linalg.qr(exact.b[matrix].double())
             q_a, r_a = torch.linalg.qr(exact.a[matrix].double().T)
             u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
@@ -97,7 +97,7 @@ class Difference:
         return lora, kept / total if total else 1.0
 
     def merge_into(self, base: PreTrainedModel) -> None:
-        """Adds it to the base's own weights, each rounded once.
+        """Adds the difference to the base's own weights, each rounded once.
 
         Raises:
             UserError: as `exact` does, or if a matrix is quantised or shares its weight with the input embeddings.

@@ -1,9 +1,9 @@
-"""An expert, a LoRA or a fixed mixture for programs that know nothing of SVF: a merged checkpoint, or a LoRA.
+"""Exports an expert, a LoRA or a fixed mixture for programs that know nothing of SVF: as a merged checkpoint or a LoRA.
 
 The difference that an expert makes, U diag(s(z−1)) Vᵀ, is a sum of r rank-one parts that are orthogonal to each other.
-As a LoRA with A = Vᵀ and B = U diag(s(z−1)) it is exact. A LoRA of a smaller rank does best with the parts of largest
-|s(z−1)| (Eckart-Young): it keeps their share of the energy Σ s²(z−1)² = ‖W' − W‖². LoRAs in a mixture add to that
-difference, and their ranks to that of the exact one (`experts.exchange.difference`).
+A LoRA with A = Vᵀ and B = U diag(s(z−1)) is exactly this difference. A LoRA of a smaller rank does best with the parts
+of largest |s(z−1)| (Eckart-Young): it keeps their share of the energy Σ s²(z−1)² = ‖W' − W‖². LoRAs in a mixture add to
+the difference, and their ranks to the exact LoRA's (`experts.exchange.difference`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from experts.svf.stacks import fused_parameters
 
 
 def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | None = None) -> tuple[Lora, float]:
-    """The LoRA nearest to an expert, or to a mixture, of at most `rank` in each matrix; None is exact.
+    """The LoRA nearest to an expert or a mixture, of at most `rank` in each matrix; None is exact.
 
     Returns:
         The LoRA, and the share of Σ‖W' − W‖² over all matrices that it keeps; 1.0 is exact.
@@ -66,7 +66,7 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
             )
 
     def best(matrix: str) -> tuple[Tensor, Tensor, float, float]:
-        """A [..., k, n], B [..., m, k], the energy they keep, and all there is."""
+        """A [..., k, n], B [..., m, k], the energy they keep, and the total energy."""
         z = expert.z[matrix]
         r = z.shape[-1]
         u, s, vt = decompose(dense_weight(layers[matrix]), r)
@@ -79,7 +79,7 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
             a, b = b.mT, a.mT
         return a, b, kept.double().square().sum().item(), scale.double().square().sum().item()
 
-    # Stacks in the order of the base, in which PEFT wraps their modules.
+    # Stacks go in the base's order, because PEFT wraps their modules in it.
     matrices = [*(m for m in expert.z if m not in fused), *(m for m in fused if m in expert.z)]
     a, b, kept, energies = zip(*each_matrix(best, matrices, base.device), strict=True)
     lora = Lora(
@@ -95,10 +95,10 @@ def best_lora(base: PreTrainedModel, expert: Expert | Difference, rank: int | No
 
 
 def _refuse_misread(lora: Lora, base: PreTrainedModel) -> None:
-    """Raises UserError for a LoRA that PEFT would take for one of other matrices.
+    """Raises UserError for a LoRA that PEFT would apply to other matrices.
 
-    For some mixtures of experts it reads `gate_proj` and the like, wherever they are, as names that the matrices of the
-    mixture had before transformers 5 kept them in one parameter.
+    For some mixtures of experts PEFT reads `gate_proj` and the like, wherever they are, as the names that the matrices
+    of the mixture had before transformers 5 kept them in one parameter.
     """
     config = lora.config
     convert_peft_config_for_transformers(config, base, None)
@@ -112,17 +112,17 @@ def _refuse_misread(lora: Lora, base: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written, and from what."""
+    """What an export has written, and what from."""
 
     folder: Path
     base: str | None
     """The base's name."""
     fingerprint: str | None
-    """Of the base that the expert was trained on."""
+    """The fingerprint of the base that the expert was trained on."""
     base_fingerprint: str | None
-    """Of the one that it was exported with: the same, or that of a rounding."""
+    """The fingerprint of the base that it was exported with: the same, or a rounding's."""
     facts: str
-    """What the card says of the result, in one line."""
+    """What the card says about the result, in one line."""
 
 
 def export_merged(
@@ -133,17 +133,17 @@ def export_merged(
     *,
     finish: Callable[[Path], None] = lambda unfinished: None,
 ) -> Exported:
-    """Writes the base with an expert, or a mixture, merged into it as a plain checkpoint with a card.
+    """Writes the base, with an expert or a mixture merged into it, as a plain checkpoint with a card.
 
     The base given is used up.
 
-    A weight in bfloat16 keeps changes of z below about 0.01 badly; merge into float32 where that matters.
+    A bfloat16 weight keeps changes of z below about 0.01 badly; merge into float32 if that matters.
 
     Args:
-        finish: is given the checkpoint's folder before it stands in its place.
+        finish: called with the checkpoint's folder before that is moved into place.
 
     Raises:
-        UserError: if the folder exists, or the expert does not fit the base, or belongs to another.
+        UserError: if the folder exists, or the expert does not fit the base or belongs to another.
     """
     folder = Path(folder)
     whole = expert if isinstance(expert, Difference) else Difference(expert)
@@ -167,7 +167,7 @@ def export_merged(
 @dataclass(frozen=True)
 class ExportedLora(Exported):
     rank: int
-    """The largest of its matrices'."""
+    """The largest rank of its matrices."""
     energy_kept: float
     """The share of Σ‖W' − W‖² over all matrices; 1.0 is exact."""
     measured: LogLikelihood
@@ -182,11 +182,11 @@ def export_lora(
     rank: int | None = None,
     texts: Texts = NEUTRAL_TEXTS,
 ) -> ExportedLora:
-    """Writes the LoRA nearest to an expert, or to a mixture, as a PEFT folder, with a card that says what it loses.
+    """Writes the LoRA nearest to an expert or a mixture as a PEFT folder, with a card that says what it loses.
 
     Args:
-        rank: of the LoRA; None for what holds the expert exactly.
-        texts: what the loss is measured on.
+        rank: the LoRA's rank; None for one that holds the expert exactly.
+        texts: the texts that the loss is measured on.
 
     Raises:
         UserError: if the folder exists; as `best_lora` does; if the expert belongs to another base; or if there is no
@@ -209,10 +209,10 @@ def export_lora(
 
 
 def lora_twin(base: PreTrainedModel) -> Callable[[Path], None]:
-    """What puts the exact LoRA beside an expert of this base, in the folder `lora` of the expert's own.
+    """A function that puts the exact LoRA beside an expert of this base, in the folder `lora` inside the expert's.
 
-    Given another adapter's folder, it does nothing. It raises UserError if the expert belongs to another base, or has
-    so many singular values that there is no small LoRA of it.
+    Given another adapter's folder, the function does nothing. It raises UserError if the expert belongs to another
+    base, or has too many singular values for a small LoRA.
     """
 
     def put(folder: Path) -> None:
@@ -232,7 +232,7 @@ def lora_twin(base: PreTrainedModel) -> Callable[[Path], None]:
 
 
 def _fingerprint(expert: Expert, base: PreTrainedModel) -> str | None:
-    """Of the base, which is the expert's or a rounding of it; None where the expert does not say which is its own."""
+    """The fingerprint of the base, which is the expert's or a rounding of it; None if the expert has none."""
     if expert.fingerprint is None:
         return None
     return refuse_other_base("the expert", expert.fingerprint, expert.sketch, base)

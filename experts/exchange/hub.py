@@ -1,7 +1,7 @@
 """Experts and libraries on the hub.
 
-A library is a repository of the library's own files, an expert one of its folder's. What is pushed is a copy that
-names bases as everybody knows them, under cards that the hub indexes; the folder here stays as it is.
+A library's repository holds the library's own files, an expert's those of its folder. What is pushed is a copy that
+names bases as everybody knows them, under cards that the hub indexes; the folder here does not change.
 """
 
 from __future__ import annotations
@@ -22,54 +22,55 @@ from experts.outside.files import expand, write_json
 from experts.outside.reading import read_json, read_text
 
 LIBRARY, EXPERT = "library.json", "adapter_config.json"
-"""The files that tell what a folder is."""
+"""The files that tell what a folder holds."""
 LEFT = ("completions.jsonl",)
-"""Texts of samples are for those who trained."""
+"""Not pushed: texts of samples are only for those who trained."""
 BESIDE = ("classifier", "t2l")
-"""Folders of a library that are no expert that answers: who names domains, and the network that writes experts."""
+"""Folders in a library beside the experts that answer: the expert that names domains, and the network that writes
+experts."""
 TWIN = "lora"
-"""The folder beside an expert that holds the LoRA it is."""
+"""The folder beside an expert that holds the LoRA equal to it."""
 
 
 class PushOptions(CommitOptions, total=False):
-    """What else may be said of what is pushed."""
+    """Further options for what is pushed."""
 
     license: str | None
-    """Of what is pushed, such as apache-2.0."""
+    """The licence of what is pushed, such as apache-2.0."""
     base_model: str | None
-    """The hub's id of the base, where the base is a folder here."""
+    """The base's id on the hub, if the base is a folder here."""
     beside: Callable[[Path], None] | None
-    """Is given the copy of each expert's folder; `experts.exchange.export.lora_twin` puts a LoRA there."""
+    """Called with the copy of each expert's folder; `experts.exchange.export.lora_twin` puts a LoRA there."""
 
 
 class OnTheHub(ModelHubMixin):
-    """What has a folder, and may have a repository. Its own files say all: there is no config.json."""
+    """Something that has a folder and may have a repository. Its own files say everything: there is no config.json."""
 
     _told_by: str = EXPERT
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        return object.__new__(cls)  # the mixin's own keeps the arguments for a config.json
+        return object.__new__(cls)  # the mixin's __new__ would keep the arguments for a config.json
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, **options: Unpack[PullOptions]
     ) -> Self:
-        """What is in a folder or, where there is none of that name, in a repository of the hub (owner/name).
+        """Reads a folder or, if there is none of that name, a repository on the hub (owner/name).
 
         Raises:
-            UserError: if neither is there, the hub cannot be reached and its cache does not have it, or it is damaged.
+            UserError: if there is neither, the hub cannot be reached and its cache does not have it, or it is damaged.
         """
         return cls._read(folder_of(pretrained_model_name_or_path, cls._told_by, **options))
 
     def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:  # type: ignore[override]
-        """Pushes it in one commit to a repository, which is made if there is none.
+        """Pushes it in one commit to a repository, which is created if there is none.
 
         Returns:
             The commit's address.
 
         Raises:
-            UserError: before anything is pushed, if the base is no model of the hub and `base_model` does not name one;
-                if nobody is logged in; if the hub cannot be reached, or refuses.
+            UserError: before anything is pushed, if the base is no model on the hub and `base_model` does not name one;
+                if nobody is logged in; if the hub cannot be reached or refuses.
         """
         with TemporaryDirectory() as temporary:
             staged = Path(temporary, Path(repo_id).name)
@@ -78,12 +79,12 @@ class OnTheHub(ModelHubMixin):
 
     @classmethod
     def _read(cls, folder: Path) -> Self:
-        """What is in a folder here."""
+        """Reads a local folder."""
         raise NotImplementedError
 
 
 class LibraryOnTheHub(OnTheHub):
-    """`experts.library.ExpertLibrary`, as far as the hub sees it."""
+    """The part of `experts.library.ExpertLibrary` that deals with the hub."""
 
     _told_by = LIBRARY
     folder: Path
@@ -101,7 +102,7 @@ class LibraryOnTheHub(OnTheHub):
         return cls.open(folder)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Copies what goes over the hub, under a card that is written anew."""
+        """Copies the files that go to the hub, under a newly written card."""
         descriptions = self.descriptions()
         copy_kept(self.folder, save_directory)
         for name in (*descriptions, *BESIDE):
@@ -113,7 +114,7 @@ class LibraryOnTheHub(OnTheHub):
 
 
 def push_folder(folder: Path, repo: str, **options: Unpack[PushOptions]) -> str:
-    """Pushes an adapter's folder as it is on disk, with its card and its curve; else as `OnTheHub.push_to_hub`."""
+    """Pushes an adapter's folder as it is on disk, with its card and curve; otherwise as `OnTheHub.push_to_hub`."""
     if not (folder / EXPERT).is_file():
         raise UserError(f"{folder} is not an expert: it has no {EXPERT}")
     with TemporaryDirectory() as temporary:
@@ -123,7 +124,7 @@ def push_folder(folder: Path, repo: str, **options: Unpack[PushOptions]) -> str:
 
 
 def folder_of(name: str | Path, *told_by: str, **options: Unpack[PullOptions]) -> Path:
-    """The folder of a name: one here or, where there is none, the copy of a repository in the hub's cache.
+    """The folder of that name here or, if there is none, the copy of a repository in the hub's cache.
 
     Args:
         told_by: files, of which a repository must have one.
@@ -141,7 +142,7 @@ def folder_of(name: str | Path, *told_by: str, **options: Unpack[PullOptions]) -
 
 
 def copy_kept(folder: Path, target: Path) -> None:
-    """Copies what goes over the hub of a folder, and of those below it the LoRA that an expert is."""
+    """Copies a folder's files that go to the hub; of the folders below it, only the LoRA equal to an expert."""
     target.mkdir(parents=True, exist_ok=True)
     for file in (file for pattern in KEPT for file in folder.glob(pattern)):
         if file.is_file() and file.name not in LEFT and not file.name.startswith("."):
@@ -151,7 +152,7 @@ def copy_kept(folder: Path, target: Path) -> None:
 
 
 def _push(staged: Path, repo: str, **options: Unpack[PushOptions]) -> str:
-    """Makes the copy in `staged` public and pushes it; raises what `OnTheHub.push_to_hub` does."""
+    """Prepares the copy in `staged` for the hub and pushes it; raises as `OnTheHub.push_to_hub` does."""
     given, license = options.get("base_model"), options.get("license")
     if given is not None and not HUB_ID.fullmatch(given):
         raise UserError(f"the base {given!r} must be a model of the hub (owner/name)")
@@ -174,7 +175,7 @@ def _push(staged: Path, repo: str, **options: Unpack[PushOptions]) -> str:
 
 
 def _known(what: str, base: str | None, given: str | None) -> str:
-    """The base's id on the hub, as it was given or as what is pushed names it."""
+    """The base's id on the hub: the one given, or the one that the adapter names."""
     name = given or public_name(base)
     if name is None or (given is None and not is_hub_id(name)):
         says = f"names the base {name!r}, which is no model of the hub" if name else "does not say which base it is for"
@@ -183,7 +184,7 @@ def _known(what: str, base: str | None, given: str | None) -> str:
 
 
 def _mend_card(path: Path, base: str, license: str | None) -> None:
-    """Sees to it that a card has front matter that names the base, and the licence where one is given."""
+    """Makes sure that a card's front matter names the base, and the licence if one is given."""
     text = read_text(path) if path.is_file() else f"# {path.parent.name}\n"
     if not text.startswith("---\n"):
         text = model_card(text, base, [])

@@ -18,11 +18,11 @@ from experts.outside.base_names import public_name
 from experts.outside.files import new_folder
 from experts.svf.mixing import LoraFactors
 
-A, B = ".lora_A.weight", ".lora_B.weight"  # behind a matrix's name in the keys of an adapter file
+A, B = ".lora_A.weight", ".lora_B.weight"  # these follow a matrix's name in the keys of an adapter file
 
 
 def mixed_loras(mixture: Mixture, loras: Mapping[str, Lora]) -> list[dict[str, LoraFactors]]:
-    """What the LoRAs in a mixture for one prompt add to each matrix, α_k B_k A_k, where α_k is not 0."""
+    """What each LoRA in a mixture for one prompt adds to its matrices, α_k B_k A_k, for those whose α_k is not 0."""
     parts = []
     for k, name in enumerate(mixture.names):
         if name in loras:
@@ -33,7 +33,7 @@ def mixed_loras(mixture: Mixture, loras: Mapping[str, Lora]) -> list[dict[str, L
 
 
 def joined(parts: Sequence[Mapping[str, LoraFactors]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A and B of each matrix whose product is the sum of the parts': their ranks stand one behind the other."""
+    """A and B of each matrix, whose product is the sum of the parts' products: the ranks are concatenated."""
     a: dict[str, list[Tensor]] = {}
     b: dict[str, list[Tensor]] = {}
     for part in parts:
@@ -50,10 +50,10 @@ class Lora:
     Args:
         a: matrix name → A [k, n], float32; [E, k, n] for a stack of E matrices in one parameter of that name.
         b: matrix name → B [m, k], float32; or [E, m, k].
-        alpha: the scaling is alpha / k, with `rslora` alpha / √k; None for 1, where B carries the scale.
+        alpha: the scaling is alpha / k, or alpha / √k with `rslora`; None means 1, and B carries the scaling.
         base: the name of the base.
         description: what it is for, or how it was made.
-        conv1d: the base keeps W transposed, as GPT-2 does.
+        conv1d: whether the base keeps W transposed, as GPT-2 does.
     """
 
     a: dict[str, Tensor]
@@ -71,7 +71,7 @@ class Lora:
 
     @property
     def factors(self) -> dict[str, LoraFactors]:
-        """Matrix name → A and B, where B carries the scaling."""
+        """Matrix name → A and B; B carries the scaling."""
         return {matrix: LoraFactors(a, self._scaling(a.shape[-2]) * self.b[matrix]) for matrix, a in self.a.items()}
 
     def _scaling(self, k: int) -> float:
@@ -79,14 +79,14 @@ class Lora:
 
     @property
     def config(self) -> LoraConfig:
-        """The PEFT configuration that its folder has."""
+        """The PEFT configuration to write to its folder."""
         largest = max(self.ranks.values())
         differing = {matrix: rank for matrix, rank in self.ranks.items() if rank != largest}
         return LoraConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=public_name(self.base),
             r=largest,
-            lora_alpha=largest if self.alpha is None else cast(int, self.alpha),  # PEFT takes what is no whole number
+            lora_alpha=largest if self.alpha is None else cast(int, self.alpha),  # PEFT takes fractions, too
             use_rslora=self.rslora,
             rank_pattern=differing,
             alpha_pattern=dict(differing) if self.alpha is None else {},
@@ -113,7 +113,7 @@ class Lora:
                 write_description(temporary, self.description)
 
     def attach(self, base: PreTrainedModel) -> PeftModel:
-        """`base` with this LoRA active and frozen; `unload` of what is returned takes it off again."""
+        """`base` with this LoRA active and frozen; `unload` of the returned model takes it off again."""
         config = self.config
         config.base_model_name_or_path = None  # PEFT puts the base's own name there, with a warning if it differs
         model = cast(PeftModel, get_peft_model(base, config))
@@ -123,12 +123,12 @@ class Lora:
     def _state_dict(self) -> dict[str, Tensor]:
         places = {matrix: PREFIX + self._layer_of(matrix) for matrix in self.a}
         tensors = {f"{places[matrix]}{A}": a.reshape(-1, a.shape[-1]) for matrix, a in self.a.items()}
-        # PEFT counts the E matrices fastest in the columns of B, and slowest in the rows of A.
+        # In PEFT the index of the E matrices runs fastest in the columns of B, and slowest in the rows of A.
         columns = {matrix: b if b.ndim == 2 else b.permute(1, 2, 0).flatten(1) for matrix, b in self.b.items()}
         return tensors | {f"{places[matrix]}{B}": b for matrix, b in columns.items()}
 
     def _layer_of(self, matrix: str) -> str:
-        """The name of PEFT's layer for a matrix: a stack's module is wrapped once for each, the last one outside."""
+        """The name of PEFT's layer for a matrix: a module is wrapped once for each of its stacks, the last outside."""
         if self.a[matrix].ndim == 2:
             return matrix
         module = matrix.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""LoRAs that PEFT saved, of whatever ranks and scalings, as what they add to a base."""
+"""Reads LoRAs that PEFT saved, with any ranks and scalings, as what they add to a base."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from experts.outside.adapters import PREFIX, read_description
 from experts.outside.errors import UserError
 from experts.outside.reading import read_json
 
-# What a LoRA may not have, since then it is more, or something else, than B A beside W: field → the value without it.
+# What a LoRA must not have, because it would be more than B A beside W, or something else: field → the value without.
 PLAIN: dict[str, Any] = {
     "bias": "none",
     **dict.fromkeys(("use_dora", "lora_bias", "use_qalora", "modules_to_save", "trainable_token_indices")),
     **dict.fromkeys(("target_parameters", "layer_replication", "alora_invocation_tokens", "use_bdlora")),
     **dict.fromkeys(("arrow_config", "kasa_config", "monteclora_config", "velora_config")),
 }
-# PEFT changes the base's own weights when it loads a LoRA that began so.
+# PEFT changes the base's own weights when it loads a LoRA that was initialised in one of these ways.
 CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 def peft_type(folder: Path) -> str | None:
-    """The kind of PEFT adapter that a folder's configuration says it is, such as "SVF" or "LORA"; None for none.
+    """The kind of PEFT adapter that a folder's configuration names, such as "SVF" or "LORA"; None if there is none.
 
     Raises:
         UserError: if the configuration is damaged.
@@ -46,10 +46,10 @@ def peft_type(folder: Path) -> str | None:
 
 
 def read_lora(folder: Path) -> Lora:
-    """The LoRA in a PEFT adapter folder; where matrices have alphas of their own, B carries the scaling.
+    """The LoRA in a PEFT adapter folder; if matrices have alphas of their own, B carries the scaling.
 
     Raises:
-        UserError: if it is damaged, or more than B A beside W.
+        UserError: if it is damaged, or is more than B A beside W.
     """
     kind = peft_type(folder)
     if kind != "LORA":
@@ -92,7 +92,7 @@ def read_lora(folder: Path) -> Lora:
 
 
 def _own(document: dict[str, Any], pattern: str, matrix: str, field: str) -> Any:
-    """What a pattern of the configuration says of a matrix, or else what it says of all."""
+    """A matrix's own value in a pattern of the configuration, or else the value for all."""
     of = document.get(pattern) or {}
     return of.get(get_pattern_key(list(of), matrix), document[field])
 
@@ -110,7 +110,7 @@ def _factors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     factors: dict[str, dict[str, Tensor]] = {A: {}, B: {}}
     for key, tensor in tensors.items():
         if EMBEDDING.fullmatch(key) and tensor.ndim <= 2:
-            continue  # PEFT saves the base's own with a model whose vocabulary was resized
+            continue  # PEFT also saves the base's own embeddings if the vocabulary was resized
         end = next((end for end in (A, B) if key.startswith(PREFIX) and key.endswith(end)), None)
         if end is None or tensor.ndim != 2 or tensor.dtype not in FLOATS:
             raise UserError(f"{folder} is more than a LoRA of linear layers: it has {key}")

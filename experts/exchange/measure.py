@@ -1,4 +1,4 @@
-"""What a lossy export changes: how likely texts are under the base, the expert, and what was made of it."""
+"""What a lossy export changes: how likely texts are under the base, the expert, and what it was exported to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experts.outside.reading import read_lines
 
 @dataclass(frozen=True)
 class Texts:
-    """What likelihoods are measured on."""
+    """The texts that likelihoods are measured on."""
 
     name: str
     lines: Sequence[str]
@@ -43,10 +43,10 @@ NEUTRAL_TEXTS = Texts(
 
 
 def read_texts(file: Path) -> Texts:
-    """The texts of a file, one a line.
+    """The texts in a file, one per line.
 
     Raises:
-        UserError: if it cannot be read, or holds none.
+        UserError: if it cannot be read or holds none.
     """
     lines = [line for _, line in read_lines(file)]
     if not lines:
@@ -56,7 +56,7 @@ def read_texts(file: Path) -> Texts:
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Mean log-likelihood of a token, in nats."""
+    """The mean log-likelihood of a token, in nats."""
 
     base: float
     expert: float
@@ -67,13 +67,13 @@ class LogLikelihood:
 def measure_lora(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expert: Expert | Lora, lora: Lora, texts: Sequence[str]
 ) -> LogLikelihood:
-    """The texts under the base, the expert (or the exact LoRA of a mixture), and a LoRA that stands for it.
+    """How likely texts are under the base, the expert (or a mixture's exact LoRA), and a LoRA that replaces it.
 
     Raises:
         UserError: if there is no text.
     """
     in_base, tokens = log_likelihood(base, tokenizer, texts)
-    attached = expert.attach(base)  # as if for training: a bfloat16 base is not merged, which would round
+    attached = expert.attach(base)  # as if for training: nothing is merged into a bfloat16 base, which would round it
     in_expert, _ = log_likelihood(attached, tokenizer, texts)
     attached.unload()
     attached = lora.attach(base)
@@ -86,10 +86,10 @@ def measure_lora(
 def log_likelihood(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[float, int]:
-    """The mean log-likelihood of a token in nats, and the number of tokens. The model is in evaluation mode then.
+    """The mean log-likelihood of a token in nats, and the number of tokens. Puts the model into evaluation mode.
 
-    A text follows the tokenizer's begin (or end) token, and every token of it counts, also a begin token that the
-    tokenizer adds. One that is longer than the context is read in windows, each as full as it can be. All of this is
+    A text follows the tokenizer's begin (or end) token, and every token of it counts, even a begin token that the
+    tokenizer adds. A text longer than the context is read in windows, each as full as possible. All of this is as in
     lm-eval's `loglikelihood_rolling`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Expert files of the paper's own code (github.com/SakanaAI/self-adaptive-llms) as experts of this project.
+"""Imports expert files of the paper's own code (github.com/SakanaAI/self-adaptive-llms) as experts of this project.
 
-`policy_params.pt` holds one vector p [min(m, n)] for every matrix whose name contains "mlp", under the matrix's index
-among them, in the order of the base's state dict. `learnable_params.pt` holds the same under the matrices' names. Both
-mean
+`policy_params.pt` holds one vector p [min(m, n)] for every matrix whose name contains "mlp", keyed by the matrix's
+index among them, in the order of the base's state dict. `learnable_params.pt` holds the same, keyed by the matrices'
+names. Both mean
 
     W' = U diag(s·σ(p)) Vᵀ · Σs / Σ(s·σ(p)),
 
@@ -56,7 +56,7 @@ def import_expert(path: Path, base: PreTrainedModel, base_name: str, description
 
 
 def _by_matrix(path: Path, document: dict[str, Tensor], matrices: list[str]) -> dict[str, Tensor]:
-    """p by matrix: from names, or from indices that run through all of `matrices`."""
+    """Matrix → p, from names, or from indices that run through all of `matrices`."""
     named = {key.removesuffix(".weight"): p for key, p in document.items()}
     if named and named.keys() <= set(matrices):
         return named

@@ -1,4 +1,4 @@
-"""One repository of the hub: it is fetched whole, changed by one commit, and why it cannot be is said in one line."""
+"""One repository on the hub: it is fetched whole and changed by one commit, and failures are explained in one line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from huggingface_hub.errors import (
 from experts.outside.errors import UserError
 
 KEPT = ("*.json", "*.jsonl", "*.safetensors", "*.md", "*.png", "*description.txt", "LICENSE*")
-"""What goes over the hub, and comes back."""
-TIMEOUT = 10  # seconds, for the first answer of the hub
+"""The files that go to the hub and come back."""
+TIMEOUT = 10  # seconds for the hub's first answer
 
 
 class PullOptions(TypedDict, total=False):
-    """What else may be said of what is pulled, in the hub's own words."""
+    """Further options for what is pulled, named as on the hub."""
 
     revision: str | None
     """A branch, tag or commit."""
@@ -39,7 +39,7 @@ class PullOptions(TypedDict, total=False):
 
 
 class CommitOptions(TypedDict, total=False):
-    """What else may be said of a commit, in the hub's own words."""
+    """Further options for a commit, named as on the hub."""
 
     private: bool | None
     token: str | bool | None
@@ -49,14 +49,13 @@ class CommitOptions(TypedDict, total=False):
 
 
 def fetch(repo: str, *told_by: str, **options: Unpack[PullOptions]) -> Path:
-    """The copy of a repository in the hub's cache on this machine, of one commit and whole.
+    """Fetches a repository, whole and at one commit, into the hub's cache on this machine; returns its folder.
 
     Args:
-        told_by: files, of which it must have one; nothing is downloaded of what has none.
+        told_by: files, of which the repository must have one; nothing is downloaded if it has none.
 
     Raises:
-        UserError: if there is no such repository, it is something else, or it can be had neither from the hub nor from
-            its cache.
+        UserError: if there is no such repository, it is something else, or neither the hub nor its cache can give it.
     """
     there = None if options.get("local_files_only") else _files(repo, options)
     if there is not None and not set(told_by) & set(there):
@@ -67,7 +66,7 @@ def fetch(repo: str, *told_by: str, **options: Unpack[PullOptions]) -> Path:
 
 
 def _files(repo: str, options: PullOptions) -> list[str] | None:
-    """What a repository has; None where the hub does not answer."""
+    """The files in a repository; None if the hub does not answer."""
     with _in_one_line(f"cannot pull {repo}"):
         api = HfApi(token=options.get("token"))
         try:
@@ -80,7 +79,7 @@ def _files(repo: str, options: PullOptions) -> list[str] | None:
 
 
 def refuse_snapshot(folder: Path) -> None:
-    """Raises UserError for a folder in the hub's cache, which is as the hub has it."""
+    """Raises UserError for a folder in the hub's cache, which must stay as on the hub."""
     if folder.parent.name == "snapshots" and (folder.parent.parent / "refs").is_dir():
         raise UserError(
             f"{folder} is in the hub's cache and stays as it is; pull the repository into a folder to change"
@@ -88,15 +87,15 @@ def refuse_snapshot(folder: Path) -> None:
 
 
 def commit(folder: Path, repo: str, options: CommitOptions) -> str:
-    """Commits a folder to a repository, which is made if there is none; all of it at once, or nothing.
+    """Commits a folder to a repository, which is created if there is none; all of it at once, or nothing.
 
-    What it no longer has in its folders is deleted there. (The hub's own `upload_folder` may make several commits.)
+    Files that its folders no longer have are deleted there. (The hub's own `upload_folder` may make several commits.)
 
     Returns:
         The commit's address.
 
     Raises:
-        UserError: if nobody is logged in, or the hub cannot be reached, or refuses.
+        UserError: if nobody is logged in, or the hub cannot be reached or refuses.
     """
     api, branch = HfApi(token=options.get("token")), options.get("branch")
     ours = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -118,7 +117,7 @@ def commit(folder: Path, repo: str, options: CommitOptions) -> str:
 
 @contextmanager
 def _in_one_line(what: str, elsewhere: str = "") -> Iterator[None]:
-    """Says in one line what the hub's client says in many; `elsewhere`, where else it is not, if nobody answers."""
+    """Says in one line what the hub's client says in many; `elsewhere` is added if nobody answers."""
     try:
         yield
     except GatedRepoError as error:
@@ -138,7 +137,7 @@ def _in_one_line(what: str, elsewhere: str = "") -> Iterator[None]:
         raise UserError(f"{what}: {_refusal(error)}") from error
     except UserError:
         raise
-    except (ValueError, RuntimeError) as error:  # front matter that the hub does not take, an upload that failed
+    except (ValueError, RuntimeError) as error:  # front matter that the hub refuses, an upload that failed
         cause = f": {_refusal(error.__cause__)}" if isinstance(error.__cause__, HfHubHTTPError) else ""
         raise UserError(f"{what}: {' '.join(str(error).split()).rstrip('.')}{cause}") from error
     except (LocalEntryNotFoundError, HTTPError, ConnectionError) as error:

@@ -1,7 +1,7 @@
-"""An expert of one base on another of the same shapes (arXiv 2501.06252, section 4.3, from Llama to Mistral).
+"""Transfers an expert from one base to another of the same shapes (arXiv 2501.06252, section 4.3, Llama to Mistral).
 
-z_i rescales the i-th singular direction of a matrix. On another base that means something only as far as its i-th
-direction is the same one, which `compare_bases` measures and the shuffled control tests.
+z_i rescales the i-th singular direction of a matrix. On another base this is meaningful only as far as that base's i-th
+direction is the same one; `compare_bases` measures this, and the shuffled control tests it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from experts.svf.quantised import dense_weight, shape_of
 
 
 def transfer(expert: Expert, base: PreTrainedModel, name: str, shuffled: int | None = None) -> Expert:
-    """`expert` as one of another base, which remembers where it comes from.
+    """`expert` as an expert of another base; it remembers where it comes from.
 
     Args:
         base: the base that it is to be used on, called `name`.
-        shuffled: a seed; z is permuted within each matrix, the control that should not work.
+        shuffled: a seed with which z is permuted within each matrix: the control that should not work.
 
     Raises:
-        UserError: if the base lacks a matrix or one is too small, or the expert is one of this base already. Whether
-            the shapes are the same, `check_shapes` tells.
+        UserError: if the base lacks a matrix or one is too small, or the expert is already this base's. `check_shapes`
+            tells whether the shapes are the same.
     """
     expert.layers_in(base)
     found, runs = fingerprint(base), sketch(base)
@@ -53,9 +53,9 @@ class Comparison:
 
     matrix: str
     aligned: float
-    """|⟨u_i, u'_i⟩⟨v_i, v'_i⟩|, direction by direction, in the mean over those the expert has, weighted by s_i²."""
+    """|⟨u_i, u'_i⟩⟨v_i, v'_i⟩| of each direction that the expert has, averaged with the weights s_i²."""
     overlap: float
-    """Of the spaces that the k largest directions span: (‖U_kᵀU'_k‖² + ‖V_kᵀV'_k‖²) / 2k."""
+    """The overlap of the spaces that the k largest directions span: (‖U_kᵀU'_k‖² + ‖V_kᵀV'_k‖²) / 2k."""
     chance: float
     """The overlap of random spaces."""
     spectrum: float
@@ -71,7 +71,7 @@ def mean(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons and their mean as text, one line a matrix."""
+    """The comparisons and their mean as text, one line per matrix."""
     columns = [each.name for each in fields(Comparison) if each.name != "matrix"]
     head = f"{'matrix':40}" + "".join(f"{name:>12}" for name in columns)
     rows = [
@@ -82,15 +82,15 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel, k: int = 16) -> list[Comparison]:
-    """The matrices that an expert adapts, in the base it was trained on and in another.
+    """Compares the matrices that an expert adapts between the base it was trained on and another.
 
     A matrix of zeros in the former is left out: it has nothing to rescale, and no directions to compare.
 
     Args:
-        k: how many of the largest directions span the spaces that `overlap` compares, where a matrix has so many.
+        k: how many of the largest directions span the spaces that `overlap` compares, if a matrix has so many.
 
     Raises:
-        UserError: if the expert does not fit a base, a matrix has not the same shape in both, or all are zeros; or if
+        UserError: if the expert does not fit a base, a matrix has different shapes in the two, or all are zeros; or if
             it adapts stacks of matrices, which are not compared.
     """
     if stacks := [matrix for matrix, z in expert.z.items() if z.ndim == 2]:
@@ -108,7 +108,7 @@ def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrained
 
 
 def check_shapes(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Raises UserError if a matrix that an expert adapts has not the same shape in two bases, of whatever weights."""
+    """Raises UserError if a matrix that an expert adapts has different shapes in two bases, whatever their weights."""
     ours, theirs = expert.layers_in(trained_on), expert.layers_in(other)
     for matrix in expert.z:
         if shape_of(ours[matrix]) != shape_of(theirs[matrix]):

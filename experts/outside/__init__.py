@@ -1,4 +1,4 @@
-"""What comes from outside, and what is left there: files, chats, pictures, plots, and the one line for a mistake.
+"""What comes in from outside, and what goes out: files, chats, pictures, plots, and the one line for a mistake.
 
-Each is checked once, where it enters, by one reader of its kind.
+Each input is checked once, where it enters, by the one reader for its kind.
 """

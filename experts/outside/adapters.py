@@ -1,4 +1,4 @@
-"""A PEFT adapter on disk: a folder of its configuration, its tensors, and a card."""
+"""A PEFT adapter on disk: a folder with its configuration, its tensors and a card."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from experts.outside.cards import model_card
 from experts.outside.reading import read_text
 
 PREFIX = "base_model.model."
-"""Before a matrix's name in the keys of `adapter_model.safetensors`."""
+"""Precedes a matrix's name in the keys of `adapter_model.safetensors`."""
 
 
 DESCRIPTION = "description.txt"
-"""Beside a LoRA: what it is for, in one sentence, for which PEFT has no field."""
+"""The file beside a LoRA that says what it is for, in one sentence; PEFT has no field for that."""
 
 
 def read_description(folder: Path) -> str | None:
-    """What a LoRA's folder says that it is for; None where it says nothing.
+    """What a LoRA is for, as its folder says; None if it says nothing.
 
     Raises:
         UserError: if it cannot be read.
@@ -32,7 +32,7 @@ def read_description(folder: Path) -> str | None:
 
 
 def write_description(folder: Path, description: str) -> None:
-    """Keeps in a LoRA's folder what it is for."""
+    """Writes what a LoRA is for into its folder."""
     (folder / DESCRIPTION).write_text(description + "\n", encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor
     """Writes an adapter into an existing folder; `PeftModel.from_pretrained` reads it.
 
     Args:
-        tensors: by their keys, which are `PREFIX`, the name of a matrix, and the name of the tensor in its layer.
+        tensors: key → tensor; a key is `PREFIX`, the name of a matrix, and the name of the tensor in its layer.
         card: the text of README.md, which gets its front matter here.
     """
     config.save_pretrained(str(folder))

@@ -16,9 +16,9 @@ def model_card(text: str, base: str | None, tags: Sequence[str], *, library: str
     """The text under its front matter.
 
     Args:
-        base: what the base is called here; front matter names it where it is a model of the hub.
-        tags: besides this package's own.
-        library: what loads the repository.
+        base: the base's name here; the front matter names it if it is a model on the hub.
+        tags: tags besides this package's own.
+        library: the library that loads the repository.
         more: further fields of `ModelCardData`, such as `license`, `datasets`, `model_name` and `eval_results`.
     """
     name = public_name(base)
@@ -36,7 +36,7 @@ def library_card(name: str, base: str, adapters: Mapping[str, tuple[str, str]]) 
     """The card of a library.
 
     Args:
-        adapters: name → what it is for, in one sentence, and its own card.
+        adapters: name → what the adapter is for, in one sentence, and its own card.
     """
     results: list[EvalResult] = []
     rows = []
@@ -70,10 +70,10 @@ def _results(card: str) -> list[EvalResult]:
 
 
 def share_right(domain: str, dataset: str | None, value: float) -> EvalResult:
-    """The share of right answers on the test split of a domain, as the hub's leaderboards read it.
+    """The share of right answers on a domain's test split, in the form that the hub's leaderboards read.
 
     Args:
-        dataset: its id on the hub, if it has one.
+        dataset: the data set's id on the hub, if it has one.
     """
     return EvalResult(
         task_type="text-generation",

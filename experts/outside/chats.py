@@ -1,4 +1,4 @@
-"""Chats, read where they enter: whatever people write as a prompt becomes messages, and these the tokens of a base."""
+"""Chats, read where they enter: whatever people write as a prompt becomes messages, and messages become tokens."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase | ProcessorMixin)
 
 Chat = list[dict[str, Any]]  # {"role": "user", "content": "…"}, or content in parts, some of them pictures
 
-TEXT = ("text", "input_text", "output_text")  # what parts of text are called, here and in OpenAI's requests
+TEXT = ("text", "input_text", "output_text")  # the types of text parts, here and in OpenAI's requests
 PICTURE = ("image", "image_url", "input_image")
 PICTURE_SOURCES = ("image", "image_url", "url", "path", "base64")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-TOLD = ("system", "developer")  # of what they say every answer is to know
+TOLD = ("system", "developer")  # every answer must take into account what they say
 SILENT = ("assistant", "tool", "function")  # may have nothing to say: tool calls alone, a tool without a result
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}{{ '\\n' if message['role'] == 'user' else '\\n\\n' }}"
     "{% endfor %}"
 )
-"""What a base without a chat template reads: the user's text and a newline, behind which the answer begins. An empty
+"""What a base without a chat template reads: the user's text and a newline, after which the answer begins. An empty
 line ends any other turn."""
 
 
 def read_prompts(prompts: Iterable[str | Chat]) -> list[str | Chat]:
     """The prompts as a list: strings as they are, chats with every message as a dict of `role` and `content`.
 
-    Prompts may come as whatever can be gone through in order: a list, a generator, an array, a column of a table. A
-    list of messages is one chat, and so one prompt. Content may come in parts, {"type": "text", "text": …} or {"type":
-    "image", "image": …}, also as OpenAI's requests and transformers spell them; where all are text, it becomes their
-    text. That of an assistant or a tool may be missing or None. Other fields of a message stay, for the template.
+    Prompts may come as any ordered iterable: a list, a generator, an array, a column of a table. A list of messages is
+    one chat, and so one prompt. Content may come in parts, {"type": "text", "text": …} or {"type": "image", "image":
+    …}, also as OpenAI's requests and transformers spell them; if all parts are text, they become one text. An
+    assistant's or a tool's content may be missing or None. Other fields of a message stay, for the template.
 
     Raises:
-        UserError: naming the prompt and the message that are something else, or hold half a character.
+        UserError: naming the prompt and the message, if one is something else or holds half a character.
     """
     if isinstance(prompts, str | bytes):
         raise UserError("prompts must be a list; put the one prompt into brackets")
@@ -59,7 +59,7 @@ def read_prompts(prompts: Iterable[str | Chat]) -> list[str | Chat]:
 
 
 def read_prompt(prompt: Any, what: str = "the prompt") -> str | Chat:
-    """One prompt as `read_prompts` has it; `what` names it in a UserError."""
+    """One prompt, read as in `read_prompts`; `what` names it in a UserError."""
     if isinstance(prompt, str):
         return whole_text(prompt, what)
     messages = _listed(getattr(prompt, "messages", prompt), f"{what} must be a string or a list of messages")
@@ -69,10 +69,10 @@ def read_prompt(prompt: Any, what: str = "the prompt") -> str | Chat:
 
 
 def read_texts(texts: Iterable[str], what: str) -> list[str]:
-    """Strings that come as prompts may come; `what` names them.
+    """Strings as a list, given in any form that prompts may have; `what` names them.
 
     Raises:
-        UserError: if one is something else, or holds half a character.
+        UserError: if one is something else or holds half a character.
     """
     given = _listed(texts, f"{what} must be a list of strings")
     for number, text in enumerate(given, 1):
@@ -82,15 +82,15 @@ def read_texts(texts: Iterable[str], what: str) -> list[str]:
 
 
 def as_chat(prompt: str | Chat) -> Chat:
-    """A string is one user turn of a chat; a list of messages is a chat."""
+    """The prompt as a chat: a string is one user turn, a list of messages already is a chat."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def with_system_prompt(prompts: Sequence[str | Chat], text: str | None) -> list[str | Chat]:
-    """Prompts, as `read_prompts` has them, behind a message of the system's; as they are where there is none.
+    """Prompts from `read_prompts`, after a system message if `text` gives one, else unchanged.
 
     Raises:
-        UserError: for a text that is no string; naming the prompt that has such a message of its own.
+        UserError: for a text that is not a string; or naming the prompt that already has a system message.
     """
     if text is None:
         return list(prompts)
@@ -107,11 +107,11 @@ def with_system_prompt(prompts: Sequence[str | Chat], text: str | None) -> list[
 
 
 def check_system_is_shown(chat: Chat, text: str, show: Callable[[Chat], str], what: str) -> None:
-    """Raises UserError if a template passes over what one of `TOLD` says: some show the user and the assistant alone.
+    """Raises UserError if a template leaves out what one of `TOLD` says: some show only the user and the assistant.
 
     Args:
         text: what the template makes of the chat.
-        show: gives what it makes of another.
+        show: another chat → what the template makes of it.
     """
     for place, message in enumerate(chat):
         if message["role"] in TOLD and message["content"]:
@@ -137,16 +137,16 @@ def whole_text(text: str, what: str) -> str:
             f"{what} holds half a character (U+{half:04X}, a lone surrogate); read its source as what it is, "
             "UTF-8 or another encoding"
         ) from error
-    return str(text)  # NumPy's strings are a class of their own
+    return str(text)  # NumPy's strings are of a class of their own
 
 
 def refused(what: str, error: Exception) -> UserError:
-    """What to raise where a chat template fails on something."""
+    """The error to raise if a chat template fails on something."""
     return UserError(f"the base's chat template does not take {what}: {_said(error)}")
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> Any:
-    """A tokenizer's chat template, or `PLAIN_TEMPLATE`, which is said once; the tokenizer stays as it is.
+    """A tokenizer's chat template, or else `PLAIN_TEMPLATE`, which is logged once; the tokenizer does not change.
 
     Raises:
         UserError: if a processor has none: only its own template knows where pictures go.
@@ -166,7 +166,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> Any:
 def with_template_arguments(tokenizer: Tokenizer, arguments: Mapping[str, Any]) -> Tokenizer:
     """A copy of a tokenizer whose chat template has these arguments (Qwen3's `enable_thinking`) wherever it is used.
 
-    Where there are none it is the tokenizer itself.
+    Without arguments it is the tokenizer itself.
 
     Raises:
         UserError: as `check_arguments` does.
@@ -175,7 +175,7 @@ def with_template_arguments(tokenizer: Tokenizer, arguments: Mapping[str, Any]) 
         return tokenizer
     template = template_of(tokenizer)
     check_arguments(template, arguments)
-    # Jinja reads Python's literals. The newline is the tag's.
+    # Jinja reads Python's literals. The newline belongs to the tag.
     set_ = "".join(f"{{% set {name} = {value!r} %}}\n" for name, value in arguments.items())
     own = copy(tokenizer)
     own.chat_template = (
@@ -211,14 +211,14 @@ def check_roles(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Se
 def render(
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat], **arguments: Any
 ) -> list[str]:
-    """What the base reads of each chat, as text, up to where the assistant's answer begins.
+    """The text that the base reads for each chat, up to where the assistant's answer begins.
 
     Args:
-        arguments: of the chat template, such as `tools`, as `check_arguments` lets them through.
+        arguments: for the chat template, such as `tools`, if `check_arguments` allows them.
 
     Raises:
-        UserError: naming the prompt that is none, that the base's chat template refuses, or that has a picture where
-            the base reads text alone, or a role that neither `ROLES` nor the template names; or as `template_of` does.
+        UserError: naming the prompt, if it is not one, the base's chat template refuses it, it has a picture but the
+            base only reads text, or it has a role that neither `ROLES` nor the template names; or as `template_of`.
     """
     chats, template = _shown(tokenizer, prompts), template_of(tokenizer)
     return [
@@ -241,24 +241,24 @@ def tokenize(
 
 
 def tokenize_seen(processor: ProcessorMixin, prompts: Sequence[str | Chat], **options: Any) -> Any:
-    """All that a vision-language model reads of chats, their pictures with their tokens.
+    """All that a vision-language model reads of chats: their tokens and their pictures.
 
     Args:
-        options: of the processor's `apply_chat_template`.
+        options: for the processor's `apply_chat_template`.
 
     Raises:
-        UserError: as `read_prompts` does, or if a picture does not load, or the processor cannot read a prompt.
+        UserError: as `read_prompts` does, or if a picture does not load or the processor cannot read a prompt.
     """
     chats = [load_pictures(chat) for chat in _shown(processor, prompts)]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **options}
     try:
         return processor.apply_chat_template(cast(Any, chats), **options)
-    except Exception as error:  # such as a text that spells the token which stands for a picture
+    except Exception as error:  # such as for a text that spells the token that stands for a picture
         raise UserError(f"the base's processor cannot read the prompts: {_said(error)}") from error
 
 
 def _shown(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterable[str | Chat]) -> list[Chat]:
-    """The chats as the base's template wants them: content in parts where the base sees, else as strings."""
+    """The chats as the base's template wants them: content in parts for a vision-language base, else as strings."""
     chats = [as_chat(prompt) for prompt in read_prompts(prompts)]
     check_roles(tokenizer, chats)
     if isinstance(tokenizer, ProcessorMixin):
@@ -281,7 +281,7 @@ def _rendered(
     what: str,
     arguments: Mapping[str, Any],
 ) -> str:
-    # A choice of several templates is the tokenizer's own.
+    # If there are several templates, the tokenizer chooses.
     options: dict[str, Any] = {} if template is tokenizer.chat_template else {"chat_template": template}
 
     def show(shown: Chat) -> str:
@@ -297,7 +297,7 @@ def _rendered(
         check_system_is_shown(chat, text, show, what)
     except UserError:
         raise
-    except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
+    except Exception as error:  # a template is a program that comes with the checkpoint, and may fail in any way
         raise refused(what, error) from error
     if not text.strip() and not options:
         raise UserError(f"the base's chat template shows nothing of {what}; choose a base that chats")
@@ -307,13 +307,13 @@ def _rendered(
 def _message(given: Any, what: str) -> dict[str, Any]:
     if isinstance(given, Mapping):
         fields = dict(given)
-    elif hasattr(given, "model_dump"):  # OpenAI's own, and others of pydantic's
+    elif hasattr(given, "model_dump"):  # OpenAI's own messages, and other pydantic models
         fields = given.model_dump()
     elif is_dataclass(given) and not isinstance(given, type):
         fields = asdict(given)
     else:
         raise UserError(f"{what} must be a dict of role and content, not {short(given)}")
-    # Tables give every message the fields of all, and templates ask whether a field is there.
+    # Tables give every message the fields of all messages, and templates ask whether a field is there.
     fields = {name: value for name, value in fields.items() if value is not None}
     role = fields.get("role")
     if not isinstance(role, str) or not role:
@@ -357,7 +357,7 @@ def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _listed(given: Any, what: str) -> list[Any]:
-    """What can be gone through in order, as a list."""
+    """An ordered iterable, as a list."""
     try:
         if not isinstance(given, str | bytes | Mapping | Set):
             return list(given)
@@ -371,6 +371,6 @@ def _name(number: int, of: int) -> str:
 
 
 def _said(error: Exception) -> str:
-    """An error in one line. A template that refuses a chat says so itself; of other errors the kind says more."""
+    """An error in one line. A template that refuses a chat says so itself; for other errors, the kind is added."""
     said = " ".join(str(error).split())
     return said if type(error) is TemplateError and said else f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -14,11 +14,11 @@ LONGEST = 100  # characters of a value in a message
 
 
 class UserError(ValueError):
-    """A mistake of the caller's, not of the program's. The command line prints it without a traceback."""
+    """A mistake of the caller's, not the program's. The command line prints it without a traceback."""
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it: in one line, cut where it is long.
+    """A value as shown in a message: on one line, shortened if it is long.
 
     >>> short(list(range(1000)))
     '[0, 1, 2, 3, 4, 5, ...]'
@@ -44,7 +44,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def not_installed(what: str, package: str, extra: str) -> UserError:
-    """The error where an extra of ours is asked for that is not installed, with the command that installs it.
+    """The error for one of our extras that is needed but not installed, with the command that installs it.
 
     >>> str(not_installed("evaluation", "lm-eval", "eval"))
     "evaluation needs lm-eval, which is not installed: pip install 'selfadapt[eval]'"
@@ -53,14 +53,14 @@ def not_installed(what: str, package: str, extra: str) -> UserError:
 
 
 def check_numbers(options: Any, *, least: Iterable[tuple[str, float]] = (), positive: Iterable[str] = ()) -> None:
-    """Looks at the numbers among `options`; None, where something is not asked for, is right.
+    """Checks the numbers among `options`; None, for something that is not asked for, is allowed.
 
     Args:
-        least: (name, the smallest value that it may have).
+        least: pairs of a name and the smallest value that it may have.
         positive: names of numbers that must be above 0.
 
     Raises:
-        UserError: naming the first that is smaller, NaN or infinite.
+        UserError: naming the first that is too small, NaN or infinite.
     """
     for name, bound in least:
         value = getattr(options, name)
@@ -74,7 +74,7 @@ def check_numbers(options: Any, *, least: Iterable[tuple[str, float]] = (), posi
 
 
 def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
-    """Raises UserError for an option that is no whole number, or one that is too small or too large.
+    """Raises UserError for an option that is not a whole number, or is too small or too large.
 
     >>> check_whole("batch_size", 0)
     Traceback (most recent call last):

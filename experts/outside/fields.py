@@ -1,4 +1,4 @@
-"""Fields that recipes have not always had. Results are found by a hash of what a recipe says, which must stay."""
+"""Fields that recipes have not always had. Results are found by a hash of a recipe, which must not change."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 
 def added(default: Any = MISSING, *, default_factory: Any = MISSING, repr: bool = True) -> Any:
-    """A field of a dataclass that is in no document, and in no `told` text, where it has its default."""
+    """A dataclass field that is left out of documents and `told` texts if it has its default."""
     return field(default=default, default_factory=default_factory, repr=repr, metadata={"added": True})
 
 
 def said(made: Any) -> list[Field[Any]]:
-    """The fields of a dataclass but for those that were added and have their default."""
+    """The fields of a dataclass, except those that were `added` and have their default."""
     return [own for own in fields(made) if not (own.metadata.get("added") and getattr(made, own.name) == _default(own))]
 
 
 def told(made: Any) -> str:
-    """The repr that dataclasses have, of the fields that `said` gives."""
+    """A dataclass's usual repr, of only the fields that `said` gives."""
     return f"{type(made).__qualname__}({', '.join(f'{own.name}={getattr(made, own.name)!r}' for own in said(made))})"
 
 
 def as_document(made: Any) -> Any:
-    """`dataclasses.asdict`, of the fields that `said` gives."""
+    """`dataclasses.asdict`, of only the fields that `said` gives."""
     if is_dataclass(made) and not isinstance(made, type):
         return {own.name: as_document(getattr(made, own.name)) for own in said(made)}
     if isinstance(made, dict):

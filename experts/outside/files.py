@@ -18,7 +18,7 @@ def cache_folder() -> Path:
     """`$SELFADAPT_CACHE`, else `selfadapt` in the user's cache folder.
 
     Raises:
-        UserError: where neither is known, for want of a home folder.
+        UserError: if neither is known because there is no home folder.
     """
     if folder := os.environ.get("SELFADAPT_CACHE"):
         return expand(folder)
@@ -29,16 +29,16 @@ def cache_folder() -> Path:
 
 
 def data_folder() -> Path | None:
-    """`$SELFADAPT_DATA`, a folder of local data sets, or None where it is not set."""
+    """`$SELFADAPT_DATA`, a folder of local data sets, or None if it is not set."""
     folder = os.environ.get("SELFADAPT_DATA")
     return expand(folder) if folder else None
 
 
 def expand(path: str | Path) -> Path:
-    """The path, with the home folder for `~` or `~user` at its beginning.
+    """The path, with the home folder in place of `~` or `~user` at its beginning.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no home folder.
     """
     try:
         return Path(path).expanduser()
@@ -48,7 +48,7 @@ def expand(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path` and moves it there when the block ends without an error."""
+    """Yields a temporary path beside `path`, and moves it to `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -83,7 +83,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder that must not be there; raises UserError if it is."""
+    """The same for a folder that must not exist; raises UserError if it does."""
     if path.exists():
         raise UserError(f"{path} exists already; choose another folder, or remove it first")
     with atomic_folder(path) as temporary:
@@ -91,7 +91,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _let_others_read(path: Path) -> None:
-    """The user's usual permissions, where temporary and safetensors files are made for their owner alone."""
+    """Sets the user's usual permissions: temporary and safetensors files are made readable for their owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
@@ -104,10 +104,10 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes `folder` and proves that a file can be written into it.
+    """Makes `folder` and checks, before any work is done, that a file can be written into it.
 
     Raises:
-        UserError: before any work is done, where it cannot.
+        UserError: if it cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,10 +119,10 @@ def check_writable(folder: Path) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Proves that `folder` can be made, or written into where it is there, and leaves nothing behind.
+    """Checks that `folder` can be made, or written into if it exists, and leaves nothing behind.
 
     Raises:
-        UserError: where it cannot.
+        UserError: if it cannot.
     """
     try:
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""Functions and classes of the user's own, by the place that a recipe names."""
+"""The user's own functions and classes, by the place that a recipe names."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from experts.outside.reading import find_path
 
 
 def find_object(where: str, what: str) -> Any:
-    """What `file.py:name` or `package.module:name` names; its file is run once.
+    """The object that `file.py:name` or `package.module:name` names; its file is run once.
 
     Args:
-        where: A file is looked for from the current folder on, or else in `$SELFADAPT_DATA`; a module from the current
-            folder on too.
-        what: it is, for errors.
+        where: A file is looked for from the current folder, or else in `$SELFADAPT_DATA`; a module also from the
+            current folder.
+        what: what the object is, for errors.
 
     Raises:
-        UserError: for a place of another form, a file or module that is not there or fails, or a name that it lacks.
+        UserError: for a place of another form, a file or module that is missing or fails, or a name that it lacks.
     """
     home, _, name = where.rpartition(":")
     if not home or not name.isidentifier():
@@ -32,7 +32,7 @@ def find_object(where: str, what: str) -> Any:
         module = _from_file(_find_file(home, f"the {what} {where}")) if home.endswith(".py") else _from_package(home)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         said = " ".join(str(error).split())
         raise UserError(f"the {what} {where} cannot be imported: {type(error).__name__}: {said}") from error
     if not hasattr(module, name):
@@ -57,17 +57,17 @@ def _from_package(name: str) -> ModuleType:
 
 def _from_file(file: Path) -> ModuleType:
     file = file.resolve()
-    # No other module's name, and another one for another text.
+    # Different from any other module's name, and different for a different text.
     digest = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]
     name = f"{file.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    _look_in(file.parent)  # for the files beside it
+    _look_in(file.parent)  # for imports of files beside it
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their own
+    sys.modules[name] = module  # dataclasses look for their module there
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -12,7 +12,7 @@ from experts.outside.errors import UserError
 
 
 def words(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """The text of a message's content: that of its parts, each on a line of its own, without the pictures.
+    """The text of a message's content without its pictures; each part of text is on a line of its own.
 
     >>> words([{"type": "image", "image": "1.png"}, {"type": "text", "text": "What is it?"}])
     'What is it?'
@@ -23,7 +23,7 @@ def words(content: str | Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def load_pictures(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The chat with its pictures opened, which may be PIL images, files, addresses or base64.
+    """The chat with its pictures opened. Pictures may be PIL images, files, addresses or base64.
 
     Raises:
         UserError: if one does not load, or a part is neither text nor a picture.
@@ -37,7 +37,7 @@ def load_pictures(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> PreTrainedTokenizerBase:
-    """What reads the text: of a processor its tokenizer."""
+    """The tokenizer that reads the text: a processor's own, or `tokenizer` itself."""
     return cast(Any, tokenizer).tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
 
 
@@ -48,6 +48,6 @@ def _loaded(part: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"this base reads text and pictures, and a prompt has a part of type {part['type']!r}")
     try:
         return {**part, "image": load_image(part["image"])}
-    except Exception as error:  # of the file system, of decoders, and of whatever fetches an address
+    except Exception as error:  # from the file system, from decoders, and from whatever fetches an address
         said = f"{part.get('image')!r:.80}"
         raise UserError(f"a picture does not load: {said}; give a file, an address or a PIL image") from error

@@ -1,6 +1,6 @@
-"""One look for every plot: colours and marks that colour-blind eyes and a grey print tell apart, sizes, intervals.
+"""One look for every plot: sizes, intervals, and colours and marks that are distinct to the colour-blind and in grey.
 
-matplotlib is imported when something is drawn. pyplot, which would start a GUI backend, never is.
+matplotlib is imported when something is drawn; pyplot, which would start a GUI backend, never is.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.ticker import Formatter
 
 SERIES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#882255")
-"""Okabe and Ito's colours without their yellow, which white paper swallows; the last is Paul Tol's wine."""
+"""Okabe and Ito's colours without their yellow, which is lost on white paper; the last is Paul Tol's wine."""
 GREY = "#6e6e6e"
-"""The base, and whatever else things are compared with."""
+"""The colour of the base, and of whatever else things are compared with."""
 UP, DOWN = SERIES[0], SERIES[1]
-"""Louder than in the base, and quieter."""
+"""The colours of louder than in the base, and of quieter."""
 AMOUNTS = "Blues"
-"""The colour map of what is nothing or more; that of differences is `diverging`."""
-MARKERS = "os^DvPX"  # as many as there are hatches, and not as many as colours: a pair comes again after 56
+"""The colour map of amounts from zero up; for differences it is `diverging`."""
+MARKERS = "os^DvPX"  # as many as hatches, but not as many as colours: a pair repeats only after 56
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++")
 
 LOOK: dict[str, Any] = {
@@ -55,11 +55,11 @@ LOOK: dict[str, Any] = {
     "savefig.dpi": 120,
     "svg.hashsalt": "selfadapt",  # the same file each time
 }
-"""Of matplotlib's settings, over its own defaults."""
+"""matplotlib settings, on top of its own defaults."""
 
 
 class Mark(NamedTuple):
-    """How a series is drawn, in whatever plot it is."""
+    """How a series is drawn, in any plot."""
 
     color: str
     marker: str
@@ -67,13 +67,13 @@ class Mark(NamedTuple):
 
 
 def mark(place: int) -> Mark:
-    """Of the series at this place among those that are drawn."""
+    """The mark of the series at this place among those that are drawn."""
     return Mark(SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], HATCHES[place % len(HATCHES)])
 
 
 @contextmanager
 def look() -> Iterator[None]:
-    """What is drawn meanwhile has the look, whatever matplotlib's settings were."""
+    """Within the block, everything is drawn with this look, whatever matplotlib's settings are."""
     from matplotlib import style
 
     with style.context(["default", LOOK]):
@@ -82,7 +82,7 @@ def look() -> Iterator[None]:
 
 @contextmanager
 def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, in inches, which becomes the PNG `path` when the block ends without an error, all or nothing."""
+    """An empty figure, in inches, that becomes the PNG `path`, all or nothing, if the block ends without an error."""
     from matplotlib.figure import Figure
 
     with look():
@@ -101,11 +101,11 @@ def plot_intervals(
     flat: bool = False,
     **options: Any,
 ) -> None:
-    """Values with their 95 % intervals.
+    """Plots values with their 95 % intervals.
 
     Args:
-        places: where they stand on the x axis; on the y axis, if they lie `flat`.
-        options: of matplotlib's `errorbar`.
+        places: their places on the x axis, or on the y axis if `flat`.
+        options: for matplotlib's `errorbar`.
     """
     errors = [
         [max(0.0, value - low) for value, (low, _) in zip(values, intervals, strict=True)],
@@ -118,10 +118,10 @@ def plot_intervals(
 
 
 def heat_map(axes: Axes, table: np.ndarray, **options: Any) -> AxesImage:
-    """Values [rows, columns] as colours within a frame, grey where they are NaN; none is a mean of its neighbours.
+    """Draws values [rows, columns] as colours in a frame, grey for NaN, without interpolation.
 
     Args:
-        options: of matplotlib's `imshow`.
+        options: for matplotlib's `imshow`.
     """
     axes.grid(False)
     axes.set_facecolor("#dddddd")
@@ -130,19 +130,19 @@ def heat_map(axes: Axes, table: np.ndarray, **options: Any) -> AxesImage:
 
 
 def percent() -> Formatter:
-    """Of an axis of shares, which are written as everywhere: 40 %."""
+    """The formatter for an axis of shares, written as everywhere: 40 %."""
     from matplotlib.ticker import PercentFormatter
 
     return PercentFormatter(1, symbol=" %")
 
 
 def strength(share: np.ndarray) -> np.ndarray:
-    """How much of its colour a share of the full change has, both in [0, 1]: small changes are to be seen, too."""
+    """How much colour a share of the full change gets, both in [0, 1]: small changes should be visible, too."""
     return share**0.7
 
 
 def diverging() -> Colormap:
-    """From quieter over white, which is no change, to louder."""
+    """The colour map from quieter through white, for no change, to louder."""
     from matplotlib.colors import ListedColormap, to_rgb
 
     share = np.linspace(-1, 1, 257)[:, None]

@@ -1,7 +1,7 @@
 """One reader for the files that people give: text, JSON and JSON Lines, from any editor and any system.
 
-Text is UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one, and may be gzipped. Lines end in LF,
-CR LF or CR and nothing else: U+2028, U+2029 and U+0085 are characters of a line.
+Text is UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one, and may be gzipped. Lines end only in LF,
+CR LF or CR: U+2028, U+2029 and U+0085 are characters of a line.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-MARK = "\ufeff"  # stands within a file that was put together of several
+MARK = "\ufeff"  # may occur inside a file that was put together from several
 GZIP = b"\x1f\x8b"
 
 
 def find_path(path: str, *, data: bool = True) -> Path:
-    """A file or folder relative to the current folder, or else to `$SELFADAPT_DATA`.
+    """A file or folder, relative to the current folder or else to `$SELFADAPT_DATA`.
 
     Args:
-        data: whether it holds data, which a folder of data sets may have.
+        data: whether it holds data, and so may be in the folder of data sets.
 
     Raises:
         UserError: naming the places that were tried.
@@ -51,10 +51,10 @@ def find_path(path: str, *, data: bool = True) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """All of a file, its line ends as LF.
+    """The whole text of a file, with line ends as LF.
 
     Raises:
-        UserError: if it cannot be read, or is no text.
+        UserError: if it cannot be read or is not text.
     """
     try:
         data = file.read_bytes()
@@ -75,9 +75,9 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path, *, growing: bool = False) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, without their ends, and their numbers from 1; raises what `read_text` raises.
+    """Yields the numbers, from 1, and the lines that are not blank, without their ends; raises as `read_text` does.
 
-    A line without an end is left out of a file that is `growing`: who wrote it was stopped there, or still writes.
+    A line without an end is left out if the file is `growing`: whoever wrote it was stopped there, or is still writing.
     """
     for number, line in enumerate(io.StringIO(read_text(file)), 1):
         line = line.lstrip(MARK)
@@ -89,13 +89,13 @@ def read_json(file: Path) -> Any:
     """The document in a JSON file.
 
     Raises:
-        UserError: if it cannot be read, or is not JSON.
+        UserError: if it cannot be read or is not JSON.
     """
     return _parse(read_text(file), str(file))
 
 
 def read_objects(file: Path, *, growing: bool = False) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Each object of a JSON Lines file with its place (`file:line`) and its line number; lines as of `read_lines`.
+    """Yields each object in a JSON Lines file with its place (`file:line`) and line number; lines as in `read_lines`.
 
     Raises:
         UserError: if the file cannot be read, or a line is not a JSON object.
@@ -111,7 +111,7 @@ def read_objects(file: Path, *, growing: bool = False) -> Iterator[tuple[str, in
 def _parse(text: str, where: str) -> Any:
     try:
         document = json.loads(text)
-        if "\\u" in text:  # an escape can spell half of a character, which no tokenizer takes
+        if "\\u" in text:  # an escape can spell half a character, which no tokenizer takes
             json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: an escape spells half of a surrogate pair, which is no character") from error

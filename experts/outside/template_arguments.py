@@ -1,4 +1,4 @@
-"""What a base's chat template takes from those who use it: which arguments, and which roles beside the usual ones."""
+"""What a base's chat template accepts: which arguments, and which roles beside the usual ones."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OURS = (
     *("tokenizer_kwargs", "processor_kwargs", "bos_token", "eos_token", "unk_token", "pad_token"),
     *("sep_token", "cls_token", "mask_token"),
 )
-"""What is set with every chat, by this library or by the tokenizer."""
+"""The variables that this library or the tokenizer sets with every chat."""
 
 
 def variables(template: str) -> set[str]:
-    """The names that a template reads and does not set itself.
+    """The names that a template reads but does not set itself.
 
     Raises:
-        UserError: if it is no template.
+        UserError: if it is not a template.
     """
     parsed = _parsed(template)
     assert parsed.environment is not None
@@ -32,10 +32,10 @@ def variables(template: str) -> set[str]:
 
 
 def named_in(template: str | Mapping[str, str] | None, name: str) -> bool:
-    """Whether a template, or one of a choice of several, has a string of this name that is no key of a message's.
+    """Whether a template, or one of several to choose from, has this name as a string that is not a message's key.
 
     Raises:
-        UserError: if it is no template.
+        UserError: if it is not a template.
     """
     for each in [template] if isinstance(template, str) else (template or {}).values():
         parsed = _parsed(each)
@@ -53,10 +53,10 @@ def _parsed(template: str) -> nodes.Template:
 
 
 def check_arguments(template: str | Mapping[str, str], arguments: Mapping[str, Any]) -> None:
-    """Looks at arguments for a template, or for a choice of several.
+    """Checks arguments for a template, or for several to choose from.
 
     Raises:
-        UserError: for an argument that is set elsewhere or that no template reads, or a value that is not JSON's.
+        UserError: for an argument that is set elsewhere or that no template reads, or a value that is not JSON.
     """
     if not arguments:
         return

@@ -15,7 +15,7 @@ from experts.outside.errors import UserError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, by their names and in their order. No code in the file is run.
+    """The tensors in a file, by name and in their order. No code in the file is run.
 
     Raises:
         UserError: if it is missing, damaged, wants to run code, or holds anything else.
@@ -29,7 +29,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it wants to run code ({named[1]})" if named else "it wants to run code, or is damaged"
         raise UserError(f"{path} was refused: {what}; only plain tensors are read") from error
-    except Exception as error:  # bytes that are no pickle make the unpickler stumble in any way
+    except Exception as error:  # bytes that are not a pickle can make the unpickler raise anything
         raise UserError(f"{path} is not a file of tensors, or it is damaged") from error
     if not isinstance(document, dict) or not all(isinstance(p, Tensor) for p in document.values()):
         raise UserError(f"{path} is not a file of tensors by their names")

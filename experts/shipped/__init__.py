@@ -1,4 +1,4 @@
-"""The experts that come with the package, as data: one library a base, in a folder that is called after it."""
+"""The experts that come with the package, as data: one library per base, in a folder named after the base."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def shipped_library(base_name: str) -> Path | None:
 
 
 def shipped_for(shapes: PreTrainedModel) -> list[ExpertLibrary]:
-    """The libraries that come with the package and could be a base's: those whose experts its shapes fit."""
+    """The libraries that come with the package and could be a base's, because its shapes fit their experts."""
     libraries = [ExpertLibrary.open(path.parent) for path in sorted(FOLDER.glob("*/library.json"))]
     return [library for library in libraries if library.fits(shapes)]

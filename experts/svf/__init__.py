@@ -4,7 +4,7 @@ from peft.utils import PeftType, register_peft_method
 
 
 def _add_to_peft_types(name: str) -> None:
-    """Extends the `PeftType` enum, for which PEFT has no public way.
+    """Extends the `PeftType` enum; PEFT has no public way to do so.
 
     A plain string in PEFT's tables would do for PEFT but not for transformers, which asks for `peft_type.value`.
     """

@@ -21,30 +21,30 @@ class SVFConfig(PeftConfig):
     singular values: W' = U diag(s·z) Vᵀ. z starts at 1, which is the base bit for bit.
 
     Args:
-        target_modules: names or a regular expression as in other PEFT methods, or "all-linear": without the head, and
-            of a vision-language model the language part (unless `exclude_modules` says otherwise).
+        target_modules: names or a regular expression as in other PEFT methods, or "all-linear", which leaves out the
+            head and, unless `exclude_modules` is given, all but the language part of a vision-language model.
         target_parameters: names, or the ends of names, of parameters that hold the matrices of a mixture of experts,
             [E, m, n], as in PEFT's LoRA: "mlp.experts.gate_up_proj". They are adapted beside the target modules, which
-            may be none ([]), each matrix by a z of its own.
+            may be none ([]), and each matrix gets a z of its own.
         exclude_modules: names or a regular expression of modules to leave alone.
         rank: adapt only the `rank` largest singular values of each matrix; None adapts all of them, and so does a
             rank that is larger than the matrix.
-        rank_pattern: the ranks of some matrices where they differ from `rank`, by the ends of their names or regular
-            expressions; the first that matches counts, as in PEFT's LoRA.
+        rank_pattern: ranks that differ from `rank`, by the ends of matrices' names or by regular expressions; the
+            first that matches counts, as in PEFT's LoRA.
         layers_to_transform: indices of the layers to adapt; None adapts all of them.
-        layers_pattern: the name of the `nn.ModuleList` that the indices count, where it is unusual.
+        layers_pattern: the name of the `nn.ModuleList` that the indices refer to, if it is unusual.
         modules_to_save: names of modules beside the adapted matrices that are trained and saved whole, such as a
-            classifier's head, which PEFT names here itself for `task_type="SEQ_CLS"` and the like. Such an adapter is
-            PEFT's to load: an expert of a library is z alone.
+            classifier's head, which PEFT itself names here for `task_type="SEQ_CLS"` and the like. Only PEFT loads such
+            an adapter: an expert of a library is z alone.
         trainable_token_indices: tokens whose embeddings are trained and saved, as in PEFT's LoRA.
-        base_fingerprint: of the base that the expert was trained on; libraries refuse another.
-        transferred_from: the name and fingerprint of the base that the expert was trained on, where that is another.
-        domain: the name of what the expert was trained for.
+        base_fingerprint: the fingerprint of the base that the expert was trained on; libraries refuse another.
+        transferred_from: the name and fingerprint of the base that the expert was trained on, if that is another one.
+        domain: the name of the domain that the expert was trained on.
         description: the domain in one sentence, which dispatchers read.
 
     Raises:
-        UserError: if a rank is no whole number of at least 1, a regular expression is none, or layers are chosen beside
-            a regular expression.
+        UserError: if a rank is not a whole number of at least 1, a regular expression is invalid, or layers are chosen
+            beside a regular expression.
     """
 
     target_modules: list[str] | str | None = field(default="all-linear")
@@ -112,5 +112,5 @@ class SVFConfig(PeftConfig):
             raise UserError(f"layers_to_transform must be an index from 0, or a list of them; got {layers!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        # Sets have no order of their own; a saved configuration should.
+        # Sets have no order; a saved configuration should.
         return {key: sorted(v) if isinstance(v, set) else v for key, v in super().to_dict().items()}

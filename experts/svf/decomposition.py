@@ -4,9 +4,9 @@ A decomposition is kept in the cache folder, one safetensors file a matrix, unde
 bytes: it can never be stale, is shared by every expert and subset of layers, and is written once even if several
 processes ask for it.
 
-What is computed and kept is the largest 64, 128, 256, … singular values, or all, as many as were asked for. Where
-those are few beside the matrix, the others are never computed (`truncated.py`), and a larger rank goes on from the
-triplets that are there: they stay the same bit for bit, until all singular values are asked for.
+The largest 64, 128, 256, … singular values are computed and kept, or all of them: the first that cover what was asked
+for. Where they are few for the size of the matrix, the others are never computed (`truncated.py`), and a larger rank
+continues from the triplets that are there. These stay the same bit for bit until all singular values are asked for.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-FIRST = 64  # singular values that are kept at least; then twice as many, and so on
-FEW = 16  # truncated where min(m, n) is so many times the rank: below, LAPACK is about as fast
+FIRST = 64  # the fewest singular values that are kept; then twice as many, and so on
+FEW = 16  # truncated if min(m, n) is at least so many times the rank: below, LAPACK is about as fast
 
 
 class Factors(NamedTuple):
-    """W ≈ U diag(s) Vᵀ, exact for r = min(m, n); s is float32 and falls, U and Vᵀ have W's dtype and device.
+    """W ≈ U diag(s) Vᵀ, exact for r = min(m, n); s is float32 and decreases, U and Vᵀ have W's dtype and device.
 
-    Of a stack of matrices [E, m, n], all three have that dimension in front.
+    For a stack of matrices [E, m, n], all three have a leading dimension E.
     """
 
     u: Tensor  # [m, r]
@@ -53,7 +53,7 @@ class Factors(NamedTuple):
 def decompose(weight: Tensor, rank: int | None = None) -> Factors:
     """The `rank` largest singular triplets of `weight` [m, n], from the cache or computed on the weight's device.
 
-    Those of a stack [E, m, n] come matrix by matrix, and are kept like those of any other.
+    A stack [E, m, n] is decomposed matrix by matrix, and each is kept like any other.
 
     Raises:
         ValueError: if the weight has no values to decompose (meta device) or is not finite.
@@ -84,8 +84,8 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
             if factors is None or len(factors.s) < kept:
                 factors = _largest(weight, kept, factors)
     precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    # LAPACK's own Vᵀ lies in memory column by column, the one of the file row by row, and products round by that: what
-    # has just been computed must be laid out as what is read. A part of it must not hold the rest in memory.
+    # LAPACK's own Vᵀ lies in memory column by column, the file's row by row, and rounding in products depends on that:
+    # what has just been computed must be laid out like what is read. And a part must not keep the rest in memory.
     u, s, vt = factors if rank == len(factors.s) else (factor.clone() for factor in _first(factors, rank))
     return Factors(
         u.to(weight.device, weight.dtype).contiguous(),
@@ -95,9 +95,9 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
 
 
 def each_matrix(work: Callable[[T], R], matrices: Sequence[T], device: torch.device) -> list[R]:
-    """What `work` makes of each matrix, where that is to decompose it. Shows its progress where a person is watching.
+    """The results of `work`, which decomposes a matrix, for each matrix. Shows progress if a person is watching.
 
-    On a CPU each core takes matrices of its own: LAPACK spread over busy cores is 20 to 100 times slower.
+    On a CPU each core takes its own matrices: LAPACK spread over busy cores is 20 to 100 times slower.
     """
     threads = torch.get_num_threads()
     on_cpu = device.type == "cpu"
@@ -113,7 +113,7 @@ def each_matrix(work: Callable[[T], R], matrices: Sequence[T], device: torch.dev
 
 
 def _give_memory_back() -> None:
-    """What LAPACK and the copies took and let go of, glibc keeps for each thread: hundreds of megabytes."""
+    """Gives back the memory that LAPACK and the copies freed: glibc keeps hundreds of megabytes for each thread."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -125,7 +125,7 @@ def _warn_once(message: str) -> None:
 
 
 def _steps(rank: int, most: int) -> list[int]:
-    """64, 128, 256, … up to the first that has `rank` singular values, of which there are `most`."""
+    """64, 128, 256, … up to the first that is `rank` or more, and never more than the `most` that there are."""
     steps = [min(FIRST, most)]
     while steps[-1] < rank:
         steps.append(min(2 * steps[-1], most))
@@ -137,7 +137,7 @@ def _first(factors: Factors, rank: int) -> Factors:
 
 
 def _largest(weight: Tensor, rank: int, known: Factors | None) -> Factors:
-    """The `rank` largest triplets in float32 or float64. The largest entry of each v is positive."""
+    """The `rank` largest triplets, in float32 or float64. The largest entry of each v is positive."""
     if rank * FEW > min(weight.shape):
         return _first(_signed(_svd(weight)), rank)
     return _truncated(weight, rank, known)
@@ -148,7 +148,7 @@ def _svd(weight: Tensor) -> Factors:
 
 
 def _truncated(weight: Tensor, rank: int, known: Factors | None) -> Factors:
-    """The same without the others, step by step: what is kept does not depend on which rank was asked for first."""
+    """The same without the others, step by step, so that what is kept does not depend on the ranks asked for before."""
     weight = _finite(weight)
     m, n = weight.shape
     if known is None:
@@ -181,7 +181,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _key(weight: Tensor) -> str:
-    """Changes with any bit of the matrix, its shape or its dtype."""
+    """A hash that changes with any bit of the matrix, its shape or its dtype."""
     digest = hashlib.sha256(f"{weight.dtype} {list(weight.shape)}".encode())
     digest.update(_bytes(weight))
     return digest.hexdigest()
@@ -195,7 +195,7 @@ def _checksum(factors: Factors) -> str:
 
 
 def _write(path: Path, factors: Factors) -> None:
-    """In parts, each with a checksum, so that a small rank reads no more than it needs."""
+    """Writes the factors in parts, each with a checksum, so that a small rank reads no more than it needs."""
     tensors: dict[str, Tensor] = {}
     sums: dict[str, str] = {}
     ends = _steps(len(factors.s), len(factors.s))
@@ -209,13 +209,13 @@ def _write(path: Path, factors: Factors) -> None:
 
 
 def _read(path: Path, rank: int | None = None) -> Factors | None:
-    """The cached factors, `rank` or more where there are as many; None where there are none or the file is damaged."""
-    if not os.path.exists(path):  # or may not be looked for
+    """The cached factors, at least `rank` if there are as many; None if there are none or the file is damaged."""
+    if not os.path.exists(path):  # or access is denied
         return None
     try:
         with safe_open(path, "pt") as file:
             sums = file.metadata() or {}
-            endings = [""] if "sha256" in sums else [f".{k}" for k in range(len(sums))]  # once there were no parts
+            endings = [""] if "sha256" in sums else [f".{k}" for k in range(len(sums))]  # older files have no parts
             parts: list[Factors] = []
             while endings and (rank is None or sum(len(part.s) for part in parts) < rank):
                 ending = endings.pop(0)
@@ -224,7 +224,7 @@ def _read(path: Path, rank: int | None = None) -> Factors | None:
                     raise ValueError("a part is not as it was written")
                 parts.append(part)
             us, ss, vts = zip(*parts, strict=True)
-            return Factors(torch.cat(us, 1), torch.cat(ss), torch.cat(vts))  # copies, of files that may be replaced
+            return Factors(torch.cat(us, 1), torch.cat(ss), torch.cat(vts))  # copies: the file may be replaced
     except (SafetensorError, OSError, ValueError):
         pass
     logger.warning("%s is damaged; decomposing that matrix again", path)

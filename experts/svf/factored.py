@@ -1,8 +1,7 @@
-"""A weight that is changed by a product of two thin factors, W' = W + L R, and is never written out.
+"""A weight changed by a product of two thin factors, W' = W + L R, that is never written out.
 
-Whatever multiplies by it multiplies by the parts, x W' = x W + (x L) R, however the code around it is written: by an
-index for one expert, by a gather for each token, transposed, or grouped. Anything else that is asked of it is answered
-by W' itself, made for that call.
+Multiplying by it multiplies by the parts, x W' = x W + (x L) R, however the code around it is written: with an index
+for one expert, a gather for each token, transposed, or grouped. Any other operation gets W' itself, made for that call.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from torch.utils._pytree import tree_map
 
 GROUPED = {"grouped_mm", "_grouped_mm", "grouped_mm_fallback"}
 MULTIPLY = {"matmul", "__matmul__", "bmm", "mm"} | GROUPED
-ALIGNED = 8  # values: 16 bytes in half precision, of which grouped products want multiples
+ALIGNED = 8  # values: grouped products want multiples of 16 bytes, in half precision
 SAME_AS_W = {"__get__", "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "__len__"}
-SAME_AS_W |= {"is_floating_point", "is_contiguous", "data_ptr", "get_device"}  # a pointer: to see how it is aligned
+SAME_AS_W |= {"is_floating_point", "is_contiguous", "data_ptr", "get_device"}  # the pointer: to check alignment
 
 
 class FactoredWeight(Tensor):
-    """W + L R for W [..., p, q], L [..., p, r] and R [..., r, q]; to ask for its shape and dtype, it is W."""
+    """W + L R for W [..., p, q], L [..., p, r] and R [..., r, q]; it has W's shape and dtype."""
 
     _w: Tensor
     _left: Tensor
@@ -65,7 +64,7 @@ class FactoredWeight(Tensor):
 
 
 def _multiply(func: Callable[..., Any], x: Any, y: Any, grouped: bool, rest: Sequence[Any], kwargs: Any) -> Any:
-    """x y, of which one is W + L R."""
+    """x y, where one of the two is W + L R."""
     if isinstance(y, FactoredWeight):
         x = _written_out(x)
         left, right = (_aligned(y._left, -1), _aligned(y._right, -2)) if grouped else (y._left, y._right)
@@ -74,13 +73,13 @@ def _multiply(func: Callable[..., Any], x: Any, y: Any, grouped: bool, rest: Seq
 
 
 def _aligned(factor: Tensor, axis: int) -> Tensor:
-    """The factor with zeros behind it along the last axis or the one before, up to a multiple of `ALIGNED`."""
+    """The factor padded with zeros along the last axis or the one before, up to a multiple of `ALIGNED`."""
     missing = -factor.shape[axis] % ALIGNED
     return F.pad(factor, (0, missing) if axis == -1 else (0, 0, 0, missing)) if missing else factor
 
 
 def _picks_matrices(index: Any) -> bool:
-    """Whether an index chooses among the matrices of a stack, and leaves them whole."""
+    """Whether an index chooses among the matrices of a stack and leaves them whole."""
     if isinstance(index, Tensor):
         return index.dtype in (torch.int32, torch.int64) and index.ndim <= 1
     return isinstance(index, slice) or (isinstance(index, int) and not isinstance(index, bool))

@@ -3,15 +3,15 @@
 A base is its linear weights. Two models are one base
 
 1. if their *fingerprints* are the same, a hash over all linear weights rounded to bfloat16, or else
-2. if one is a rounding of the other, or both are roundings of a third. That a *sketch* tells, which is kept with a
-   library and with an expert: the fingerprint of the base's float16 copy, and a few weights of each matrix for files of
-   eight bits and less. A rounding is accepted, and said.
+2. if one is a rounding of the other, or both are roundings of a third. A *sketch*, kept with a library and with an
+   expert, tells: the fingerprint of the base's float16 copy, and a few weights of each matrix for files of eight bits
+   and less. A rounding is accepted, and the user is told.
 
-Everything else is another base and is refused, as is all that has another fingerprint where no sketch is kept.
+Everything else is another base and is refused. Where no sketch is kept, so is every other fingerprint.
 
-Rounding to the nearest, with one scale for a block of weights, makes some of its weights equal and never reverses the
-order of two, while training does. `is_rounding` rests on this, with runs of 16 neighbours. A float32 original of which
-SmolLM2-135M's Q4_1 file is a rounding has 25,200 pairs in its sketch, and was compared with
+Rounding to the nearest, with one scale for a block of weights, makes some weights of the block equal and never reverses
+the order of two, while training does. `is_rounding` rests on this, with runs of 16 neighbours. A float32 original of
+which SmolLM2-135M's Q4_1 file is a rounding has 25,200 pairs in its sketch, and was compared with
 
 | | distance | values in a run | pairs reversed |
 |---|---|---|---|
@@ -20,13 +20,13 @@ SmolLM2-135M's Q4_1 file is a rounding has 25,200 pairs in its sketch, and was c
 | three bits, two bits | 0.18, 0.31 | 6.7, 4.0 | 0 |
 | Q4_1 of a copy changed by 0.3 %, 0.5 %, 1 %, 2 % | 0.080 to 0.083 | 9.6 | 0, 1, 6, 15 |
 
-The distance is ‖W' − W‖ / ‖W‖; the changes are normal. Between weights that are equal in a 4-bit file, an original has
-a third of a step or more, and the file itself, trained on, hardly any: 0.005 of a step where it has changed by 0.1 %,
-0.10 at 2 %, 0.21 at 4 %, where 19 pairs are reversed as well.
+The distance is ‖W' − W‖ / ‖W‖; the changes are normally distributed. Weights that are equal in a 4-bit file lie a third
+of a step or more apart in an original. If the file itself is trained further, they hardly part: by 0.005 of a step
+after a change of 0.1 %, 0.10 after 2 %, and 0.21 after 4 %, where 19 pairs are reversed as well.
 
-So between bases of 16 or 32 bits, and of one that was a 4-bit file, a descendant is refused, however little it was
-trained. Where one of the two is of few bits and the other descends from its original, changes below half a percent can
-hide.
+So a descendant is refused, however little it was trained, if both bases have 16 or 32 bits, or if it descends from a
+4-bit file. If one of the two has few bits and the other descends from its original, changes below half a percent can go
+unnoticed.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ from experts.svf.stacks import SVFStack, fused_matrices
 logger = logging.getLogger(__name__)
 
 FILE = "base_sketch.safetensors"
-RUN = 16  # neighbours that even the smallest blocks of a 4-bit file round with one scale
-RUNS = 256  # of one sketch, at most: 16 kB
+RUN = 16  # neighbours that share one scale even in the smallest blocks of a 4-bit file
+RUNS = 256  # the most runs in one sketch: 16 kB
 FARTHEST = 0.35  # ‖W' − W‖ / ‖W‖ of a rounding
 ALONG = 0.4  # |cosine| of W' − W and W, which is 1 for a base that is scaled; three bits have 0.2
-VALUES = 15.7  # in a run of eight bits or less, at most; bfloat16 has 15.9
-COARSE = 12  # values in a run of few bits, at most
-SPLIT = 0.2  # of a step, between weights that a rounding to few bits makes equal; a third is expected
-ENOUGH = 16  # runs that say so
+VALUES = 15.7  # the most values in a run of eight bits or less, on average; bfloat16 has 15.9
+COARSE = 12  # the most values in a run of few bits
+SPLIT = 0.2  # of a step: the least between weights that a rounding to few bits makes equal; a third is expected
+ENOUGH = 16  # runs needed to tell
 
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """What is kept of a base, so that its roundings are known."""
+    """What is kept of a base, so that its roundings can be recognised."""
 
     runs: Tensor
-    """[runs, 16], float32: neighbours, of each matrix or of 256 matrices where there are more."""
+    """[runs, 16], float32: neighbours, from each matrix or, if there are more, from 256 matrices."""
     float16: str
     """The fingerprint of its float16 copy."""
 
@@ -79,9 +79,9 @@ class Sketch:
 def fingerprint(model: nn.Module) -> str:
     """A hash over the linear weights of a base, the same with and without adapters, in float32 and in bfloat16.
 
-    Every `nn.Linear` and `Conv1D` counts, whatever an expert adapts, and the fused tensors of a mixture of experts; of
-    a quantised layer what its few bits stand for. The
-    output embeddings do not: their size follows the vocabulary, and an added padding token does not make another base.
+    Every `nn.Linear` and `Conv1D` counts, whatever an expert adapts, and so do the fused tensors of a mixture of
+    experts; a quantised layer counts with the values its few bits stand for. The output embeddings do not count: their
+    size follows the vocabulary, and an added padding token does not make another base.
     """
     return _hash(_matrices(model), torch.bfloat16)
 
@@ -93,7 +93,7 @@ def sketch(model: nn.Module) -> Sketch:
 
 
 def _hash(matrices: Mapping[str, _Matrix], dtype: torch.dtype) -> str:
-    """Over the matrices in `dtype` and then bfloat16."""
+    """A hash over the matrices, rounded to `dtype` and then to bfloat16."""
     digest = hashlib.sha256()
     for name in sorted(matrices):
         rounded = matrices[name].read().to("cpu", dtype).to(torch.bfloat16).contiguous()
@@ -120,7 +120,7 @@ def _runs(matrices: Mapping[str, _Matrix]) -> Tensor:
 
 
 def is_rounding(one: Sketch, other: Sketch) -> bool:
-    """Whether two bases that have different fingerprints are roundings of one."""
+    """Whether two bases with different fingerprints are roundings of one base."""
     if one.float16 == other.float16:
         return True
     a, b = one.runs, other.runs
@@ -128,24 +128,24 @@ def is_rounding(one: Sketch, other: Sketch) -> bool:
         return False
     values = [sum(len(run.unique()) for run in runs) / max(1, len(runs)) for runs in (a, b)]
     distance, along = (b - a).norm() / a.norm(), F.cosine_similarity((b - a).flatten(), a.flatten(), dim=0).abs()
-    # A distance of 0 would be a change where no sample was taken, and roundings are everywhere.
+    # A distance of 0 would mean a change where no sample was taken, whereas rounding changes weights everywhere.
     if not (min(values) <= VALUES and 0 < distance <= FARTHEST and along <= ALONG):
         return False
-    ours, theirs = (runs[:, :, None] - runs[:, None, :] for runs in (a, b))  # [runs, 16, 16], of all pairs
+    ours, theirs = (runs[:, :, None] - runs[:, None, :] for runs in (a, b))  # [runs, 16, 16], all pairs
     if (ours * theirs < 0).any():
         return False
     return _spread(a, ours, theirs) >= SPLIT and _spread(b, theirs, ours) >= SPLIT
 
 
 def _spread(coarse: Tensor, pairs: Tensor, others: Tensor) -> float:
-    """How far apart the other base has the weights that are equal in the few-bit runs of one, in steps of that.
+    """How far apart weights that are equal in one base's few-bit runs are in the other base, in steps of the first.
 
-    Infinite where nothing tells.
+    Infinite if too few runs tell.
 
     Args:
-        coarse: the runs of the one [runs, 16].
-        pairs: the differences in it [runs, 16, 16].
-        others: those in the other.
+        coarse: the runs of the first base [runs, 16].
+        pairs: the differences within them [runs, 16, 16].
+        others: the differences in the other base, likewise.
     """
     steps = torch.where(pairs > 0, pairs, torch.inf).flatten(1).min(1).values  # [runs]
     split = (pairs == 0) & (others != 0)
@@ -158,7 +158,7 @@ def _spread(coarse: Tensor, pairs: Tensor, others: Tensor) -> float:
 
 
 def is_other_base(wanted: str | None, its: Sketch | None, found: str | None, own: Sketch | None) -> bool:
-    """The one rule, from the fingerprints and sketches of two bases. A rounding is accepted and said, once."""
+    """Applies the one rule to the fingerprints and sketches of two bases. A rounding is accepted and logged, once."""
     if wanted == found:
         return False
     if its is None or own is None or not is_rounding(its, own):
@@ -173,7 +173,7 @@ def _say_rounding(wanted: str, found: str) -> None:
 
 
 def refuse_other_base(what: str, wanted: str, its: Sketch | None, base: nn.Module) -> str:
-    """The fingerprint of `base`, which is the one that `what` belongs to, or a rounding of it.
+    """The fingerprint of `base`, after checking that it is the base that `what` belongs to, or a rounding of that.
 
     Raises:
         UserError: naming both fingerprints, if it is another base.
@@ -185,7 +185,7 @@ def refuse_other_base(what: str, wanted: str, its: Sketch | None, base: nn.Modul
 
 
 def other_base(what: str, wanted: str, found: str) -> UserError:
-    """The error that names both fingerprints: that which `what` belongs to, and that of the base at hand."""
+    """The error that names both fingerprints: the one that `what` belongs to, and the base's own."""
     return UserError(f"{what} belongs to a base with fingerprint {wanted}, this one has {found}; load that base")
 
 
@@ -216,12 +216,12 @@ def read_sketch(folder: Path) -> Sketch | None:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A weight as its module has it, which of a quantised base is made when it is asked for."""
+    """A weight as its module has it; a quantised base's is made when it is asked for."""
 
     read: Callable[[], Tensor]
     numel: int
     transposed: bool = False
-    """Whether its rows are the inputs."""
+    """Whether the rows are the inputs."""
 
 
 def _matrices(model: nn.Module) -> dict[str, _Matrix]:
@@ -251,14 +251,14 @@ def _matrices(model: nn.Module) -> dict[str, _Matrix]:
         elif isinstance(module, nn.Linear | Conv1D) and module is not head:
             matrices[plain] = _of(module, partial(dense_weight, module))
         else:
-            plain = plain.removesuffix(".base_layer")  # of stacks that are adapted, which come after it
+            plain = plain.removesuffix(".base_layer")  # the module with adapted stacks, which come after it
             for key, tensor in fused_matrices(module).items():
                 matrices[f"{plain}.{key}"] = _Matrix(tensor.detach, tensor.numel())
     return matrices
 
 
 def _of(layer: nn.Module, read: Callable[[], Tensor]) -> _Matrix:
-    """The matrix of a layer, given what reads its W [m, n]."""
+    """The matrix of a layer, given the function that reads its W [m, n]."""
     transposed = is_transposed(layer)
     m, n = shape_of(layer)
     if is_quantised(layer):

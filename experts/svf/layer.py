@@ -18,8 +18,8 @@ from experts.svf.quantised import dense_weight, is_quantised, shape_of
 from experts.svf.scaled import SVFLayer
 
 # Fused optimisers change parameters without bumping their version counters, so a merged weight also remembers how many
-# optimiser steps this process had made when it was built. Which parameters a step changed is not asked: some optimisers
-# keep copies of their own.
+# optimiser steps this process had made when it was built. Which parameters a step changed does not matter: some
+# optimisers keep copies of their own.
 _optimizer_steps = 0
 
 
@@ -32,9 +32,9 @@ register_optimizer_step_post_hook(_count_optimizer_step)
 
 
 class _Written:
-    """A tensor as it was written last: equal while it is the same one, in the same memory, with no change counted.
+    """A tensor as last written: equal as long as it is the same tensor, in the same memory, with no change counted.
 
-    It holds the tensor and the memory, so that no other can come to lie there.
+    It keeps the tensor and its memory alive, so that no other tensor can take their place.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -56,8 +56,8 @@ class MergedLinear(torch.autograd.Function):
         ∂L/∂δ = s · Σ_tokens a·p
         ∂L/∂x = g W' = (a·s·(1 + δ)) Vᵀ
 
-    The second form of ∂L/∂x reuses a. It costs tokens × r × n instead of tokens × m × n, so it is taken where it
-    is cheaper: for matrices that are taller than wide (r < m), whose factors carry all of W'.
+    The second form of ∂L/∂x reuses a. It costs tokens × r × n instead of tokens × m × n, so it is used where it is
+    cheaper: for matrices that are taller than wide (r < m); their factors carry all of W'.
     """
 
     @staticmethod
@@ -101,19 +101,19 @@ class SVFLinear(SVFLayer):
     - training otherwise: y = W x + U (s·δ·(Vᵀ x)). A merged bfloat16 weight would swallow small changes of z, and a
       few singular values cost no more than a LoRA;
     - no gradient wanted: a merged weight;
-    - a call with mixtures of its own (`SVFModel.mixed`): a merged weight where its rows share one mixture, else
+    - a call with mixtures of its own (`SVFModel.mixed`): a merged weight if its rows share one mixture, else
       y_b = W x_b + U (s·δ_b·(Vᵀ x_b)) with δ_b [r] for row b, or
-      y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) where that is exact enough and no row is the base; and beside either
-      Σ_k α_bk B_k (A_k x_b) of the LoRAs that the layer carries, which mixtures alone can name.
+      y_b = U (s·(1 + δ_b)·(Vᵀ x_b)) if that is exact enough and no row is the base. To either,
+      Σ_k α_bk B_k (A_k x_b) is added for the LoRAs that the layer carries, which only mixtures can name.
 
-    Of a base in four or eight bits nothing is ever merged: rounding W' to so few bits would lose the expert, and a
-    dense W' is what such a base is there to avoid. All of the above is then y = W_q x + U (s·δ·(Vᵀ x)).
+    Nothing is ever merged into a base in four or eight bits: rounding W' to so few bits would lose the expert, and
+    avoiding a dense W' is the point of such a base. All of the above is then y = W_q x + U (s·δ·(Vᵀ x)).
 
     A merged weight is kept until one of its z changes: by an optimiser step, a load, an adapter switch, new data
-    (`z.data = …`), or any in-place operation that PyTorch counts. After `z.data.add_(…)` and the like, which it does
-    not count, call `invalidate()`.
+    (`z.data = …`), or any in-place operation that PyTorch counts. PyTorch does not count `z.data.add_(…)` and the like;
+    call `invalidate()` after them.
 
-    U [m, r], s [r] and Vᵀ [r, n] are buffers shared by all experts of the layer, of the largest rank among them, and
+    U [m, r], s [r] and Vᵀ [r, n] are buffers shared by all experts of the layer, have the largest rank among them, and
     are never saved. z is float32 whatever the dtype of the base.
     """
 
@@ -123,7 +123,7 @@ class SVFLinear(SVFLayer):
     def __init__(
         self,
         base_layer: nn.Linear | Conv1D,
-        adapter_name: str | None = None,  # None: without an expert, for the LoRAs that the layer is to carry
+        adapter_name: str | None = None,  # None: no expert, for a layer that only carries LoRAs
         rank: int | None = None,
         inference: bool = True,
         dtype: torch.dtype = torch.float32,  # of the factors beside a quantised weight
@@ -142,24 +142,24 @@ class SVFLinear(SVFLayer):
         self.merged_adapters = []
         self._disable_adapters = False
         self._active_adapter = [] if adapter_name is None else adapter_name
-        self._merged_weight: tuple[Any, Tensor] | None = None  # and the version that it was built of
+        self._merged_weight: tuple[Any, Tensor] | None = None  # with the version it was built from
         self._kept_scale: tuple[Any, Tensor] | None = None
         self._invalidations = 0
-        self.keeps_merged = True  # False where the base is shared out over processes: a merged copy would be whole
+        self.keeps_merged = True  # False if the base is sharded over processes: a merged copy would be whole
         if adapter_name is not None:
             self.update_layer(adapter_name, rank, inference)
 
     def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
-        """Adds the expert z = 1 under a name, of the `rank` largest singular values, or of all."""
+        """Adds the expert z = 1 under a name, for the `rank` largest singular values or for all."""
         rank = min(self.out_features, self.in_features, rank or self.in_features)
-        with torch.inference_mode(False):  # where a model is loaded in that mode, z still counts its changes
+        with torch.inference_mode(False):  # so that z counts its changes even if the model is loaded in that mode
             z = torch.ones(rank, dtype=self.z_dtype, device=self.base_layer.weight.device)
             self.svf_z[adapter_name] = nn.Parameter(z)
         self.invalidate()
         self.set_adapter(self.active_adapters, inference_mode=inference)
 
     def decompose(self) -> None:
-        """Loads or computes the factors, as many as the experts of the layer need. Cheap when they are there."""
+        """Loads or computes as many factors as the layer's experts need. Cheap when they are there already."""
         rank = max((z.numel() for z in self.svf_z.values()), default=0)
         if rank > (0 if self.svf_s is None else len(self.svf_s)):
             u, self.svf_s, vt = decompose(self.pristine_weight, rank)
@@ -171,14 +171,14 @@ class SVFLinear(SVFLayer):
 
     @property
     def pristine_weight(self) -> Tensor:
-        """The base's W [m, n], also while adapters are merged into the layer; made anew of a quantised one."""
+        """The base's W [m, n], even while adapters are merged into the layer; a quantised layer's is made anew."""
         if self._pristine is None:
             return dense_weight(self.base_layer)
         return self._pristine.T if self.transposed else self._pristine
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the layer computes in: its weight's dtype, or that of the factors beside a quantised weight."""
+        """The dtype the layer computes in: its weight's, or the factors' beside a quantised weight."""
         return self._factor_dtype if self.quantised else self.base_layer.weight.dtype
 
     @property
@@ -187,20 +187,20 @@ class SVFLinear(SVFLayer):
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def carries(self, name: str) -> bool:
-        """Whether an expert, or a LoRA, of this name adapts the layer."""
+        """Whether an expert or a LoRA of this name adapts the layer."""
         return name in self.svf_z or name in self.svf_loras
 
     def version(self, adapter_names: list[str]) -> tuple[Any, ...]:
-        """Changes whenever one of these experts' z, one of these LoRAs, or the base's weight, may have changed."""
+        """A key that changes whenever one of these experts' z, one of these LoRAs or the base's weight may have."""
         experts = [self.svf_z[name] for name in adapter_names if name in self.svf_z]
-        if torch.compiler.is_compiling():  # which cannot trace more than this
+        if torch.compiler.is_compiling():  # the compiler cannot trace more than this
             return (self._invalidations, _optimizer_steps, *((id(z), z._version) for z in experts))
         loras = [factor for name in adapter_names for factor in self.svf_loras.get(name, ())]
         return (self._invalidations, _optimizer_steps, *map(_Written, (*experts, *loras)))
 
     @property
     def whole_in_factors(self) -> bool:
-        """Whether U diag(s) Vᵀ is W to float32's precision: all singular values are there, and nothing was rounded."""
+        """Whether U diag(s) Vᵀ is W to float32 precision: all singular values are there, and nothing was rounded."""
         return (
             not self.quantised
             and self.svf_s is not None
@@ -217,7 +217,7 @@ class SVFLinear(SVFLayer):
         return self.merge_difference(self.difference(delta))
 
     def merge_difference(self, difference: Tensor) -> Tensor:
-        """W + a difference [m, n], which is used up, as of `merge_delta`."""
+        """W + a difference [m, n], rounded and laid out as by `merge_delta`. The difference is overwritten."""
         merged = difference.add_(self.pristine_weight).to(self.pristine_weight.dtype)
         return merged.T.contiguous().T if self.transposed else merged
 
@@ -230,7 +230,7 @@ class SVFLinear(SVFLayer):
         return True
 
     def check_mergeable(self) -> None:
-        """Raises UserError where the base is quantised."""
+        """Raises UserError if the layer is quantised."""
         if self.quantised:
             raise UserError(
                 "experts are not merged into a base of 4 or 8 bits, which would round them away: leave them unmerged, "
@@ -238,12 +238,12 @@ class SVFLinear(SVFLayer):
             )
 
     def invalidate(self) -> None:
-        """Forgets what was made of z. Needed only after z was changed in place through `.data`."""
+        """Forgets what was computed from z. Needed only after z was changed in place through `.data`."""
         self._merged_weight = self._kept_scale = None
         self._invalidations += 1
 
     def _scale(self, active: list[str]) -> Tensor:
-        """s·δ [r] of the active experts, made anew only if one of them has changed."""
+        """s·δ [r] of the active experts, computed anew only if one of them has changed."""
         version, kept = self.version(active), self._kept_scale
         if kept is None or kept[0] != version:
             with torch.inference_mode(False), torch.no_grad():
@@ -254,14 +254,14 @@ class SVFLinear(SVFLayer):
         """W' [m, n] under the active experts, built anew only if one of them has changed."""
         version, kept = self.version(active), self._merged_weight
         if kept is None or kept[0] != version:
-            # Made outside inference mode: a later training step saves this tensor for its backward.
+            # Built outside inference mode: a later training step saves this tensor for its backward.
             with torch.inference_mode(False), torch.no_grad():
                 self._merged_weight = kept = version, self.merge_delta(self.delta(active))
         return kept[1]
 
     @property
     def weight(self) -> Tensor:
-        """W', shaped like the base layer's weight, for Mamba and others, which read it and call no layer."""
+        """W', shaped like the base layer's weight, for models such as Mamba that read it without calling the layer."""
         weight: Tensor = self.base_layer.weight
         mixture: LayerMixture | None = mixture_of(self)
         if mixture is not None:
@@ -301,15 +301,15 @@ class SVFLinear(SVFLayer):
         # Autocast rounds a merged weight to half precision, as a half-precision base does.
         full_precision = weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(x.device.type)
 
-        # At full rank the merged forward costs what the base's does, and MergedLinear's backward has z's gradient from
-        # the product that the input's needs anyway. At limited rank the factors cost less than merging at every step.
+        # At full rank the merged forward costs what the base's does, and MergedLinear's backward gets z's gradient from
+        # a product that the input's needs anyway. At limited rank the factors cost less than merging at every step.
         if wants_gradient and full_precision and full_rank and self.keeps_merged:
             factors = (self.svf_u, self.svf_s, self.svf_vt)
-            tokens = x.reshape(-1, self.in_features)  # so that the function gives no view, which no base could add to
+            tokens = x.reshape(-1, self.in_features)  # so that the output is no view, which a base could not add to
             y = MergedLinear.apply(tokens, self.delta(active), bias, self._merged(active), *factors)
             return y.view(*x.shape[:-1], self.out_features)
-        # A weight in half precision would round small differences away, so what trains there is never merged, neither
-        # for its gradient nor for the answers that the gradient is about.
+        # A weight in half precision would round small differences away, so an expert in training is never merged there,
+        # neither for the gradient nor for the answers that the gradient is about.
         if wants_gradient or not self.keeps_merged or (trained and not full_precision):
             y = self.base_layer(x, *args, **kwargs)
             if torch.is_grad_enabled():
@@ -321,7 +321,7 @@ class SVFLinear(SVFLayer):
         return F.linear(x, self._merged(active), bias)
 
     def _refuse_rounded(self, adapter_names: list[str]) -> None:
-        """Raises UserError for z that is rounded, and would hardly move from 1."""
+        """Raises UserError for a z in half precision, which would hardly move from 1."""
         if any(self.svf_z[name].dtype.itemsize < 4 for name in adapter_names):
             raise UserError(
                 "z was rounded to half precision, as TRL's own trainers do beside a base of 4 or 8 bits: set "
@@ -340,7 +340,7 @@ class SVFLinear(SVFLayer):
         if mixture.is_base:
             return self.base_layer(x)
         y: Any = None if mixture.whole else self.base_layer(x).contiguous()
-        x = x.to(self.dtype) if self.quantised else x  # which a quantised layer does for itself
+        x = x.to(self.dtype) if self.quantised else x  # the quantised layer itself does the same
         if mixture.scale is not None and mixture.u is not None and mixture.vt is not None:
             hidden = F.linear(x, mixture.vt)  # [..., r]
             hidden.mul_(mixture.spread(mixture.scale, x))
@@ -355,7 +355,7 @@ class SVFLinear(SVFLayer):
         return y
 
     def _add(self, y: Tensor, hidden: Tensor, factor: Tensor) -> None:
-        """Adds [..., k] times [m, k]ᵀ to y [..., m], in place and in y's dtype."""
+        """Adds hidden [..., k] times factor [m, k]ᵀ to y [..., m], in place and in y's dtype."""
         hidden = hidden.reshape(-1, factor.shape[1]).to(y.dtype)
         y.view(-1, self.out_features).addmm_(hidden, factor.T.to(y.dtype))
 
@@ -370,4 +370,4 @@ class SVFLinear(SVFLayer):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_merged_weight": None, "_kept_scale": None}  # made again where it is wanted
+        return {**self.__dict__, "_merged_weight": None, "_kept_scale": None}  # made again when needed

@@ -1,4 +1,4 @@
-"""What "all-linear" is in a base: the linear layers that an expert can learn, and none that only choose."""
+"""What "all-linear" means in a base: the linear layers where an expert can learn, and none that only choose."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_all_linear(config: SVFConfig, model: nn.Module, heads: tuple[str, ...]) -> None:
-    """Puts names in the place of "all-linear" in a configuration, and says what is left out, and why.
+    """Replaces "all-linear" with names in a configuration, and logs what is left out and why.
 
-    Of a model that also sees or hears they are its language part's, unless the configuration excludes something else.
+    In a model that also sees or hears, only the language part is meant, unless the configuration excludes anything.
 
     Args:
-        heads: the ends of names that are no targets either.
+        heads: ends of names that are not targets either.
     """
     language = _language_part(model)
     if config.exclude_modules is None and language is not None:
@@ -49,13 +49,13 @@ def resolve_all_linear(config: SVFConfig, model: nn.Module, heads: tuple[str, ..
     for why, unsuitable in left_out(model, names).items():
         logger.info("all-linear leaves out %s, %s", _said(unsuitable), why)
         names -= unsuitable
-    if config.layers_to_transform is not None:  # which PEFT does not apply to full names
+    if config.layers_to_transform is not None:  # PEFT does not apply these to full names
         names = {name.rpartition(".")[2] for name in names}
     config.target_modules = cast(Any, names)
 
 
 def left_out(model: nn.Module, names: set[str]) -> dict[str, set[str]]:
-    """Which of some layers "all-linear" is not, by the reason."""
+    """Reason → the layers among `names` that "all-linear" leaves out for it."""
     modules = plain_modules(model)
     routing = _routers(model) & names
     special = {name for name in names - routing if not multiplies(modules[name])}
@@ -74,14 +74,14 @@ def left_out(model: nn.Module, names: set[str]) -> dict[str, set[str]]:
 
 
 def tied(model: nn.Module) -> set[str]:
-    """Linear layers whose weight is another one's, too: what is merged into it would change both."""
+    """Linear layers that share their weight with another: merging into it would change both."""
     layers = {name: module for name, module in plain_modules(model).items() if isinstance(module, nn.Linear | Conv1D)}
     owners = Counter(id(layer.weight) for layer in layers.values())
     return {name for name, layer in layers.items() if owners[id(layer.weight)] > 1}
 
 
 def multiplies(module: nn.Module) -> bool:
-    """Whether a linear layer gives x Wᵀ + b and nothing else; of a quantised one that is not asked."""
+    """Whether a linear layer computes x Wᵀ + b and nothing else; a quantised one is not tested."""
     if isinstance(module, BaseTunerLayer) or type(module).forward in (nn.Linear.forward, Conv1D.forward):
         return True
     if is_quantised(module):
@@ -94,14 +94,14 @@ def multiplies(module: nn.Module) -> bool:
         with torch.no_grad():
             y = module(x)
             return isinstance(y, Tensor) and torch.allclose(y, F.linear(x, weight, bias), rtol=1e-2, atol=1e-3)
-    except Exception:  # it wants another input
+    except Exception:  # it wants a different input
         return False
 
 
 def _routers(model: nn.Module) -> set[str]:
-    """Linear layers that give a number for each expert beside them, and those in what is called a router."""
+    """Linear layers that give one number for each expert beside them, and those inside a module called a router."""
     modules = plain_modules(model)
-    experts: dict[str, set[int]] = {}  # of each block that holds fused experts, how many they are
+    experts: dict[str, set[int]] = {}  # block that holds fused experts → how many there are
     for name, module in modules.items():
         for matrices in fused_matrices(module).values():
             if len(matrices) < min(matrices.shape[1:]):  # XLNet has [n, heads, width]

@@ -1,7 +1,7 @@
 """The mixture of a batch belongs to the call that runs it, not to the layers.
 
-A call keeps it in a context variable, which the layers read: whatever else runs at the same time, in this thread or in
-others, sees nothing of it.
+A call keeps it in a context variable, which the layers read. Whatever else runs at the same time, in this thread or in
+others, does not see it.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ class Order:
     """How the rows of a batch lie in a layer's input."""
 
     axis: int | None
-    """The dimension along which they follow each other, each of them whole; None if they do not."""
+    """The dimension along which whole rows follow each other; None if they do not."""
     called: bool = True
-    """Whether the layer is called at all; if not, others read its weight, or it has no part in reading text."""
+    """Whether the layer is called at all. If not, other code reads its weight, or it has no part in reading text."""
 
 
 @dataclass
 class Batch:
-    """What the forward at hand was given: R rows of T tokens, as the base's own forward counted them.
+    """What the current forward was given: R rows of T tokens, as the base's own forward counts them.
 
-    R is the number of mixtures, or a multiple of it: beam search and several samples repeat each row, side by side.
-    Or each token says whose it is, where rows hold several texts end to end.
+    R is the number of mixtures or a multiple of it: beam search and several samples repeat each row, side by side.
+    Where rows hold several texts end to end, each token names its mixture instead.
     """
 
     mixtures: int
-    of_tokens: Tensor | None = None  # [R, T]: the number of each token's mixture; None where rows have them
+    of_tokens: Tensor | None = None  # [R, T]: the number of each token's mixture; None if each row has one
     exact: bool = False  # whether R must be the number of mixtures
     shape: tuple[int, int] | None = None  # (R, T); None outside the base's forward
 
     def spread(self, scale: Tensor, x: Tensor, layer: str, order: Order | None) -> Tensor:
-        """The mixtures' scale [B, r], beside the tokens of a layer's input x [..., n]: broadcasts to [..., r].
+        """The mixtures' scale [B, r], aligned with the tokens of a layer's input x [..., n]: broadcasts to [..., r].
 
         Args:
-            order: how the rows lie in x. Where that is not known, they are taken to lie as they came into the base, row
-                by row: [R, …, n], or all of their tokens end to end, [R·T, n].
+            order: how the rows lie in x. If that is not known, they are taken to lie as they came into the base: row by
+                row, [R, …, n], or with all their tokens end to end, [R·T, n].
 
         Raises:
             UserError: naming the layer, if x holds anything else, such as the tokens that a router sends there.
@@ -72,7 +72,7 @@ class Batch:
         return scale.view(*[1] * axis, size, *[1] * (x.ndim - 2 - axis), -1)
 
     def _spread_by_token(self, scale: Tensor, x: Tensor, layer: str, order: Order | None) -> Tensor:
-        """`spread`, where every token is under a mixture of its own."""
+        """`spread` for tokens that are each under a mixture of their own."""
         numbers = cast(Tensor, self.of_tokens)
         axis = 0 if order is None else order.axis
         if self.shape is not None and self.shape != tuple(numbers.shape):
@@ -98,36 +98,36 @@ class LoraFactors(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerMixture:
-    """How one layer runs the mixtures of a batch. Without a weight, a scale and LoRAs: the base.
+    """How one layer runs the mixtures of a batch. Without a weight, a scale or LoRAs it is the base.
 
-    It holds all that it needs, so that experts which come and go meanwhile do not disturb a call.
+    It holds all that it needs, so experts that come and go meanwhile do not disturb a call.
     """
 
     weight: Tensor | None = None  # [m, n]: W' of the mixture that all rows share
-    scale: Tensor | None = None  # [B, r]: what each row multiplies the singular directions by
+    scale: Tensor | None = None  # [B, r]: each row's multipliers of the singular directions
     u: Tensor | None = None  # [m, r]
     vt: Tensor | None = None  # [r, n]
     loras: tuple[tuple[Tensor, LoraFactors], ...] = ()  # with α [B, 1] of each
     whole: bool = False  # the scale is s·(1 + δ), and the factors stand for all of W'; else s·δ, beside W
-    name: str = ""  # the layer's, in the base
-    batch: Batch | None = None  # None where all rows share the mixture: B is 1
-    order: Order | None = None  # None where it is not known
+    name: str = ""  # the layer's name in the base
+    batch: Batch | None = None  # None if all rows share the mixture: B is 1
+    order: Order | None = None  # None if it is not known
 
     @property
     def is_base(self) -> bool:
-        """Whether nothing changes the layer."""
+        """Whether the layer runs unchanged."""
         return self.weight is None and self.scale is None and not self.loras
 
     def spread(self, scale: Tensor, x: Tensor) -> Tensor:
-        """The mixtures' scale [B, r] beside the tokens of x [..., n], as `Batch.spread` gives it."""
+        """The mixtures' scale [B, r], aligned with the tokens of x [..., n] by `Batch.spread`."""
         return scale if self.batch is None else self.batch.spread(scale, x, self.name, self.order)
 
     def shared_weight(self) -> Tensor | None:
-        """W' [m, n] for who reads it; None for the base's.
+        """W' [m, n], for code that reads the layer's weight; None for the base's.
 
         Raises:
-            UserError: naming the layer, if rows have different ones, and it is not known to be called with them; or if
-                it is quantised.
+            UserError: naming the layer, if rows need different weights and the layer is not known to be called with
+                them; or if the layer is quantised.
         """
         if self.batch is None and self.weight is None and not self.is_base:
             raise UserError(
@@ -142,16 +142,16 @@ class LayerMixture:
         return self.weight
 
 
-# What each layer of a base runs, of every call that this thread or task is in, the innermost last.
+# For every call that this thread or task is in, innermost last: what each layer of a base runs.
 _calls: ContextVar[tuple[dict[nn.Module, Any], ...]] = ContextVar("mixtures of these calls", default=())
-# Compiled code cannot read a context variable. It can see that no call has a mixture, and need not read it then.
+# Compiled code cannot read a context variable. When it sees that no call has a mixture, it need not.
 _mixing = False
 _open_calls = 0
-_counting = RLock()  # a collected generator may end its call wherever memory is allocated
+_counting = RLock()  # reentrant: a generator that is garbage-collected may end its call at any allocation
 
 
 def mixture_of(module: nn.Module) -> Any:
-    """What the innermost call that runs a module says of it; None where none does."""
+    """What the innermost call has a module run; None if no call does."""
     if _mixing:
         for call in reversed(_calls.get()):
             if module in call:
@@ -163,8 +163,8 @@ def mixture_of(module: nn.Module) -> Any:
 def running(base: nn.Module, batch: Batch, mixtures: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Within the block, in this thread or task alone, the layers of `base` run under these mixtures.
 
-    Blocks need not end in the order in which they began, nor in the task: generators that hold one open may be closed
-    at any time, and by an event loop in a task of its own.
+    Blocks need not end in the order in which they began, nor in the same task: a generator that holds one open may be
+    closed at any time, and an event loop closes it in a task of its own.
     """
     global _mixing, _open_calls
     with _counting:
@@ -178,7 +178,7 @@ def running(base: nn.Module, batch: Batch, mixtures: Mapping[nn.Module, Any]) ->
         others = tuple(call for call in _calls.get() if call is not own)
         try:
             _calls.reset(token)
-        except ValueError:  # another task's: the one that began the block keeps the call, but nothing in it
+        except ValueError:  # another task's variable: the task that began the block keeps the call, but nothing in it
             own.clear()
         _calls.set(others)
         with _counting:
@@ -193,7 +193,7 @@ def note_shape(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """A forward hook of the base: tells the call how many rows and tokens it is about to run.
 
     Raises:
-        UserError: if each row was to be named, and the rows are others.
+        UserError: if each row had to have a mixture and the number of rows differs.
     """
     batch = mixture_of(base)
     if batch is None:
@@ -205,9 +205,9 @@ def note_shape(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def expect_rows(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Holds a call of `base` to one row a mixture, where `generate` may repeat rows that it was given.
+    """Checks that a call of `base` has one row per mixture, before `generate` repeats the rows.
 
-    PEFT tells the input of `generate`, which is looked at here; that of a forward comes to `note_shape`.
+    PEFT passes on the input of `generate`, which is checked here; the input of a forward is left to `note_shape`.
     """
     batch: Batch = mixture_of(base)
     batch.exact = True
@@ -217,7 +217,7 @@ def expect_rows(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def name_saved_rows(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward hook of PEFT's modules that are saved whole: names the expert whose own module each row takes."""
+    """A forward hook of the modules that PEFT saves whole: names the expert whose own module each row takes."""
     rows = mixture_of(module)
     if rows is None:
         return None

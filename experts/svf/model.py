@@ -1,4 +1,4 @@
-"""The PEFT tuner that puts `SVFLinear` in the place of linear layers."""
+"""The PEFT tuner that replaces linear layers with `SVFLinear`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from experts.svf.targets import HEADS, check_names, module_names, targeted_param
 from experts.svf.verbs import PeftVerbs
 from experts.svf.watching import orders_in
 
-# What stands beside an adapter's name in a parameter's, but for the modules' own names.
+# Words that a parameter's name holds beside the adapter's name and the modules' own names.
 OWN_PARTS = ("svf_z", "modules_to_save", "token_adapter", "trainable_tokens_delta")
 
-# Held while experts come and go and while a call takes from them what it runs on; not while it runs.
+# Held while experts come and go, and while a call takes what it will run on from them, but not while it runs.
 _changing = RLock()
 
 
@@ -48,7 +48,7 @@ class SVFModel(PeftVerbs):
     prefix = "svf_"
     tuner_layer_cls = SVFLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the base class's name and type)
-    kept_mixtures = 2  # merged weights of so many mixtures stay in memory, each as large as the adapted matrices
+    kept_mixtures = 2  # mixtures whose merged weights stay in memory, each set as large as the adapted matrices
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config: Any = self.peft_config[adapter_name]
@@ -63,7 +63,7 @@ class SVFModel(PeftVerbs):
         everywhere = config.target_modules == "all-linear"
         try:
             with _changing, warnings.catch_warnings():
-                # It looks for them among modules alone; `check_names` has looked for them everywhere.
+                # PEFT looks for them among modules only; `check_names` has looked for them everywhere.
                 warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
@@ -76,7 +76,7 @@ class SVFModel(PeftVerbs):
                 f"the base has {what}: SVF adapts nn.Linear, transformers' Conv1D, and both as bitsandbytes quantises "
                 "them; model.named_modules() lists the names"
             ) from error
-        # PEFT takes those for the new adapter's that have its name in their path, such as "mlp".
+        # PEFT takes parameters for the new adapter's if their path contains its name, such as "mlp".
         for z, was_trained in zip(others, trained, strict=True):
             z.requires_grad_(was_trained)
         if adapter_name == "ref" and config is self.peft_config.get("default"):
@@ -102,14 +102,14 @@ class SVFModel(PeftVerbs):
 
     @property
     def loras(self) -> Set[str]:
-        """The names of the LoRAs that `mixed` knows beside the experts. PEFT knows nothing of them."""
+        """The names of the LoRAs that `mixed` knows beside the experts. PEFT does not know them."""
         return {name for module in self.model.modules() if isinstance(module, SVFLinear) for name in module.svf_loras}
 
     def add_lora(self, name: str, factors: Mapping[str, LoraFactors]) -> None:
         """Carries a LoRA beside the experts, for mixtures to name; nothing changes for calls that do not name it.
 
         Args:
-            factors: of each matrix that it adapts, by the matrix's name in the base.
+            factors: matrix name in the base → the factors that the LoRA adds there.
 
         Raises:
             UserError: if the name is taken, or a matrix is not a linear layer of the base with weights of that shape.
@@ -129,7 +129,7 @@ class SVFModel(PeftVerbs):
     def _layer_for_lora(
         self, name: str, matrix: str, modules: Mapping[str, nn.Module], a: Tensor, b: Tensor
     ) -> SVFLinear:
-        """The layer of a matrix, or one to put in the place of the base's own."""
+        """The layer of a matrix, or a new one to replace the base's own."""
         target = modules.get(matrix)
         if target is None:
             raise UserError(f"the LoRA {name!r} adapts {matrix}, which the base does not have")
@@ -146,7 +146,7 @@ class SVFModel(PeftVerbs):
         return layer
 
     def _carries_another(self, name: str, layers: Mapping[str, SVFLinear], factors: Mapping[str, LoraFactors]) -> bool:
-        """Whether there is a LoRA of this name that is not the same: a base may be wrapped more than once."""
+        """Whether the layers already carry a different LoRA of this name: a base may be wrapped more than once."""
         if name not in self.loras:
             return False
         carried = {matrix: layer.svf_loras.get(name) for matrix, layer in layers.items()}
@@ -176,21 +176,21 @@ class SVFModel(PeftVerbs):
 
         A LoRA among them adds α_bk B_k A_k to its matrices.
 
-        Rows that all share one mixture run on merged weights, which are kept for the next batch. Beam search and
-        sampling several answers repeat the rows, which is understood. What others run meanwhile is under mixtures of
-        their own, or under the active experts. For inference only.
+        Rows that all share one mixture run on merged weights, which are kept for the next batch. Beam search, and
+        sampling several answers, may repeat the rows. Whatever others run meanwhile is under mixtures of their own, or
+        under the active experts. For inference only.
 
         Args:
             names: K experts of this model, or LoRAs that it carries beside them.
             weights: α [B, K]; a row of zeros is the base.
             per_matrix: α [B, K] for the matrices that have weights of their own, by the matrices' names in the base.
-            merge: whether rows that all share one mixture run on merged weights, which pays where they run for long.
-            of_tokens: integers [R, T], the row of `weights` that each token of the next forwards is under, where texts
-                lie end to end in their rows (`position_ids` begin anew with each); None gives every row its own.
+            merge: whether rows that all share one mixture run on merged weights, which pays off in long runs.
+            of_tokens: integers [R, T], the row of `weights` that each token of the next forwards is under, for rows
+                that hold several texts end to end (`position_ids` start again with each); None gives row b row b.
 
         Raises:
             UserError: if an expert does not exist, the weights have another shape or are not finite, a matrix is not
-                adapted, experts are merged into the base, or rows differ in what they make of a stack.
+                adapted, experts are merged into the base, or rows have different mixtures for a stack.
         """
         known = self.peft_config.keys() | self.loras
         for name in names:
@@ -241,7 +241,7 @@ class SVFModel(PeftVerbs):
             yield
 
     def runs_rows(self, names: Sequence[str]) -> bool:
-        """Whether rows of different mixtures of these can share a batch: no layer refuses to run them."""
+        """Whether rows with different mixtures of these experts can share a batch, because no layer refuses them."""
         layers = {name: m for name, m in plain_modules(self.model).items() if isinstance(m, SVFLayer)}
         adapted = [name for name, layer in layers.items() if any(map(layer.carries, names))]
         if any(isinstance(layers[name], SVFStack) for name in adapted):
@@ -251,7 +251,7 @@ class SVFModel(PeftVerbs):
     def _shared(
         self, names: Sequence[str], alphas: Mapping[str, Tensor], layers: Mapping[str, SVFLinear]
     ) -> dict[str, LayerMixture]:
-        """How each layer runs the mixture that all rows share, from among those kept or made now."""
+        """How each layer runs the mixture that all rows share: kept from before, or made now."""
         kept: OrderedDict[Any, dict[str, LayerMixture]] = self.__dict__.setdefault("_kept", OrderedDict())
         own = {m: [k for k, name in enumerate(names) if layer.carries(name)] for m, layer in layers.items()}
         key = tuple(
@@ -268,7 +268,7 @@ class SVFModel(PeftVerbs):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's `adapter_names=[…]`, one name a row, where "__base__" is the base."""
+        """PEFT's `adapter_names=[…]`, one name per row, where "__base__" is the base."""
         adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is None:
             yield
@@ -284,10 +284,10 @@ class SVFModel(PeftVerbs):
             yield
 
     def _saved_modules(self, names: Sequence[str], weights: Tensor) -> dict[nn.Module, list[str]]:
-        """Modules that experts were saved with whole (`modules_to_save`), such as a head → whose each row takes.
+        """Module saved whole with experts (`modules_to_save`), such as a head → for each row, whose module it takes.
 
         Raises:
-            UserError: where a row has a part of an expert that has such modules.
+            UserError: if a row has only a part of an expert that has such modules.
         """
         modules = [module for module in self.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
         if not any(name in module._adapters for module in modules for name in names):
@@ -301,8 +301,8 @@ class SVFModel(PeftVerbs):
     def _copy_reference(model: nn.Module) -> None:
         """Sets "ref" to "default", for TRL's trainers.
 
-        They add "ref" under the very configuration of a trained "default", as the reference of the KL, and copy the
-        parameters with `.default.` in their names. Ours end in the adapter's name, as transformers' own loader has it.
+        They add "ref", the reference for the KL, under the very configuration of a trained "default", and copy the
+        parameters with `.default.` in their names. Ours end in the adapter's name, as transformers' loader expects.
         """
         for module in model.modules():
             if isinstance(module, SVFLayer) and not module.svf_z["ref"].is_meta:
@@ -320,7 +320,7 @@ class SVFModel(PeftVerbs):
         modules = {name.replace("_fsdp_wrapped_module.", ""): module for name, module in model.named_modules()}
         places = [n for n, m in modules.items() if isinstance(m, SVFLayer | AuxiliaryTrainingWrapper | nn.Embedding)]
         if {*OWN_PARTS, *".".join(places).split(".")} & {*unwanted_adapter_names}:
-            # PEFT has left out whatever has another adapter's name in its path: of "default" beside "mlp", all MLPs.
+            # PEFT leaves out whatever has another adapter's name in its path: all MLPs, for "default" beside "mlp".
             for key, tensor in model.state_dict().items():
                 state_dict.setdefault(key, tensor)
         layers = [n for n, m in modules.items() if isinstance(m, SVFLayer) and adapter_name in m.svf_z]
@@ -328,12 +328,12 @@ class SVFModel(PeftVerbs):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """In a file a vector is called `<matrix>.svf_z`, by the matrix's name in the plain base."""
+        """The vector's name in a file, `<matrix>.svf_z`, with the matrix's name in the plain base."""
         return plain_name(re.sub(rf"\.svf_z\.{re.escape(adapter_name)}$", ".svf_z", key))
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
         if isinstance(self.model.get_submodule(key.rpartition(".")[0]), SVFExperts):
-            return False  # stands in a parameter's place, and under its name
+            return False  # it stands in for a parameter, under the parameter's name
         return check_target_module_exists(peft_config, plain_name(key))
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
@@ -353,7 +353,7 @@ class SVFModel(PeftVerbs):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         heads = HEADS.get(peft_config.task_type, ())
-        if heads:  # PEFT adds them too late for some tasks, when the heads are adapted already
+        if heads:  # for some tasks PEFT adds them too late, when the heads are already adapted
             saved = peft_config.modules_to_save or []
             peft_config.modules_to_save = [*saved, *(head for head in heads if head not in saved)]
         if peft_config.target_modules == "all-linear":
@@ -378,7 +378,7 @@ class SVFModel(PeftVerbs):
         dtype = floating_dtype(self.model.parameters())
         layer = SVFLinear(target, adapter_name, rank, peft_config.inference_mode, dtype)  # type: ignore[arg-type]
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # an additional expert is not trainable until it is made active
+            layer.requires_grad_(False)  # a further expert is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)
 
     def _inject_parameters(
@@ -403,7 +403,7 @@ class SVFModel(PeftVerbs):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, AuxiliaryTrainingWrapper | SVFExperts):
-            setattr(parent, child_name, new_module)  # unloading: it comes whole
+            setattr(parent, child_name, new_module)  # when unloading, the module comes whole
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
@@ -417,7 +417,7 @@ class SVFModel(PeftVerbs):
             )
 
     def _refuse_full_rank(self, config: Any, model: nn.Module) -> None:
-        """Raises UserError where the factors beside quantised matrices would be as large as the dense matrices."""
+        """Raises UserError if the factors beside quantised matrices would be as large as the dense matrices."""
         modules = {plain_name(name): module for name, module in model.named_modules()}
         targets = [name for name in module_names(model) if check_target_module_exists(config, name)]
         factors, matrices = 0, 0
@@ -446,7 +446,7 @@ class SVFModel(PeftVerbs):
         weight = target.weight
         if is_quantised(target):
             return
-        # What others quantise keeps packed integers, 8-bit floats, or a tensor class of its own.
+        # Other quantisers keep packed integers, 8-bit floats, or a tensor class of their own.
         dense = type(weight.data) is torch.Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
         if not dense:
             raise UserError(

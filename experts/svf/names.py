@@ -1,4 +1,4 @@
-"""Names: of modules as a plain base has them, of adapters so that PEFT can keep them apart, and patterns of names."""
+"""Names of modules in the plain base, names of adapters that PEFT can tell apart, and patterns of names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from experts.outside.errors import UserError
 
 
 def plain_name(name: str) -> str:
-    """A module's name, or a parameter's, without what `torch.compile` puts into it."""
+    """The name of a module or a parameter, without what `torch.compile` puts into it."""
     return name.replace("_orig_mod.", "")
 
 
@@ -22,7 +22,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
 def fault_in_adapter_name(name: str) -> str | None:
     """Why `name` cannot name an adapter; None if it can.
 
-    Parts of a module's path can, such as "mlp" (see `SVFModel._get_adapter_state_dict`).
+    Parts of a module's path, such as "mlp", can name one (see `SVFModel._get_adapter_state_dict`).
     """
     if not isinstance(name, str) or not name:
         return "it must be a text that is not empty"
@@ -38,7 +38,7 @@ def fault_in_adapter_name(name: str) -> str | None:
 
 
 def check_expression(expression: str) -> None:
-    """Raises UserError for what is no regular expression."""
+    """Raises UserError if `expression` is not a regular expression."""
     try:
         re.compile(expression)
     except re.error as error:

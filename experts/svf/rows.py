@@ -1,4 +1,4 @@
-"""What a mixture makes of one layer: one merged weight for all rows, or each row's own way through the factors."""
+"""How a mixture runs one layer: on one merged weight for all rows, or on each row's own path through the factors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experts.svf.mixing import Batch, LayerMixture, Order
 
 
 def shared(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str) -> LayerMixture:
-    """One mixture α [K] for all rows: on a merged weight, or in factor space beside a weight that is quantised."""
+    """Runs one mixture α [K] for all rows: on a merged weight, or in factor space beside a quantised weight."""
     # Outside inference mode, so that any later forward may use it.
     with torch.inference_mode(False), torch.no_grad():
         if layer.quantised:
@@ -21,7 +21,7 @@ def shared(layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str) -
 
 
 def _merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
-    """W + U diag(s·δ) Vᵀ + Σ_k α_k B_k A_k [m, n] for one mixture α [K]; None where nothing of it adapts the layer."""
+    """W + U diag(s·δ) Vᵀ + Σ_k α_k B_k A_k [m, n] for one mixture α [K]; None if nothing in it adapts the layer."""
     delta = _delta(layer, names, alpha[None])
     difference = None if delta is None else layer.difference(delta[0])
     for name, part in zip(names, alpha.tolist(), strict=True):
@@ -35,7 +35,7 @@ def _merged(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | N
 def rows(
     layer: SVFLinear, names: Sequence[str], alpha: Tensor, matrix: str, batch: Batch | None, order: Order | None
 ) -> LayerMixture:
-    """A mixture for each row of a batch, α [B, K], in factor space."""
+    """Runs a mixture for each row of a batch, α [B, K], in factor space."""
     loras = tuple(
         (alpha[:, k : k + 1].to(factors.a.device), factors)
         for k, name in enumerate(names)
@@ -51,7 +51,7 @@ def rows(
 
 
 def _delta(layer: SVFLinear, names: Sequence[str], alpha: Tensor) -> Tensor | None:
-    """δ = Σ_k α_bk (z_k − 1) [B, r] of a layer; None where no expert adapts it or none has a part."""
+    """δ = Σ_k α_bk (z_k − 1) [B, r] of a layer; None if no expert adapts it or none has a part."""
     own = [k for k, name in enumerate(names) if name in layer.svf_z]
     if not alpha[:, own].any():
         return None

@@ -11,24 +11,24 @@ from torch import Tensor, nn
 
 
 class SVFLayer(nn.Module, BaseTunerLayer):
-    """Matrices whose singular values s [..., r] experts multiply by their z [..., r], one z an expert."""
+    """Matrices whose singular values s [..., r] are multiplied by an expert's z [..., r]; each expert has one z."""
 
     adapter_layer_names = ("svf_z",)
     other_param_names = ("svf_scales",)
     svf_z: nn.ParameterDict
-    svf_scales: dict[str, float]  # of the adapters that have another than 1
+    svf_scales: dict[str, float]  # the scales other than 1, by adapter
     svf_s: Tensor  # [..., r]; None without experts
     merged_adapters: list[str]
     _pristine: Tensor | None = None  # the base's data while adapters are merged into it
 
     @property
     def parameter(self) -> Tensor:
-        """The base's own, as it lies in memory, with what is merged into it."""
+        """The base's own parameter, as it lies in memory, with whatever is merged into it."""
         raise NotImplementedError
 
     @property
     def z_dtype(self) -> torch.dtype:
-        """float32; float64 only where the base has it, to check the arithmetic."""
+        """float32, or float64 if the base has it, to check the arithmetic."""
         raise NotImplementedError
 
     def carries(self, name: str) -> bool:
@@ -36,11 +36,11 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         return name in self.svf_z
 
     def decompose(self) -> None:
-        """Loads or computes the factors, as many as the experts of the layer need. Cheap when they are there."""
+        """Loads or computes as many factors as the layer's experts need. Cheap when they are there already."""
         raise NotImplementedError
 
     def deltas(self, adapter_names: list[str]) -> Tensor:
-        """c_k (z_k − 1) of each expert [K, ..., r] with its scale c_k, zero where one of a smaller rank has nothing."""
+        """c_k (z_k − 1) of each expert [K, ..., r] with its scale c_k; zero beyond an expert's own rank."""
         rank = self.svf_s.shape[-1]
         deltas = [F.pad(self.svf_z[name] - 1, (0, rank - self.svf_z[name].shape[-1])) for name in adapter_names]
         if self.svf_scales:
@@ -52,7 +52,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         return self.deltas(adapter_names).sum(0)
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """PEFT's name for the share c in 1 + c (z − 1) that an adapter has in this layer; it is not saved."""
+        """Sets what PEFT calls an adapter's scale: c in 1 + c (z − 1), in this layer. It is not saved."""
         if adapter not in self.svf_z:
             return
         self.svf_scales.pop(adapter, None)
@@ -75,14 +75,14 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def check_mergeable(self) -> None:
-        """Raises UserError where nothing can be merged."""
+        """Raises UserError if nothing can be merged into the layer."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Puts W' in the place of the base's data and keeps that for `unmerge`.
+        """Replaces the base's data with W' and keeps them for `unmerge`.
 
         Raises:
             UserError: as `check_mergeable` does.
-            ValueError: with `safe_merge`, if W' is not finite; nothing is changed then.
+            ValueError: with `safe_merge`, if W' is not finite; then nothing changes.
         """
         self.check_mergeable()
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.svf_z]
@@ -111,7 +111,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = not enabled
 
     def invalidate(self) -> None:
-        """Forgets what was made of z. Needed only after z was changed in place through `.data`."""
+        """Forgets what was computed from z. Needed only after z was changed in place through `.data`."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `model.to(bfloat16)` and the like: z and s stay in float32 and only follow the device.
@@ -129,7 +129,7 @@ class SVFLayer(nn.Module, BaseTunerLayer):
         return self
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT would also cast z to the base's dtype, after it was loaded.
+        # PEFT would also cast z to the base's dtype after loading it.
         z = self.svf_z.get(adapter_name)
         if z is not None and not z.is_meta:
             z.data = z.data.to(device or self.parameter.device)

@@ -1,6 +1,6 @@
-"""One z that the matrices of a kind share across all layers, as an optimiser: layers, files and mixtures see a z each.
+"""An optimiser for one z that matrices of a kind share across all layers; layers, files and mixtures see a z for each.
 
-Such an expert has as many trained numbers as one layer's has, the fewest that SVF can do with.
+Such an expert has as many trained numbers as one layer has, the fewest that SVF can do with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def of_one_kind(matrices: Iterable[tuple[str, nn.Parameter]]) -> list[list[nn.Parameter]]:
-    """The z of matrices whose names differ in the layer's number alone, and which have as many singular values."""
+    """Groups of the z of matrices whose names differ only in the layer's number and that have equally many values."""
     kinds: dict[tuple[str, int], list[nn.Parameter]] = {}
     for name, z in matrices:
         kinds.setdefault((re.sub(r"\d+", "#", name), z.numel()), []).append(z)
@@ -21,10 +21,10 @@ def of_one_kind(matrices: Iterable[tuple[str, nn.Parameter]]) -> list[list[nn.Pa
 
 
 class SharedAdamW(torch.optim.AdamW):
-    """AdamW on one z of each kind, whose gradient is the sum of those of all that share it.
+    """AdamW on one z for each kind, whose gradient is the sum over all the z that share it.
 
     Args:
-        kinds: the z [r] that share one, all of them equal.
+        kinds: for each kind, the z [r] that share one; all of them are equal.
         max_grad_norm: clips the global norm of the sums; 0 does not clip.
     """
 

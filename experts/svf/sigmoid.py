@@ -1,6 +1,6 @@
-"""The original code's parametrisation of z, z of its p, as an optimiser: layers, files and mixtures only see z itself.
+"""An optimiser for the original code's parametrisation of z by p; layers, files and mixtures only see z itself.
 
-A sigmoid for each singular value, and the matrix keeps its nuclear norm.
+Each singular value has a sigmoid, and the matrix keeps its nuclear norm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INITIAL_P = 0.1  # σ(0.1) = 0.525; any constant p is z = 1
 def effective_z(p: Tensor, s: Tensor) -> Tensor:
     """z = σ(p) · Σs / Σ(s·σ(p)) [r]: positive, and U diag(s·z) Vᵀ keeps the nuclear norm Σs of the matrix.
 
-    Of a stack [E, r] each matrix by itself. A matrix of zeros has nothing to rescale: z = 1.
+    In a stack [E, r] each matrix is treated by itself. A matrix of zeros has nothing to rescale: z = 1.
     """
     if p.ndim > 1:
         return torch.stack([effective_z(*matrix) for matrix in zip(p, s, strict=True)])

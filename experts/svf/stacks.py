@@ -1,9 +1,9 @@
 """The matrices of a mixture of experts, which a base keeps in one parameter [E, m, n] and multiplies by on its own.
 
-Mixtral, Qwen3-MoE, gpt-oss and others have no linear layer for each of their E matrices, but a module that looks into
-its parameter. That module is not changed: a call under an expert runs a shallow copy of it whose parameter is
-W_e + U_e diag(s_e·δ_e) V_eᵀ, kept as factors. So nothing here knows an architecture, and nothing that other threads run
-changes under their eyes.
+Mixtral, Qwen3-MoE, gpt-oss and others have no linear layer for each of their E matrices, but a module that reads its
+own parameter. That module is not changed: a call under an expert runs a shallow copy of it whose parameter is
+W_e + U_e diag(s_e·δ_e) V_eᵀ, kept as factors. So nothing here depends on an architecture, and nothing changes while
+other threads run it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from experts.svf.mixing import LayerMixture, mixture_of
 from experts.svf.names import plain_name
 from experts.svf.scaled import SVFLayer
 
-# How transformers has a mixture multiply; others are kernels that take a tensor's memory and would miss the difference.
+# How transformers multiplies in a mixture; other kernels read a tensor's memory and would miss the difference.
 IMPLEMENTATIONS = (None, "eager", "batched_mm", "grouped_mm")
 
 
 class SVFStack(SVFLayer):
     """The matrices W_e of one parameter [E, m, n], with experts z [E, r]: W'_e = U_e diag(s_e·z_e) V_eᵀ.
 
-    They are computed as a difference, and in factors: x W'_e = x W_e + (x L_e) R_e, for training and for answers alike.
-    So z = 1 is the base bit for bit, half precision keeps small differences, and no second copy of the experts, which
-    are most of such a base, is ever made but by `merge`.
+    They run as a difference, in factors: x W'_e = x W_e + (x L_e) R_e, in training and in answers alike. So z = 1 is
+    the base bit for bit, half precision keeps small differences, and only `merge` ever makes a second copy of the
+    matrices, which are most of such a base.
 
-    It stands as a child of the parameter's name in an `SVFExperts`, and so has the parameter's name in the base.
+    It is a child of an `SVFExperts`, under the parameter's name, and so has the parameter's full name in the base.
 
-    U [E, m, r], s [E, r] and Vᵀ [E, r, n] are buffers as those of an `SVFLinear`.
+    U [E, m, r], s [E, r] and Vᵀ [E, r, n] are buffers, like those of an `SVFLinear`.
     """
 
     svf_u: Tensor  # [E, m, r]
@@ -42,7 +42,7 @@ class SVFStack(SVFLayer):
 
     def __init__(self, base_layer: nn.Module, parameter: str) -> None:
         super().__init__()
-        self._owner = (base_layer, parameter)  # in a tuple, as it is no child
+        self._owner = (base_layer, parameter)  # in a tuple, so that the module does not become a child
         self.svf_z = nn.ParameterDict()
         self.svf_scales = {}
         for name in ("svf_u", "svf_s", "svf_vt"):
@@ -64,7 +64,7 @@ class SVFStack(SVFLayer):
 
     @property
     def pristine_weight(self) -> Tensor:
-        """The base's W [E, m, n], also while adapters are merged into it."""
+        """The base's W [E, m, n], even while adapters are merged into it."""
         return self.parameter.detach() if self._pristine is None else self._pristine
 
     @property
@@ -72,9 +72,9 @@ class SVFStack(SVFLayer):
         return torch.float64 if self.parameter.dtype == torch.float64 else torch.float32
 
     def update_layer(self, adapter_name: str, rank: int | None, inference: bool) -> None:
-        """Adds the expert z = 1 under a name, of the `rank` largest singular values of each matrix, or of all."""
+        """Adds the expert z = 1 under a name, for the `rank` largest singular values of each matrix, or for all."""
         matrices, m, n = self.parameter.shape
-        with torch.inference_mode(False):  # where a model is loaded in that mode, z can still be trained
+        with torch.inference_mode(False):  # so that z can be trained even if the model is loaded in that mode
             z = torch.ones(matrices, min(m, n, rank or n), dtype=self.z_dtype, device=self.parameter.device)
             self.svf_z[adapter_name] = nn.Parameter(z)
         self.set_adapter(self.active_adapters or adapter_name, inference_mode=inference)
@@ -85,10 +85,10 @@ class SVFStack(SVFLayer):
             self.svf_u, self.svf_s, self.svf_vt = decompose(self.pristine_weight, rank)
 
     def mixture(self, names: Sequence[str], alpha: Tensor, matrix: str) -> LayerMixture:
-        """How a batch under α [B, K] runs: by U diag(s·δ) [E, m, r], which is its `u`, and Vᵀ; without them, the base.
+        """How a batch under α [B, K] runs: `u` is U diag(s·δ) [E, m, r], `vt` is Vᵀ; the base without them.
 
         Raises:
-            UserError: by the name of the matrices, if rows have different experts here.
+            UserError: naming the matrices, if rows have different experts here.
         """
         own = [k for k, name in enumerate(names) if name in self.svf_z]
         alpha = alpha[:, own]
@@ -104,7 +104,7 @@ class SVFStack(SVFLayer):
         return LayerMixture(u=self._scaled(delta), vt=self.svf_vt, name=matrix)
 
     def changed(self) -> FactoredWeight | None:
-        """What stands in the parameter's place in this call; None for the base's own."""
+        """The weight that replaces the parameter in this call; None for the base's own."""
         mixture: LayerMixture | None = mixture_of(self)
         if mixture is not None:
             if mixture.u is None or mixture.vt is None:
@@ -122,7 +122,7 @@ class SVFStack(SVFLayer):
         return (self.svf_u * (self.svf_s * delta)[:, None]).to(self.svf_u.dtype)
 
     def merge_delta(self, delta: Tensor) -> Tensor:
-        """W + U diag(s·δ) Vᵀ [E, m, n], each matrix rounded once to the base's dtype, and made after the other."""
+        """W + U diag(s·δ) Vᵀ [E, m, n], made one matrix at a time, each rounded once to the base's dtype."""
         merged = torch.empty_like(self.pristine_weight)
         for e, w in enumerate(self.pristine_weight):
             u, vt = self.svf_u[e].to(delta.dtype), self.svf_vt[e].to(delta.dtype)
@@ -134,7 +134,7 @@ class SVFStack(SVFLayer):
 
 
 class SVFExperts(nn.Module):
-    """A base's module with matrices of a mixture of experts, of which experts adapt some: each an `SVFStack`."""
+    """A base's module that holds the matrices of a mixture of experts; each parameter adapted is an `SVFStack`."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -143,17 +143,17 @@ class SVFExperts(nn.Module):
 
     @property
     def stacks(self) -> dict[str, SVFStack]:
-        """Of the adapted parameters, by their names in the module."""
+        """The stacks of the adapted parameters, by their names in the module."""
         return {name: module for name, module in self._modules.items() if isinstance(module, SVFStack)}
 
     def stack(self, parameter: str) -> SVFStack:
-        """That of a parameter, which is adapted from now on."""
+        """The stack of a parameter, which is adapted from now on."""
         if parameter not in self.stacks:
-            # `add_module` refuses the name, under which the base's own parameter is seen (`__getattr__`).
+            # `add_module` refuses the name, because the base's own parameter is seen under it (`__getattr__`).
             self._modules[parameter] = SVFStack(self.base_layer, parameter)
         return self.stacks[parameter]
 
-    @torch.compiler.disable  # which cannot trace a weight in factors
+    @torch.compiler.disable  # the compiler cannot trace a weight in factors
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         changed = {name: weight for name, stack in self.stacks.items() if (weight := stack.changed()) is not None}
         module = self.base_layer
@@ -162,13 +162,13 @@ class SVFExperts(nn.Module):
         own = object.__new__(type(module))
         own.__dict__.update(module.__dict__, **changed)
         own._parameters = {name: p for name, p in module._parameters.items() if name not in changed}
-        own.__dict__.pop("forward", None)  # a hook of accelerate's, which runs the module that it was put on
+        own.__dict__.pop("forward", None)  # accelerate's hook, which would run the module it was put on
         return own(*args, **kwargs)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """PEFT's way to take it off: the base's own module, with or without what the experts change."""
+        """PEFT's way to unload it: returns the base's own module, with or without the experts' changes."""
         for stack in self.stacks.values():
             if merge:
                 stack.merge(safe_merge, adapter_names)
@@ -182,7 +182,7 @@ class SVFExperts(nn.Module):
         except AttributeError:
             if name == "base_layer":
                 raise
-            return getattr(self.base_layer, name)  # such as the number of experts, which the base may read
+            return getattr(self.base_layer, name)  # the base may read, say, the number of experts
 
 
 def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -195,7 +195,7 @@ def fused_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
 def fused_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters [E, m, n] that hold the matrices of a mixture of experts, by their names in the plain base.
 
-    Of one module in the order in which it has them.
+    The parameters of one module keep their order.
     """
     return {
         f"{plain_name(name).removesuffix('.base_layer')}.{parameter}": tensor
@@ -206,7 +206,7 @@ def fused_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def refuse_unsuitable(name: str, module: nn.Module, weight: Tensor) -> None:
-    """Raises UserError, by its name, for a parameter whose matrices cannot be decomposed, or not be run in factors."""
+    """Raises UserError, naming it, for a parameter whose matrices cannot be decomposed or cannot run in factors."""
     if weight.is_meta:
         raise UserError(f"{name} is not loaded (meta device): load the base without offloading first")
     dense = type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2

@@ -1,4 +1,4 @@
-"""What the names in a configuration mean in a base. A name that means nothing there is a mistake."""
+"""What the names in a configuration refer to in a base. A name that refers to nothing is a mistake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experts.svf.config import SVFConfig
 from experts.svf.names import plain_name
 from experts.svf.stacks import SVFExperts, fused_parameters
 
-# The heads that PEFT trains and saves of itself for these tasks, by the ends of their names; no model has all of them.
+# The heads that PEFT itself trains and saves for these tasks, by the ends of their names; no model has all of them.
 HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -26,10 +26,10 @@ HEADS = {
 
 
 def check_names(config: SVFConfig, model: nn.Module) -> None:
-    """Compares every name in a configuration with the modules of a base; "all-linear" must have been resolved.
+    """Checks every name in a configuration against the modules of a base; "all-linear" must have been resolved.
 
     Raises:
-        UserError: for the first that means nothing, with the nearest that do.
+        UserError: for the first name that refers to nothing, with the nearest names that do.
     """
     names = list(module_names(model))
     check_each("target module", config.target_modules, names)
@@ -47,7 +47,7 @@ def check_names(config: SVFConfig, model: nn.Module) -> None:
 
 
 def module_names(model: nn.Module) -> Iterable[str]:
-    """The plain names of all modules, without what is inside those that adapters wrap."""
+    """The plain names of all modules, but for what is inside modules that adapters wrap."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if not name or (inside and name.startswith(inside)):
@@ -58,14 +58,14 @@ def module_names(model: nn.Module) -> Iterable[str]:
 
 
 def targeted_parameters(config: SVFConfig, model: nn.Module) -> list[str]:
-    """The parameters that `target_parameters` means, in the layers that are to be adapted, by their plain names."""
+    """The plain names of the parameters that `target_parameters` refers to, in the layers that are to be adapted."""
     alone = copy.copy(config)
     alone.target_modules = cast(Any, {*(config.target_parameters or ())})
     return [name for name in fused_parameters(model) if check_target_module_exists(alone, name)]
 
 
 def check_each(kind: str, wanted: Iterable[str] | str | None, names: list[str]) -> None:
-    """Raises UserError for a name in a list that is no module's: whole, or its last parts, as PEFT takes it."""
+    """Raises UserError for a name in a list that is neither a module's full name nor its last parts, as in PEFT."""
     if wanted is None or isinstance(wanted, str):
         return
     suffixes = {name.split(".", k)[-1] for name in names for k in range(name.count(".") + 1)}
@@ -75,7 +75,7 @@ def check_each(kind: str, wanted: Iterable[str] | str | None, names: list[str]) 
 
 
 def _near(wanted: str, names: list[str]) -> set[str]:
-    """What `wanted` may have meant: whole names that are like it, if it has dots; else last parts."""
+    """What `wanted` may have meant: similar full names if it has dots, else similar last parts."""
     whole = difflib.get_close_matches(wanted, names, cutoff=0.6) if "." in wanted else []
     return set(whole) or {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
 

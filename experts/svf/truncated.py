@@ -2,9 +2,8 @@
 
 From a random block Q₁ of b orthonormal columns, A Q_j = U_{j−1} R_{j−1}ᵀ + U_j S_j and Aᵀ U_j = Q_j S_jᵀ + Q_{j+1} R_j
 make orthonormal bases with A Q = U B, where B [k, k] is small. Its singular values approach those of A from below, the
-largest first, and what is missing is known without another product: ‖Aᵀu − s v‖ = ‖R x‖ with the last b entries x of a
-left singular vector of B. Only Q, on the shorter side, is kept and held orthogonal to rounding, which is enough for
-both.
+largest first, and the error is known without another product: ‖Aᵀu − s v‖ = ‖R x‖ with the last b entries x of a left
+singular vector of B. Only Q, on the shorter side, is kept and held orthogonal to rounding; this is enough for both.
 """
 
 from __future__ import annotations
@@ -13,33 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 32  # columns: fewer need fewer products with A in all, and more are faster each
+BLOCK = 32  # columns: fewer take fewer products with A in all, more make each product faster
 TOLERANCE = 1e-4  # ‖Aᵀu − s v‖ / s; the error of s is about its square
-CHECKED = 1.1  # B is decomposed each time that it has grown by so much
+CHECKED = 1.1  # B is decomposed each time it has grown by this factor
 
 
 def largest_triplets(
     weight: Tensor, rank: int, u0: Tensor, s0: Tensor, vt0: Tensor, tolerance: float = TOLERANCE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """U [m, rank], s [rank] and Vᵀ [rank, n] of the largest singular values; the first of them are those given.
+    """U [m, rank], s [rank] and Vᵀ [rank, n] of the largest singular values; the first of them are the ones given.
 
-    The same on one machine, whenever and with whatever else it runs: the first block is of a generator of its own.
+    The result is always the same on one machine, whatever else runs: the first block has its own random generator.
 
     Args:
         weight: W [m, n], float32 or float64, finite.
-        u0: [m, r0], of the triplets that are known already; none is r0 = 0.
-        s0: [r0], the largest.
+        u0: [m, r0], of the largest triplets, which are known already; r0 = 0 if none are.
+        s0: [r0].
         vt0: [r0, n].
-        tolerance: ‖Wᵀu − s v‖ / s of the worst.
+        tolerance: the largest ‖Wᵀu − s v‖ / s of any triplet.
     """
     if weight.shape[0] < weight.shape[1]:
         v, s, ut = largest_triplets(weight.T, rank, vt0.T, s0, u0.T, tolerance)
         return ut.T, s, v.T
     right = _right_vectors(weight, rank - len(s0), u0, vt0.T, tolerance)
-    # Once more from W itself: what U has lost to rounding in between is not in the result.
+    # Computed once more from W itself, so that what U lost to rounding on the way does not enter the result.
     q, r = _orthogonal(weight @ right, u0)
     x, s, yt = torch.linalg.svd(r)
-    # Where the last that was known and the first that is new are equal but for rounding, s still falls.
+    # s still decreases where the last known value and the first new one are equal but for rounding.
     s = torch.cat([s0, s]).cummin(0).values
     return torch.cat([u0, q @ x], 1), s, torch.cat([vt0, (right @ yt.T).T])
 
@@ -75,9 +74,9 @@ def _right_vectors(a: Tensor, rank: int, u0: Tensor, v0: Tensor, tolerance: floa
 
 
 def _orthogonal(z: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Q R of what z [n, b] has outside the span of orthonormal columns [n, k]; Q is whole where that is nothing."""
+    """Q R of the part of z [n, b] outside the span of orthonormal columns [n, k]; Q is whole even if that is zero."""
     z, r = torch.linalg.qr(z - basis @ (basis.T @ z))
-    for _ in range(2):  # twice is enough for what is left of z, and thrice for columns that are only rounding
+    for _ in range(2):  # twice is enough for what is left of z, thrice for columns that are nothing but rounding
         z, again = torch.linalg.qr(z - basis @ (basis.T @ z))
         r = again @ r
     return z, r

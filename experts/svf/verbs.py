@@ -1,4 +1,4 @@
-"""PEFT's verbs that are SVF's own: a weighted adapter is a mixture, z = 1 + Σ_k w_k (z_k − 1), and is exact."""
+"""The PEFT verbs that SVF implements itself: a weighted adapter is a mixture, z = 1 + Σ_k w_k (z_k − 1), and exact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXACT = ("linear", "cat", "svd")
 
 
 class PeftVerbs(BaseTuner):
-    """What PEFT's users do with adapters that are there."""
+    """What PEFT's users do with existing adapters."""
 
     def add_weighted_adapter(
         self,
@@ -32,16 +32,16 @@ class PeftVerbs(BaseTuner):
         combination_type: str = "linear",
         **others: Any,
     ) -> None:
-        """Adds the mixture of some adapters as one more, frozen.
+        """Adds the mixture of some adapters as another adapter, frozen.
 
         Args:
             adapters: K experts of this model.
             weights: w [K].
-            combination_type: "linear", "cat" or "svd", which are one where all share their singular vectors.
-            others: what PEFT has for further types.
+            combination_type: "linear", "cat" or "svd", which are the same because all share their singular vectors.
+            others: PEFT's arguments for other types.
 
         Raises:
-            UserError: if an expert does not exist, has modules of its own, or the name is taken, or for another type.
+            UserError: if an expert does not exist or has modules of its own, the name is taken, or for another type.
         """
         self._check_known(adapters)
         if adapter_name in self.peft_config:
@@ -74,7 +74,7 @@ class PeftVerbs(BaseTuner):
                 module.check_mergeable()
 
     def _check_known(self, names: Sequence[str]) -> None:
-        """Raises UserError for the name of no adapter, where PEFT would merge nothing and say nothing."""
+        """Raises UserError for a name that no adapter has; PEFT would silently merge nothing."""
         for name in names:
             if name not in self.peft_config:
                 raise unknown("expert", name, self.peft_config)
@@ -92,8 +92,8 @@ def _config(
 
     Args:
         layers: adapted matrix → its layer.
-        configs: of the adapters, K like them and the weights.
-        combination_type: PEFT's name for a way to combine, and its further arguments in `others`.
+        configs: the adapters' configurations, K like the adapters and the weights.
+        combination_type: PEFT's name for a way to combine; `others` has its further arguments.
 
     Raises:
         UserError: if there is nothing to mix, an adapter is more than its z, or another combination is asked for.
@@ -122,7 +122,7 @@ def _config(
         layers_to_transform=None,
         layers_pattern=None,
         rank=None,
-        # The longest first: a pattern counts for every matrix whose name ends like it.
+        # Longest first: a pattern counts for every matrix whose name ends like it.
         rank_pattern={matrix: ranks[matrix] for matrix in sorted(ranks, key=len, reverse=True)},
         base_fingerprint=fingerprints.pop() if len(fingerprints) == 1 else None,
         domain=None,
@@ -132,7 +132,7 @@ def _config(
 
 
 def _fill_in(layers: Mapping[str, SVFLayer], adapters: Sequence[str], weights: Sequence[float], mixture: str) -> None:
-    """Sets the adapter `mixture`, which is there, to the sum of others, and freezes it."""
+    """Sets the existing adapter `mixture` to the sum of others, and freezes it."""
     share = dict(zip(adapters, weights, strict=True))
     for layer in layers.values():
         own = [name for name in share if name in layer.svf_z]

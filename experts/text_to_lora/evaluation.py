@@ -1,7 +1,7 @@
-"""How well a base does instances of tasks under each of several methods, and how sure that is.
+"""How well a base does instances of tasks under each of several methods, and how certain that is.
 
-Tasks are the units: a mean is over tasks of the mean over their instances, and its interval is a bootstrap that draws
-whole tasks, because what is to be known is the next task and not the next instance of these.
+Tasks are the units: a mean is over tasks, of the mean over each task's instances. Its interval is a bootstrap that
+draws whole tasks, because the question is about the next task, not the next instance of these tasks.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from experts.training.statistics import Estimate, over_tasks
 
 @dataclass(frozen=True)
 class Method:
-    """A way to answer: the model it runs, what it reads, and what is done for each task."""
+    """A way to answer: the model it runs, what the model reads, and what is done for each task."""
 
     name: str
     chat: Callable[[Task, Instance], Chat]
     model: Callable[[], AbstractContextManager[Any]]
-    """Gives the model within a block, and takes it back."""
+    """Provides the model for the length of a block."""
     task: Callable[[Task], AbstractContextManager[None]] = lambda task: nullcontext()
     """Within the block the model is ready for a task."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one instance."""
+    """The score of one instance."""
 
     task: str
     id: str
     loss: float
-    """Mean cross-entropy of the first right answer, in nats a token."""
+    """Mean cross-entropy of the first right answer, in nats per token."""
     rouge: float
-    """ROUGE-L of the greedy answer against the nearest of the right ones, in percent."""
+    """ROUGE-L of the greedy answer against the nearest right answer, in percent."""
 
 
 def evaluate(
@@ -57,10 +57,10 @@ def evaluate(
     max_new_tokens: int = 48,
     batch_size: int = 16,
 ) -> list[Score]:
-    """The scores of a method on the first `instances` of each task, whose prompts and answers are read whole.
+    """The scores of a method on the first `instances` of each task. Prompts and answers are read whole.
 
     Raises:
-        UserError: if one does not fit the model's context.
+        UserError: if an instance does not fit the model's context.
     """
     style = PromptStyle(max_prompt_tokens=sys.maxsize, max_answer_tokens=sys.maxsize)
     pad = tokenizer.pad_token_id
@@ -106,17 +106,17 @@ def _scorer() -> Any:
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of several methods on the same instances."""
+    """The results of several methods on the same instances."""
 
     reference: str
-    """The method that all are compared with."""
+    """The method that the others are compared with."""
     estimates: dict[str, dict[str, Estimate]]
-    """As `paired_estimates` gives them."""
+    """What `paired_estimates` gives."""
     scores: dict[str, list[Score]]
-    """Method → its scores, of every instance."""
+    """Method → its score for every instance."""
 
     def table(self) -> str:
-        """The estimates as a table in Markdown, one row a method."""
+        """The estimates as a Markdown table, one row per method."""
         columns = ("loss", "loss_difference", "rouge", "rouge_difference")
         head = f"| method | nats a token | minus {self.reference} | ROUGE-L | minus {self.reference} |"
         rows = [[name, *(str(own[column]) for column in columns)] for name, own in self.estimates.items()]
@@ -126,7 +126,7 @@ class Compared:
 def paired_estimates(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, dict[str, Estimate]]:
     """Method → its `loss` and `rouge`, and `loss_difference` and `rouge_difference`: its own minus the reference's.
 
-    The differences are paired by instance, so that what is hard for everyone cancels.
+    The differences are paired by instance, so that the difficulty of an instance cancels out.
     """
     table: dict[str, dict[str, Estimate]] = {}
     of_reference = {(score.task, score.id): score for score in scores[reference]}

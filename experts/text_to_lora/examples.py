@@ -21,14 +21,14 @@ from experts.text_to_lora.tasks import Instance, Task
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """What the base reads of an instance, and how much of it."""
+    """What the base reads from an instance, and how much of it."""
 
     with_definition: bool = True
     """Put the task's definition before the input, as the paper does; without it, only the adapter knows the task."""
     max_prompt_tokens: int = 512
-    """Longer prompts lose their beginning."""
+    """The most tokens in a prompt; longer prompts lose their beginning."""
     max_answer_tokens: int = 512
-    """Longer answers lose their end."""
+    """The most tokens in an answer; longer answers lose their end."""
 
     def __post_init__(self) -> None:
         check_numbers(self, least=[("max_prompt_tokens", 1), ("max_answer_tokens", 1)])
@@ -57,7 +57,7 @@ def make_example(tokenizer: PreTrainedTokenizerBase, style: PromptStyle, chat: C
 def check_examples(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, style: PromptStyle, tasks: Iterable[Task]
 ) -> None:
-    """Raises UserError, naming the instance, if one does not fit the model's context with one of its answers."""
+    """Raises UserError, naming the instance, if one does not fit the model's context with each of its answers."""
     context = context_of(config)
     if context is None or style.max_prompt_tokens + style.max_answer_tokens <= context:
         return
@@ -73,7 +73,7 @@ def check_examples(
 
 
 def pad_examples(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask`, `position_ids` and `labels`, [B, T], padded on the left; no label is −100."""
+    """`input_ids`, `attention_mask`, `position_ids` and `labels`, [B, T], padded on the left; −100 is no label."""
     length = max(len(example.prompt) + len(example.answer) for example in examples)
     ids, mask, labels = [], [], []
     for example in examples:
@@ -94,7 +94,7 @@ def pad_examples(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
 def token_losses(
     base: nn.Module, batch: dict[str, Tensor], *, label_smoothing: float = 0.0, neftune_alpha: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy of each row's answer tokens in nats, and their number: both [B].
+    """The mean cross-entropy of each row's answer tokens, in nats, and the number of these tokens: both [B].
 
     Args:
         label_smoothing: the share of the target that is spread over the vocabulary.
@@ -117,10 +117,10 @@ def token_losses(
 
 
 class Rounds(Dataset[Any]):
-    """`size` items, task after task in rounds: every round meets each task once, in an order of its own.
+    """`size` items in rounds over the tasks: every round has each task once, in its own order.
 
-    Item i is a function of the seed and i alone, so that a resumed run, and each of several processes, meets what an
-    uninterrupted single one would.
+    Item i depends only on the seed and i, so a resumed run, and each of several processes, gets what a single
+    uninterrupted one would.
     """
 
     def __init__(self, tasks: int, size: int, seed: int, make: Callable[[int, random.Random], Any]) -> None:
@@ -130,7 +130,7 @@ class Rounds(Dataset[Any]):
         return self.size
 
     def __getitem__(self, index: int) -> Any:
-        """`make(task, rng)` of the item's task, with the random numbers that are drawn within it."""
+        """`make(task, rng)` for the item's task, with the random numbers drawn within it."""
         round_, place = divmod(index, self.tasks)
         order = list(range(self.tasks))
         random.Random(f"{self.seed}:{round_}").shuffle(order)

@@ -1,18 +1,18 @@
-"""The hypernetwork: the embedding of a task description in, an adapter for every matrix of a base out.
+"""The hypernetwork: it turns the embedding of a task description into an adapter for every matrix of a base.
 
     task      description → encoder → Linear, LayerNorm                                     [d/2]
     layer     number of the layer → Embedding, LayerNorm                                    [d/4]
     module    q_proj, v_proj, … → Embedding, LayerNorm                                      [d/4]
-    mixer     of the three, side by side                                                    [d]
+    mixer     the three, side by side                                                       [d]
     blocks    two residual ones; A or B (M, S) enters before the second, the rank (S) after it, which then runs again
     head      one for each kind of matrix: the numbers of its adapter
 
-A head writes one flat vector a matrix, with no gradient-free part in it: A [r, n] and then Bᵀ [r, m] for a LoRA, z − 1
-[r] for an SVF expert. Its weight starts at zero, so that an untrained network writes what the bias holds: for a LoRA
+A head writes one flat vector per matrix, with no gradient-free part in it: A [r, n] and then Bᵀ [r, m] for a LoRA,
+z − 1 [r] for an SVF expert. Its weight starts at zero, so an untrained network writes what the bias holds: for a LoRA
 the usual initialisation, A random and B = 0 (arXiv 2506.06105: Bias-HyperInit), for an expert z = 1.
 
-After arXiv 2506.06105 and its code, with two differences in M and S: the bias of a head holds a whole LoRA, so that
-they too start at the identity, and the rank enters as a learned embedding instead of a rotation.
+This follows arXiv 2506.06105 and its code, with two differences in M and S: the bias of a head holds a whole LoRA, so
+that they too start at the identity, and the rank enters as a learned embedding instead of a rotation.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class LoraOutput:
 
     kind: ClassVar[str] = "lora"
     also_called: ClassVar[Mapping[str, str]] = {"r": "rank", "lora_alpha": "alpha"}
-    """Names that PEFT has for fields of ours, which recipes may use as well."""
+    """PEFT's names for our fields, which recipes may use as well."""
 
     rank: int = 8
     alpha: float = 16.0
     rslora: bool = True
-    """The difference is scaled by alpha / √rank; without it by alpha / rank."""
+    """Scale the difference by alpha / √rank; without this, by alpha / rank."""
     target_modules: str | list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
     size: Size = "L"
@@ -69,7 +69,7 @@ class LoraOutput:
 
 @dataclass(frozen=True)
 class SvfOutput:
-    """The network writes SVF experts: z, one number a singular value."""
+    """The network writes SVF experts: z, one number per singular value."""
 
     kind: ClassVar[str] = "svf"
 
@@ -94,12 +94,12 @@ class NetworkConfig:
     base: str | None = None
     """The base's name."""
     fingerprint: str | None = None
-    """Of the base whose singular values the experts rescale, or on which the network was trained."""
+    """The fingerprint of the base whose singular values the experts rescale, or on which the network was trained."""
     latent_size: int = 128
     head_size: int = 512
     dropout: float = 0.05
     normalised: bool = False
-    """Trained to reconstruct: the heads write numbers that the library's means and deviations turn into adapters."""
+    """Trained to reconstruct: the library's means and deviations turn the heads' numbers into adapters."""
 
     def __post_init__(self) -> None:
         if self.latent_size % 4:
@@ -128,7 +128,7 @@ class LoraHead(nn.Module):
     """A and B of the LoRAs of one kind of matrix W [m, n].
 
     L writes A and B at once, r·(n + m) numbers. M writes A and B one after the other, r·max(n, m) numbers each. S
-    writes one rank of one of them at a time, max(n, m) numbers. What is beyond the shorter side is not used.
+    writes one rank of one of them at a time, max(n, m) numbers. Numbers beyond the shorter side are not used.
 
     The bias is a whole LoRA, shared by all tasks and layers.
     """
@@ -156,7 +156,7 @@ class LoraHead(nn.Module):
 
 
 class ZHead(nn.Module):
-    """z − 1 of the experts of all matrices of one shape."""
+    """Writes z − 1 of experts, for all matrices of one shape."""
 
     def __init__(self, rank: int, features: int) -> None:
         super().__init__()
@@ -173,8 +173,8 @@ class ZHead(nn.Module):
 class AdapterNetwork(nn.Module):
     """Writes an adapter for B tasks at once.
 
-    Its `forward` gives the heads' numbers, one tensor [B, N, P] a kind of matrix: N matrices of P numbers. `unpack`
-    makes adapters of them. A kind is a module name and shape for LoRAs, and a shape for experts.
+    Its `forward` gives the heads' numbers, one tensor [B, N, P] per kind of matrix: N matrices of P numbers. `unpack`
+    turns them into adapters. A kind is a module name and shape for LoRAs, and a shape for experts.
     """
 
     module_ids: Tensor  # [M]
@@ -206,9 +206,9 @@ class AdapterNetwork(nn.Module):
         )
         size = config.output.size if isinstance(config.output, LoraOutput) else None
         self.side = _embedding(2 * len(modules), d) if size in ("M", "S") else None  # A or B of a module
-        self.position = _embedding(config.output.rank or 0, d) if size == "S" else None  # which rank of them
+        self.position = _embedding(config.output.rank or 0, d) if size == "S" else None  # which of the ranks
 
-        self.kinds: dict[tuple[object, ...], list[int]] = {}  # to the indices of its matrices
+        self.kinds: dict[tuple[object, ...], list[int]] = {}  # kind → the indices of its matrices
         for index, matrix in enumerate(matrices):
             kind: tuple[object, ...] = (matrix.out_features, matrix.in_features)
             if isinstance(config.output, LoraOutput):
@@ -230,7 +230,7 @@ class AdapterNetwork(nn.Module):
         return ZHead(min(longest, output.rank or longest), features)
 
     def forward(self, tasks: Tensor) -> list[Tensor]:
-        """Embedded descriptions [B, E] → for each kind of matrix the numbers of its adapters [B, N, P]."""
+        """Embedded descriptions [B, E] → the numbers of the adapters, for each kind of matrix [B, N, P]."""
         matrices = len(self.layers)
         task = self.task(tasks)[:, None].expand(-1, matrices, -1)  # [B, M, d/2]
         place = torch.cat([self.layer(self.layers), self.module(self.module_ids)], -1)  # [M, d/2]
@@ -247,7 +247,7 @@ class AdapterNetwork(nn.Module):
         return [head(features[:, of_kind]) for of_kind, head in zip(self.kinds.values(), self.heads, strict=True)]
 
     def unpack(self, numbers: Sequence[Tensor]) -> Written:
-        """The adapters that the numbers of `forward` are."""
+        """The adapters that `forward`'s numbers stand for."""
         return self.adapters([self.denormalised(kind, values) for kind, values in enumerate(numbers)])
 
     def denormalised(self, kind: int, numbers: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ class AdapterNetwork(nn.Module):
         return numbers * getattr(self, f"deviation_{kind}") + getattr(self, f"mean_{kind}")
 
     def adapters(self, numbers: Sequence[Tensor]) -> Written:
-        """The adapters whose own numbers are given, [B, N, P] a kind of matrix."""
+        """The adapters with these numbers, [B, N, P] per kind of matrix, on the adapters' own scale."""
         lora: dict[str, LowRank] = {}
         z: dict[str, Tensor] = {}
         for of_kind, head, values in zip(self.kinds.values(), self.heads, numbers, strict=True):

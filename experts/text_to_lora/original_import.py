@@ -1,21 +1,21 @@
-"""Networks of Text-to-LoRA's own code (github.com/SakanaAI/text-to-lora) as networks of this project.
+"""Imports networks of Text-to-LoRA's own code (github.com/SakanaAI/text-to-lora) as networks of this project.
 
 A folder has `args.yaml`, `adapter_config.json` and `hypermod.pt`, a state dict with
 
     task_encoder.mlp, layer_depth_encoder, layer_type_encoder, mixer, mlp1.mlp, mlp2.mlp, mlp3
     heads.<module>                   weight [P, h]; a bias [P], or none
-    out_emb.<module>.A and .B        of what both are written by one head for: size M
+    out_emb.<module>.A and .B        where one head writes both: size M
     AB_offset, mean_recon_target, std_recon_target     .A.<module> [layers, r, n], .B.<module> [layers, m, r]
 
-Where ours writes A and Bᵀ, theirs does; a head of M has one bias for both. What is added to all that a head wrote, for
-each layer, is the mean of a network of ours that is `normalised`:
+Theirs writes A and Bᵀ in the same places as ours; a head of M has one bias for both. What theirs adds to a head's
+output, for each layer, is the mean of one of our networks that is `normalised`:
 
     training_task: sft                          A + AB_offset
-    recon, factorized, pred_z_score             A · (std + 1e-10) + mean
+    recon, factorized, pred_z_score             A · (std + 1e-10) + mean + AB_offset
     recon, not factorized                       A / √delta_w_scaling
     recon, factorized, no pred_z_score          A + AB_offset
 
-The order of the modules in `layer_type_encoder` is that of the heads: their code takes it from a set.
+The modules in `layer_type_encoder` are in the order of the heads: their code takes it from a set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from experts.text_to_lora.encoder import BASE
 from experts.text_to_lora.network import AdapterNetwork, LoraHead, LoraOutput, NetworkConfig
 from experts.text_to_lora.shapes import Matrix
 
-# Their name of a part → ours; within it layers have the same numbers.
+# Their name of a part → ours; the layers inside have the same numbers.
 PARTS = {
     "task_encoder.mlp": "task",
     "layer_depth_encoder": "layer",
@@ -50,7 +50,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Original:
-    """What lies in a folder of theirs."""
+    """The contents of one of their folders."""
 
     folder: Path
     args: Mapping[str, Any]
@@ -73,10 +73,10 @@ class Original:
 
 
 def read_original(folder: Path) -> Original:
-    """Reads a folder of theirs; no code in it is run.
+    """Reads one of their folders; no code in it is run.
 
     Raises:
-        UserError: if there is no such network, it is damaged, or is of a kind that ours is not.
+        UserError: if there is no such network, it is damaged, or it is of a kind that does not exist here.
     """
     args, config = _read_yaml(folder / "args.yaml"), read_json(folder / "adapter_config.json")
     try:
@@ -106,11 +106,11 @@ def import_network(original: Original, matrices: Sequence[Matrix], fingerprint: 
     """A network that writes what theirs does.
 
     Args:
-        matrices: of the base, whom `original.lora.target_modules` means.
-        fingerprint: of the base, where it is there.
+        matrices: the base's matrices that `original.lora.target_modules` refers to.
+        fingerprint: the base's fingerprint, if the base is there.
 
     Raises:
-        UserError: if the file has not just the tensors that such a network has for such a base.
+        UserError: if the file does not have exactly the tensors of such a network for such a base.
     """
     tensors = original.tensors
     try:
@@ -161,7 +161,7 @@ def _state(original: Original, network: AdapterNetwork) -> dict[str, Tensor]:
 
 
 def _bias(bias: Tensor | None, head: LoraHead) -> Tensor:
-    """One bias for A and Bᵀ, of what a head of theirs has."""
+    """The bias for A and Bᵀ together, from what their head has."""
     if bias is None:
         return torch.zeros(head.numbers)
     if head.size == "L":
@@ -171,7 +171,7 @@ def _bias(bias: Tensor | None, head: LoraHead) -> Tensor:
 
 
 def _scale(original: Original, name: str, layers: list[int], head: LoraHead) -> tuple[Tensor, Tensor]:
-    """What the numbers of a head [N, P] are multiplied by, and what is added."""
+    """What a head's numbers [N, P] are multiplied by, and what is then added."""
 
     def numbers(of: str) -> Tensor:
         a, b = (original.tensors[f"{of}.{side}.{name}"].float()[layers] for side in "AB")

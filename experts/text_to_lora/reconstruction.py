@@ -1,4 +1,5 @@
-"""Training by reconstruction: from a description, the adapter that was trained for its task (arXiv 2506.06105, 3.1)."""
+"""Training by reconstruction: the network writes, from a description, the adapter that was trained for its task
+(arXiv 2506.06105, 3.1)."""
 
 from __future__ import annotations
 
@@ -40,19 +41,19 @@ class Reconstruction(NetworkTraining):
     adapters: str
     """A folder of adapters, each in a folder named like its task; a library; or a base, for those shipped with it."""
     identity: list[str] = field(default_factory=list)
-    """Tasks without an adapter, which are the base's: what is learned for them is z = 1. Only where experts are."""
+    """Tasks without an adapter, which the base does itself: the network learns z = 1 for them. Only with experts."""
     loss: Literal["normalised", "difference"] = "normalised"
     """L1 on the adapter's numbers, each divided by its deviation over the library; or on the difference that the
-    adapter makes to each weight: B A, or s·(z − 1), as it stands beside the singular vectors."""
+    adapter makes to each weight: B A, or s·(z − 1) in the basis of the singular vectors."""
     learning_rate: float = 1e-3
     adapters_per_step: int = 4
     micro_batch_size: int = 4
     weight_decay: float = 1e-3
     warmup: float = 0.1
     validation_adapters: int = 0
-    """Held out to choose the best step; 0 validates on what was trained on, each adapter from its first description."""
+    """Adapters held out to choose the best step; 0 validates on the trained ones, each from its first description."""
     validation_descriptions: float = 0.0
-    """The share of each adapter's descriptions that is held out for that instead, chosen by a hash of their texts."""
+    """The share of each adapter's descriptions to hold out for that instead, chosen by a hash of their texts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,15 +65,15 @@ class Reconstruction(NetworkTraining):
 
 
 def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reconstruction, run: Run) -> Result:
-    """Trains a network to write the adapters of a library back from descriptions of their tasks.
+    """Trains a network to reconstruct the adapters of a library from descriptions of their tasks.
 
-    The library decides about everything that is written but the size. The base's weights are needed for an encoder that
-    is the base itself, and for the difference that experts make.
+    The library decides everything about the output except the network's size. The base's weights are needed if the
+    encoder is the base itself, and for the difference that experts make.
 
     Raises:
-        UserError: for anything that the library, the tasks, the base, the encoder or the folders lack.
+        UserError: for anything wrong with the library, the tasks, the base, the encoder or the folders.
         Interrupted: after Ctrl-C, once a checkpoint is written.
-        Diverged: at the first NaN; what was best until then has been written.
+        Diverged: at the first NaN, after writing the best network until then.
     """
     check_network_run(run, options)
     targets = with_identity(read_targets(find_adapters(options.adapters)), options.identity)
@@ -118,7 +119,7 @@ def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reco
 
 
 def _about(descriptions: Mapping[str, int], options: Reconstruction, validating: int) -> str:
-    """What a network learned from, by the number of descriptions of each adapter."""
+    """What a network learned from, in words, given the number of descriptions of each adapter."""
     identity = [name for name in options.identity if name in descriptions]
     adapters = [f"`{name}` from {count}" for name, count in descriptions.items() if name not in identity]
     said = f"It learned to write {len(adapters)} adapters back: {', '.join(adapters)} descriptions."
@@ -139,21 +140,21 @@ class Targets:
     names: list[str]
     output: LoraOutput | SvfOutput
     adapters: Written
-    """Matrix name → those of all names, in their order."""
+    """Matrix name → the adapters of all names, in their order."""
     descriptions: list[str | None]
-    """Of each, where the adapters themselves say."""
+    """Each adapter's own description; None if it has none."""
     fingerprint: str | None
-    """Of the base that experts belong to."""
+    """The fingerprint of the base that experts belong to."""
 
 
 def find_adapters(name: str) -> Path:
-    """A folder, or where there is none of this name, that of the experts which come with a base."""
+    """The folder of this name or, if there is none, the folder of the experts shipped for the base of this name."""
     folder = expand(name)
     return folder if folder.is_dir() else shipped_library(name) or folder
 
 
 def read_targets(folder: Path) -> Targets:
-    """All adapters of a folder: LoRAs, or SVF experts. Of a library those that answer, and not its classifier.
+    """All adapters in a folder: LoRAs, or SVF experts. From a library, those that answer, but not its classifier.
 
     Raises:
         UserError: if there is none, one is damaged, or they differ in kind, rank, scaling or matrices.
@@ -189,7 +190,7 @@ def with_identity(targets: Targets, tasks: Sequence[str]) -> Targets:
     """The same adapters, and z = 1 for each of the tasks.
 
     Raises:
-        UserError: for LoRAs, whose A can be anything where B is 0; or if a task has an adapter.
+        UserError: for LoRAs, whose A could be anything if B is 0; or if a task already has an adapter.
     """
     if not tasks:
         return targets
@@ -247,7 +248,7 @@ def _say(output: LoraOutput | SvfOutput) -> str:
 
 
 class Library:
-    """Targets as the network's own numbers, with the embedded descriptions of each.
+    """Targets as the network's own numbers, with each adapter's embedded descriptions.
 
     Raises:
         UserError: if the adapters do not fit the network's matrices.
@@ -263,11 +264,11 @@ class Library:
                 fits = adapter is not None and adapter.shape[1] == min(longest, network.spec.output.rank or longest)
             if not fits:
                 raise UserError(f"the adapters are for another base: nothing in them fits {matrix.name} of this one")
-        self.numbers = network.numbers(targets.adapters)  # [adapters, N, P] a kind of matrix
-        self.descriptions = descriptions  # [D, E] an adapter
+        self.numbers = network.numbers(targets.adapters)  # [adapters, N, P] per kind of matrix
+        self.descriptions = descriptions  # [D, E] per adapter
 
     def items(self, options: Reconstruction, chosen: Sequence[int]) -> Rounds:
-        """As many random items as the run needs, a round of the chosen adapters after the other."""
+        """As many random items as the run needs, in rounds over the chosen adapters."""
 
         def draw(index: int, rng: random.Random) -> dict[str, Any]:
             row = chosen[index]
@@ -276,15 +277,15 @@ class Library:
         return Rounds(len(chosen), options.steps * options.adapters_per_step, options.seed, draw)
 
     def item(self, row: int, task: Tensor) -> dict[str, Any]:
-        """An embedded description [E], and the adapter to be written from it."""
+        """An embedded description [E], and the adapter to write from it."""
         return {"tasks": task, "targets": [numbers[row] for numbers in self.numbers]}
 
     def normalise(self, network: AdapterNetwork, chosen: Sequence[int]) -> None:
-        """Gives the network the means and deviations of the chosen adapters, and lets it begin at their mean."""
+        """Gives the network the means and deviations of the chosen adapters, and makes it start at their mean."""
         for kind, (numbers, head) in enumerate(zip(self.numbers, network.heads, strict=True)):
             own = numbers[list(chosen)]
             network.get_buffer(f"mean_{kind}").copy_(own.mean(0))
-            # A number that is the same in all adapters stays what it is.
+            # A number that is the same in all adapters is not rescaled.
             network.get_buffer(f"deviation_{kind}").copy_(own.std(0, correction=0).clamp(min=1e-8))
             for name, parameter in head.named_parameters():
                 if name.endswith("bias"):
@@ -292,7 +293,7 @@ class Library:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`tasks` [B, E], and `targets`: [B, N, P] a kind of matrix."""
+    """`tasks` [B, E], and `targets`: [B, N, P] per kind of matrix."""
     return {
         "tasks": torch.stack([item["tasks"] for item in items]),
         "targets": [torch.stack(of_kind) for of_kind in zip(*(item["targets"] for item in items), strict=True)],
@@ -300,7 +301,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class ReconstructionLoss:
-    """The L1 distance between written and trained adapters, averaged over matrices (normalised: over numbers)."""
+    """The L1 distance between written and trained adapters, averaged over matrices."""
 
     def __init__(
         self, network: AdapterNetwork, loss: Literal["normalised", "difference"], factors: Mapping[str, Factors] | None
@@ -325,14 +326,14 @@ class ReconstructionLoss:
                 assert self.factors is not None
                 distance = self.factors[name].s * (adapter - wanted[name])
             distances.append(distance.abs().mean())
-        return 1e4 * torch.stack(distances).mean()  # as in the paper's code, which has it in A and B
+        return 1e4 * torch.stack(distances).mean()  # as in the paper's code, which puts this factor into A and B
 
 
 def descriptions_of(targets: Targets, of_tasks: Mapping[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The descriptions of each adapter: those of the task of its name, else its own.
+    """The descriptions of each adapter: those of the task with its name, else its own.
 
     Raises:
-        UserError: naming an adapter that nobody describes.
+        UserError: naming an adapter that has no description.
     """
     texts = []
     for name, own in zip(targets.names, targets.descriptions, strict=True):
@@ -346,12 +347,12 @@ def descriptions_of(targets: Targets, of_tasks: Mapping[str, tuple[str, ...]]) -
 def hold_out(
     texts: Sequence[tuple[str, ...]], share: float
 ) -> tuple[list[tuple[str, ...]], dict[int, tuple[str, ...]]]:
-    """The descriptions of each adapter without a share of them, and that share, of those adapters that have any.
+    """Each adapter's descriptions without the held-out share, and the held-out ones of those adapters that have any.
 
-    Which ones depends on nothing but the texts. At least one of each adapter remains.
+    Which ones are held out depends only on the texts. Each adapter keeps at least one.
 
     Raises:
-        UserError: if none is held out of a share.
+        UserError: if a share is asked for but nothing is held out.
     """
     learned, held_out = [], {}
     for row, own in enumerate(texts):

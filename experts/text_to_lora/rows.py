@@ -1,4 +1,4 @@
-"""Runs every row of a batch under an adapter of its own, with gradients for the adapters."""
+"""Runs every row of a batch under its own adapter, with gradients for the adapters."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def adapted_rows(
         LoRA   y_b = W x_b + scaling · B_b (A_b x_b)
         z      y_b = W x_b + U (s·(z_b − 1)·(Vᵀ x_b))
 
-    A and B enter one batched product each; nothing is repeated for the tokens. A single adapter serves all rows.
+    A and B each enter one batched product; nothing is repeated per token. A single adapter serves all rows.
 
     Args:
         base: a plain model; its own weights get no gradient from this.
-        written: matrix name → adapters of B rows, or of one.
-        scaling: of the LoRAs.
-        factors: U, s and Vᵀ of the matrices, where z is applied.
+        written: matrix name → adapters of B rows, or a single one.
+        scaling: the LoRAs' scaling.
+        factors: U, s and Vᵀ of the matrices, if z is applied.
     """
     handles = []
     try:
@@ -71,7 +71,7 @@ def _z_hook(z: Tensor, factors: Factors) -> Any:
 
 
 def base_factors(base: nn.Module, network: AdapterNetwork) -> dict[str, Factors]:
-    """U, s and Vᵀ of the matrices that a network writes z for; seconds where they are not in the cache."""
+    """U, s and Vᵀ of the matrices that a network writes z for; takes seconds if they are not in the cache."""
     rank = getattr(network.spec.output, "rank", None)
     weights: dict[str, Tensor] = {}
     for matrix in network.spec.matrices:

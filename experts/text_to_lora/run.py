@@ -1,4 +1,4 @@
-"""The training of a network, from its first step to a folder that `TextToAdapter.from_pretrained` reads."""
+"""Trains a network, from the first step to a folder that `TextToAdapter.from_pretrained` reads."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from experts.training.validation import Validation
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkTraining(TrainingOptions):
-    """The options of every training of a network; what has a default has the paper's."""
+    """The options of every training of a network; defaults are the paper's."""
 
     items_option: ClassVar[str]
     """The name of the option that says how many items one step takes."""
 
     micro_batch_size: int
-    """Items of one forward and backward pass on one process; changes memory and speed, not the result."""
+    """Items in one forward and backward pass on one process; changes memory and speed, not the result."""
     weight_decay: float
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float
@@ -63,7 +63,7 @@ class NetworkTraining(TrainingOptions):
 
 @dataclass(frozen=True)
 class Learning:
-    """What a network learns from, and what is wanted of it."""
+    """What a network learns from, and its loss."""
 
     loss: Callable[[nn.Module, dict[str, Any]], Tensor]
     """The network (possibly wrapped for several processes) and a batch → the loss."""
@@ -73,11 +73,11 @@ class Learning:
     """The items that choose the best step."""
     collate: Callable[[Sequence[Any]], dict[str, Any]]
     about: str
-    """What it is that it learns from, in sentences for its card."""
+    """What the network learns from, in sentences for its card."""
 
 
 class NetworkTrainer(RunTrainer):
-    """A trainer with a loss of its own, and items in their own order."""
+    """A trainer with its own loss, and with items in their given order."""
 
     def __init__(self, *args: Any, loss: Callable[[nn.Module, dict[str, Any]], Tensor], **kwargs: Any) -> None:
         self.loss = loss
@@ -91,7 +91,7 @@ class NetworkTrainer(RunTrainer):
             return self.finite(self.loss(model, self._prepare_inputs(inputs))), None, None
 
     def validation_loss(self, model: nn.Module) -> float:
-        """The mean over the validation items, shared out over the processes."""
+        """The mean loss over the validation items, which are divided over the processes."""
         output = self.evaluation_loop(self.get_eval_dataloader(), "validation", prediction_loss_only=True)
         assert output.metrics is not None
         return output.metrics["eval_loss"]
@@ -102,7 +102,7 @@ class NetworkTrainer(RunTrainer):
 
 
 def check_network_run(run: Run, options: NetworkTraining) -> None:
-    """Finds what is wrong with a run before anything is loaded for it, and leaves nothing behind.
+    """Finds what is wrong with a run before anything is loaded, and leaves nothing behind.
 
     Raises:
         UserError: as `Run.check` and `divide` do.
@@ -119,12 +119,12 @@ def train_network(
     *,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Result:
-    """Trains, keeps the network that was best in validation, writes it.
+    """Trains a network, keeps it as it was best in validation, and writes it.
 
     Raises:
         UserError: as `check_network_run` does.
         Interrupted: after Ctrl-C, once a checkpoint is written.
-        Diverged: at the first NaN; what was best until then has been written.
+        Diverged: at the first NaN, after writing the best network until then.
     """
     check_network_run(run, options)
     step, device = _step_size(options), next(writer.network.parameters()).device
@@ -159,7 +159,7 @@ def _step_size(options: NetworkTraining) -> tuple[int, int]:
 def _card(result: Result, writer: TextToAdapter, about: str, recipe: Mapping[str, Any]) -> str:
     config = writer.network.spec
     validations = "\n".join(f"| {step} | {loss:.4f} |" for step, loss in result.validations.items())
-    # A network that learned to write LoRAs back has not seen the base's weights.
+    # A network that learned to reconstruct LoRAs has not seen the base's weights.
     which = f" (fingerprint `{config.fingerprint}`)" if config.fingerprint else ""
     return f"""# {result.folder.name}
 

@@ -1,4 +1,4 @@
-"""Which matrices of a base get an adapter, and their shapes: read from its config, never from its weights."""
+"""Which matrices of a base get an adapter, and their shapes, read from its config and never from its weights."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Matrix:
 
     @property
     def layer(self) -> int:
-        """The first number in the name, 0 where there is none."""
+        """The first number in the name; 0 if there is none."""
         numbered = re.search(r"\.(\d+)\.", self.name)
         return int(numbered[1]) if numbered else 0
 
     @property
     def module(self) -> str:
-        """What it is called within its layer, such as `self_attn.q_proj`."""
+        """Its name within its layer, such as `self_attn.q_proj`."""
         return re.split(r"\.\d+\.", self.name, maxsplit=1)[-1]
 
 
 def read_matrices(base: PreTrainedConfig | nn.Module, target_modules: str | Sequence[str]) -> list[Matrix]:
-    """The linear layers of a base that `target_modules` means, as in PEFT, in the order of the base.
+    """The linear layers of a base that `target_modules` refers to, as in PEFT, in the base's order.
 
-    A config becomes a model on the meta device, which has shapes and no values.
+    A config becomes a model on the meta device, which has shapes but no values.
 
     Raises:
-        UserError: if it means none.
+        UserError: if it refers to none.
     """
     model = base
     if isinstance(base, PreTrainedConfig):
@@ -62,7 +62,7 @@ def read_matrices(base: PreTrainedConfig | nn.Module, target_modules: str | Sequ
 
 
 def check_same_matrices(wanted: Sequence[Matrix], found: Sequence[Matrix]) -> None:
-    """Raises UserError, naming the first difference, if a base has other matrices than a network was made for."""
+    """Raises UserError, naming the first difference, if a base's matrices are not those that a network was made for."""
     there = {matrix.name: matrix for matrix in found}
     for matrix in wanted:
         shape = f"{matrix.name} [{matrix.out_features}, {matrix.in_features}]"

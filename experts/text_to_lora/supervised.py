@@ -1,8 +1,8 @@
-"""End-to-end training: the network's adapters are as good as the answers that the base gives under them.
+"""End-to-end training: the network's adapters are judged by the answers that the base gives under them.
 
-One step (arXiv 2506.06105, section 3): several tasks, of each one instance and one of its descriptions, both drawn at
-random; the network writes an adapter for every description, the base reads every instance under its own, and the
-answers' likelihood trains the network through the adapters.
+One step (arXiv 2506.06105, section 3) draws one instance and one description of each of several tasks at random. The
+network writes an adapter for every description, the base reads every instance under its own adapter, and the answers'
+likelihood trains the network through the adapters.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Supervised(NetworkTraining):
 
     learning_rate: float = 2.5e-5
     tasks_per_step: int = 8
-    """Instances of one optimiser step, each of another task."""
+    """Instances in one optimiser step, each of a different task."""
     micro_batch_size: int = 8
     weight_decay: float = 0.01
     warmup: float = 0.2
@@ -54,10 +54,10 @@ class Supervised(NetworkTraining):
     neftune_alpha: float = 5.0
     """Noise on the token embeddings; 0 for none."""
     penalty: float = 1e-3
-    """On the mean square of what the heads write."""
+    """The weight of a penalty on the mean square of what the heads write."""
     prompt: PromptStyle = field(default_factory=PromptStyle)
     validation_instances: int = 8
-    """Of each held-out task."""
+    """Instances of each held-out task."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +66,12 @@ class Supervised(NetworkTraining):
 
 
 def train_supervised(design: Design, base: Base, tasks: Tasks, options: Supervised, run: Run) -> Result:
-    """Trains a network end to end on the training tasks, and writes it as it was best on the held-out ones.
+    """Trains a network end to end on the training tasks, and writes it as it was best on the held-out tasks.
 
     Raises:
-        UserError: for anything that the tasks, the base, the encoder or the folders lack.
+        UserError: for anything wrong with the tasks, the base, the encoder or the folders.
         Interrupted: after Ctrl-C, once a checkpoint is written.
-        Diverged: at the first NaN; what was best until then has been written.
+        Diverged: at the first NaN, after writing the best network until then.
     """
     check_network_run(run, options)
     if not tasks.train or not tasks.validation:
@@ -125,7 +125,7 @@ class Collator:
 def training_items(
     tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, encoder: TaskEncoder, options: Supervised
 ) -> Rounds:
-    """As many random items as the run needs, a round of all tasks after the other."""
+    """As many random items as the run needs, in rounds over all tasks."""
     embedded = [encoder(task.descriptions).cpu() for task in tasks]
 
     def draw(index: int, rng: random.Random) -> Item:
@@ -154,7 +154,7 @@ def validation_items(
 class AnswerLoss:
     """The mean over rows of the mean cross-entropy of their answers, under the adapters that the network writes.
 
-    In training with the regularisers of the options, in evaluation without.
+    The regularisers of the options are added in training, not in evaluation.
     """
 
     def __init__(self, base: PreTrainedModel, network: AdapterNetwork, options: Supervised) -> None:

@@ -1,13 +1,13 @@
 """Tasks in the style of Natural Instructions: a definition, instances, and descriptions from another file.
 
-A folder holds tasks in one of two ways:
+A folder holds tasks in one of two forms:
 
 - `tasks.jsonl` (task, split, Definition, Positive Examples, Categories) beside `train.jsonl` and `test.jsonl` (task,
   id, input, output), plain or `.gz`;
-- upstream's: `tasks/task*.json` (Definition, Positive Examples, Categories, Instances) with the names of either split
-  in `splits/default/train_tasks.txt` and `test_tasks.txt`.
+- upstream's: `tasks/task*.json` (Definition, Positive Examples, Categories, Instances) with the names in each split in
+  `splits/default/train_tasks.txt` and `test_tasks.txt`.
 
-Either way the official split is kept: tasks of the test list never train and choose nothing.
+In both, the official split is kept: tasks of the test list never train and choose nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from experts.outside.files import data_folder, expand
 from experts.outside.reading import read_json, read_objects, read_text
 from experts.shipped import FOLDER
 
-# Tasks of Natural Instructions that are never read: they hold text of the benchmarks that judge the result.
+# Tasks of Natural Instructions that are never read, because they hold text of the benchmarks that judge the result.
 #
-# By the number in a task's name. The first group was found by comparing instances with evaluation rows: a full question
-# of at least six words, or ten words in a row of a question, an option or an ending, in lower case and without
-# punctuation. The second group is what Text-to-LoRA's authors left out beyond that, the third what is built on the same
-# sources and remained in their training list.
+# Keyed by the number in a task's name. The first group was found by comparing instances with evaluation rows: a full
+# question of at least six words, or ten consecutive words of a question, an option or an ending, in lower case and
+# without punctuation. The second group is what Text-to-LoRA's authors left out beyond that; the third is built on the
+# same sources but remained in their training list.
 EXCLUDED: dict[int, str] = {
     **dict.fromkeys([33], "Winogrande"),
     **dict.fromkeys([80, 81], "PIQA"),
@@ -70,9 +70,9 @@ class Task:
     examples: tuple[tuple[str, str], ...] = ()
     """(input, output) pairs of the definition; not among the instances."""
     descriptions: tuple[str, ...] = ()
-    """At least one: the definition, where nobody wrote others."""
+    """At least one: the definition, if nobody wrote others."""
     category: str | None = None
-    """What kind of task it is, where its file says."""
+    """The kind of task, if its file says."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ class TaskData:
     """Where the tasks of a run come from."""
 
     path: str | None = "natural_instructions"
-    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub. None: there is
-    nothing but descriptions, which is enough for reconstruction."""
+    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub. None: there
+    are only descriptions, which are enough for reconstruction."""
     descriptions: str | None = None
-    """A JSON Lines file of `task` (or `task_name`) and `descriptions`, there or among what comes with the package;
-    without it definitions describe the tasks."""
+    """A JSON Lines file of `task` (or `task_name`) and `descriptions`, there or among the files that come with the
+    package; without it, definitions describe the tasks."""
     descriptions_per_task: int = 128
-    """The first so many of a task's are used."""
+    """Only the first so many of a task's descriptions are used."""
     train_tasks: int | None = None
     """Only this many of the training tasks; None takes all."""
     validation_tasks: int = 8
-    """Of the official training tasks, held out to choose the best step."""
+    """Official training tasks held out to choose the best step."""
 
     def __post_init__(self) -> None:
         check_numbers(self, least=[("descriptions_per_task", 1), ("train_tasks", 1), ("validation_tasks", 0)])
@@ -107,11 +107,10 @@ class TaskData:
     def load(self) -> Tasks:
         """Reads the tasks; those that hold evaluation text of benchmarks are left out (`EXCLUDED`).
 
-        Which of the training tasks validate, and which come first among those that train, depends on nothing but their
-        names.
+        Which training tasks validate, and which come first among those that train, depends only on their names.
 
         Raises:
-            UserError: if something is missing or malformed, with the file and the field, or tasks are too few.
+            UserError: if something is missing or malformed, naming file and field, or there are too few tasks.
         """
         descriptions = {}
         if self.descriptions is not None:
@@ -140,7 +139,7 @@ def is_excluded(task: str) -> bool:
 
 
 def read_tasks(folder: Path) -> list[Task]:
-    """All tasks of a folder that are in either split, in the order of their names; described by their definitions.
+    """All tasks in a folder that are in either split, sorted by name and described by their definitions.
 
     Raises:
         UserError: naming the file and the field, if one is missing or malformed.
@@ -171,7 +170,7 @@ def _from_upstream(folder: Path) -> Iterator[Task]:
         for name in read_text(names).split() if names.is_file() else ():
             file = folder / "tasks" / f"{name}.json"
             if not file.is_file():
-                continue  # a part of the collection is a collection
+                continue  # a folder may hold only a part of the collection
             row = read_json(file)
             if not isinstance(row, dict) or not isinstance(row.get("Instances"), list):
                 raise UserError(f"{file}: the field 'Instances' is missing, or not a list")
@@ -210,7 +209,7 @@ def _text(row: Any, name: str, where: str) -> str:
 
 
 def find_descriptions(name: str) -> Path:
-    """A file of descriptions here, under `$SELFADAPT_DATA`, or among what comes with the package.
+    """A file of descriptions here, under `$SELFADAPT_DATA`, or among the files that come with the package.
 
     Raises:
         UserError: if there is none.
@@ -239,12 +238,12 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
 
 
 def described(tasks: Iterable[Task], descriptions: dict[str, tuple[str, ...]]) -> list[Task]:
-    """The tasks with the descriptions that someone wrote for them; those without keep their definition."""
+    """The tasks with the descriptions written for them; those without any keep their definition."""
     return [replace(task, descriptions=descriptions.get(task.name, task.descriptions)) for task in tasks]
 
 
 def _either(file: Path) -> Path | None:
-    """A file, or the same with `.gz`."""
+    """The file, or the same with `.gz`; None if there is neither."""
     return next((path for path in (file, file.with_name(file.name + ".gz")) if path.is_file()), None)
 
 

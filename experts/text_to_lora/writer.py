@@ -1,4 +1,4 @@
-"""A trained network with its encoder: descriptions in, adapters that can be saved out."""
+"""A trained network with its encoder: it turns descriptions into adapters that can be saved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from experts.text_to_lora.shapes import Matrix, check_same_matrices, read_matric
 
 @dataclass(frozen=True)
 class Base:
-    """A base by its name, of which no more is loaded than is needed."""
+    """A base by its name; only what is needed of it is loaded."""
 
     name: str
     config: Callable[[], PreTrainedConfig]
@@ -37,7 +37,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a network, where they are not the paper's."""
+    """The sizes of a network."""
 
     latent_size: int = 128
     head_size: int = 512
@@ -51,13 +51,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Design:
-    """What a network is to be, before it knows the matrices of its base."""
+    """The design of a network, before the matrices of its base are known."""
 
     output: LoraOutput | SvfOutput
     encoder: str
     """A built-in name, a hub id or a folder; "base" is the base model's own last token."""
     trust_remote_code: bool = False
-    """Let an encoder of the hub run the code that it brings."""
+    """Let an encoder from the hub run the code that it brings."""
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -67,7 +67,7 @@ class TextToAdapter:
         writer = TextToAdapter.from_pretrained("path/to/network")
         writer.generate(["Sums of two numbers."])[0].write("path/to/adapter")
 
-    Everything happens without the base: its matrices are named in the network's configuration.
+    The base is not needed: its matrices are named in the network's configuration.
     """
 
     def __init__(self, network: AdapterNetwork, encoder: TaskEncoder) -> None:
@@ -93,7 +93,7 @@ class TextToAdapter:
         """A fresh network for a base with these matrices, which writes the identity adapter.
 
         Args:
-            sizes: `latent_size`, `head_size` and `dropout`, where they should not be the paper's.
+            sizes: `latent_size`, `head_size` and `dropout`, if they should not be the paper's.
         """
         config = NetworkConfig(output, tuple(matrices), encoder.name, encoder.size, base, fingerprint, **sizes)
         return cls(AdapterNetwork(config).eval(), encoder)
@@ -105,9 +105,8 @@ class TextToAdapter:
         """Reads what `save_pretrained` wrote.
 
         Args:
-            encoder: by default the one that the network names; needed where that is the base itself
-                (`LastTokenEncoder`).
-            trust_remote_code: let an encoder of the hub run the code that it brings.
+            encoder: by default the one that the network names; needed if that is the base itself (`LastTokenEncoder`).
+            trust_remote_code: let an encoder from the hub run the code that it brings.
 
         Raises:
             UserError: if the folder holds no network, it is damaged, or its encoder cannot be loaded.
@@ -131,10 +130,10 @@ class TextToAdapter:
         *,
         trust_remote_code: bool = False,
     ) -> TextToAdapter:
-        """As `from_pretrained`, beside the base that it writes for, which may be the encoder as well.
+        """As `from_pretrained`, given the base that it writes for, which may also be the encoder.
 
         Raises:
-            UserError: for another base, too.
+            UserError: also for another base.
         """
         network = read_network(folder)
         if network.spec.fingerprint is not None:
@@ -143,7 +142,7 @@ class TextToAdapter:
         return cls(network.to(base.device), encoder)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `network.json` and `network.safetensors` into a folder, all or nothing; an older one is replaced."""
+        """Writes `network.json` and `network.safetensors` into a folder, all or nothing, replacing an older one."""
         with atomic_folder(Path(folder)) as temporary:
             write_network(self.network, temporary)
 
@@ -159,7 +158,7 @@ class TextToAdapter:
         return self.network.unpack(self.network(self.encoder(tidy(descriptions)).to(device)))
 
     def generate(self, descriptions: Sequence[str]) -> list[Lora] | list[Expert]:
-        """One adapter a description, each with a `write(folder)`.
+        """One adapter per description, each with a `write(folder)`.
 
         Raises:
             UserError: if a description is empty.
@@ -193,11 +192,11 @@ def load_writer(
     model: str | None = None,
     trust_remote_code: bool = False,
 ) -> TextToAdapter:
-    """A trained network with its encoder, also where that is the base itself.
+    """A trained network with its encoder, even if that is the base itself.
 
     Args:
-        base_named: the base of a name, and for None the one to take where nobody names any.
-        model: the base that the adapters are for, whose matrices are then compared with the network's; its config is
+        base_named: a name → the base, and None → the base to take if no name is given.
+        model: the base that the adapters are for; its matrices are compared with the network's, for which its config is
             enough.
 
     Raises:

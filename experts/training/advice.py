@@ -1,4 +1,4 @@
-"""Why a run by REINFORCE may not learn, as far as its first steps tell; docs/not_learning.md goes on from there."""
+"""Why a REINFORCE run may not learn, as far as its first steps tell; docs/not_learning.md says more."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from statistics import fmean
 from typing import Any
 
 STEPS = 3
-"""After so many steps a run is looked at, once."""
+"""The step after which a run is checked, once."""
 
 
 def advice(entries: Sequence[Mapping[str, Any]]) -> str | None:
-    """One line on what stands in the way of learning; None where nothing does.
+    """One line on what stands in the way of learning; None if nothing does.
 
     Args:
-        entries: the log's of some steps: `accuracy`, the share of samples that were right; `unanimous`, that of prompts
-            whose samples all earned the same; `truncated`, that of samples that were cut off.
+        entries: log entries of some steps: `accuracy`, the share of samples that were right; `unanimous`, the share of
+            prompts whose samples all earned the same; `truncated`, the share of samples that were cut off.
     """
     right, unanimous, truncated = (
         fmean(entry.get(name) or 0.0 for entry in entries) for name in ("accuracy", "unanimous", "truncated")
     )
-    if right == 0 and unanimous >= 0.9:  # a reward of the user's own may be any number, and teach below 1
+    if right == 0 and unanimous >= 0.9:  # the user's own reward may be any number, and teach even below 1
         return (
             "no sample was right so far, and what is never right is not reinforced: look at samples "
             "(--log-completions), put solved examples into the prompt (shots, where the domain has them), or let more "

@@ -1,4 +1,4 @@
-"""What the folder of an expert says of it: the adapter, its model card (README.md) and its training curve."""
+"""What goes into an expert's folder: the adapter, its model card (README.md) and its training curve."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Origin:
     """The base that an adapter was trained on, and what it was trained for."""
 
     base: str
-    """Its name."""
+    """The base's name."""
     fingerprint: str
     sketch: Sketch
     description: str
@@ -51,7 +51,7 @@ def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | s
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of one expert. Every figure is measured by the run that made it."""
+    """The facts about one expert. Every figure was measured by the run that made the expert."""
 
     name: str
     origin: Origin
@@ -63,11 +63,11 @@ class Card:
     base_accuracy: Accuracy | Loss
     expert_accuracy: Accuracy | Loss
     constant_accuracy: Accuracy
-    """Of always giving the most common right answer."""
+    """The score of always giving the most common right answer."""
     peft_type: str = "SVF"
     objective: str = "REINFORCE"
     dataset: str | None = None
-    """The hub's id of the data set that the domain is made of, if it has one."""
+    """The hub's id of the data set that the domain is made from, if it has one."""
 
     @property
     def _what(self) -> str:
@@ -77,7 +77,7 @@ class Card:
 
     @property
     def _loaded(self) -> list[str]:
-        """What `load_base` has to be told for this base to be the one that it is."""
+        """The arguments with which `load_base` loads exactly this base."""
         options = self.recipe.get("base", {})
         return [
             f"{name}={options[name]!r}" for name in ("revision", "trust_remote_code", "quantization") if name in options
@@ -142,8 +142,8 @@ The test split chose nothing: the step ({self.best_step}) is the best on the val
 
 
 def plot_curve(entries: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Sampled accuracy of each step, if any, and greedy validation accuracy with its 95 % interval, as a PNG; of a run
-    that nothing judges, the validation losses."""
+    """Plots the sampled accuracy of each step, if any, and greedy validation accuracy with its 95 % interval, as a PNG;
+    for a run that nothing judges, the validation losses."""
     from matplotlib.ticker import MaxNLocator
 
     sampled = {e["step"]: e["accuracy"] for e in entries if "accuracy" in e}

@@ -1,4 +1,4 @@
-"""How good an expert is on problems it has not seen, and how sure we are of it."""
+"""How good an expert is on problems it has not seen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOSSES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Problems:
-    """Rows of a domain's split, to be answered greedily."""
+    """The rows of a domain's split, to be answered greedily."""
 
     domain: Domain
     rows: Dataset
@@ -42,11 +42,11 @@ def held_out_scores(
     mixture: Mixture | None = None,
     on_batch: Callable[[int], None] = lambda answered: None,
 ) -> list[float]:
-    """The domain's score (`scores_of`) of the model's answer to each problem, in order; shared out over processes.
+    """The domain's score (`scores_of`) of the model's answer to each problem, in order; the work is split by process.
 
-    At most `batch_size` problems are answered at once, and no more than there is room for.
-    A column `image` holds the picture that a row's prompt is about; `tokenizer` is then the model's processor.
-    A mixture has a row for each problem, of experts that `model` carries; None leaves the model as it is.
+    At most `batch_size` problems are answered at once, and no more than there is room for. A column `image` holds the
+    picture that a row's prompt is about; `tokenizer` is then the model's processor. A mixture has a row for each
+    problem and names experts that `model` carries; None leaves the model as it is.
     """
     rows, new_tokens = problems.rows, problems.max_new_tokens
     share = _share(len(rows))
@@ -55,7 +55,7 @@ def held_out_scores(
     if "image" in mine.column_names:
         pictures = mine["image"]
         prompts = [prepare_multimodal_messages(p, images=[i]) for p, i in zip(prompts, pictures, strict=True)]
-    elif prompts and can_decode(model):  # whose batches need not be equally many on all processes
+    elif prompts and can_decode(model):  # processes need not run equally many batches then
         longest = max(map(len, tokenize(tokenizer, prompts))) + new_tokens
         batch_size = min(batch_size, rows_that_fit(model, longest))
     answers = NativeEngine(model, tokenizer).generate(
@@ -67,7 +67,7 @@ def held_out_scores(
         constraint=constraint_of(problems.domain, tokenizer, new_tokens),
     )
     columns = {name: mine[name] for name in mine.column_names if name != "prompt"}
-    if own_reward(problems.domain):  # takes what TRL gives
+    if own_reward(problems.domain):  # it takes what TRL passes
         tokens = text_tokenizer(tokenizer)(answers, add_special_tokens=False)["input_ids"] if answers else []
         columns |= {"prompts": mine["prompt"][:], "completion_ids": tokens}
     scores = scores_of(problems.domain, answers, **columns)
@@ -82,7 +82,7 @@ def held_out_losses(
     *,
     on_batch: Callable[[int], None] = lambda read: None,
 ) -> list[float]:
-    """−log p of the text in the column `target` after each row's prompt, in nats a token; shared out over processes."""
+    """−log p of the text in the column `target` after each row's prompt, in nats per token; split by process."""
     mine = rows.select(_share(len(rows)))
     engine, losses = NativeEngine(model, tokenizer), []
     for start in range(0, len(mine), LOSSES_AT_ONCE):
@@ -94,8 +94,8 @@ def held_out_losses(
 
 
 def _share(rows: int) -> list[int]:
-    """The rows of this process: equally many for each, some twice, for those that share a base out must run it equally
-    often."""
+    """The rows of this process: equally many for each, some twice, because processes that share a base must run it
+    equally often."""
     state = processes()
     most = -(-rows // state.num_processes)
     return [row % rows for row in range(most * state.process_index, most * (state.process_index + 1))]

@@ -1,4 +1,4 @@
-"""The training of an expert: from a base and a domain to an expert on disk and its held-out score."""
+"""Trains an expert: from a base and a domain to an expert on disk and its held-out score."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from experts.training.validation import Validation
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedExpert(Result):
-    """What the training of an expert leaves behind. Scores are in [0, 1], one a held-out problem of the test split.
+    """What the training of an expert leaves behind. Scores are in [0, 1], one per held-out problem of the test split.
 
-    Where nothing judges answers, they are the losses of the rows' own answers.
+    If nothing judges answers, they are the losses of the rows' own answers.
     """
 
     model: PeftModel
@@ -43,9 +43,9 @@ class TrainedExpert(Result):
     constant: Accuracy
     """What always giving the most common right answer would score on the same problems."""
     own_reward: bool = False
-    """Whether the scores are rewards of a function of the user's own, any numbers, and not in [0, 1]."""
+    """Whether the scores are rewards from the user's own function: any numbers, not only in [0, 1]."""
     judged: bool = True
-    """Whether the scores are no losses."""
+    """Whether the scores judge answers; otherwise they are losses."""
 
     @property
     def base_accuracy(self) -> Accuracy | Loss:
@@ -61,8 +61,8 @@ class TrainedExpert(Result):
     def comparison(self) -> dict[str, Any]:
         """Accuracies with 95 % Wilson intervals, and the exact McNemar p-value, on the same `n` problems.
 
-        Where a reward function of the user's own gives the scores, the mean rewards too; where nothing judges, losses
-        and the p-value of a sign test.
+        If the user's own reward function gives the scores, it has the mean rewards too; if nothing judges, it has
+        losses and the p-value of a sign test.
         """
         base, expert = self.base_accuracy, self.expert_accuracy
         if isinstance(base, Loss) or isinstance(expert, Loss):
@@ -99,7 +99,7 @@ def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[
     """Finds what is wrong with a run before its base is loaded, and leaves nothing behind.
 
     Returns:
-        The rows of all splits.
+        The rows of every split.
 
     Raises:
         UserError: as `Run.check`, `load_rows`, `check_step`, `configured` and `check_built` do.
@@ -126,7 +126,7 @@ class HeldOut:
 
     size: int = 256
     base_scores: list[float] | None = None
-    """The base's own, where they are known."""
+    """The base's own scores, if they are known."""
 
 
 def train_expert(
@@ -137,16 +137,16 @@ def train_expert(
     run: Run,
     held_out: HeldOut = HeldOut(),
 ) -> TrainedExpert:
-    """Trains, keeps the expert that was best on the validation split, scores it on the test split, writes it.
+    """Trains an expert, keeps it as it was best on the validation split, scores it on the test split, and writes it.
 
     Args:
-        adapter: SVF makes an expert; what any other PEFT method makes is written, and judged, in the same way.
+        adapter: SVF makes an expert; any other PEFT method's adapter is written and scored in the same way.
 
     Raises:
         UserError: as `check_expert_run`, `check_tokenizer`, `check_targets` and `check_prompts` do, or if the domain's
-            rewards are none.
+            rewards are not valid.
         Interrupted: after Ctrl-C, once a checkpoint is written.
-        Diverged: at the first NaN; what was best until then has been written.
+        Diverged: at the first NaN, after writing the best expert until then.
     """
     rows = check_expert_run(run, domain, options)
     sizes: dict[Split, int] = {"validation": options.validation_size, "test": held_out.size}
@@ -164,9 +164,9 @@ def train_expert(
         for split, size in sizes.items():
             if (there := len(problems[split].rows)) < size:
                 progress.say(f"{domain.name}: the {split} split has {there} rows, fewer than the {size} asked for")
-        # Before the base is shared out.
+        # Before the base is sharded.
         origin = Origin(base.name, fingerprint(base.model), sketch(base.model), domain.description, domain.name)
-        set_seed(options.seed)  # some adapters begin at random values
+        set_seed(options.seed)  # some adapters start from random values
         make: Any = make_trainer if isinstance(options, Reinforce) else make_next_token_trainer
         with refusals("the trainer", options.trainer):
             trainer: RunTrainer = make(base, domain, adapter, options, run.folder)
@@ -202,7 +202,7 @@ def _compare(
     known: list[float] | None,
     progress: Progress,
 ) -> TrainedExpert:
-    """The base's scores, if they are not known yet, and the expert's."""
+    """Scores the expert and, if its scores are not known yet, the base."""
 
     def scores(who: str) -> list[float]:
         number = len(problems.rows)

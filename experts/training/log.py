@@ -1,4 +1,4 @@
-"""What is said of a run as it goes: to programs in its log, and to people on stderr."""
+"""What a run reports while it goes: to programs in its log, and to people on stderr."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Figure = Accuracy | Loss | float
 class Log:
     """JSON Lines that grow with a run.
 
-    `training_log.jsonl` has one line a step and one a validation: ids and numbers, never the text of a data set. The
-    model card, the curve, the choice of the best step and a resumed run rest on it.
+    `training_log.jsonl` has one line per step and one per validation: ids and numbers, never the text of a data set.
+    The model card, the curve, the choice of the best step and a resumed run rest on it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,11 +62,11 @@ class Log:
         return {**self.accuracies(), **losses}
 
     def seconds(self) -> float:
-        """What the steps took, without the validations between them."""
+        """The seconds that the steps took, without the validations between them."""
         return sum(entry.get("seconds", 0.0) for entry in self.entries())
 
     def forget_after(self, step: int) -> None:
-        """Drops what an interrupted run did beyond its last checkpoint; it will be done again, identically."""
+        """Drops what an interrupted run did after its last checkpoint; it will be done again, identically."""
         if not self.path.exists():
             return
         kept = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
@@ -78,7 +78,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class _Bars(Bars):
-    """Bars, and what stands below them."""
+    """Bars, with text below them."""
 
     below: Sequence[RenderableType] = ()
 
@@ -88,7 +88,7 @@ class _Bars(Bars):
 
 
 class Progress:
-    """A live bar in a terminal, a line a step elsewhere; silent on all processes but the first."""
+    """A live bar in a terminal, one line per step elsewhere; silent on all processes but the first."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -110,7 +110,7 @@ class Progress:
             self._bars.start()
 
     def stepped(self, entry: Mapping[str, Any]) -> None:
-        """After a step, with the entry that goes to the log."""
+        """Reports a step, given the entry that goes to the log."""
         step = entry["step"]
         if "reward" in entry:
             reward = "none" if entry["reward"] is None else f"{entry['reward']:+.2f}"
@@ -131,7 +131,7 @@ class Progress:
             self.say(line)
 
     def sampled(self, prompt: str, samples: Sequence[tuple[str, float | None]]) -> None:
-        """Some samples of a step, each with its reward; they are shown with its figures."""
+        """Takes some samples of a step, each with its reward, to show them with the step's figures."""
         said = [f"  {'none' if r is None else f'{r:+.2f}'}  {shorten(text, 80)}" for text, r in samples]
         self._samples = [f"  {shorten(prompt, 120)}", *said]
 
@@ -150,7 +150,7 @@ class Progress:
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for work of `total` items; call what it gives with the number of items just done."""
+        """A bar for work on `total` items; call what it yields with the number of items just done."""
         if not self.console.is_terminal:
             self.say(f"{self.title}: {what}")
             yield lambda done: None
@@ -171,7 +171,7 @@ class Progress:
         )
 
 
-# What a trainer logs of a step → its name in our log.
+# A trainer's name for a figure of a step → our log's.
 FIGURES = {
     "reward": "reward",
     "accuracy": "accuracy",
@@ -188,7 +188,7 @@ FIGURES = {
 
 
 class StepLog(TrainerCallback):
-    """Carries the figures of steps to the log and the display, with the time that the steps took."""
+    """Passes each step's figures to the log and the display, with the time that the step took."""
 
     def __init__(self, log: Log, progress: Progress) -> None:
         self.log, self.progress = log, progress
@@ -210,14 +210,14 @@ class StepLog(TrainerCallback):
             return
         entry = {name: logs[key] for key, name in FIGURES.items() if key in logs}
         if "reward" in entry:
-            del entry["loss"]  # which says nothing: its mean is that of the advantages
+            del entry["loss"]  # it says nothing: its mean is the advantages' mean
             each = {key: value for key, value in logs.items() if key.startswith("rewards/") and key.endswith("/mean")}
             entry |= each if len(each) > 1 else {}
         tokens = state.num_input_tokens_seen - self.tokens
         speed = {"tokens_per_second": tokens / self.seconds} if tokens else {}
         entry = {"step": state.global_step, **entry, **speed, "seconds": self.seconds}
         self.tokens, self.seconds = state.num_input_tokens_seen, 0.0
-        # TRL logs None as the reward of a step on which a reward function has no opinion.
+        # TRL logs None as the reward of a step if a reward function has no opinion on it.
         self.log.append(**{key: round(v, 6) if isinstance(v, float) else v for key, v in entry.items()})
         self.progress.stepped(entry)
         if state.global_step == advice.STEPS and "accuracy" in entry:

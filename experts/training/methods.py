@@ -30,7 +30,7 @@ class SVF:
     """Which matrices an expert adapts."""
 
     also_called: ClassVar[Mapping[str, str]] = {"r": "rank"}
-    """Names that PEFT has for fields of ours, which recipes may use as well."""
+    """PEFT's names for our fields, which recipes may use as well."""
 
     target_modules: str | list[str] = "all-linear"
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
@@ -57,7 +57,7 @@ class LoRA:
     alpha: float = 32
     """The difference is scaled by alpha / rank."""
     dropout: float = 0.0
-    """Under REINFORCE anything above 0 trains on other likelihoods than the ones that were sampled from."""
+    """Under REINFORCE, anything above 0 trains on likelihoods other than those that were sampled from."""
 
     def __post_init__(self) -> None:
         _check(self.target_modules, rank=self.rank)
@@ -87,12 +87,12 @@ class DoRA(LoRA):
 
 @dataclass(frozen=True)
 class IA3:
-    """Which layers get their outputs, or inputs, rescaled."""
+    """Which layers get their outputs or inputs rescaled."""
 
     target_modules: str | list[str] = field(default_factory=lambda: ["k_proj", "v_proj", "down_proj"])
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
     feedforward_modules: str | list[str] = field(default_factory=lambda: ["down_proj"])
-    """Those of them whose inputs are rescaled instead of the outputs."""
+    """Those of them whose inputs are rescaled instead of their outputs."""
 
     def __post_init__(self) -> None:
         _check(self.target_modules)
@@ -112,7 +112,7 @@ class TinyLoRA:
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
     rank: int = 2
     u: int = 64
-    """Trained numbers a matrix."""
+    """Trained numbers per matrix."""
     weight_tying: float = 0.0
     """The share of matrices that use the numbers of another."""
 
@@ -141,11 +141,11 @@ def _check(modules: str | list[str], **counts: int) -> None:
 
 
 def check_targets(config: PeftConfig, base: nn.Module) -> None:
-    """Compares what a rival's configuration names with the modules of a base; SVF does so itself.
+    """Checks the names in a rival's configuration against the modules of a base; SVF does so itself.
 
     Raises:
-        UserError: for a name that means nothing, where PEFT adapts the others in silence; or for a module that the
-            method does not adapt.
+        UserError: for a name that refers to nothing (PEFT would silently adapt only the others), or for a module that
+            the method cannot adapt.
     """
     wanted = cast(Any, config).target_modules
     if isinstance(config, SVFConfig) or wanted == "all-linear":

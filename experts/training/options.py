@@ -1,4 +1,4 @@
-"""The options that every training has, and what can be wrong with a training before it begins."""
+"""The options that every training has, and checks of what can be wrong before it begins."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from experts.training.processes import processes
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """What every training is told, whatever it trains. Learning rate and steps depend on what is learned.
+    """The options of every training, whatever it trains. Learning rate and steps depend on what is learned.
 
     Raises:
         UserError: for a number that no training can use.
     """
 
     also_called: ClassVar[Mapping[str, str]] = {"max_steps": "steps"}
-    """Names that TRL has for options of ours, which recipes may use as well."""
+    """TRL's names for our options, which recipes may use as well."""
 
     learning_rate: float
-    """AdamW's, before any schedule."""
+    """AdamW's learning rate, before any schedule."""
     steps: int
     """Optimiser steps."""
     max_grad_norm: float = 1.0
     """A longer gradient is scaled down to this length."""
     seed: int = 0
-    """Of the order of rows, and of all that is drawn."""
+    """The seed of the order of rows and of all that is drawn."""
 
     def __post_init__(self) -> None:
         check_numbers(self, least=[("steps", 1), ("max_grad_norm", 0)], positive=["learning_rate"])
         check_whole("seed", self.seed, least=0, most=SEEDS)
 
     def arguments(self) -> dict[str, Any]:
-        """What transformers' trainer is told of them."""
+        """The arguments of transformers' trainer that follow from them."""
         return {
             "max_steps": self.steps,
             "learning_rate": self.learning_rate,
@@ -58,21 +58,21 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertTraining(TrainingOptions):
-    """The options of every objective that trains an expert, or another adapter, on one domain."""
+    """The options of every objective that trains an expert or another adapter on one domain."""
 
     rows_option: ClassVar[str]
     """The name of the option that says how many rows one step takes."""
     config_class: ClassVar[type]
-    """Of the trainer's configuration."""
+    """The class of the trainer's configuration."""
     also_called: ClassVar[Mapping[str, str]] = {
         **TrainingOptions.also_called,
         "max_completion_length": "max_new_tokens",
     }
 
     max_new_tokens: int = 32
-    """The most that an answer may have."""
+    """The most tokens that an answer may have."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate: constant, or down to zero along half a cosine."""
+    """The learning rate's schedule: constant, or down to zero along half a cosine."""
     validate_every: int = 5
     """Steps between greedy evaluations on the validation split. A checkpoint is written with every step."""
     validation_size: int = 128
@@ -87,7 +87,7 @@ class ExpertTraining(TrainingOptions):
     """A tracker that transformers knows: trackio, wandb, tensorboard, or none."""
     trainer: dict[str, Any] = added(default_factory=dict)
     """Further arguments of TRL's RLOOConfig, or of transformers' TrainingArguments for next_token, by their names. In a
-    file it is a block of its own, too."""
+    file it is a block of its own too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,18 +102,18 @@ class ExpertTraining(TrainingOptions):
             "gradient_checkpointing": self.gradient_checkpointing,
             "report_to": self.report_to,
             "logging_steps": 1,
-            "save_steps": 1,  # what is trained is small
+            "save_steps": 1,  # trained parameters are few
             "save_total_limit": 2,
             "ddp_find_unused_parameters": False,
         }
 
     def configuration(self, **arguments: Any) -> Any:
-        """The trainer's, of our arguments and of those in `trainer`; raises UserError, as `configured` does."""
+        """The trainer's configuration, from our arguments and those in `trainer`; raises as `configured` does."""
         return configured(self.config_class, arguments, self.trainer)
 
     @classmethod
     def elsewhere(cls, name: str) -> str:
-        """What to use for a name that is no field, but an argument of the trainer's configuration; else nothing."""
+        """What to use instead of a name that is an argument of the trainer's configuration and no field; else ""."""
         return instead_of(cls.config_class, name)
 
     @property
@@ -136,8 +136,8 @@ def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1)
     """The sequences of one forward and backward pass on one process, and the passes of one optimiser step.
 
     Args:
-        option: the name of the option that asks for `rows` in a step of all processes together.
-        sequences: of one row; those of a row are one process's.
+        option: the name of the option that asks for `rows` rows per step, over all processes together.
+        sequences: the sequences of one row; they stay on one process.
 
     Raises:
         UserError: if the rows do not divide over the processes, or a process's sequences into micro-batches.
@@ -157,7 +157,7 @@ def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1)
 
 
 def check_step(options: ExpertTraining, rows: int) -> tuple[int, int]:
-    """`divide` for a step, of a training split that has so many rows.
+    """`divide` for a step on a training split of `rows` rows.
 
     Raises:
         UserError: if a step asks for more rows than there are, or does not divide; or as `check_tracker` does.
@@ -178,7 +178,7 @@ def check_tracker(name: str) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
-    """Raises UserError for a tokenizer that cannot end an answer, not fill up a batch, or not render a chat."""
+    """Raises UserError for a tokenizer that cannot end an answer, pad a batch or render a chat."""
     text = text_tokenizer(tokenizer)
     for token, what in (("eos", "end"), ("pad", "padding")):
         if getattr(text, f"{token}_token_id") is None:
@@ -194,7 +194,7 @@ def check_prompts(
 ) -> None:
     """Raises UserError for a prompt that the template refuses, or that leaves its answer no room in the context.
 
-    Prompts with pictures are not looked at here; how long they are is known when their pictures are read.
+    Prompts with pictures are not checked here; their length is only known when the pictures are read.
     """
     context = context_of(config)
     for rows in splits:

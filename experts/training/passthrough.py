@@ -1,6 +1,6 @@
-"""Arguments of TRL's and transformers' configurations that a recipe hands on as they are, in its `trainer` block.
+"""Arguments of TRL's and transformers' configurations that a recipe passes on unchanged, in its `trainer` block.
 
-What an option of ours sets, or what has no effect on trainings here, is refused: the line says what to use instead.
+An argument that one of our options sets, or that has no effect here, is refused; the error says what to use instead.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ BY_BEGINNING = {
 }
 BOUNDED = ("top_p", "top_k", "min_p", "repetition_penalty")
 DRAWING = {*BOUNDED, "generation_kwargs"}
-"""Arguments that say how tokens are drawn, beside the temperature."""
+"""Arguments beside the temperature that say how tokens are drawn."""
 IN_GENERATION: Mapping[str, str] = {
     "max_new_tokens": "use training.max_new_tokens",
     "max_length": "use training.max_new_tokens",
@@ -97,7 +97,7 @@ IN_GENERATION: Mapping[str, str] = {
     **dict.fromkeys(("output_attentions", "output_hidden_states"), NO_EFFECT),
     **dict.fromkeys(("stop_strings", "transformers_version"), NO_EFFECT),
 }
-"""What is set, or means nothing, within `generation_kwargs` → what to use instead."""
+"""Arguments in `generation_kwargs` that are already set or mean nothing → what to use instead."""
 
 
 def _instead(name: str) -> str:
@@ -107,17 +107,18 @@ def _instead(name: str) -> str:
 
 
 def instead_of(config: type, name: str) -> str:
-    """Where a recipe says what an argument of a configuration class says; "" for what is none."""
+    """What a recipe uses instead of an argument of a configuration class; "" if `name` is not such an argument."""
     if name not in {field.name for field in fields(config)}:
         return ""
     return _instead(name) or "it belongs into the trainer block"
 
 
 def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
-    """Looks at arguments for a configuration class, and at their values' types.
+    """Checks arguments for a configuration class, and the types of their values.
 
     Raises:
-        UserError: naming the first that the class does not know, that is not handed on, or whose value is another's.
+        UserError: naming the first that the class does not know, that is not passed on, or whose value has another
+            type.
     """
     hints = get_type_hints(config)
     for name, value in given.items():
@@ -145,7 +146,7 @@ def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
 
 
 def _check_generation(given: Mapping[str, Any]) -> None:
-    """Looks at transformers' arguments of generation; raises UserError for one that is not handed on, or not known."""
+    """Checks transformers' generation arguments; raises UserError for one that is unknown or not passed on."""
     known = GenerationConfig().to_dict()
     for name in given:
         if name in IN_GENERATION:
@@ -160,7 +161,7 @@ def _check_generation(given: Mapping[str, Any]) -> None:
 
 @contextmanager
 def refusals(what: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """Raises UserError for what `what` raises, where a recipe hands arguments on to it."""
+    """Turns whatever `what` raises about arguments that a recipe passes on into UserError."""
     try:
         yield
     except UserError:
@@ -172,7 +173,7 @@ def refusals(what: str, given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def configured(config: type, arguments: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """An instance of a configuration class, of our arguments and of those that a recipe hands on.
+    """An instance of a configuration class, made from our arguments and those that a recipe passes on.
 
     Raises:
         UserError: if the class refuses them.
@@ -182,10 +183,10 @@ def configured(config: type, arguments: Mapping[str, Any], given: Mapping[str, A
 
 
 def check_built(arguments: Any, given: Mapping[str, Any]) -> None:
-    """Builds what a trainer builds late of its configuration: data loader, optimiser and scheduler.
+    """Builds what a trainer only builds late from its configuration: data loader, optimiser and scheduler.
 
     Raises:
-        UserError: for what one of them refuses.
+        UserError: if one of them refuses its arguments.
     """
     with refusals("the data loader", given):
         DataLoader(

@@ -1,4 +1,4 @@
-"""The processes that train together, and a base that is too large for one of them."""
+"""Processes that train together, and sharding a base that is too large for one of them."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from experts.svf import SVFLinear
 
 
 def processes(patience: timedelta | None = None) -> PartialState:
-    """This process among those that `torchrun` or `accelerate launch` started.
+    """This process, among those that `torchrun` or `accelerate launch` started.
 
-    Where there is no accelerator they talk over gloo. accelerate must be told so, at its first call: else each process
+    Without an accelerator they talk over gloo. accelerate must be told so at its first call; otherwise each process
     takes itself for the only one.
 
     Args:
-        patience: how long they wait for each other, if this is the first call; None for PyTorch's own minutes.
+        patience: how long they wait for each other, if this is the first call; None is PyTorch's default.
     """
     waits = {} if patience is None else {"timeout": patience}
     return PartialState(cpu=not torch.accelerator.is_available(), **waits)
 
 
 def shard(model: PeftModel) -> None:
-    """Shares out the base's parameters over all processes, and moves the shares to this process's device.
+    """Shards the base's parameters over all processes, and moves each shard to its process's device.
 
-    Every process keeps a share of the base, and the whole expert.
+    Every process keeps a shard of the base, and the whole expert.
 
-    A block of the base is gathered as it runs, forwards and backwards, and let go afterwards (FSDP 2). What is trained
-    is small: it stays whole in every process, as under data parallelism, which sums its gradients. So do buffers, SVF's
-    factors among them, which are therefore best limited in rank. Every process must make equally many forward passes.
+    A block of the base is gathered while it runs, forwards and backwards, and freed afterwards (FSDP 2). Trained
+    parameters are few: they stay whole in every process, as under data parallelism, which sums their gradients. So do
+    buffers, including SVF's factors, so these are best limited in rank. Every process must make equally many forward
+    passes.
 
     Raises:
-        UserError: where there is one process only, or the base is quantised.
+        UserError: if there is only one process, or the base is quantised.
     """
     state = processes()
     if state.num_processes == 1:
@@ -53,15 +54,15 @@ def shard(model: PeftModel) -> None:
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     blocks = set(base._no_split_modules or ())
     for module in [*(m for m in base.modules() if type(m).__name__ in blocks), base]:
-        # Also the rest: by itself FSDP keeps that gathered, until one process saves and lets its own go.
+        # The rest too: by default FSDP would keep it gathered until one process saves and frees its own.
         fully_shard(module, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
-        # FSDP keeps the tensors it gathers into; made under inference mode they would be of no use to training.
+        # FSDP keeps the tensors it gathers into; made under inference mode they would be useless for training.
         module.unshard()
         module.reshard()
     for layer in model.modules():
         if isinstance(layer, SVFLinear):
             layer.keeps_merged = False
-    model.to(state.device)  # what is not shared out
+    model.to(state.device)  # what is not sharded
     untouched = [name for name, p in model.named_parameters() if p not in trained]
     untouched += [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, untouched)

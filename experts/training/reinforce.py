@@ -1,19 +1,19 @@
-"""REINFORCE for one expert (arXiv 2501.06252, section 3.2, equation 2): the algorithm, on tensors alone.
+"""REINFORCE for one expert (arXiv 2501.06252, section 3.2, equation 2): the algorithm, on plain tensors.
 
     J(z) = E[ log π_z(y | x) · A(x, y) ],   A = r(y) − λ·KL(y) − baseline
 
 One step, for P prompts x:
 
-    y ~ π_z(· | x), S times                      sampled completions, the end of the answer among their tokens
+    y ~ π_z(· | x), S times                      sampled completions, including the token that ends the answer
     r = signed(scores)                           the domain's reward
     A = advantages(r − λ · kl_to_base(log π_z(y_t), log π_base(y_t)))
     z ← AdamW step along −∇_z policy_loss(log π_z(y_t), A)
 
-Where we differ from the paper's code: completions are sampled and not greedy, several to a prompt (TRL's minimum is
-two); KL is KL(π_z ‖ base) as in the paper's formula, estimated on the samples; the token ids that were sampled are the
-ones that are trained on. `experts.training.trl_glue` has these functions called by TRL's trainer.
+This differs from the paper's code: completions are sampled, not greedy, and several per prompt (TRL's minimum is two);
+KL is KL(π_z ‖ base) as in the paper's formula, estimated on the samples; training uses exactly the token ids that were
+sampled. `experts.training.trl_glue` makes TRL's trainer call these functions.
 
-Shapes: P prompts with S samples each, B = P·S completions, those of a prompt side by side, of T tokens.
+Shapes: P prompts with S samples each, B = P·S completions of T tokens, those of a prompt side by side.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from experts.training.options import ExpertTraining
 
 Baseline = Literal["leave-one-out", "batch-mean", "none"]
 MOST_WEIGHT = 2.0
-"""Of a completion that is likelier here than where it was drawn: a few of them must not make the step."""
+"""The largest weight of a completion that is likelier here than where it was drawn: a few must not dominate a step."""
 
 
 def signed(scores: Sequence[float], wrong: float = -1.0) -> list[float]:
-    """r(y): +1 for a right answer, whose score is 1 or more, and `wrong` for any other; NaN, no opinion, stays."""
+    """r(y): +1 for a right answer, whose score is 1 or more, `wrong` for any other; NaN (no opinion) stays NaN."""
     return [score if math.isnan(score) else 1.0 if score >= 1 else wrong for score in scores]
 
 
 def kl_to_base(expert_logps: Tensor, base_logps: Tensor, mask: Tensor) -> Tensor:
-    """KL(y) [B]: of each completion Σ_t log π_z(y_t) − log π_base(y_t), whose mean over samples is KL(π_z ‖ base).
+    """KL(y) [B]: Σ_t log π_z(y_t) − log π_base(y_t) for each completion; its mean over samples is KL(π_z ‖ base).
 
     Args:
         expert_logps, base_logps: log-likelihoods of the sampled tokens in nats [B, T].
-        mask: 1 for the tokens of a completion, its end among them, 0 for what comes after [B, T].
+        mask: 1 for the tokens of a completion, including its end token, 0 after them [B, T].
     """
     return ((expert_logps - base_logps) * mask).sum(1)
 
@@ -54,12 +54,12 @@ def advantages(rewards: Tensor, samples: int, baseline: Baseline) -> Tensor:
     """A [B], from r(y) − λ·KL(y) [B].
 
     Args:
-        samples: S, of each prompt.
-        baseline: "leave-one-out" is the mean of the other samples of the same prompt, "batch-mean" that of all
-            completions, "none" is 0. The first and the last leave the gradient's expectation as it is.
+        samples: S, per prompt.
+        baseline: "leave-one-out" is the mean of the other samples of the same prompt, "batch-mean" the mean of all
+            completions, "none" is 0. The first and the last do not change the gradient's expectation.
 
-    A reward that is NaN is no opinion: its completion is in no mean, and A is 0, as it is where no other of the prompt
-    has one.
+    A reward of NaN is no opinion: its completion counts in no mean, and its A is 0. So is A under "leave-one-out" if no
+    other sample of the prompt has a reward.
     """
     if baseline == "leave-one-out":
         of_prompt = rewards.view(-1, samples)  # [P, S]
@@ -72,24 +72,24 @@ def advantages(rewards: Tensor, samples: int, baseline: Baseline) -> Tensor:
 
 
 def importance(logps: Tensor, sampler_logps: Tensor, mask: Tensor) -> Tensor:
-    """w [B] = min(π_z(y) / μ(y), `MOST_WEIGHT`) of completions that another engine has drawn, from its own μ.
+    """w [B] = min(π_z(y) / μ(y), `MOST_WEIGHT`) for completions that another engine has drawn from its own μ.
 
-    μ is π_z, computed by other kernels, and so not quite the same. E_μ[w · f] is E_π[f], but for what the bound cuts.
+    μ is π_z computed by other kernels, so not quite the same. E_μ[w · f] is E_π[f], except for what the bound cuts off.
 
     Args:
         logps, sampler_logps: log π_z and log μ of the sampled tokens, in nats [B, T].
-        mask: as of `kl_to_base`.
+        mask: as in `kl_to_base`.
     """
     return ((logps - sampler_logps) * mask).sum(1).exp().clamp(max=MOST_WEIGHT)
 
 
 def policy_loss(logps: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
-    """−J(z) = −mean_B( A · Σ_t log π_z(y_t) ), a number whose gradient is that of REINFORCE.
+    """−J(z) = −mean_B( A · Σ_t log π_z(y_t) ), a scalar whose gradient is REINFORCE's.
 
     Args:
         logps: log π_z of the sampled tokens, in nats [B, T].
-        mask: as of `kl_to_base`.
-        advantages: A [B], through which no gradient goes.
+        mask: as in `kl_to_base`.
+        advantages: A [B]; no gradient flows through it.
     """
     return -(advantages * (logps * mask).sum(1)).mean()
 
@@ -107,26 +107,26 @@ class Reinforce(ExpertTraining):
     }
 
     prompts_per_step: int = 16
-    """P, of all processes together."""
+    """P, over all processes together."""
     samples_per_prompt: int = 4
-    """S, completions of each prompt, which are compared with each other."""
+    """S, the completions of each prompt, which are compared with each other."""
     temperature: float = 1.0
-    """At which completions are sampled."""
+    """The temperature at which completions are sampled."""
     reward: Literal["signed", "raw"] | None = None
     """signed: +1 for a right answer, whose score is 1 or more, and `wrong_reward` for any other. raw: the score itself.
-    None is raw where a reward function of the user's own gives the scores, signed elsewhere."""
+    None: raw if your own reward function gives the scores, else signed."""
     wrong_reward: float = -1.0
-    """What a wrong answer earns where `reward` is signed."""
+    """What a wrong answer earns if `reward` is signed."""
     baseline: Baseline = "leave-one-out"
-    """What is taken off a reward; `advantages` says what each is."""
+    """What is subtracted from a reward; `advantages` says what each is."""
     kl: float = 0.0
     """λ, the coefficient of KL(π_z ‖ base)."""
     rollouts: Literal["native", "vllm"] = added(default="native")
-    """Who writes the samples: this package, or vLLM, for which an expert of limited rank is a LoRA that changes with
-    every step."""
+    """Who writes the samples: this package, or vLLM, where an expert of limited rank is a LoRA that changes with every
+    step."""
     parametrization: Literal["raw", "sigmoid", "shared"] = "raw"
     """raw trains z itself; sigmoid is the original code's z = σ(p) with the nuclear norm kept; shared trains one z for
-    the matrices of a kind in all layers."""
+    all layers' matrices of a kind."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,11 +145,11 @@ class Reinforce(ExpertTraining):
             "num_generations": self.samples_per_prompt,
             "max_completion_length": self.max_new_tokens,
             "temperature": self.temperature,
-            "beta": 0.0,  # KL is taken off here
+            "beta": 0.0,  # KL is subtracted here instead
         }
 
     def rewards(self, own: bool) -> Literal["signed", "raw"]:
-        """What `reward` means, where a function of the user's own gives the scores or does not."""
+        """What `reward` means; `own` says whether the user's own function gives the scores."""
         return self.reward or ("raw" if own else "signed")
 
     @property

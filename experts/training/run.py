@@ -1,7 +1,7 @@
-"""A run: what trains, can be stopped at any moment, goes on, and ends in a whole folder or in none.
+"""A run: a training that can be stopped at any moment, can be resumed, and ends in a complete folder or in none.
 
-While it runs, everything lives in `<output>.unfinished/` (the log, the last two checkpoints, and what was trained as it
-was at the best validation). `<output>/` appears when the run is complete, and not before.
+While it runs, everything is in `<output>.unfinished/` (the log, the last two checkpoints, and the trained parameters of
+the best validation). `<output>/` appears only when the run is complete.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class Result:
 
     folder: Path
     parameters: int
-    """How many numbers were trained."""
+    """How many parameters were trained."""
     validations: Mapping[int, Figure]
-    """By step. Step 0 is what the training began with."""
+    """Step → what its validation measured. Step 0 is what the training started from."""
     best_step: int
     train_seconds: float
     diverged: Diverged | None = None
-    """What ended it before its last step. `Run.finish` raises it, when the best step until then is written."""
+    """What ended it before its last step. `Run.finish` raises it, after writing the best step until then."""
 
 
 class Interrupted(UserError):
-    """Ctrl-C: the run stopped after a checkpoint and can go on."""
+    """Ctrl-C: the run stopped after a checkpoint and can be resumed."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}; it goes on from there when it is resumed")
@@ -53,27 +53,27 @@ class Interrupted(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """Where a training goes, and whether it begins there or goes on.
+    """Where a training writes, and whether it starts there or resumes.
 
-    A training is given its run. It calls `check` before anything is loaded, and then, within `at_work`, `train` once
-    and `finish` once.
+    A training gets its run. It calls `check` before anything is loaded, and then, within `at_work`, `train` once and
+    `finish` once.
     """
 
     output: Path
-    """The folder that it ends in; must not exist unless `replace`."""
+    """The folder of the result; it must not exist unless `replace`."""
     recipe: Mapping[str, Any]
-    """All that the result depends on, as it stands in the model card; what another recipe began is not resumed."""
+    """All that the result depends on, as in the model card; a run that another recipe started is not resumed."""
     resume: bool = False
-    """Go on from `<output>.unfinished/`, with the result of an uninterrupted run."""
+    """Resume from `<output>.unfinished/`, with the result of an uninterrupted run."""
     replace: bool = False
     log_completions: bool = False
-    """Keep what is sampled, with its reward, in `completions.jsonl` beside the log, for those who want to look."""
+    """Keep the samples and their rewards in `completions.jsonl` beside the log, for those who want to look."""
     beside: Callable[[Path], None] = lambda folder: None
-    """Writes what else belongs into the output, before that appears."""
+    """Writes what else belongs in the output, before the output appears."""
 
     @property
     def folder(self) -> Path:
-        """Of the run until it is complete."""
+        """The folder of the run until it is complete."""
         return unfinished_folder(self.output)
 
     @property
@@ -94,7 +94,7 @@ class Run:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Has the folder to itself; one that fails before its first checkpoint leaves nothing.
+        """Keeps the folder to itself within the block; a run that fails before its first checkpoint leaves nothing.
 
         Raises:
             UserError: as `check` does, or if another program is at work there.
@@ -104,12 +104,12 @@ class Run:
             yield
 
     def train(self, trainer: RunTrainer, progress: Progress, validation: Validation | None = None) -> Result:
-        """Trains to the end, or goes on to it, and leaves the trainer's model as it was at the best step.
+        """Trains, or resumes, to the end, and leaves the trainer's model as it was at the best step.
 
         Without a validation the last step is the best.
 
         Raises:
-            Diverged: at the first NaN, where no step has been validated yet.
+            Diverged: at the first NaN, if no step has been validated yet.
             Interrupted: after Ctrl-C, once a checkpoint is written.
         """
         checkpoint = last_checkpoint(self.folder) if self.resume else None
@@ -126,7 +126,7 @@ class Run:
         diverged: Diverged | None = None
         patient = validation is None or not validation.out_of_patience(self.log.validations())
         try:
-            # The Trainer would make one step more than it should after a checkpoint of the last step.
+            # The Trainer would make one step too many after a checkpoint of the last step.
             if checkpoint_step(checkpoint) < trainer.args.max_steps and patient:
                 trainer.train(resume_from_checkpoint=checkpoint)
         except Diverged as error:
@@ -138,19 +138,19 @@ class Run:
         figures = self.log.validations()
         best = validation.best_step(figures) if validation else trainer.args.max_steps
         if diverged and (validation is None or best is None):
-            raise diverged  # nothing has been validated: there is nothing to keep
+            raise diverged  # nothing has been validated, so there is nothing to keep
         assert best is not None
         model: Any = trainer.model
         model.load_state_dict(load_file(kept_path(self.folder, best)), strict=False)
         return Result(self.output, trainer.trained_parameters(), figures, best, self.log.seconds(), diverged)
 
     def finish(self, result: Result, write: Callable[[Path], None]) -> None:
-        """Makes `output` of what `write` puts into a folder, with the log beside it; then the run is over.
+        """Makes `output` from what `write` puts into a folder, with the log beside it, and ends the run.
 
         Raises:
-            Diverged: what ended the training before its last step.
+            Diverged: if that ended the training before its last step.
         """
-        processes().wait_for_everyone()  # everyone has read what is best before it goes
+        processes().wait_for_everyone()  # everyone has read the best step before it is removed
         if processes().is_main_process:
             with atomic_folder(self.output) as folder:
                 for log in (self.log, self.completions):
@@ -165,13 +165,13 @@ class Run:
 
 
 def unfinished_folder(output: Path) -> Path:
-    """Where the run that will end in `output` keeps itself until then."""
+    """The folder of the run that will end in `output`, until then."""
     output = Path(os.path.normpath(output))
     return output.with_name(output.name + ".unfinished")
 
 
 def is_begun(output: Path, recipe: Mapping[str, Any]) -> bool:
-    """Whether there is a run of this recipe that can go on."""
+    """Whether there is a run of this recipe that can be resumed."""
     unfinished = unfinished_folder(output)
     return unfinished.exists() and _was_begun_with(unfinished, recipe)
 
@@ -182,13 +182,13 @@ def _was_begun_with(unfinished: Path, recipe: Mapping[str, Any]) -> bool:
 
 
 def last_checkpoint(unfinished: Path) -> str | None:
-    """The last complete one. The trainer writes its state last; a killed run may leave a checkpoint without it."""
+    """The last complete checkpoint. The trainer writes its state last; a killed run may leave one without it."""
     complete = [path for path in unfinished.glob("checkpoint-*") if _is_complete(path)]
     return str(max(complete, key=checkpoint_step)) if complete else None
 
 
 def checkpoint_step(checkpoint: str | Path | None) -> int:
-    """The step after which a checkpoint was written; 0 where there is none."""
+    """The step after which a checkpoint was written; 0 if there is none."""
     return int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
 
 
@@ -203,11 +203,11 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:
-    """Whether a run may begin, or go on. Leaves nothing behind.
+    """Checks whether a run may start or resume. Leaves nothing behind.
 
     Raises:
-        UserError: if the output is there already, or cannot be written; if there is nothing to resume, something that
-            ought to be resumed, or what another recipe began; if another program is at work there.
+        UserError: if the output already exists or cannot be written; if there is nothing to resume, a run that ought to
+            be resumed, or one that another recipe started; or if another program is at work there.
     """
     here, there = Path.cwd(), Path(os.path.abspath(output))
     if there in (here, *here.parents):
@@ -215,7 +215,7 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; choose another folder")
     unfinished = unfinished_folder(output)
-    going_on = resume and unfinished.exists()  # perhaps from where a complete `output` had just been written
+    going_on = resume and unfinished.exists()  # perhaps from just after a complete `output` was written
     if output.exists() and any(output.iterdir()) and not (replace or going_on):
         raise UserError(f"{output} exists already; choose another folder, or remove it first")
     if resume and not going_on:
@@ -233,7 +233,7 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
 
 
 def prepare_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool) -> Path:
-    """Makes the folder of the run, after `check_folders`, and returns it; raises as `at_work_in` does."""
+    """Makes the run's folder, after `check_folders`, and returns it; raises as `at_work_in` does."""
     unfinished, state = unfinished_folder(output), processes()
     state.wait_for_everyone()  # everyone has looked before the first one changes anything
     if state.is_main_process:
@@ -247,7 +247,7 @@ def prepare_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool) ->
 
 
 def remove_folder(unfinished: Path) -> None:
-    """Removes the folder of a run as a whole: what is killed meanwhile leaves nothing that could be resumed."""
+    """Removes a run's folder as a whole: even if this is killed, it leaves nothing that could be resumed."""
     removed = unfinished.with_name(f".{unfinished.name}.removed")
     shutil.rmtree(removed, ignore_errors=True)
     if unfinished.exists():

@@ -1,8 +1,8 @@
 """The completions of one prompt share its computation: it is read once, in sampling and in training.
 
-With S samples of C tokens to a prompt of P, a step passes P + S·C tokens through the base instead of S·(P + C). What
-all prompts begin with, a system's turn or solved examples, is read once for all of them. The gradient is the same: that
-of the keys and values is the sum over all that look at them.
+With S samples of C tokens for a prompt of P, a step passes P + S·C tokens through the base instead of S·(P + C). A
+beginning that all prompts share, such as a system message or solved examples, is read once for all of them. The
+gradient is the same: the keys' and values' gradient is the sum over all that attend to them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from experts.engine.decoding import (
 from experts.engine.forward import CACHE
 
 APART, APART_ELSEWHERE = {"cpu": 256}, 4096
-"""About what a pass of its own costs, in tokens that could have passed meanwhile: the weights are read once more."""
+"""The cost of one more pass, in tokens that could have passed meanwhile: the weights are read once more."""
 
 
 def read(
@@ -41,10 +41,10 @@ def read(
 ) -> tuple[DynamicCache | None, Tensor]:
     """The keys and values of prompts [P, L], padded on the left, and the logits [P, 1, V] of what comes next.
 
-    None in place of a cache that cannot be shared, because it holds recurrent states.
+    The cache is None if it cannot be shared because it holds recurrent states.
 
     Args:
-        cache: what comes before `ids`, which the mask covers as well.
+        cache: what comes before `ids`; the mask covers it as well.
     """
     output = model(
         input_ids=ids,
@@ -60,9 +60,9 @@ def read(
 
 
 def read_behind_prefix(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCache | None, Tensor, Tensor]:
-    """As `read`, with what all prompts begin with read once; also the mask [P, L] of the cache's columns.
+    """As `read`, but reads a beginning that all prompts share once; also gives the mask [P, L] of the cache's columns.
 
-    The columns are those of the prefix, and behind it the rest of each prompt, padded on its left.
+    The columns are the prefix, followed by the rest of each prompt, padded on its left.
     """
     P, L = ids.shape
     lengths = mask.sum(1)
@@ -71,7 +71,7 @@ def read_behind_prefix(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCa
     K = int((beginnings == beginnings[:1]).all(0).long().cumprod(0).sum())
     if P > 1 and K and shares_beginnings(model):
         cache, _ = read(model, beginnings[:1, :K], mask.new_ones(1, K))
-        # Layers that look back so many columns would count the padding between a prefix and a rest.
+        # Layers that look back a number of columns would count the padding between prefix and rest.
         if cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers):
             cache.batch_select_indices(torch.zeros(P, dtype=torch.long, device=ids.device))
             rest = torch.arange(L - K, device=ids.device) >= (L - lengths)[:, None]
@@ -81,28 +81,28 @@ def read_behind_prefix(model: Any, ids: Tensor, mask: Tensor) -> tuple[DynamicCa
 
 
 def shares_beginnings(model: Any) -> bool:
-    """Whether what all prompts begin with can be read once.
+    """Whether a beginning that all prompts share can be read once.
 
-    Not where attention counts columns. Nor where a base is shared out: FSDP gathers a layer's weights once a gradient
-    reaches its output, and none reaches that of a prefix's last layer.
+    It cannot if attention counts columns, or if the base is sharded: FSDP gathers a layer's weights once a gradient
+    reaches its output, and none reaches the output of a prefix's last layer.
     """
-    return not is_shared_out(model) and allows_holes(getattr(model, "module", model).config)  # perhaps of DDP
+    return not is_shared_out(model) and allows_holes(getattr(model, "module", model).config)  # perhaps DDP's
 
 
 def is_shared_out(model: Any) -> bool:
-    """Whether processes have a share of the base each, and must run it equally often."""
+    """Whether each process holds a shard of the base, so that all must run it equally often."""
     return isinstance(model, nn.Module) and any(isinstance(each, FSDPModule) for each in model.modules())
 
 
 def alike(lengths: Sequence[int], apart: int) -> list[list[int]]:
-    """Rows in groups of about the same length, each padded to its longest: as few tokens as can be.
+    """Groups rows of about the same length, each group padded to its longest, for as few tokens as possible.
 
     Args:
-        lengths: of the rows, in tokens.
-        apart: what one more group costs, in tokens.
+        lengths: the rows' lengths, in tokens.
+        apart: the cost of one more group, in tokens.
     """
     rows = sorted(range(len(lengths)), key=lengths.__getitem__)
-    # The cheapest groups of the n shortest rows: their cost, and where the last of them begins.
+    # For the n shortest rows, the cheapest groups: their cost, and where the last group begins.
     cheapest = [(0, 0)]
     for n in range(1, len(rows) + 1):
         longest = lengths[rows[n - 1]]
@@ -119,12 +119,13 @@ def completion_logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields some of B rows [b], and the logits [b, c, V] from which their first c completion tokens were drawn.
 
-    Rows whose completions are about as long pass together, and c is the longest of theirs.
+    Rows whose completions are about equally long pass together; c is the length of their longest completion.
 
     Args:
-        ids, mask: [B, L], the prompts padded on the left, and the completions, the last `length` columns, on the right.
-        share: read the prompt of rows that are neighbours once, and what all begin with; gradient checkpointing does
-            not allow it.
+        ids, mask: [B, L], prompts padded on the left and, in the last `length` columns, completions padded on the
+            right.
+        share: read the prompt of neighbouring rows, and a beginning that all share, only once; gradient checkpointing
+            does not allow it.
     """
     prompts, of_row = torch.unique_consecutive(ids[:, :-length], dim=0, return_inverse=True)  # [P, L], [B]
     lengths = mask[:, -length:].sum(1).tolist()
@@ -167,11 +168,11 @@ def sample(
     *,
     plainly: bool = True,
 ) -> list[list[int]]:
-    """`samples` completions of each prompt, side by side, perhaps with something behind the end token.
+    """`samples` completions of each prompt, side by side, perhaps with further tokens after the end token.
 
     Args:
         config: its `max_new_tokens`, `do_sample`, `temperature` and `eos_token_id` count.
-        plainly: whether nothing else of it does; otherwise transformers' `generate` draws.
+        plainly: whether nothing else in it counts; otherwise transformers' `generate` draws.
     """
     if plainly and can_decode(model):
         longest = max(map(len, prompts)) + config.max_new_tokens

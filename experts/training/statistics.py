@@ -1,6 +1,6 @@
 """What scores can tell: shares and means with their intervals, and tests of differences on the same items.
 
-An `Accuracy` is one model on n problems; `interval` and `sign_flip` are for several seeds; an `Estimate` is over tasks.
+An `Accuracy` is one model's on n problems; `interval` and `sign_flip` are for several seeds, an `Estimate` for tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Accuracy:
     right: int
     n: int
     reward: float | None = None
-    """The mean reward, where a function of the user's own gives it: the best has most of it, whatever is right."""
+    """The mean reward, if the user's own function gives it: then the best has the highest, however many are right."""
 
     @property
     def value(self) -> float:
@@ -62,17 +62,17 @@ def loss(losses: Sequence[float]) -> Loss:
 
 
 def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
-    """The exact two-sided p-value that as many rows lose as gain, whatever they lose or gain."""
+    """The exact two-sided p-value that equally many rows lose and gain, whatever the amounts."""
     lower, higher = (sum(sign * (a - b) < 0 for b, a in zip(before, after, strict=True)) for sign in (1, -1))
     return _fair(lower, higher)
 
 
 def accuracy(scores: Sequence[float], *, rewards: bool = False) -> Accuracy:
-    """A problem is solved when its score is 1 or more; partial credit trains, but does not count.
+    """The share of problems solved, with a score of 1 or more; partial credit counts in training, but not here.
 
     Args:
-        rewards: whether the scores are rewards of the user's own, whose mean counts, those without an opinion (NaN)
-            left out.
+        rewards: whether the scores are rewards from the user's own function. Then their mean counts, leaving out those
+            without an opinion (NaN).
     """
     opinions = [score for score in scores if not math.isnan(score)]
     mean = math.fsum(opinions) / len(opinions) if rewards and opinions else None
@@ -80,8 +80,10 @@ def accuracy(scores: Sequence[float], *, rewards: bool = False) -> Accuracy:
 
 
 def constant_answer(answers: Sequence[Any]) -> Accuracy:
-    """What always giving the most common right answer would score: an expert that beats only the base may have
-    learned no more than that. Where there are no answers, it is right nowhere."""
+    """What always giving the most common right answer would score.
+
+    An expert that only beats the base may have learned no more than that. If there are no answers, nothing is right.
+    """
     if not any(answers):
         return Accuracy(0, len(answers))
     return Accuracy(Counter(map(repr, answers)).most_common(1)[0][1], len(answers))  # they may be lists
@@ -95,7 +97,7 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
 
 
 def _fair(heads: int, tails: int) -> float:
-    """The exact two-sided p-value of a fair coin."""
+    """The exact two-sided p-value that a coin is fair."""
     from scipy.stats import binomtest
 
     return float(binomtest(heads, heads + tails).pvalue) if heads + tails else 1.0
@@ -104,14 +106,14 @@ def _fair(heads: int, tails: int) -> float:
 def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
     """The exact two-sided p-value that two methods are equally often right on the same items.
 
-    Each item's difference, of the means over the seeds, could as well have had the other sign: the p-value is the
-    share of all sign patterns with a mean difference at least as large. With one seed each, it is McNemar's exact
-    test. It speaks of these trained models on other items, not of other seeds.
+    If they are, the difference between the means over seeds could as well have the other sign on each item; the p-value
+    is the share of all sign patterns with a mean difference at least as large. With one seed each, it is McNemar's
+    exact test. It says something about these trained models on other items, not about other seeds.
 
     Args:
         first, second: 0 or 1, [seeds, items]; the numbers of seeds may differ.
     """
-    # Whole numbers, so that the distribution of the sum can be counted.
+    # Integers, so that the distribution of the sum can be counted.
     differences = len(second) * first.sum(0, dtype=int) - len(first) * second.sum(0, dtype=int)  # [items]
     differences = differences[differences != 0]
     if not len(differences):
@@ -137,13 +139,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of the share of right answers, for other items and, with several seeds, for other seeds.
+    """A 95 % interval for the share of right answers, over other items and, with several seeds, over other seeds.
 
-    One seed: Wilson's. Several: Wilson's with the variance that the scores show in place of the binomial one. What the
-    seeds differ by has Student's t with seeds − 1 degrees of freedom, since a few seeds say little of their spread. To
-    it comes what the items differ by over and above that: their noise from seed to seed is in the seeds' means already.
-    It is never narrower than if the seeds were one and the same training. How often it
-    holds is tested in `tests/experts/training/test_statistics.py`.
+    For one seed it is Wilson's; for several, Wilson's with the variance that the scores show in place of the binomial
+    one. The seeds' part has Student's t with seeds − 1 degrees of freedom, since a few seeds say little about their
+    spread. The items' part is added to it, without their noise from seed to seed, which is already in the seeds' means.
+    The interval is never narrower than if all seeds were the same training. How often it holds is tested in
+    `tests/experts/training/test_statistics.py`.
 
     Args:
         scores: 0 or 1, [seeds, items].
@@ -153,11 +155,11 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
     binomial = share * (1 - share)
     if 1 in (seeds, items) or not binomial:
         return _wilson(share, Z**2 / items)
-    from scipy.special import stdtrit  # quantiles of Student's distribution; a training needs no scipy
+    from scipy.special import stdtrit  # quantiles of Student's distribution; training needs no scipy
 
     of_seeds, of_items = scores.mean(1), scores.mean(0)
     noise = scores - of_seeds[:, None] - of_items + share
-    # Variances of the overall share, by what they come from.
+    # Variances of the overall share, by their source.
     from_seeds = of_seeds.var(ddof=1) / seeds
     from_items = of_items.var(ddof=1) / items
     from_noise = float((noise**2).sum()) / ((seeds - 1) * (items - 1)) / scores.size
@@ -188,7 +190,7 @@ def over_tasks(values: Mapping[str, Sequence[float]], *, resamples: int = 10_000
     """The mean over tasks of their means, with the percentile bootstrap that draws tasks.
 
     Args:
-        values: task → one value an instance.
+        values: task → one value per instance.
     """
     means = np.array([np.mean(own) for own in values.values()])
     drawn = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))

@@ -1,7 +1,7 @@
 """Next-token prediction, the rival of REINFORCE: the same steps, validations and files, on the answers themselves.
 
-One step: the mean cross-entropy of the tokens of the answers and of the end token that follows each, for a batch of
-prompts; the tokens of the prompts are read and not trained on. Prompts are tokenised as they are for generation.
+One step takes the mean cross-entropy of the answers' tokens and the end token after each, for a batch of prompts; the
+prompts' tokens are read but not trained on. Prompts are tokenised as for generation.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from experts.training.options import ExpertTraining, check_step
 from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
 
 TARGETS = ("solution", "completion", "answer")
-"""The columns that may hold what the model should write, the first of a row's that is there."""
+"""The columns that may hold what the model should write; the first that exists counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextToken(ExpertTraining):
-    """How an adapter is trained on given answers, which are read whole; `max_new_tokens` is of those that it gives."""
+    """How an adapter is trained on given answers, which are read whole; `max_new_tokens` limits those it writes."""
 
     rows_option: ClassVar[str] = "sequences_per_step"
     config_class: ClassVar[type] = TrainingArguments
 
     sequences_per_step: int = 64
-    """Prompts with their answers, of all processes together."""
+    """Prompts with their answers, over all processes together."""
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "include_num_input_tokens_seen": "non_padding"}
@@ -67,9 +67,10 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int |
 
 
 def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
-    """A batch of token rows, four tensors [B, T], and the positions whose logits are needed.
+    """A batch of token rows: tensors [B, T], and the positions whose logits are needed.
 
-    It is padded on the left: all answers end at the same place, and the positions are no more than the longest needs.
+    It is padded on the left, so all answers end at the same place, and there are no more positions than the longest
+    answer needs.
     """
 
     def padded(name: str, value: int) -> Tensor:
@@ -91,8 +92,8 @@ def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
 
 
 def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """The cross-entropy of the answers' tokens, summed, over their number in the whole step."""
-    logits = outputs.logits  # [B, K, V]: of the last K labels
+    """The summed cross-entropy of the answers' tokens, divided by their number in the whole step."""
+    logits = outputs.logits  # [B, K, V]: for the last K labels
     wanted = labels[:, -logits.shape[1] :]
     total = cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum")
     return total / num_items_in_batch
@@ -104,7 +105,7 @@ def make_next_token_trainer(
     """A trainer whose checkpoints go to `folder`.
 
     Raises:
-        UserError: as `check_step` and `token_rows` do, or if the base sees.
+        UserError: as `check_step` and `token_rows` do, or if the base is a vision-language model.
     """
     model, tokenizer = base.model, base.tokenizer
     if isinstance(tokenizer, ProcessorMixin):

@@ -1,8 +1,8 @@
 """How likely a base finds the tokens that were sampled, over a large vocabulary: a few hundred tokens at a time.
 
 The logits of a micro-batch are the largest thing in a training step: 16 rows of 200 tokens over a vocabulary of 152,000
-take 2 GB, and several times that with what autograd keeps. Here the head is multiplied piece by piece, and its gradient
-is computed while a piece is at hand. Only log π(y_t) needs one, and that is the same direction whatever comes after:
+take 2 GB, and several times that with what autograd keeps. Here the head runs piece by piece, and the gradient is
+computed while a piece is there. Only log π(y_t) needs one, and its direction does not depend on what comes after:
 
     ∂ log π(y_t) / ∂h_t = (W_{y_t} − Σ_v π(v) W_v) / temperature        with logits W h_t / temperature
 """
@@ -18,14 +18,14 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 LOGITS = 1 << 26
-"""Numbers of one piece of logits: 256 MB in float32."""
+"""Numbers in one piece of logits: 256 MB in float32."""
 
 CACHED = 1 << 19
-"""Numbers that a processor has at hand while it makes probabilities of them: 2 MB in float32."""
+"""Numbers that stay in a processor's cache while they become probabilities: 2 MB in float32."""
 
 
 class Headless:
-    """A model whose outputs hold what its head reads, [B, T, d], in the place of logits; its head is `head_of`'s."""
+    """A model whose outputs hold what its head reads, [B, T, d], in place of logits; `head_of` gives the head."""
 
     def __init__(self, model: nn.Module, head: nn.Linear) -> None:
         self.model, self.head = model, head
@@ -49,9 +49,9 @@ class Headless:
 
 @torch.no_grad()
 def head_of(base: PreTrainedModel) -> nn.Linear | None:
-    """The head, if logits are its product with what it reads and nothing else; None if not.
+    """The head, if the logits are nothing but its product with what it reads; None if not.
 
-    A base may scale its logits, or cap them: one is asked whether it does.
+    A base may scale its logits or cap them, so it is run once to find out.
     """
     head = base.get_output_embeddings()
     if type(head) is not nn.Linear or isinstance(base, FSDPModule) or head.weight.requires_grad:
@@ -59,7 +59,7 @@ def head_of(base: PreTrainedModel) -> nn.Linear | None:
     read: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda head, args: read.append(args[0]))
     try:
-        some = torch.arange(min(8, len(head.weight)), device=base.device)  # not the padding alone, which may be 0
+        some = torch.arange(min(8, len(head.weight)), device=base.device)  # not only the padding's row, which may be 0
         logits = cast(Any, base)(input_ids=some[None]).logits
     finally:
         hook.remove()
@@ -67,7 +67,7 @@ def head_of(base: PreTrainedModel) -> nn.Linear | None:
 
 
 def token_logps(head: nn.Linear, states: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log π(y) of tokens [N], and the entropy of π, through which no gradient goes: both [N], in nats, float32.
+    """log π(y) of tokens [N], and the entropy of π, which has no gradient: both [N], in nats, float32.
 
     Args:
         states: what the head reads where each token was drawn [N, d].
@@ -84,9 +84,9 @@ class _TokenLogps(torch.autograd.Function):
         at_once = max(1, LOGITS // len(weight))
         in_cache = max(1, CACHED // len(weight)) if weight.device.type == "cpu" else at_once
         for own, right in zip(states.split(at_once), tokens.split(at_once), strict=True):
-            logits = F.linear(own, weight, bias)  # [n, V], and then the probabilities, in the head's dtype
+            logits = F.linear(own, weight, bias)  # [n, V]; later the probabilities, in the head's dtype
             for some, drawn in zip(logits.split(in_cache), right.split(in_cache), strict=True):
-                below = some.float()  # the logits less the largest, at the temperature
+                below = some.float()  # the logits minus the largest, at the temperature
                 below.sub_(below.amax(1, keepdim=True)).div_(temperature)
                 p = below.exp()
                 total = p.sum(1)

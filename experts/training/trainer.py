@@ -1,4 +1,4 @@
-"""What every trainer here has: what it is told, a base that may be shared out, and what stops it."""
+"""What every trainer here has: its arguments, a base that may be sharded, and the callbacks that stop it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from experts.training.processes import shard
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base to train on. It gets the adapter; its own weights stay as they are."""
+    """A base to train on. It gets the adapter; its own weights do not change."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """What a model card calls it."""
+    """Its name on a model card."""
     shard: bool = False
-    """Every process keeps a share of it instead of all of it; it may be on the CPU until then."""
+    """Whether every process keeps only a shard of it; it may be on the CPU until then."""
 
 
 def trainer_arguments(
     options: TrainingOptions, step: tuple[int, int], device: torch.device, folder: Path
 ) -> dict[str, Any]:
-    """transformers' training arguments, or TRL's, but for those of one trainer alone.
+    """transformers' training arguments, or TRL's, except those of one trainer only.
 
     Args:
         step: as `divide` gives it.
-        device: the base's.
+        device: the base's device.
         folder: where checkpoints go.
     """
     micro_batch, accumulation = step
@@ -48,7 +48,7 @@ def trainer_arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "bf16": False,  # no autocast: the base computes in its own dtype, what is trained in float32
+        "bf16": False,  # no autocast: the base computes in its own dtype, trained parameters are float32
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type != "cpu",
         "ddp_broadcast_buffers": False,  # SVF's factors are constants, and large
@@ -57,7 +57,7 @@ def trainer_arguments(
 
 
 class Diverged(UserError):
-    """The loss, or what is trained, stopped being a finite number."""
+    """The loss or a trained parameter is no longer finite."""
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"{what} is no longer a finite number at step {step}; try a smaller learning rate")
@@ -65,7 +65,7 @@ class Diverged(UserError):
 
 
 class StopAtNaN(TrainerCallback):
-    """Looks at what is trained after every optimiser step, before anything is validated or saved."""
+    """Checks the trained parameters after every optimiser step, before anything is validated or saved."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
@@ -73,7 +73,7 @@ class StopAtNaN(TrainerCallback):
 
 
 class RunTrainer(Trainer):
-    """transformers' trainer as a run takes it, and what makes TRL's trainers such.
+    """transformers' trainer as a run needs it, and a mixin that makes TRL's trainers such.
 
     Raises:
         Diverged: at the first NaN, from any step.
@@ -93,24 +93,24 @@ class RunTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         try:
             return self.finite(super().training_step(*args, **kwargs))
-        except RuntimeError as error:  # sampling from a distribution that is not one
+        except RuntimeError as error:  # sampling from something that is not a distribution
             if "probability tensor" in str(error):
                 raise Diverged(self.state.global_step + 1, "the model's distribution") from error
             raise
 
     def trained_parameters(self) -> int:
-        """How many numbers are trained."""
+        """How many parameters are trained."""
         return sum(p.numel() for p in cast(Any, self.model).parameters() if p.requires_grad)
 
     def finite(self, loss: Tensor) -> Tensor:
-        """The loss itself; raises Diverged if it is no number."""
+        """The loss itself; raises Diverged if it is not finite."""
         if not torch.isfinite(loss):
             raise Diverged(self.state.global_step + 1, "the loss")
         return loss
 
 
 class StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C, or SIGTERM, lets the step finish and writes a checkpoint; the second one stops at once."""
+    """The first Ctrl-C or SIGTERM lets the step finish and writes a checkpoint; the second stops at once."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -118,7 +118,7 @@ class StopOnInterrupt(TrainerCallback):
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._previous = {each: signal.signal(each, self._request) for each in (signal.SIGINT, signal.SIGTERM)}
 
     def _request(self, *_: Any) -> None:

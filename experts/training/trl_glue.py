@@ -1,19 +1,19 @@
-"""What hangs the formulas of `experts.training.reinforce` into TRL's RLOO trainer; this is glue.
+"""Glue that puts the formulas of `experts.training.reinforce` into TRL's RLOO trainer.
 
-TRL samples, scores, steps and logs. What is overridden, or used, of TRL 1.16 that it does not document:
+TRL samples, scores, steps and logs. This overrides or uses the following of TRL 1.16, which are not documented:
 
     _tokenize_prompts                         prompts as for every other answer
-    _generate_single_turn                     a prompt is read once for all its samples, perhaps with answers from a few
-    _get_per_token_logps_and_entropies        TRL is told nothing of π_old, which is π
+    _generate_single_turn                     a prompt is read once for all its samples; few answers may be allowed
+    _get_per_token_logps_and_entropies        TRL gets no likelihoods under π_old, which is π
     _calculate_rewards                        r, of all processes
-    _generate_and_score_completions           A = r − λ·KL − baseline, in the place of TRL's
+    _generate_and_score_completions           A = r − λ·KL − baseline, in place of TRL's
     _prepare_inputs, _step, _buffered_inputs  the micro-batches of a step, not shuffled
-    _compute_loss, _metrics                   −J, and the figures that TRL logs of a step
-    _logs                                     the texts of a step, where they are to be kept
+    _compute_loss, _metrics                   −J, and the figures that TRL logs for a step
+    _logs                                     the texts of a step, if they are to be kept
     create_optimizer                          the sigmoid parametrisation (transformers')
 
-What one hook leaves for another in the trainer is `_rewards`: TRL scores within
-`_generate_and_score_completions`, and its batch does not say what; and `_sampler_logps`, where vLLM samples.
+One hook leaves two things for another in the trainer: `_rewards`, because TRL scores within
+`_generate_and_score_completions` and its batch does not hold the scores; and `_sampler_logps`, if vLLM samples.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ from experts.training.token_logps import Headless, head_of, token_logps
 from experts.training.trainer import LoadedBase, RunTrainer, trainer_arguments
 from experts.training.vllm_rollouts import VLLMRollouts, check_rollouts
 
-# What TRL's batches hold besides a vision-language model's own inputs.
+# Keys of TRL's batches besides a vision-language model's own inputs.
 BATCH_FIELDS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 BATCH_FIELDS |= {"sampler_logps"}
 
 
 class ReinforceTrainer(RunTrainer, RLOOTrainer):
-    """RLOO with the choice of baseline and parametrisation, answers from a few, and prompts that are read once for all
+    """RLOO with a choice of baseline and parametrisation, constrained answers, and prompts that are read once for all
     their samples."""
 
     _buffered_inputs: Any  # TRL's
@@ -99,13 +99,13 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         return of_one_kind((name, z) for name, _, z in self._trained())
 
     def _trained(self) -> list[tuple[str, SVFLayer, nn.Parameter]]:
-        """The trained z, each with its layer, and the layer's name."""
+        """The trained z, each with its layer and the layer's name."""
         assert self.model is not None
         layers = [(name, module) for name, module in self.model.named_modules() if isinstance(module, SVFLayer)]
         return [(name, layer, layer.svf_z[own]) for name, layer in layers for own in layer.active_adapters]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """The micro-batch at hand. TRL shuffles a step's completions; here those of one prompt stay together."""
+        """The next micro-batch. TRL shuffles a step's completions; here those of one prompt stay together."""
         if "image" in generation_batch[0]:
             return super()._prepare_inputs(generation_batch)
         micro_batch = self._step % self.args.gradient_accumulation_steps
@@ -115,7 +115,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         return self._buffered_inputs[micro_batch]
 
     def _by_length(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A step's completions with the shortest first, those of a prompt still together, for less padding."""
+        """A step's completions sorted by length, for less padding; those of one prompt stay together."""
         lengths = batch["completion_mask"].sum(1).view(-1, self.options.samples_per_prompt)  # [P, S]
         order = lengths.amax(1).argsort()
         rows = torch.arange(lengths.numel(), device=order.device).view_as(lengths)
@@ -125,15 +125,15 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         }
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, Any, Any]:
-        """Prompts are read as for every other answer. TRL's way is left for pictures, which come with their rows."""
+        """Tokenises prompts as for every other answer. TRL's way is kept for pictures, which come with their rows."""
         if isinstance(self.processing_class, ProcessorMixin):
             return super()._tokenize_prompts(prompts)
         return tokenize(cast(PreTrainedTokenizerBase, self.processing_class), prompts), None, {}
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> list[list[int]]:
-        """Token ids of each completion, its end token the last."""
+        """Token ids of each completion, with its end token last."""
         if multimodal_fields:
-            # Only now it is known how many tokens the pictures take.
+            # Only now is it known how many tokens the pictures take.
             check_context(cast(Any, self.model).config, max(map(len, prompt_ids)), self.options.max_new_tokens)
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         if self.options.rollouts == "vllm":
@@ -181,7 +181,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """TRL's batch, with the advantages of `experts.training.reinforce` in the place of its own."""
+        """TRL's batch, with the advantages of `experts.training.reinforce` in place of its own."""
         batch = super()._generate_and_score_completions(inputs)
         rewards = self._rewards
         if self.options.kl:
@@ -206,7 +206,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
         return kl_to_base(expert_logps, base_logps, batch["completion_mask"])
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """`policy_loss`. TRL's clipped ratio to π_old has the same gradient where π_old = π."""
+        """`policy_loss`. TRL's clipped ratio to π_old has the same gradient if π_old = π."""
         logps, entropies = self._token_logps(model, inputs)
         mask = inputs["completion_mask"]  # [B, T]
         self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
@@ -220,14 +220,14 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None, None]:
-        """No numbers: TRL asks for the likelihood under π_old, which is π, so that `_compute_loss` does not need it."""
+        """No numbers: TRL asks for the likelihood under π_old, but that is π, so `_compute_loss` does not need it."""
         return input_ids.new_zeros((len(input_ids), logits_to_keep), dtype=torch.float32), None, None
 
     def _token_logps(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """log π(y_t) and the entropy at t, both [B, T], of a batch's completions.
 
-        TRL reads a prompt once for each of its samples, and where there is no Triton its fused head projects the
-        tokens of the prompts on the vocabulary too. It is left with pictures.
+        TRL reads a prompt once for each of its samples, and without Triton its fused head also projects the prompts'
+        tokens onto the vocabulary. Its way is only kept for prompts with pictures.
         """
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
@@ -270,7 +270,7 @@ class ReinforceTrainer(RunTrainer, RLOOTrainer):
 
 
 class KeepCompletions(TrainerCallback):
-    """Writes what each step sampled, and what it earned, to a log, and shows two samples of a prompt."""
+    """Writes what each step sampled and what that earned to a log, and shows two samples of one prompt."""
 
     def __init__(self, trainer: ReinforceTrainer, log: Log, progress: Progress) -> None:
         self.trainer, self.log, self.progress = trainer, log, progress
@@ -294,7 +294,7 @@ class KeepCompletions(TrainerCallback):
 
 
 def _telling(entries: Sequence[dict[str, Any]], samples: int) -> tuple[str, list[tuple[str, float | None]]]:
-    """A prompt whose samples differ in reward, if there is one, with the best and the worst of them."""
+    """A prompt whose samples differ in reward, if there is one, with its best and its worst sample."""
     prompts = [entries[start : start + samples] for start in range(0, len(entries), samples)]
     chosen = next((own for own in prompts if len({entry["reward"] for entry in own}) > 1), prompts[0])
     ranked = sorted(chosen, key=lambda entry: -math.inf if entry["reward"] is None else entry["reward"])
@@ -304,7 +304,7 @@ def _telling(entries: Sequence[dict[str, Any]], samples: int) -> tuple[str, list
 
 @contextmanager
 def _unrounded(base: Any) -> Iterator[None]:
-    """Keeps TRL from rounding what is trained to bfloat16, as it does beside a base of 4 or 8 bits: z is near 1."""
+    """Keeps TRL from rounding trained parameters to bfloat16, as it does beside a base of 4 or 8 bits: z is near 1."""
     said = {name: True for name in ("is_loaded_in_4bit", "is_loaded_in_8bit") if getattr(base, name, False)}
     for name in said:
         setattr(base, name, False)
@@ -323,7 +323,7 @@ def reward_function(domain: Domain, options: Reinforce, one: Reward | None = Non
     """The domain's scores as TRL rewards, with the share of right answers logged as `accuracy`.
 
     Args:
-        one: of the domain's rewards, where it has several.
+        one: one of the domain's rewards, if it has several.
     """
     (earned,) = [one] if one else reinforced(domain)
     raw = options.rewards(not earned.ready) == "raw"
@@ -335,7 +335,7 @@ def reward_function(domain: Domain, options: Reinforce, one: Reward | None = Non
             log_metric("accuracy", sum(score >= 1 for score in opinions) / max(len(opinions), 1))
         return scores if raw else signed(scores, options.wrong_reward)
 
-    reward.__name__ = earned.name  # by which TRL logs it
+    reward.__name__ = earned.name  # TRL logs it by this name
     return reward
 
 
@@ -345,8 +345,8 @@ def make_trainer(
     """A trainer whose checkpoints go to `folder`.
 
     Raises:
-        UserError: as `check_step` and `constraint_of` do, if the answers are a few and there are pictures, or if the
-            adapter has no z for a parametrisation of z.
+        UserError: as `check_step` and `constraint_of` do, if the answers are constrained and there are pictures, or if
+            the adapter has no z and a parametrisation of z is asked for.
     """
     raw = options.parametrization == "raw"
     if not (raw or isinstance(adapter, SVFConfig)):
@@ -367,7 +367,7 @@ def make_trainer(
             drawing=DRAWING & options.trainer.keys(),
         )
     arguments = trainer_arguments(options, check_step(options, len(rows)), base.model.device, folder)
-    if not raw:  # its optimiser clips the gradient of what it trains
+    if not raw:  # the optimiser itself clips the gradient of what it trains
         arguments["max_grad_norm"] = 0.0
     rewards = reinforced(domain)
     args = options.configuration(**arguments, reward_weights=[reward.weight for reward in rewards])

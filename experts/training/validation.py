@@ -1,4 +1,4 @@
-"""Which step of a run is its best, and what is kept of the steps until that is known."""
+"""Which step of a run is its best, and what is kept of steps until that is known."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from experts.training.processes import processes
 
 @dataclass(frozen=True)
 class Validation:
-    """What chooses the best step of a run, and when there is nothing more to expect."""
+    """What chooses the best step of a run, and decides when no further improvement is expected."""
 
     measure: Callable[[Any], Figure]
-    """The model → how good it is. All processes are asked at once, and get the same answer."""
+    """The model → how good it is. All processes call it at once, and get the same answer."""
     better: Literal["higher", "lower"]
     every: int
     """Steps between validations; the last step is validated in any case."""
@@ -43,7 +43,7 @@ class Validation:
 class Validate(TrainerCallback):
     """Measures how good the model is, keeps what is trained, and stops when it no longer improves.
 
-    It looks at the log alone, and so a run that was resumed chooses, and stops, where a whole one does.
+    It only looks at the log, so a resumed run chooses, and stops, where an uninterrupted one does.
     """
 
     def __init__(self, validation: Validation, log: Log, progress: Progress) -> None:
@@ -69,7 +69,7 @@ class Validate(TrainerCallback):
         processes().wait_for_everyone()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # From here on the run goes on after this step, and what was validated before and is not the best is not needed.
+        # From here on the run resumes after this step, so earlier validated steps other than the best are not needed.
         processes().wait_for_everyone()
         if processes().is_main_process:
             best = self.validation.best_step(self.log.validations())
@@ -79,7 +79,7 @@ class Validate(TrainerCallback):
 
 
 class KeepLast(TrainerCallback):
-    """Keeps what was trained by the last step, where nothing is validated."""
+    """Keeps the trained parameters of the last step, if nothing is validated."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,11 +90,11 @@ class KeepLast(TrainerCallback):
 
 
 def kept_path(folder: Path, step: int | str) -> Path:
-    """Where what was trained until a step is kept until the run ends."""
+    """Where the trained parameters of a step are kept until the run ends."""
     return folder / f"validated-{step}.safetensors"
 
 
 def keep(model: nn.Module, folder: Path, step: int) -> None:
-    """Writes what is trained of a model, and nothing of what is frozen."""
+    """Writes a model's trained parameters, and none that are frozen."""
     trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(trained, kept_path(folder, step))

@@ -1,7 +1,8 @@
 """Samples that vLLM writes. An expert of limited rank is a LoRA there: A = Vᵀ, B = U diag(s (z − 1)).
 
-The base in vLLM stays as it is, and no weights are sent to it; at every step it is given another LoRA. What vLLM draws
-from is computed by kernels of its own, so that it says, too, how likely it held each token (`reinforce.importance`).
+The base in vLLM does not change, and no weights are sent to it; at every step it gets another LoRA. vLLM computes the
+distribution it draws from with its own kernels, so it also reports how likely it found each token
+(`reinforce.importance`).
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class VLLMRollouts:
     """vLLM beside a training, in the same process and on the same device.
 
     Args:
-        base: which vLLM reads from where it was loaded.
-        ends: tokens that end a completion.
-        temperature: at which tokens are drawn.
+        base: the base, which vLLM loads from the same place.
+        ends: the tokens that end a completion.
+        temperature: the temperature at which tokens are drawn.
         options: for `vllm.LLM`.
 
     Raises:
@@ -79,7 +80,7 @@ class VLLMRollouts:
         self._numbers = itertools.count(1)
 
     def sample(self, model: PeftModel, prompts: Sequence[Sequence[int]], samples: int) -> list[Sampled]:
-        """So many completions of each prompt under the active expert, side by side."""
+        """`samples` completions of each prompt under the active expert, side by side."""
         from vllm.lora.request import LoRARequest
 
         parameters = []
@@ -112,7 +113,7 @@ def _sampled(completion: Any) -> Sampled:
 
 
 def as_lora(model: PeftModel) -> Lora:
-    """The active expert of limited rank as a LoRA."""
+    """The active expert, which must have limited rank, as a LoRA."""
     a, b = {}, {}
     for matrix, layer in adapted(model.get_base_model()).items():
         (active,) = layer.active_adapters

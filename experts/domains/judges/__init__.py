@@ -1,1 +1,1 @@
-"""What an answer says, and whether that is right: numbers, choices, comparisons, and judges that may never return."""
+"""What an answer says and whether it is right: numbers, choices, comparisons, and judges that may never return."""

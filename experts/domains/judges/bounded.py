@@ -1,8 +1,8 @@
-"""Judges that may never return, in a process of their own with a time limit.
+"""Runs judges that may never return in a process of their own, with a time limit.
 
 Sympy can begin a power or a simplification that no signal interrupts, and so can some of reasoning-gym's judges. The
 process ends itself when one answer takes too long, and the next answer gets a new process. It bounds time and survives
-crashes; it is no sandbox. It runs this file as a script, which therefore imports nothing from this package.
+crashes; it is not a sandbox. It runs this file as a script, which therefore imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _process: subprocess.Popen[str] | None = None
 
 
 def judge(name: str, settings: Sequence[str], arguments: Sequence[str]) -> float:
-    """What the judge JUDGES[name](*settings) says of the arguments; 0.0 if it raises, crashes or takes too long.
+    """The score that the judge JUDGES[name](*settings) gives; 0.0 if it raises, crashes or takes too long.
 
     Raises:
         RuntimeError: if there is no such judge, or it cannot be imported.
@@ -35,7 +35,7 @@ def judge(name: str, settings: Sequence[str], arguments: Sequence[str]) -> float
             # -P: the modules beside this file must not hide the packages they are named after.
             command = [sys.executable, "-P", "-W", "ignore", __file__]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            # In a session of its own, so that Ctrl-C reaches us alone. It ends when its standard input does.
+            # In a session of its own, so that Ctrl-C only reaches us. It ends when its standard input does.
             _process = subprocess.Popen(command, **pipes, start_new_session=True)
         assert _process.stdin is not None
         assert _process.stdout is not None
@@ -47,7 +47,7 @@ def judge(name: str, settings: Sequence[str], arguments: Sequence[str]) -> float
         except BrokenPipeError:
             pass
         finally:
-            # It has ended, or we were interrupted, and then its next line would answer the wrong question.
+            # It has ended; or we were interrupted, and its next line would answer the wrong question.
             if not score:
                 _process.kill()
                 _process.communicate()
@@ -58,11 +58,11 @@ def judge(name: str, settings: Sequence[str], arguments: Sequence[str]) -> float
 
 @cache
 def math_verify() -> Callable[[str, str], float]:
-    """Whether the expression in `text` equals `answer`."""
+    """The judge that tells whether the expression in `text` equals `answer`."""
     from math_verify import parse, verify
 
     def score(answer: str, text: str) -> float:
-        # Bare, an expression is read as its last number.
+        # A bare expression would be read as its last number.
         between = answer if re.search(r"(?<!\\)\$", answer) else f"${answer}$"
         gold = parse(between, parsing_timeout=None)
         return float(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
@@ -83,7 +83,7 @@ JUDGES: dict[str, Callable[..., Callable[..., float]]] = {"math_verify": math_ve
 
 
 def pack(problem: dict[Any, Any]) -> str:
-    """A generator's problem as JSON, with marks on what JSON would turn into something else."""
+    """A generator's problem as JSON, with marks on values that JSON would turn into something else."""
 
     def mark(value: Any) -> Any:
         match value:
@@ -99,7 +99,7 @@ def pack(problem: dict[Any, Any]) -> str:
 
 
 def unpack(problem: str) -> dict[Any, Any]:
-    """The inverse of `pack`, except that what JSON has no form for comes back as a string."""
+    """The inverse of `pack`, except that values that JSON cannot hold come back as strings."""
 
     def restore(marked: dict[str, list[Any]]) -> Any:
         return dict(marked["dict"]) if "dict" in marked else tuple(marked["tuple"])
@@ -120,7 +120,7 @@ def _work() -> None:
             name, settings, arguments, seconds = json.loads(line)
             score = JUDGES[name](*settings)
             print("ready", file=replies, flush=True)
-            # Unlike a signal, it also ends a process that is inside one long operation of C code.
+            # Unlike a signal, this also ends a process that is inside one long operation of C code.
             faulthandler.dump_traceback_later(seconds, exit=True, file=sys.stdout)
             try:
                 result = score(*arguments)

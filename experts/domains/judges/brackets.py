@@ -8,19 +8,19 @@ from typing import Literal
 
 PLAIN = [
     (re.compile(r"\\left|\\right|\\[Bb]igg?[lr]?|\\[,;! ]|~|\$"), ""),
-    (re.compile(r"(?<=\d),(?=\d{3}(?!\d))|\{,\}"), ""),  # of thousands
+    (re.compile(r"(?<=\d),(?=\d{3}(?!\d))|\{,\}"), ""),  # thousands
     (re.compile(r"\\(?:text|mathrm)\s?\{\s*,?\s*(?:and|or)\s*\}|,?\s(?:and|or)\s"), ","),
     (re.compile(r"\\lbrace"), r"\\{"),
     (re.compile(r"\\rbrace"), r"\\}"),
 ]
-# What names it: "x =", "(x, y) =", "x \in".
+# What gives the expression a name: "x =", "(x, y) =", "x \in".
 NAME = re.compile(r"\A\s*[^=]*(?:=|\\in\b|∈)\s*")
 ASSIGNED = re.compile(r"\s*([A-Za-z]\w?)\s*=([^=]+)")
-LONGEST = 400  # characters at the end that are read
+LONGEST = 400  # characters that are read at the end
 
 
 def arrangement(expression: str) -> Literal["order", "set"] | None:
-    r"""What an expression makes of the several things that it gives; None where it gives one, or names each.
+    r"""How an expression arranges the several things that it gives; None if it gives only one, or names each.
 
     >>> arrangement("(2, 3)"), arrangement("2, 3"), arrangement(r"\{(2, 3), (3, 2)\}"), arrangement("x = 2, x = 3")
     ('order', 'set', 'set', 'set')
@@ -37,7 +37,7 @@ def arrangement(expression: str) -> Literal["order", "set"] | None:
 
 
 def point(expression: str) -> str | None:
-    r"""The point that an expression names by its coordinates, in the order of their names; None for any other.
+    r"""The point whose coordinates an expression names, in the order of their names; None for any other expression.
 
     >>> point("y = 3, x = 2"), point(r"x=2 \text{ and } y=3"), point("x = 2, x = 3"), point("2, 3")
     ('(2,3)', '(2,3)', None, None)
@@ -55,7 +55,7 @@ def _plain(expression: str) -> str:
 
 
 def _parts(expression: str) -> Iterator[str]:
-    """What stands between the commas that no bracket encloses."""
+    """The parts between commas that no bracket encloses."""
     depth = start = 0
     for index, character in enumerate(expression):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)

@@ -1,7 +1,7 @@
-"""Which of a few choices a text names: by letter or by words, and not those that it says no to.
+"""Which of a few choices a text names, by letter or by words, leaving out those that it denies.
 
-A text is cut into clauses. The words of a choice are first replaced by one character that stands for it, so that what
-they say themselves ("not enough light") is not taken for the text's own. A clause that says no, or asks, names nothing.
+A text is cut into clauses. The words of a choice are first replaced by one character that stands for it, so that its
+own wording ("not enough light") is not taken for the text's. A clause that denies or asks names nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from experts.domains.judges.writing import answered, without_tags
 
-# Characters for private use stand for the choices; a text's own are taken out.
+# Private-use characters stand for the choices; a text's own are removed.
 FIRST_MARK = 0xE000
 PRIVATE = re.compile(r"[\ue000-\uf8ff]")
 MOST_CHOICES = 1000
 
 # What a box holds besides its last closing brace, and what leads to the next one: "A} or \boxed{B}".
 NEXT_BOX = r"[^{}\n]* (?:\{[^{}\n]*\}[^{}\n]*){0,3} \} \$?,?\s(?:(?:or|and)\s)?\$? \\boxed\s?\{"
-# Where a text begins to say its answer: the last of these has the last say.
+# Where a text begins to state its answer: the last of these has the last say.
 STATEMENT = re.compile(
     rf"""
     (?<!wrong\s)(?<!incorrect\s)(?<!worst\s)(?<!false\s)
@@ -29,7 +29,7 @@ STATEMENT = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# Why: what follows names other choices without choosing them. At the beginning of a sentence it ends with a comma.
+# Reasons: what follows names other choices without choosing them. One that opens a sentence ends with a comma.
 REASON = re.compile(
     r"""
     (?<!\A)(?<![.!?\n]\s)
@@ -50,9 +50,9 @@ NO_DENIAL = re.compile(
 )
 ALL_BUT = re.compile(r"\b(?:anything|anywhere|anyone|everything|all|none|nothing)\s+but\b", re.IGNORECASE)
 INSTEAD = re.compile(r"\b(?:rather\s+than|instead\s+of|other\s+than|than|over|unlike)\b", re.IGNORECASE)
-# What a clause opens with that names what is not chosen, in place of those words.
+# Replaces such words, and so opens a clause that names what is not chosen.
 REFUSED = "\0"
-# A letter or a mark, alone: in a list of them a comma ends no clause, for "not A, B or C" denies all three.
+# A letter or a mark, alone: a comma in a list of them ends no clause, because "not A, B or C" denies all three.
 ALONE = r"\W{0,2}[A-Z\ue000-\uf8ff](?:\W{1,3}[\ue000-\uf8ff])?\W{0,2}"
 CLAUSE = re.compile(
     rf"""
@@ -97,17 +97,17 @@ LETTER = re.compile(
     re.VERBOSE,
 )
 MENTION = re.compile(r"(?<![\w'’.-])([A-Z])(?![\w'’]|-\w|\.\w)")
-# "A city" and "I think" are no choices; "A is right" is one.
+# "A city" and "I think" are not choices; "A is right" is one.
 ARTICLE = re.compile(
     r"[ ]+ (?! (?:is|was|or|and|because|since|seems?|looks?|fits?|makes?|would|has)\b ) [a-z]", re.VERBOSE
 )
 PRONOUN = re.compile(r"\s+[a-z]|['’]")
-# The choice "no" stands alone or before who it is about: "no, it is not", "no it is not", but "no idea".
+# The choice "no" stands alone or before a subject: "no, it is not" and "no it is not", but not "no idea".
 DETERMINER = r"(?!\s+(?!(?:it|he|she|they|we|you|i|this|that|these|those|the|there|because|since)\b)\w)"
 
 
 def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
-    """The indices of the choices that a text says are right, where a final "answer: …" has the last say.
+    """The indices of the choices that a text says are right; a final "answer: …" has the last say.
 
     Args:
         text: What the model wrote.
@@ -130,7 +130,7 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
 
 
 def _letters(choices: Sequence[str]) -> dict[str, int]:
-    """What each letter stands for; where a choice is a letter itself ("which comes next?"), for that one."""
+    """Letter → index of the choice it stands for; if a choice is itself a letter ("which comes next?"), that choice."""
     own = {choice.upper(): index for index, choice in enumerate(choices) if _is_letter(choice)}
     return own or {chr(ord("A") + index): index for index in range(min(26, len(choices) or 26))}
 
@@ -144,14 +144,14 @@ def _marked(text: str, choices: Sequence[str]) -> str:
     words = {choice: index for index, choice in reversed([*enumerate(choices)]) if choice and not _is_letter(choice)}
     if not words:
         return text
-    # The longest first, so that "New York" does not also name "York".
+    # Longest first, so that "New York" does not also name "York".
     for choice in sorted(words, key=len, reverse=True):
         text = re.sub(_pattern(choice), chr(FIRST_MARK + words[choice]), text, flags=re.IGNORECASE)
     return text
 
 
 def _pattern(choice: str) -> str:
-    """Finds the words of a choice that are not part of a word or of a number."""
+    """A pattern for the words of a choice where they are not part of another word or number."""
     words = r"\s+".join(re.escape(word) for word in choice.replace("’", "'").split())
     before = r"(?<![\w.,/^√−-])" if choice[0].isdigit() else r"(?<!\w)"
     after = r"(?![\w%]|[.,:/]\d)" if choice[-1].isdigit() else r"(?!\w)"
@@ -159,7 +159,7 @@ def _pattern(choice: str) -> str:
 
 
 def _named(text: str, letters: dict[str, int]) -> set[int]:
-    """The choices of a text's clauses; empty where one is named and another only mentioned, for none is chosen."""
+    """The choices that a text's clauses name, and any others that they mention; empty if none is named."""
     named, mentioned = set[int](), set[int]()
     for clause in _clauses(REASON.sub("", text)):
         marks = {ord(character) - FIRST_MARK for character in clause if 0 <= ord(character) - FIRST_MARK < MOST_CHOICES}
@@ -175,7 +175,7 @@ def _named(text: str, letters: dict[str, int]) -> set[int]:
 
 
 def _clauses(text: str) -> list[str]:
-    """The parts of a text that assert something: those that ask or say no are left out."""
+    """The clauses of a text that assert something; those that ask or deny are left out."""
     text = INSTEAD.sub(f". {REFUSED} ", ALL_BUT.sub("except", NO_DENIAL.sub("", text)))
     clauses, start = [], 0
     for end in [*CLAUSE.finditer(text), None]:
@@ -187,7 +187,7 @@ def _clauses(text: str) -> list[str]:
 
 
 def _labels(clause: str) -> set[str]:
-    """The letters, as capitals, that a clause gives as its answer."""
+    """The letters that a clause gives as its answer, as capitals."""
     labels = set()
     for match in LETTER.finditer(clause):
         if not (match["capital"] and _is_article(clause, match)):
@@ -196,6 +196,6 @@ def _labels(clause: str) -> set[str]:
 
 
 def _is_article(clause: str, match: re.Match[str]) -> bool:
-    """Whether the A or I with which a match ends is an article or a pronoun."""
+    """Whether the A or I at the end of a match is an article or a pronoun."""
     follows = {"A": ARTICLE, "I": PRONOUN}.get(clause[match.end() - 1])
     return bool(follows and follows.match(clause, match.end()))

@@ -14,7 +14,7 @@ MORE = (
 )
 FEWER = r"fewer|fewest|less|least|smaller|smallest|lower|lowest"
 COMPARED = re.compile(rf"\b(?<!\bat )(?:(?P<more>{MORE})|{FEWER})\b", re.IGNORECASE)
-# What compares no people: "9 is more than 3", "to find who has more".
+# Comparisons that are not between people: "9 is more than 3", "to find who has more".
 OTHERS_COMPARED = re.compile(
     rf"""
     \d{{1,9}} \s (?:\w+\s)? (?:is|are) \s (?:{MORE.replace(" ", "[ ]")}|{FEWER}) \s than \s \d{{1,9}}
@@ -29,15 +29,15 @@ TAKEN_BACK = re.compile(FALSE, re.IGNORECASE)
 SUPPOSED = re.compile(r"\b(?:if|suppose|could|might|should|would(?!\s(?:say|think)))\b", re.IGNORECASE)
 NEITHER = re.compile(r"\b(?:same|equal|equally|both|neither|tie|nobody|everyone)\b", re.IGNORECASE)
 QUESTION = re.compile(r"\W*(?:who|which|what|how|does|do|is)\b", re.IGNORECASE)
-LONGEST = 400  # characters of a sentence that is read
+LONGEST = 400  # characters of a sentence that are read
 
 
 def names_who(text: str, right: str, other: str, people: Sequence[str], *, fewer: bool = False) -> float:
     """Whether a text says who of two people has more, or fewer.
 
-    It does if it states the comparison the right way round, or names nobody but the right person. Who contradicts
-    himself, lists both, supposes, or repeats the question has not answered. A name beside a number ("Leo has 5")
-    repeats what is known, and counts only where nothing else is said.
+    It does if it states the comparison the right way round, or names nobody but the right person. A text that
+    contradicts itself, lists both, supposes, or repeats the question has not answered. A name beside a number ("Leo has
+    5") repeats what is known, and counts only if the text says nothing else.
 
     Args:
         text: What the model wrote.
@@ -56,7 +56,7 @@ def names_who(text: str, right: str, other: str, people: Sequence[str], *, fewer
         return 0.0
     right, other = right.casefold(), other.casefold()
     reader = _reader(right, other, frozenset(people))
-    compared: set[str | None] = set()  # who is said to have more; None where that cannot be told
+    compared: set[str | None] = set()  # who is said to have more; None if that cannot be told
     named: set[str] = set()
     known: set[str] = set()  # named beside a number
     chosen: set[str] = set()  # named alone
@@ -81,7 +81,7 @@ def _reader(right: str, other: str, people: frozenset[str]) -> _Reader:
 
 
 def _assertions(text: str) -> Iterator[str]:
-    """The sentences of a text that are not questions, finished or broken off, with single spaces."""
+    """The sentences of a text that are not questions, complete or broken off, with single spaces."""
     for match in re.finditer(r"[^.!?\n;]+([.!?\n;]|\Z)", text):
         if match[1] != "?" and not QUESTION.match(match[0]):
             yield " ".join(match[0].split())
@@ -92,20 +92,20 @@ class _Reader:
     """Reads sentences about two people."""
 
     name: str
-    """A pattern for the name of anybody."""
+    """A pattern for anybody's name."""
     both: frozenset[str]
-    """The two, in lower case."""
+    """The two people, in lower case."""
 
     def names(self, text: str) -> set[str]:
         return {match[0].casefold() for match in self._compiled(self.name).finditer(text)}
 
     def without_rejected(self, text: str) -> str:
-        """The text without the names that it says no to: "Olga, not Leo", "it cannot be Leo", "Leo is wrong"."""
+        """The text without the names that it rejects: "Olga, not Leo", "it cannot be Leo", "Leo is wrong"."""
         denied = rf"{NOT}(?:\s\w+){{0,3}}?\s{self.name}|{self.name}(?:\s\w+)?(?:\s|(?=n))(?:{DENIED.pattern})"
         return self._compiled(denied).sub("", text)
 
     def who_has_more(self, sentence: str) -> set[str | None]:
-        """Whom the comparisons of a sentence give more to; None stands for one that cannot be told."""
+        """The people who have more by a sentence's comparisons; None stands for a comparison that cannot be told."""
         winners: set[str | None] = set()
         sentence = OTHERS_COMPARED.sub("", sentence)
         for sign, words in ((">", "more"), ("<", "fewer")):  # "Olga > Leo"
@@ -123,7 +123,7 @@ class _Reader:
         return winners
 
     def _winner(self, before: str, more: bool, after: str) -> str | None:
-        """Who has more by one comparison, of which the text before and after the comparing word is given."""
+        """Who has more by one comparison, given the text before and after the comparing word."""
         subject = self._subject(before, after)
         if subject is None or TAKEN_BACK.search(after):
             return None
@@ -132,7 +132,7 @@ class _Reader:
         return subject if more != bool(DENIED.search(clause)) else opponent
 
     def _subject(self, before: str, after: str) -> str | None:
-        """Of whom a comparison speaks: who is named last before it, or "is" after it; else not who comes after than."""
+        """Whom a comparison is about: the last name before it, or one after "is"; else the one not after "than"."""
         together = rf"{self.name}\s?(?:and|or|&|/)\s?{self.name}[^,:]*\Z"
         if self._compiled(together).search(before):
             return None
@@ -154,4 +154,4 @@ class _Reader:
 
     @staticmethod
     def _compiled(pattern: str) -> re.Pattern[str]:
-        return re.compile(pattern, re.IGNORECASE)  # which keeps the last ones
+        return re.compile(pattern, re.IGNORECASE)  # it caches the latest patterns

@@ -1,4 +1,4 @@
-r"""An expression that a text gives without `$`, as LaTeX: math-verify reads only the last number of such a text."""
+r"""Finds an expression that a text gives without `$`, as LaTeX: math-verify would only read its last number."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import string
 
 from experts.domains.judges.writing import boxed, raised
 
-# How LaTeX says where an expression begins.
+# How LaTeX marks where an expression begins.
 DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
 MARKED = r"(?:\$[^$]+\$|\\boxed\s?\{[^{}]*\})"
-# "It is not $6$.", "Is it $6$?", at the end.
+# "It is not $6$." or "Is it $6$?" at the end.
 DENIED = re.compile(rf"(?:\bnot|n['’]t)\s+(?:be\s+)?{MARKED}\W*\Z|{MARKED}[^.!?\n]*\?\W*\Z", re.IGNORECASE)
 AT_END = re.compile(r"(\$[^$]+\$(?:(?:,|,?\s(?:and|or))\s\$[^$]+\$)*)[\s.*#$]*\Z")
 AND = re.compile(r",?\s(?:and|or)\s")
@@ -21,7 +21,7 @@ LEAD = re.compile(
 NO_LETTER = r"(?<![\\A-Za-z])"
 FUNCTIONS = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|log|ln"
 BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.*?)(?<=\S)\*\*(?!\w)")
-# Ways of writing, and LaTeX's.
+# Ways of writing → LaTeX's.
 WAYS = [
     (re.compile(r"[−–]"), "-"),
     (re.compile(r"\\?\$"), ""),
@@ -62,14 +62,14 @@ EXPRESSION = re.compile(
     """,
     re.VERBOSE,
 )
-# "3x = 9, x = 3" is on the way to its end, where "x = 1, x = 2" is not.
+# "3x = 9, x = 3" is a derivation, "x = 1, x = 2" is not.
 SOLVED = re.compile(r".*[^\s,=]\s?(?P<letter>[a-z])\b[^=,]*=[^=,]*,\s*(?P<end>(?P=letter)\s?=[^=,]+)")
-LONGEST = 200  # characters of a line that is an expression
+LONGEST = 200  # the most characters in a line that is an expression
 EMPTY = string.whitespace + "#"  # after an answer
 
 
 def bare_expression(text: str) -> str:
-    r"""The expression with which a text without `$` and `\boxed` ends, as LaTeX; "" for prose.
+    r"""The expression that a text without `$` and `\boxed` ends with, as LaTeX; "" for prose.
 
     >>> bare_expression("The answer is 10 pi."), bare_expression("y=2x+3"), bare_expression("7 apples")
     ('10\\pi', 'y=2x+3', '')
@@ -88,7 +88,7 @@ def bare_expression(text: str) -> str:
 
 
 def final_expression(text: str) -> str:
-    r"""What the last `\boxed{}` of a text encloses, else the dollars at its end, else its `bare_expression`.
+    r"""The content of the last `\boxed{}` in a text, else of the dollars at its end, else its `bare_expression`.
 
     >>> final_expression("so $x$ is $(2, 3)$."), final_expression(r"\boxed{1} or so"), final_expression("x = 4")
     ('(2, 3)', '1', 'x = 4')
@@ -100,7 +100,7 @@ def final_expression(text: str) -> str:
 
 
 def after_lead(text: str) -> str:
-    """What the last line of a text leads to.
+    """The answer that the last line of a text leads to.
 
     >>> after_lead("Let me see. The answer is (C)")
     '(C)'

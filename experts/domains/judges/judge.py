@@ -1,4 +1,4 @@
-"""What a judge's name means: a ready reward, a reward function of the user's own in TRL's signature, or a model."""
+"""What a judge's name means: a ready reward, the user's own reward function with TRL's signature, or a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_model(judge: str) -> bool:
 
 
 def check_name(judge: str) -> None:
-    """Raises UserError for what is neither a ready reward, nor the place of a function, nor a model."""
+    """Raises UserError if `judge` is neither a ready reward, nor the place of a function, nor a model."""
     if judge.endswith(".py"):
         raise UserError(f"the reward {judge} is a file; say which function of it: {judge}:name")
     if not (is_ready(judge) or is_function(judge) or is_model(judge)):
@@ -45,20 +45,20 @@ def check_name(judge: str) -> None:
 
 
 def named(judge: str) -> str:
-    """What TRL calls it in logs."""
+    """The judge's name in TRL's logs."""
     return (Path(judge).name or judge) if is_model(judge) else judge.rpartition(":")[2]
 
 
 def spoken_of(judge: str) -> str:
-    """What errors call it."""
+    """The judge's name in errors."""
     return f"the reward {'function ' if is_function(judge) else 'model ' if is_model(judge) else ''}{judge}"
 
 
 def judged(judge: str, completions: Sequence[Completion], columns: Mapping[str, Any]) -> Any:
-    """What completions earn: of a ready reward from `answer` and `choices`, of a function or model what it gives.
+    """The scores of completions: a ready reward's from `answer` and `choices`, or whatever a function or model returns.
 
-    A function is called as TRL calls it, where prompts are chats: with `completions`, each a list of one message, and
-    with all columns by name. What TRL gives besides while it trains does nothing elsewhere.
+    A function is called as TRL calls it for prompts that are chats: with `completions`, each a list of one message, and
+    with all columns by name. The further arguments that TRL passes in training do nothing elsewhere.
     """
     if is_ready(judge):
         rows = zip(completions, columns["answer"], columns["choices"], strict=True)
@@ -68,29 +68,28 @@ def judged(judge: str, completions: Sequence[Completion], columns: Mapping[str, 
         return reward_model.scores(judge, columns["prompts"], chats)
     besides = {"trainer_state": None, "log_extra": _nothing, "log_metric": _nothing}
     given = find_object(judge, "reward function")(completions=chats, **besides | dict(columns))
-    if inspect.iscoroutine(given):  # in a thread, for a notebook has a loop of its own in this one
+    if inspect.iscoroutine(given):  # in a thread, because a notebook already runs an event loop in this one
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, given).result()
     return given
 
 
 def score(judge: str, text: str, answer: str, choices: Sequence[str]) -> float:
-    """The ready reward of one text."""
+    """A ready reward's score of one text."""
     return choice(text, answer, choices) if judge == "choice" else REWARDS[judge](text, answer)
 
 
 def finds_right(judge: str, answer: str, choices: Sequence[str]) -> bool:
-    """Whether an answer would earn 1, as far as that is quickly known: math-verify takes too long for every row."""
+    """Whether an answer would earn 1, if that is quick to tell: math-verify takes too long for every row."""
     quick = is_ready(judge) and judge != "math_verify"
     return not quick or score(judge, answer, answer, choices) >= 1
 
 
 def check_judge(domain: Domain, judge: str, reward: Reward) -> None:
-    """Calls a reward function with rows of the domain, as `try_reward` does; of a reward model, looks at what says of
-    its files that it is one.
+    """Tries a reward function on rows of the domain, as `try_reward` does; checks a reward model's configuration.
 
     Raises:
-        UserError: if it is not there, fails, or gives no numbers; or as `load_rows` does.
+        UserError: if the judge does not exist, fails, or gives no numbers; or as `load_rows` does.
     """
     if is_model(judge):
         reward_model.check(judge)
@@ -109,7 +108,7 @@ def try_reward(rows: Dataset, reward: Reward) -> None:
     rows = rows.select(range(min(CHECKED, len(rows))))
     columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
     for texts in ([str(answer) for answer in columns["answer"]], [""] * len(rows)):
-        # The tokens are a base's; that there are some has to do here.
+        # Real tokens would be the base's; here it is enough that there are some.
         tokens = [list(text.encode()) for text in texts]
         try:
             reward.scores(texts, prompts=rows["prompt"][:], completion_ids=tokens, **columns)
@@ -118,4 +117,4 @@ def try_reward(rows: Dataset, reward: Reward) -> None:
 
 
 def _nothing(*args: Any) -> None:
-    """In the place of TRL's `log_extra` and `log_metric`."""
+    """Stands in for TRL's `log_extra` and `log_metric`."""

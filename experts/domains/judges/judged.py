@@ -1,4 +1,4 @@
-"""What the domains of a user's own rows share: who says what is right, and what training reinforces."""
+"""What the domains made of a user's own rows share: who says what is right, and what training reinforces."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from experts.outside.errors import UserError
 class Judged:
     """A domain with the fields `judged_by`, `rewards` and `reward_weights`.
 
-    `judged_by` alone says what is right, and is reinforced with the rewards; where it is not given, the weighted sum of
-    the rewards says both. A judge is a ready reward, a function's place, or a reward model.
+    `judged_by` alone says what is right, and is reinforced together with the rewards; without it, the weighted sum of
+    the rewards does both. A judge is a ready reward, the place of a function, or a reward model.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Judged:
 
     @staticmethod
     def in_our_names(block: dict[str, Any]) -> dict[str, Any]:
-        """A recipe's block with `reward`, where it names several or stands beside `judged_by`, as `rewards`."""
+        """A recipe's block with `reward` renamed to `rewards` if it names several or stands beside `judged_by`."""
         given = block.get("reward")
         several = isinstance(given, list) and (len(given) != 1 or "reward_weights" in block)
         beside = "judged_by" in block and not (isinstance(given, str) and is_ready(given))
@@ -47,7 +47,7 @@ class Judged:
 
     @property
     def judges(self) -> list[str]:
-        """Of all that training reinforces."""
+        """The judges of all that training reinforces."""
         return [*([self.judged_by] if self.judged_by else []), *self.rewards]
 
     @property
@@ -61,7 +61,7 @@ class Judged:
 
     @property
     def reinforced(self) -> list[Reward]:
-        """Its rewards, in the order of their weights."""
+        """The rewards, in the order of their weights."""
         weights = self.reward_weights or [1.0] * len(self.judges)
         names = [named(judge) for judge in self.judges]
         return [
@@ -77,14 +77,14 @@ class Judged:
         ]
 
     def check(self) -> None:
-        """Raises UserError, as `check_judge` does for each."""
+        """Raises UserError as `check_judge` does, for each judge."""
         for judge, reward in zip(self.judges, self.reinforced, strict=True):
             check_judge(cast(Domain, self), judge, reward)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> Any:
-        """What `judged_by` says of each completion, or where it is not given the weighted sum of the rewards.
+        """What `judged_by` gives each completion or, without it, the weighted sum of the rewards.
 
-        A ready reward needs the columns `answer` and `choices`, others whatever they read.
+        A ready reward needs the columns `answer` and `choices`; other judges need whatever they read.
         """
         if self.judged_by or len(self.rewards) == 1:
             return judged(self.judged_by or self.rewards[0], completions, columns)
@@ -94,14 +94,14 @@ class Judged:
         return [total([(weight, own[row]) for weight, own in scores]) for row in range(len(completions))]
 
     def finds_right(self, answer: str, choices: Sequence[str]) -> str | None:
-        """The judge that would not find a row's own answer right, if there is one."""
+        """A judge that would not find a row's own answer right, if there is one."""
         return next((judge for judge in self.judges if not finds_right(judge, answer, choices)), None)
 
     def _judged(self, judge: str, completions: Sequence[Completion], **columns: Any) -> Any:
         return judged(judge, completions, columns)
 
     def _check_judges(self) -> None:
-        """Raises UserError for names that mean nothing, and weights that are not one a judge."""
+        """Raises UserError for names that mean nothing, or if there is not one weight per judge."""
         for judge in self.judges:
             check_name(judge)
         if twice := [judge for judge in self.judges if self.judges.count(judge) > 1]:
@@ -114,12 +114,12 @@ class Judged:
 
     @property
     def needs_answers(self) -> list[str]:
-        """The judges that compare with a row's answer, or may not do without."""
+        """The judges that compare with a row's answer and cannot do without it."""
         return [judge for judge in self.judges if is_ready(judge)]
 
 
 def total(scores: Sequence[tuple[float, float]]) -> float:
-    """The sum of weights and scores, as TRL has it: without those of no opinion (NaN), and none if there is no other.
+    """The weighted sum of (weight, score) pairs, as in TRL: no opinion (NaN) is left out, and NaN if nothing remains.
 
     >>> total([(2.0, 1.0), (1.0, math.nan)]), total([(1.0, math.nan)])
     (2.0, nan)

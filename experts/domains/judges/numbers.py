@@ -1,8 +1,8 @@
 r"""The number that an answer gives, however it is written: `1'000`, `\boxed{$9{,}500}`, `x = - 3`.
 
-What a text writes in a way of its own is first written plainly (`WAYS`). Then its numbers are read from left to right
+Special ways of writing are first replaced by plain ones (`WAYS`). Then the numbers are read from left to right
 (`_readings`); one that belongs to an unfinished calculation, a range, a list, a date, a formula or an inequality cannot
-be told. The last of them that the text does not say no to is the answer.
+be told. The last number that the text does not reject is the answer.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 from experts.domains.judges.writing import answered, boxed, raised, without_tags
 
-# Ways of writing, and what is read instead.
+# Ways of writing → what is read instead.
 WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"[−‐‑‒﹣－]"), "-"),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"(?<![\d\\,])\\[!,;:](?=\s?\d)"), " "),  # a space that LaTeX makes, before a number
     # Thousands in LaTeX: 9{,}500, 9,\!500, 9\,500, 9~500.
     (re.compile(r"(?<=\d)(?:\{\\?,\}|,\\[!,;:]|\\[!,;: ]|~)\s?(?=\d{3})"), ","),
-    # Thousands apart, in spaces that do not break.
+    # Thousands set apart by non-breaking spaces.
     (re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3})"), " "),
     (re.compile(r"(?<=\d)_(?=\d{3}(?!\d))"), ","),
-    # Points for commas, and commas for points: 1.234,56, 1.234.567 and 1 234,56.
+    # Points in place of commas and commas in place of points: 1.234,56, 1.234.567 and 1 234,56.
     (
         re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d\d?)(?!\d|[,.]\d)"),
         lambda match: f"{match[1].replace('.', '')}.{match[2]}",
@@ -45,7 +45,7 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(?i)(?<=\d)\strillion\b"), "e12"),
     (re.compile(r"([$£€]\s?[\d.,]{0,20}\d)M\b"), r"\1e6"),
     (re.compile(r"([$£€]\s?[\d.,]{0,20}\d)(?:B|bn)\b"), r"\1e9"),
-    # A sign in words, where no number is taken from another one.
+    # A sign in words, unless one number is subtracted from another.
     (re.compile(r"(?i)(?<![\w)}%])(?<!\d )(?:minus|negative) (?=[$\\]{0,2}\d)"), "-"),
 ]
 NUMBER = re.compile(
@@ -64,7 +64,7 @@ UNDER = re.compile(r"\s?/\s?\d+")
 # Of 3 1/2.
 WHOLE = re.compile(r"\d{1,9}")
 MIXED = re.compile(r" (\d{1,9})/(\d{1,9})(?!\d)")
-# What makes one thing of two numbers that is neither of them.
+# What joins two numbers into one thing that is neither of them.
 JOINED = re.compile(
     r"""
     [*_$%]{0,4}
@@ -82,7 +82,7 @@ JOINED = re.compile(
     """,
     re.VERBOSE,
 )
-# What makes of a number a bound, a part of a formula, or an operand.
+# What makes a number a bound, a part of a formula, or an operand.
 BOUND = re.compile(
     r"""
     (?: [<>≤≥≠±√] | [<>!]= | \\(?:leq?|geq?|lt|gt|neq?|pm|sqrt)[ ]?\{? | -\(
@@ -100,7 +100,7 @@ ARROW = re.compile(r"[-=]>\s?[-$]{0,2}\Z")
 RAISED = re.compile(
     r"(?:\^\{?-?|[^\W_]_\{?|[)}]_\{?|(?<![^\W_])(?:[A-Za-z]|(?!(?:USD|EUR|GBP|CAD|AUD|INR)\Z)[A-Z]{2,9}))\Z"
 )
-# What makes of a number another one: 18th, 18x, 18 - x, 18i, 18π, 101_2, 18 squared, 18 and a half, 1.30 pm.
+# What turns a number into another one: 18th, 18x, 18 - x, 18i, 18π, 101_2, 18 squared, 18 and a half, 1.30 pm.
 FACTOR = re.compile(
     r"(?:st|nd|rd|th|i|(?:\s?[-+/]\s?)?[xyzn])(?![\w])|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])|(?<=\.\d\d)\s?[aApP]\.?[mM]\b"
     r"|\s(?:squared|cubed|factorial|and\s(?:a|one)\s(?:half|third|quarter))\b"
@@ -121,7 +121,7 @@ OPEN = re.compile(
     r"[\s$*_]*[^\W\d]*,?\s*\(?(?:or\b|(?:or\s)?(?:maybe|perhaps|possibly)\b)\s*(?:[a-z]\s?=\s?)?[$*_-]{0,4}",
     re.IGNORECASE,
 )
-# The last sentence, where it asks for a number, or whether it is this one.
+# The last sentence, if it asks for a number, or whether it is this one.
 ASKS = re.compile(r"(?:\d|\bhow\s+(?:many|much)\b|\bwhat\b)[^.!?\n]*\?\W*\Z", re.IGNORECASE)
 LOOK = 40  # characters before a number that are looked at
 TAIL = 120  # characters before the last number that are read
@@ -130,21 +130,21 @@ UP_TO_LAST_DIGIT = re.compile(r"(?:.*\d)?", re.DOTALL)
 
 @dataclass(frozen=True)
 class _Reading:
-    """A number of a text: how Python would write it, or "" where it cannot be told."""
+    """A number in a text, as Python would write it, or "" if it cannot be told."""
 
     value: str
     start: int
     end: int
     before: str
-    """What stands between the number before it and this one, at most `LOOK` characters."""
+    """The text between the number before it and this one, at most `LOOK` characters."""
 
 
 def find_number(text: str, fractions: bool = False) -> str:
-    r"""The last number in a text as Python would write it, or "" where there is none, or it cannot be told.
+    r"""The last number in a text as Python would write it, or "" if there is none or it cannot be told.
 
-    What stands in the last `\boxed{}` counts alone. A number that the text says no to is passed over ("7, not 8"), and
-    one of several that it leaves open, or a calculation that it does not finish, is none ("7 or 8", "7 + 8"). Units are
-    not looked at: `50%` is 50, `2 thousand km` is 2e3.
+    If there is a `\boxed{}`, only the last one counts. A number that the text rejects is passed over ("7, not 8");
+    alternatives that it leaves open and calculations that it does not finish give no number ("7 or 8", "7 + 8"). Units
+    are ignored: `50%` is 50, `2 thousand km` is 2e3.
 
     >>> find_number("5, then -$1,234.50."), find_number("3 / 4 cups", fractions=True)
     ('-1234.50', '3/4')
@@ -167,9 +167,10 @@ def _is_denied(text: str, reading: _Reading) -> bool:
 
 
 def final_line(text: str, mark: str) -> str:
-    """What a text gives after the last `mark` that anything follows on its line, else below it; else all of it.
+    """The answer after the last `mark` that is followed by anything on its line, else below it; else the whole text.
 
-    It is one line, below one that only announces it. Of `$18 every day for 7 days` it is the number at the beginning.
+    The answer is one line, and may follow a line that only announces it. From `$18 every day for 7 days` only the
+    number at the beginning is taken.
 
     >>> final_line("2 + 2 = 4\\n#### 4 eggs\\nand 7 more\\n####", "####"), final_line("4 eggs", "####")
     ('4', '4 eggs')
@@ -184,11 +185,11 @@ def final_line(text: str, mark: str) -> str:
 
 
 EMPHASIS = " \t\r*_"
-# A line that announces the answer, which stands below it.
+# A line that announces the answer below it.
 HEADING = re.compile(r"(?:the |my )?(?:final |correct )?(?:answer|result|solution)(?: is)?\W*", re.IGNORECASE)
 # What gives no answer after a mark.
 ASIDE = re.compile(r"\W*(?:(?:the )?(?:end|done|explanation|reasoning|check|verification|note)\W*)?", re.IGNORECASE)
-# What may stand before the number with which a line opens: a label, signs.
+# What may come before the number that opens a line: a label, signs.
 LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$£€¥\\(]{0,6}(?:[-–]\s?)?[$£€¥\\]{0,2}")
 REMARK = re.compile(r"\([^()]*\)")
 # Another number in its place.
@@ -197,7 +198,7 @@ EQUALS = re.compile(r".*(?<![<>!])=>?")
 
 
 def _opening(line: str) -> str:
-    """The number with which a line opens, or what it works out, or the line, where it opens with something else."""
+    """The number that opens a line, or the result it works out; the whole line if it opens with something else."""
     line = _written_plainly(line)
     if worked_out := EQUALS.match(REMARK.sub(lambda remark: " " * len(remark[0]), line)):
         line = line[worked_out.end() :]
@@ -210,7 +211,7 @@ def _opening(line: str) -> str:
 
 
 def _written_plainly(text: str) -> str:
-    """The end of a text, from a few words before its last number, without ways of writing of its own."""
+    """The end of a text, from a few words before its last number, in plain writing."""
     text = raised(boxed(BOXED_DASH.sub(r"\1-", answered(text))))
     last = len(UP_TO_LAST_DIGIT.match(text)[0])  # type: ignore[index]
     text = without_tags(text[text.rfind(" ", 0, max(0, last - TAIL)) + 1 :])
@@ -220,7 +221,7 @@ def _written_plainly(text: str) -> str:
 
 
 def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
-    """The numbers of a text from left to right; several that are joined are one that cannot be told."""
+    """The numbers in a text from left to right; several that are joined count as one that cannot be told."""
     end = 0
     for match in NUMBER.finditer(text):
         if match.start() < end:
@@ -244,12 +245,12 @@ def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
 
 
 def _sign(before: str) -> str:
-    """ "-" where a dash before a number is its sign: after a digit, a word or a bracket it is an operator."""
+    """ "-" if a dash before a number is its sign: after a digit, a word or a bracket it is an operator."""
     before = before.replace("–", "-")
     dash = DASH.search(before)
     if not dash:
         return ""
     head = before[: dash.start()]
-    if dash[1]:  # of "= - 3"; at the beginning of a line it is a bullet
+    if dash[1]:  # as in "= - 3"; at the beginning of a line it is a bullet
         return "-" if re.search(r"(?:[=:≈#($]|\b(?:is|equals))\s*\Z", head) else ""
     return "" if re.search(r"[\w)\]}%]\Z", head) else "-"

@@ -1,4 +1,4 @@
-"""Reward models: sequence classifiers with one logit, which read the whole chat, as TRL takes them by name."""
+"""Reward models: sequence classifiers with one logit that read the whole chat, as TRL loads them by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from experts.outside.errors import UserError
 from experts.outside.files import expand
 
 BATCH = 32
-"""Chats that are read at once."""
+"""The number of chats that are read at once."""
 
 
 def scores(name: str, prompts: Sequence[Any], completions: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
-    """The logit of each chat, a prompt and its completion, as the model's own template shows it.
+    """The logit of each chat, a prompt and its completion, rendered with the model's own template.
 
     Raises:
         UserError: if the model cannot be loaded, or its tokenizer has no template or refuses a chat.
@@ -34,7 +34,7 @@ def scores(name: str, prompts: Sequence[Any], completions: Sequence[Sequence[Map
 
 
 def check(name: str) -> None:
-    """Raises UserError for what is no sequence classifier with one logit, as far as its configuration says."""
+    """Raises UserError if the model's configuration says it is not a sequence classifier with one logit."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
@@ -74,7 +74,7 @@ def _loaded(name: str) -> tuple[Any, Any]:
 def _shown(name: str, tokenizer: Any, chat: list[Any]) -> str:
     try:
         return tokenizer.apply_chat_template(chat, tokenize=False)
-    except Exception as error:  # a template is a program of the checkpoint's, and may fail in any way
+    except Exception as error:  # a template is a program that comes with the checkpoint, and may fail in any way
         said = " ".join(str(error).split())
         raise UserError(f"the reward model {name} does not take a chat: {type(error).__name__}: {said}") from error
 

@@ -1,6 +1,6 @@
 """The ready rewards: `(text, answer) -> score`, 1.0 for a right answer and 0.0 for any other text.
 
-They are right about tidy answers and strict with the rest. None of them raises or hangs, whatever the text.
+They are right about tidy answers and strict about the rest. None of them raises or hangs, whatever the text.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from experts.domains.judges.numbers import find_number
 from experts.domains.judges.units import unit, without_words
 from experts.domains.judges.writing import answered, boxed, without_tags
 
-# math-verify reads the end of a text only, where an answer stands.
+# math-verify only reads the end of a text, where the answer is.
 MATH_CHARACTERS = 2000
 EMPTY_SET = re.compile(r"\\varnothing\b|∅")
-EITHER = re.compile(r"=[^=\n]*\bor\b[^=\n]*=[^=\n]*\Z")  # "x = 2 or y = 3" is no point
+EITHER = re.compile(r"=[^=\n]*\bor\b[^=\n]*=[^=\n]*\Z")  # "x = 2 or y = 3" is not a point
 THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:(?:[ '’\u00a0\u2009\u202f]|\\[,!;: ])\d{3})+(?![\d'’])")
 POINT = re.compile(r"(?<=\d)\.(?=\s*\})")  # the full stop of \boxed{7.}
 BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
 
 def exact(text: str, answer: str) -> float:
-    """The text is the answer, but for case, white space and trailing punctuation.
+    """Whether the text is the answer, but for case, white space and trailing punctuation.
 
     >>> exact(" New  york. ", "New York")
     1.0
@@ -38,9 +38,9 @@ def exact(text: str, answer: str) -> float:
 
 
 def last_word(text: str, answer: str) -> float:
-    """The last word of the text is the answer, but for case and the punctuation around it.
+    """Whether the last word of the text is the answer, but for case and the punctuation around it.
 
-    It is none where the text says no to it, leaves it open, or asks.
+    The word does not count if the text rejects it, leaves it open, or asks.
 
     >>> last_word("It must be a **cat**.", "cat"), last_word("not a cat", "cat"), last_word("dog or cat", "cat")
     (1.0, 0.0, 0.0)
@@ -50,7 +50,7 @@ def last_word(text: str, answer: str) -> float:
 
 
 def last_number(text: str, answer: str) -> float:
-    """The last number in the text equals the answer's, exactly; fractions are read only where the answer is one.
+    """Whether the last number in the text exactly equals the answer's; fractions are read only if the answer is one.
 
     >>> last_number("That makes $1,234.50.", "1234.5"), last_number("x = −7", "-7"), last_number("8 - 4", "4")
     (1.0, 1.0, 0.0)
@@ -63,7 +63,7 @@ def last_number(text: str, answer: str) -> float:
 
 
 def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
-    """The text names the right choice and no other, by its letter or its words; a final "answer: …" has the last say.
+    """Whether the text names only the right choice, by letter or by words; a final "answer: …" has the last say.
 
     Args:
         text: What the model wrote.
@@ -87,7 +87,7 @@ def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
 
 
 def math_verify(text: str, answer: str) -> float:
-    r"""The text's final expression is mathematically equal to the answer, as math-verify judges it.
+    r"""Whether the text's final expression is mathematically equal to the answer, as math-verify judges it.
 
     >>> math_verify(r"so $x = \frac{2}{4}$", "1/2")
     1.0
@@ -128,7 +128,7 @@ REWARDS: dict[str, Callable[..., float]] = {
 # Not + - % #, which belong to -5, 50% and C#.
 EDGES = "".join(sorted(set(string.punctuation) - set("+-%#"))) + string.whitespace + "“”‘’«»…"
 LATEX_WORD = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s?\{([^{}]*)\}")
-# What stands before a word that is not chosen: "no cat", "dog or a cat", "the opposite of cat".
+# What comes before a word that is not chosen: "no cat", "dog or a cat", "the opposite of cat".
 NOT_CHOSEN = re.compile(
     r"""
     (?: \b(?:not | or | and | nor | no | never | than | but | except | without | unlike | instead\s+of | opposite\s+of)
@@ -142,7 +142,7 @@ WORD_TAIL = 400  # characters in which a word is looked for
 
 
 def find_word(text: str) -> str:
-    """The last word of a text without the punctuation around it, or "" where it says no to it, leaves it open, or asks.
+    """The last word of a text without the punctuation around it, or "" if the text rejects it, leaves it open or asks.
 
     >>> find_word('They call it "home".'), find_word("Answer:home"), find_word("Is it home?")
     ('home', 'home', '')
@@ -160,7 +160,7 @@ def find_word(text: str) -> str:
 def _value(number: str) -> Fraction | None:
     try:
         parts = [Decimal(part) for part in number.split("/")]
-        # A Fraction writes out all digits of 1e999999999.
+        # A Fraction would write out all digits of 1e999999999.
         if len(number) > 1000 or any(abs(part.adjusted()) > 1000 for part in parts):
             return None
         over, *under = map(Fraction, parts)
@@ -170,7 +170,7 @@ def _value(number: str) -> Fraction | None:
 
 
 def _says_word(text: str, word: str) -> float:
-    """Whether the text says nothing but this, or ends with it, where it is more than a letter and in no list."""
+    """Whether the text is only this word, or ends with it and it is more than a letter and not in a list."""
     said = LATEX_WORD.sub(r"\1", boxed(text)).strip(EDGES)
     if word.casefold() in (_plain(said), _plain(after_lead(said)).strip(EDGES)):
         return 1.0
@@ -184,13 +184,13 @@ def _as_latex(text: str) -> str:
 
 
 def _is_another(text: str, expression: str, answer: str) -> bool:
-    """Whether what math-verify passes over makes them two: their units, or an order that one of them has."""
+    """Whether the two differ in what math-verify ignores: their units, or because only one of them is ordered."""
     units = {unit(boxed(text)), unit(answer)} - {None}
     return len(units) > 1 or {arrangement(expression), arrangement(answer)} == {"order", "set"}
 
 
 def _closed_up(text: str) -> str:
-    """An expression without the spaces and the full stop that mean nothing: `6 - 5i.` is `6-5i`, `1 2` is not `12`."""
+    """An expression without meaningless spaces and full stop: `6 - 5i.` becomes `6-5i`, `1 2` does not become `12`."""
     return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", LATEX_WORD.sub(r"\1", text)).rstrip(".")
 
 

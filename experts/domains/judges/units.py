@@ -26,11 +26,11 @@ NAMED = re.compile(
     r"\s*(?:\^\s?\{?(?P<power>[23])\}?)?\W*\Z"
 )
 IN_WORDS = re.compile(r"\\(?:text|mathrm)\s?\{\s*(-?[\d.,]+)(\s[^{}]*)\}")
-LONGEST = 200  # characters before the end that are read
+LONGEST = 200  # characters that are read at the end
 
 
 def unit(expression: str) -> tuple[str, int] | None:
-    r"""The unit with which an expression ends, by one name, and its power; None where there is none that is known.
+    r"""The unit that an expression ends with, under one name, and its power; None if there is no known unit.
 
     >>> unit(r"5\text{ cm}^2"), unit("x = 5 square centimeters."), unit("10 p.m."), unit("5 apples")
     (('cm', 2), ('cm', 2), ('pm', 1), None)
@@ -48,7 +48,7 @@ def unit(expression: str) -> tuple[str, int] | None:
 
 
 def without_words(text: str) -> str:
-    r"""A text with `5\text{ cm}` for `\text{5 cm}`: a number with a unit is no word.
+    r"""The text with `5\text{ cm}` for `\text{5 cm}`: a number with a unit is not a word.
 
     >>> without_words(r"\boxed{\text{5 cm}}"), without_words(r"\text{5 doors}")
     ('\\boxed{5\\text{ cm}}', '\\text{5 doors}')

@@ -7,7 +7,7 @@ import re
 # </s>, <|im_end|>, <answer>, </b>
 TAG = re.compile(r"<\|\w{1,40}\|>|</?[A-Za-z][\w-]{0,40}/?>")
 CLOSING_LETTER = re.compile(r"</([A-Za-z])>")
-# Where a model has thought enough; some templates begin the thoughts themselves, so that the text has their end alone.
+# The end of a model's thoughts; some templates begin the thoughts themselves, so that the text only has their end.
 THOUGHT = re.compile(r"</(?:think(?:ing)?|reasoning|thoughts?)>|\[/THINK\]", re.IGNORECASE)
 # Between the boxes of one answer: "$\boxed{7}$ or $\boxed{8}$".
 BETWEEN = re.compile(r"[$\s]*(?:[,;]|,?\s?(?:\\text\s?\{\s*)?\b(?:or|and)\b(?:\s*\})?)[$\s]*")
@@ -17,7 +17,7 @@ DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 
 def answered(text: str) -> str:
-    """What a text says after its thoughts.
+    """The part of a text after its thoughts.
 
     >>> answered("<think>7? No.</think>8"), answered("7")
     ('8', '7')
@@ -46,7 +46,7 @@ def without_tags(text: str) -> str:
 
 
 def boxed(text: str) -> str:
-    r"""What the last `\boxed{}` encloses, if it closes, and those that it stands in a list with; else the whole text.
+    r"""The content of the last `\boxed{}`, if it closes, and of the boxes listed with it; else the whole text.
 
     >>> boxed(r"so $\boxed{\frac{1}{2}}$."), boxed("so 1/2"), boxed(r"\boxed{5}. No, \boxed{6} or \boxed{7}")
     ('\\frac{1}{2}', 'so 1/2', '6 or 7')
