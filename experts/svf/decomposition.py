@@ -80,7 +80,7 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
                     if whole is None or kept < most:
                         _write(path, factors)
         except (OSError, SafetensorError) as error:  # no room, no rights, no locks
-            _warn_once(f"nothing can be kept in {folder} ({error}): every start decomposes again")
+            _warn_once(f"cannot write to {folder} ({error}): the base is decomposed again at every start")
             if factors is None or len(factors.s) < kept:
                 factors = _largest(weight, kept, factors)
     precise = torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -169,7 +169,9 @@ def is_other_base(wanted: str | None, its: Sketch | None, found: str | None, own
 
 @cache
 def _say_rounding(wanted: str, found: str) -> None:
-    logger.warning("the base with fingerprint %s is a rounding of the one with %s, and is taken for it", found, wanted)
+    logger.warning(
+        "the base with fingerprint %s is a rounding of the one with %s, and is accepted in its place", found, wanted
+    )
 
 
 def refuse_other_base(what: str, wanted: str, its: Sketch | None, base: nn.Module) -> str:
@@ -186,7 +188,7 @@ def refuse_other_base(what: str, wanted: str, its: Sketch | None, base: nn.Modul
 
 def other_base(what: str, wanted: str, found: str) -> UserError:
     """The error that names both fingerprints: the one that `what` belongs to, and the base's own."""
-    return UserError(f"{what} belongs to a base with fingerprint {wanted}, this one has {found}; load that base")
+    return UserError(f"{what} belongs to a base with fingerprint {wanted}, but this one has {found}; load that base")
 
 
 def write_sketch(folder: Path, kept: Sketch) -> None:
@@ -210,7 +212,7 @@ def read_sketch(folder: Path) -> Sketch | None:
         if runs.ndim != 2 or runs.dtype != torch.float32:
             raise TypeError("runs must be float32 [runs, 16]")
     except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and the fingerprint alone decides") from error
+        raise UserError(f"{path} is damaged ({error}); remove it to go by the fingerprint alone") from error
     return Sketch(runs, float16)
 
 

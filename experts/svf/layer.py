@@ -233,8 +233,8 @@ class SVFLinear(SVFLayer):
         """Raises UserError if the layer is quantised."""
         if self.quantised:
             raise UserError(
-                "experts are not merged into a base of 4 or 8 bits, which would round them away: leave them unmerged, "
-                "export a LoRA, or merge them into the dense base"
+                "experts cannot be merged into a 4-bit or 8-bit base, which would round them away: leave them "
+                "unmerged, export a LoRA, or merge them into the dense base"
             )
 
     def invalidate(self) -> None:
@@ -324,8 +324,8 @@ class SVFLinear(SVFLayer):
         """Raises UserError for a z in half precision, which would hardly move from 1."""
         if any(self.svf_z[name].dtype.itemsize < 4 for name in adapter_names):
             raise UserError(
-                "z was rounded to half precision, as TRL's own trainers do beside a base of 4 or 8 bits: set "
-                "base.is_loaded_in_4bit = base.is_loaded_in_8bit = False before the trainer is made"
+                "z was rounded to half precision, as TRL's own trainers do with a 4-bit or 8-bit base: set "
+                "base.is_loaded_in_4bit = base.is_loaded_in_8bit = False before you create the trainer"
             )
 
     def _factored(self, x: Tensor, delta: Tensor) -> Tensor:

@@ -41,13 +41,13 @@ def resolve_all_linear(config: SVFConfig, model: nn.Module, heads: tuple[str, ..
     fused = fused_parameters(model)
     if fused and not config.target_parameters:
         logger.warning(
-            "all-linear leaves out %d stacks of a mixture's matrices, such as %s; name them in target_parameters to "
-            "adapt them as well",
+            "all-linear leaves out %d stacks of mixture-of-experts matrices, such as %s; name them in "
+            "target_parameters to adapt them as well",
             len(fused),
             next(iter(fused)),
         )
     for why, unsuitable in left_out(model, names).items():
-        logger.info("all-linear leaves out %s, %s", _said(unsuitable), why)
+        logger.info("all-linear leaves out %s: %s", _said(unsuitable), why)
         names -= unsuitable
     if config.layers_to_transform is not None:  # PEFT does not apply these to full names
         names = {name.rpartition(".")[2] for name in names}
@@ -64,11 +64,11 @@ def left_out(model: nn.Module, names: set[str]) -> dict[str, set[str]]:
     called = {name: of for name, of in without_gradient(model).items() if name in rest}
     uncalled = {name for name, is_called in called.items() if not is_called}
     reasons = {
-        "which choose experts": routing,
-        "which do more than to multiply by a weight": special,
-        "which share their weight with another layer": common,
-        "which the base does not call when it reads text": uncalled,
-        "which get no gradient, as they only pick tokens or nothing reads them": called.keys() - uncalled,
+        "part of a router, which only chooses experts": routing,
+        "more than a multiplication by a weight": special,
+        "weight shared with another layer": common,
+        "not called when the base reads text": uncalled,
+        "no gradient, because it only picks tokens or its output is not used": called.keys() - uncalled,
     }
     return {why: found for why, found in reasons.items() if found}
 

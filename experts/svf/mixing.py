@@ -64,8 +64,8 @@ class Batch:
             fits = (self.shape is not None or x.ndim > 2) and (size == rows or (x.ndim == 2 and size == rows * tokens))
         if axis is None or not fits or size % len(scale):
             raise UserError(
-                f"{layer} cannot run rows under {len(scale)} mixtures on an input of shape {list(x.shape)}: one row a "
-                "mixture is needed, and layers that see every token in its order; leave others out of target_modules"
+                f"{layer} cannot run rows under {len(scale)} mixtures on an input of shape {list(x.shape)}: it needs "
+                "one row per mixture, with every token in order; leave the layer out of target_modules"
             )
         if size > len(scale):
             scale = scale.repeat_interleave(size // len(scale), 0)
@@ -76,15 +76,17 @@ class Batch:
         numbers = cast(Tensor, self.of_tokens)
         axis = 0 if order is None else order.axis
         if self.shape is not None and self.shape != tuple(numbers.shape):
-            raise UserError(f"of_tokens is for tokens {list(numbers.shape)}, and the base reads {list(self.shape)}")
+            raise UserError(
+                f"of_tokens has the shape {list(numbers.shape)}, but the base reads tokens {list(self.shape)}"
+            )
         if axis == 0 and x.ndim == 2 and len(x) == numbers.numel():
             numbers = numbers.flatten()
         elif axis == 1:
             numbers = numbers.T
         if axis is None or x.shape[: numbers.ndim] != numbers.shape or x.ndim == numbers.ndim:
             raise UserError(
-                f"{layer} cannot tell whose a token is on an input of shape {list(x.shape)}; give every text a row of "
-                "its own, or leave it out of target_modules"
+                f"{layer} cannot tell which text a token belongs to on an input of shape {list(x.shape)}; give every "
+                "text a row of its own, or leave the layer out of target_modules"
             )
         return scale[numbers].view(*numbers.shape, *[1] * (x.ndim - 1 - numbers.ndim), -1)
 
@@ -131,13 +133,13 @@ class LayerMixture:
         """
         if self.batch is None and self.weight is None and not self.is_base:
             raise UserError(
-                f"{self.name} is quantised, and the base reads its weight, where others are called: leave it out of "
+                f"{self.name} is quantised, and the base reads its weight instead of calling it: leave it out of "
                 "target_modules"
             )
         if self.batch is not None and not (self.order and self.order.called):
             raise UserError(
-                f"{self.name} cannot run rows under different mixtures: the base reads its weight, where others are "
-                "called; run them apart, or leave it out of target_modules"
+                f"{self.name} cannot run rows under different mixtures, because the base reads its weight instead of "
+                "calling it; run the rows separately, or leave it out of target_modules"
             )
         return self.weight
 

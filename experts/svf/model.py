@@ -70,7 +70,8 @@ class SVFModel(PeftVerbs):
             what = "no linear layer" if everywhere else "nothing that target_modules names"
             if isinstance(config.target_modules, str) and config.target_modules.isidentifier():
                 what += (
-                    f" (a text is an expression for whole names; a list, [{config.target_modules!r}], has their ends)"
+                    f" (a string is a regular expression for whole names; a list, [{config.target_modules!r}], has "
+                    "their ends)"
                 )
             raise UserError(
                 f"the base has {what}: SVF adapts nn.Linear, transformers' Conv1D, and both as bitsandbytes quantises "
@@ -142,7 +143,7 @@ class SVFModel(PeftVerbs):
             layer = SVFLinear(cast(nn.Linear, target), dtype=dtype).train(target.training)
         shape, wanted = [layer.out_features, layer.in_features], [len(b), a.shape[1]]
         if wanted != shape:
-            raise UserError(f"the LoRA {name!r} is for a {matrix} of shape {wanted}, and the base's has {shape}")
+            raise UserError(f"the LoRA {name!r} is for a {matrix} of shape {wanted}, but the base's has {shape}")
         return layer
 
     def _carries_another(self, name: str, layers: Mapping[str, SVFLinear], factors: Mapping[str, LoraFactors]) -> bool:
@@ -206,7 +207,7 @@ class SVFModel(PeftVerbs):
             alphas[matrix] = own
         for alpha in alphas.values():
             if alpha.shape != (len(weights), len(names)) or not torch.isfinite(alpha).all():
-                raise UserError(f"weights must be finite and [rows, {len(names)}], one column an expert")
+                raise UserError(f"weights must be finite and [rows, {len(names)}], one column per expert")
         if any(layer.merged for layer in (*layers.values(), *stacks.values())):
             raise UserError("experts are merged into the base's weights; call unmerge_adapter() before mixing")
         if of_tokens is not None and not (
@@ -215,7 +216,7 @@ class SVFModel(PeftVerbs):
             and 0 <= of_tokens.min() <= of_tokens.max() < len(weights)
         ):
             raise UserError(
-                f"of_tokens must hold whole numbers [rows, tokens], each that of one of {len(weights)} mixtures"
+                f"of_tokens must hold whole numbers [rows, tokens], each the number of one of {len(weights)} mixtures"
             )
         batch = Batch(len(weights), of_tokens)
         mixtures: dict[nn.Module, LayerMixture] = {}
@@ -235,7 +236,8 @@ class SVFModel(PeftVerbs):
         saved = self._saved_modules(names, weights)
         if saved and of_tokens is not None:
             raise UserError(
-                "experts that were saved with modules of their own (modules_to_save) need rows of their own"
+                "experts that were saved with modules of their own (modules_to_save) cannot share a row; leave out "
+                "of_tokens"
             )
         with running(self.model, batch, {**mixtures, **saved}):
             yield
@@ -293,7 +295,9 @@ class SVFModel(PeftVerbs):
         if not any(name in module._adapters for module in modules for name in names):
             return {}
         if not (((weights == 0) | (weights == 1)).all() and (weights.sum(1) <= 1).all()):
-            raise UserError("experts that were saved with modules of their own (modules_to_save) do not mix")
+            raise UserError(
+                "experts that were saved with modules of their own (modules_to_save) cannot be mixed; use one per row"
+            )
         rows = [names[int(row.argmax())] if row.any() else "__base__" for row in weights]
         return {module: [name if name in module._adapters else "__base__" for name in rows] for module in modules}
 
@@ -340,15 +344,14 @@ class SVFModel(PeftVerbs):
         check_names(peft_config, model)
         if common := sorted(name for name in tied(model) if check_target_module_exists(peft_config, name)):
             raise UserError(
-                f"{common[0]} shares its weight with another layer, which an expert would change with it; leave it out "
-                "of target_modules"
+                f"{common[0]} shares its weight with another layer, which an expert would change too; leave it out of "
+                "target_modules"
             )
         self._refuse_full_rank(peft_config, model)
         compiled = any("_orig_mod" in name.split(".") for name, _ in model.named_modules())
         if compiled and (peft_config.modules_to_save or peft_config.trainable_token_indices):
             raise UserError(
-                "PEFT cannot load modules that are saved whole into a model that is compiled already; "
-                "compile it when its adapters are there"
+                "PEFT cannot load modules_to_save into a compiled model; load the adapters first, then compile it"
             )
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
@@ -429,8 +432,8 @@ class SVFModel(PeftVerbs):
                 matrices += m * n
         if matrices and factors >= matrices:
             raise UserError(
-                "an expert of so many singular values has factors as large as the dense weights, which a quantised "
-                "base is there to avoid: limit its rank, to 64 for example, or load the base without quantisation"
+                "an expert with this many singular values has factors as large as the dense weights, which a quantised "
+                "base is meant to avoid: limit its rank, to 64 for example, or load the base without quantisation"
             )
 
     @staticmethod
@@ -438,11 +441,14 @@ class SVFModel(PeftVerbs):
         kind = type(target).__name__
         if fused_matrices(target) or isinstance(target, SVFExperts):
             raise UserError(
-                f"{name} ({kind}) holds the matrices of a mixture of experts fused into one tensor, which is no linear "
-                "layer: leave it out of target_modules, and name its parameters in target_parameters"
+                f"{name} ({kind}) holds the matrices of a mixture of experts fused into one tensor, and is not a "
+                "linear layer: leave it out of target_modules, and name its parameters in target_parameters"
             )
         if not isinstance(target, nn.Linear | Conv1D):
-            raise UserError(f"{name} is a {kind}; SVF adapts torch.nn.Linear and transformers' Conv1D")
+            raise UserError(
+                f"{name} is a {kind}, but SVF adapts only torch.nn.Linear and transformers' Conv1D; leave it out of "
+                "target_modules"
+            )
         weight = target.weight
         if is_quantised(target):
             return
@@ -450,10 +456,11 @@ class SVFModel(PeftVerbs):
         dense = type(weight.data) is torch.Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
         if not dense:
             raise UserError(
-                f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): of quantised bases SVF "
-                "adapts bitsandbytes' alone; load it without quantisation, or by load_base(…, quantization='nf4')"
+                f"{name} is quantised ({kind}, {str(weight.dtype).removeprefix('torch.')}): the only quantised "
+                "layers that SVF adapts are bitsandbytes'; load the base without quantisation, or with "
+                "load_base(…, quantization='nf4')"
             )
         if not multiplies(target):
             raise UserError(
-                f"{name} is a {kind}, which does more than to multiply by its weight; leave it out of target_modules"
+                f"{name} is a {kind}, which does more than multiply by its weight; leave it out of target_modules"
             )

@@ -25,11 +25,11 @@ def fault_in_adapter_name(name: str) -> str | None:
     Parts of a module's path, such as "mlp", can name one (see `SVFModel._get_adapter_state_dict`).
     """
     if not isinstance(name, str) or not name:
-        return "it must be a text that is not empty"
+        return "it must be a non-empty text"
     if name == "__base__":
         return "it stands for the base among PEFT's adapter_names"
     if "." in name:
-        return "the names of torch's modules hold no dots"
+        return "the name of a torch module cannot contain a dot"
     if "/" in name or "\\" in name:
         return "an adapter is saved into a folder of its name"
     if hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):

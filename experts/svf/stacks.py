@@ -96,8 +96,8 @@ class SVFStack(SVFLayer):
             return LayerMixture()
         if not (alpha == alpha[:1]).all():
             raise UserError(
-                f"{matrix} cannot run rows under different mixtures: a router sends it their tokens in an order of its "
-                "own; run them apart, or leave it out of target_parameters"
+                f"{matrix} cannot run rows under different mixtures, because a router reorders their tokens; run the "
+                "rows separately, or leave it out of target_parameters"
             )
         deltas = self.deltas([names[k] for k in own])  # [K', E, r]
         delta = torch.tensordot(alpha[0].to(deltas), deltas, 1)
@@ -212,12 +212,13 @@ def refuse_unsuitable(name: str, module: nn.Module, weight: Tensor) -> None:
     dense = type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
     if not dense:
         raise UserError(
-            f"{name} is quantised ({str(weight.dtype).removeprefix('torch.')}): the singular values of a mixture's "
-            "matrices need the dense weight; load the base without quantisation, or leave it out of target_parameters"
+            f"{name} is quantised ({str(weight.dtype).removeprefix('torch.')}): the singular values of "
+            "mixture-of-experts matrices need the dense weight; load the base without quantisation, or leave it out of "
+            "target_parameters"
         )
     implementation = getattr(getattr(module, "config", None), "_experts_implementation", None)
     if implementation not in IMPLEMENTATIONS:
         raise UserError(
-            f"{name} is run by {implementation!r}, which takes no difference in factors: load the base with "
+            f"{name} is run by {implementation!r}, which cannot apply an expert's factors: load the base with "
             "experts_implementation='grouped_mm'"
         )

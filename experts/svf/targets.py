@@ -86,11 +86,11 @@ def _check_parameters(config: SVFConfig, model: nn.Module) -> None:
         ends = tuple(name for name, _ in model.named_parameters() if f".{name}".endswith(f".{wanted}"))
         if ends and not any(f".{name}".endswith(f".{wanted}") for name in fused):
             raise UserError(
-                f"{wanted!r} in target_parameters is no parameter [experts, m, n] that holds a mixture's matrices; "
-                "linear layers go into target_modules"
+                f"{wanted!r} in target_parameters is not a parameter [experts, m, n] that holds mixture-of-experts "
+                "matrices; linear layers go into target_modules"
             )
     if config.target_parameters and not fused:
-        raise UserError("the base keeps no mixture's matrices in a parameter: leave out target_parameters")
+        raise UserError("the base has no parameters that hold mixture-of-experts matrices: leave out target_parameters")
     check_each("target parameter", config.target_parameters, fused)
 
 

@@ -106,7 +106,7 @@ def _config(
         raise UserError(f"a mixture needs a finite weight for each adapter; got {weights!r} for {adapters!r}")
     for name, config in zip(adapters, configs, strict=True):
         if config.modules_to_save or config.trainable_token_indices:
-            raise UserError(f"{name!r} was saved with modules of its own, which do not mix")
+            raise UserError(f"{name!r} was saved with modules of its own, which cannot be mixed")
     ranks = {
         matrix: max(layer.svf_z[name].shape[-1] for name in adapters if name in layer.svf_z)
         for matrix, layer in layers.items()

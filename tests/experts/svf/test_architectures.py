@@ -254,7 +254,7 @@ MIXTURES = [name for name in ARCHITECTURES if name in ("Mixtral", "Qwen3Moe")]
 def test_fused_experts_are_left_out_aloud_and_refused_by_name(name: str, caplog: pytest.LogCaptureFixture) -> None:
     base = make_base(name)
     adapted(base).unload()
-    assert "4 stacks of a mixture's matrices, such as model.layers.0.mlp.experts.gate_up_proj" in caplog.text
+    assert "4 stacks of mixture-of-experts matrices, such as model.layers.0.mlp.experts.gate_up_proj" in caplog.text
     for target in (["experts"], r".*\.mlp\.experts"):
         with pytest.raises(UserError, match="fused into one tensor"):
             get_peft_model(base, SVFConfig(target_modules=target))
@@ -278,7 +278,7 @@ def test_quantised_bases_are_refused() -> None:
         eight_bit = torch.ao.quantization.quantize_dynamic(base, {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(UserError, match=r"no linear layer.*as bitsandbytes quantises them"):
         get_peft_model(eight_bit, SVFConfig())
-    with pytest.raises(UserError, match=r"q_proj is a Linear; SVF adapts torch\.nn\.Linear"):
+    with pytest.raises(UserError, match=r"q_proj is a Linear, but SVF adapts only torch\.nn\.Linear"):
         get_peft_model(eight_bit, SVFConfig(target_modules=["q_proj"]))
     for dtype in (torch.uint8, torch.int8, torch.float8_e4m3fn):  # how 4-bit, 8-bit and FP8 layers keep their weights
         layer = base.model.layers[0].mlp.up_proj

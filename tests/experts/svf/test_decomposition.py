@@ -158,4 +158,4 @@ def test_without_a_cache_it_decomposes_each_time_and_says_so_once(
         u, s, vt = decompose(weight())
         torch.testing.assert_close(u @ torch.diag(s) @ vt, weight())
     assert len(count) == 2
-    assert caplog.text.count("every start decomposes again") == 1
+    assert caplog.text.count("decomposed again at every start") == 1

@@ -170,7 +170,7 @@ def check_tokens(model: PeftModel, tuner: Any, together: Tensor) -> None:
         with tuner.mixed(NAMES, WEIGHTS, of_tokens=others):
             assert not any(close(own, row) for own, row in zip(logits(model)[:, 4:], together[:, 4:], strict=True))
     except UserError as error:
-        assert "cannot tell whose a token is" in str(error)  # noqa: PT017
+        assert "cannot tell which text a token belongs to" in str(error)  # noqa: PT017
 
 
 def _active(model: PeftModel) -> Tensor:

@@ -82,7 +82,10 @@ def test_names_that_no_adapter_can_have_are_refused_at_once(name: str, tiny_mode
         ({"target_modules": ["q_proj", "gate_porj"]}, "unknown target module 'gate_porj'; did you mean 'gate_proj'"),
         ({"target_modules": ["layers.0.mlp.up_porj"]}, "did you mean 'model.layers.0.mlp.up_proj'"),
         ({"target_modules": ["model.layers.7.mlp.up_proj", "q_proj"]}, "unknown target module 'model.layers.7"),
-        ({"target_modules": "q_proj"}, r"nothing that target_modules names \(a text is an expression.*\['q_proj'\]"),
+        (
+            {"target_modules": "q_proj"},
+            r"nothing that target_modules names \(a string is a regular expression.*\['q_proj'\]",
+        ),
         ({"exclude_modules": ["down_porj"]}, "unknown excluded module 'down_porj'; did you mean 'down_proj'"),
         ({"exclude_modules": r".*\.down"}, "matches no module's whole name"),
         ({"rank_pattern": {"q_porj": 4}}, "unknown module in rank_pattern 'q_porj'; did you mean 'q_proj'"),

@@ -395,7 +395,7 @@ def test_a_lora_that_peft_would_misread_is_refused(tmp_path: Path) -> None:
     model: Any = get_peft_model(base, SVFConfig(task_type="CAUSAL_LM", rank=2)).eval()
     perturb(model)
     expert = expert_of(model, tmp_path / "one", base)
-    with pytest.raises(UserError, match="PEFT would take"):
+    with pytest.raises(UserError, match="PEFT would mistake"):
         best_lora(small_model("DeepseekV3"), expert)
 
 
