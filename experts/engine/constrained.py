@@ -30,7 +30,7 @@ class Constraint:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, answers: Sequence[str]) -> None:
         text: Any = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
         if text.eos_token_id is None:
-            raise UserError("the tokenizer has no end token, and so answers would never end; give it an eos_token")
+            raise UserError("the tokenizer has no end token, so answers would never end; give it an eos_token")
         ids = text(list(answers), add_special_tokens=False)["input_ids"]
         self.answers = [(*tokens, text.eos_token_id) for tokens in ids]
         following: dict[tuple[int, ...], set[int]] = {}
@@ -77,7 +77,7 @@ def constraint_of(
     constraint = Constraint(tokenizer, answers)
     if max_new_tokens < (longest := max(map(len, constraint.answers))):
         raise UserError(
-            f"the longest answer of {domain.name} has {longest} tokens, its end among them: "
+            f"the longest answer of {domain.name} has {longest} tokens, including the end token: "
             f"max_new_tokens must be at least that, not {max_new_tokens}"
         )
     return constraint

@@ -102,7 +102,7 @@ class ContinuousBatch:
         Raises:
             UserError: if a prompt is empty or does not fit the context with its answer, or the request wants more
                 answers than may ever wait.
-            QueueFull: if too many answers wait already.
+            QueueFull: if too many answers are already waiting.
             Stopped: if the batch is closed.
         """
         for prompt in request.prompts:
@@ -110,21 +110,23 @@ class ContinuousBatch:
             if not prompt:
                 raise UserError("a prompt has no tokens; give it one or more")
             if len(prompt) + (1 if asked is None else asked) > self.context:
-                new = " exceeds" if asked is None else f" and {asked} new ones exceed"
-                raise UserError(f"a prompt of {len(prompt)} tokens{new} the context of {self.context} tokens")
+                new, remedy = " exceeds", "shorten it"
+                if asked is not None:
+                    new, remedy = f" and {asked} new ones exceed", "shorten it or ask for fewer"
+                raise UserError(f"a prompt of {len(prompt)} tokens{new} the context of {self.context} tokens; {remedy}")
         rows = [
             Row(request, place, self._limit(request, place // request.n))
             for place in range(len(request.prompts) * request.n)
         ]
         if len(rows) > self.waiting:
-            raise UserError(f"{len(rows)} answers are asked for at once; at most {self.waiting} may be")
+            raise UserError(f"{len(rows)} answers are asked for at once; ask for at most {self.waiting}")
         with self._wake:
             if self._closed:
                 raise Stopped("the server is shutting down")
             if len(self._waiting) + len(rows) > self.waiting:
                 self._waiting = deque(row for row in self._waiting if not row.gone)
             if len(self._waiting) + len(rows) > self.waiting:
-                raise QueueFull(f"{len(self._waiting)} answers wait already; try again later")
+                raise QueueFull(f"{len(self._waiting)} answers are already waiting; try again later")
             self._waiting += rows
             self._wake.notify()
 
@@ -233,7 +235,7 @@ class ContinuousBatch:
         request = row.request
         if request.prompt_logprobs is not None:
             request.cancel()
-            request.hear(UserError("this base only answers: how likely a prompt is cannot be had of it"))
+            request.hear(UserError("this base can only answer prompts here, not compute how likely they are"))
         elif not row.gone:
             if row.is_first:
                 request.hear(PromptRead(row.prompt, (), 0))

@@ -38,7 +38,9 @@ def mixed(model: PreTrainedModel | PeftModel, mixture: Mixture, *, merge: bool =
     if isinstance(model, PeftModel) and isinstance(model.base_model, SVFModel):
         return model.base_model.mixed(mixture.names, mixture.weights, mixture.per_matrix, merge=merge)
     if not mixture.is_base:
-        raise UserError("this model carries no experts, and the mixture is not the base")
+        raise UserError(
+            "this model carries no experts, so only the base can answer; attach the mixture's experts first"
+        )
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 

@@ -22,7 +22,7 @@ def tokenize_pairs(
     """
     if isinstance(tokenizer, ProcessorMixin):
         raise UserError(
-            "a vision-language model only answers here: its likelihoods, and a search that needs them, cannot be had"
+            "a vision-language model can only answer here: likelihoods, and a search that needs them, are not supported"
         )
     prompts, continuations = read_prompts(prompts), read_texts(continuations, "continuations")
     if len(prompts) != len(continuations):

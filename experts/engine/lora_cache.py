@@ -164,19 +164,22 @@ class LoraCache:
             rank = len(self._factors[matrix][0]) if matrix in self._factors else 0
             if len(z) > rank:
                 raise UserError(
-                    f"the expert {name!r} adapts {len(z)} singular values of {matrix}, and those of the library "
-                    f"{self.library.folder} at most {rank}, which is all that there is room for here"
+                    f"the expert {name!r} adapts {len(z)} singular values of {matrix}, but there is room for {rank} "
+                    f"here, the most in the library {self.library.folder}; add it to that library and start again"
                 )
 
     def _refuse_without_room(self, name: str, lora: Lora) -> None:
         for matrix, rank in lora.ranks.items():
             if matrix not in self._matrices:
                 raise UserError(
-                    f"the LoRA {name!r} adapts {matrix}, and nothing in the library {self.library.folder} does: there "
-                    "is no room for it here"
+                    f"the LoRA {name!r} adapts {matrix}, which nothing in the library {self.library.folder} does, so "
+                    "there is no room for it here; add it to that library and start again"
                 )
             if self.room is not None and rank > self.room:
-                raise UserError(f"the LoRA {name!r} has rank {rank}, and there is room for {self.room} here")
+                raise UserError(
+                    f"the LoRA {name!r} has rank {rank}, but there is room only for {self.room} here: start vLLM with "
+                    f"a max_lora_rank of {rank} or more"
+                )
 
     def remove(self, name: str) -> None:
         """Lets an expert or a LoRA go. LoRAs of mixtures that are held stay.
@@ -237,12 +240,15 @@ class LoraCache:
         }
         a, b = joined([experts, *mixed_loras(mixture, self._loras)])
         if not all(factor.isfinite().all() for factor in b.values()):
-            raise UserError(f"the weights of {mixture_name(mixture)} are too large: they make numbers without bounds")
+            raise UserError(
+                f"the weights of {mixture_name(mixture)} are too large: the numbers are no longer finite; give smaller "
+                "weights"
+            )
         rank = max(map(len, a.values()))
         if self.room is not None and rank > self.room:
             raise UserError(
-                f"{mixture_name(mixture)} is a LoRA of rank {rank}, and there is room for {self.room}: start vLLM with "
-                f"a max_lora_rank of {rank} or more"
+                f"{mixture_name(mixture)} is a LoRA of rank {rank}, but there is room only for {self.room}: start vLLM "
+                f"with a max_lora_rank of {rank} or more"
             )
         description = f"The mixture {mixture}."
         return Lora(a, b, base=self.library.base, description=description, conv1d=self._conv1d)
@@ -257,6 +263,6 @@ def _refuse_stacks(name: str, expert: Expert) -> None:
     for matrix, z in expert.z.items():
         if z.ndim == 2:
             raise UserError(
-                f"the expert {name!r} adapts {matrix}, a stack of a mixture's matrices, and is served by the native "
-                "engine alone"
+                f"the expert {name!r} adapts {matrix}, a stack of mixture-of-experts matrices, which only the native "
+                "engine can serve"
             )

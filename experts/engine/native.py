@@ -241,7 +241,10 @@ class NativeEngine:
             if not isinstance(model, PeftModel):
                 model = with_identity(model, {matrix: z.shape for matrix, z in adapter.z.items()})
             if not isinstance(model.base_model, SVFModel):
-                raise UserError("the model carries adapters of another kind, beside which there is no room for experts")
+                raise UserError(
+                    "the model already carries adapters of another kind, so it cannot carry experts; load the base "
+                    "anew for them"
+                )
             model.add_adapter(name, adapter.config)
             layers = plain_modules(model.get_base_model())
             with torch.no_grad():

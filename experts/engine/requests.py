@@ -187,5 +187,5 @@ def token_logps(logits: Tensor, tokens: Tensor, top: int) -> list[TokenLogp]:
 
 def refuse_unbounded(logits: Tensor) -> list[UserError | None]:
     """For each row of logits [B, V], an error if its mixture has made numbers that are not finite, else None."""
-    said = "the weights of the mixture are too large: they make numbers without bounds"
+    said = "the weights of the mixture are too large: the numbers are no longer finite; give smaller weights"
     return [None if finite else UserError(said) for finite in logits.amax(1).isfinite().tolist()]

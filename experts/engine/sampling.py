@@ -63,15 +63,15 @@ class Sampling:
         told = [name for name, without in GREEDILY.items() if getattr(self, name) != without]
         if self.greedy and told:
             raise UserError(
-                f"{told[0]} is for tokens that are drawn, and without a temperature the most likely one is taken: give "
-                f"a temperature above 0, or leave {told[0]} out"
+                f"{told[0]} only matters when tokens are drawn, and without a temperature the most likely one is "
+                f"taken: give a temperature above 0, or leave {told[0]} out"
             )
         if self.seed is not None:
             check_whole("seed", self.seed, least=0, most=SEEDS)
         several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
         stop = tuple(self.stop) if several else (self.stop,)
         if not all(isinstance(text, str) and text for text in stop):
-            raise UserError("stop must be texts of one letter or more")
+            raise UserError("stop must be texts, none of them empty")
         object.__setattr__(self, "stop", stop)
 
     @property

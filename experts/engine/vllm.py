@@ -33,8 +33,8 @@ def check_installed() -> None:
     """Raises UserError, saying how to install it, if vLLM is not here."""
     if find_spec("vllm") is None:
         raise UserError(
-            "vLLM is not installed here: pip install 'selfadapt[vllm]' on a machine with a GPU; for CPUs, its build is "
-            "set up by `make setup-vllm` in a checkout, in an environment of its own"
+            "vLLM is not installed here: run pip install 'selfadapt[vllm]' on a machine with a GPU; on a CPU, run "
+            "`make setup-vllm` in a checkout, which creates a separate environment"
         )
 
 
@@ -144,7 +144,7 @@ class VLLMEngine:
     def carry(self, name: str, adapter: Expert | Lora) -> None:
         """As `Engine.carry`. The adapter may adapt only what the library's experts and LoRAs do."""
         if self.loras is None:
-            raise UserError("vLLM was started without a library, and so without room for experts")
+            raise UserError("vLLM was started without a library, so there is no room for experts; start it with one")
         self.loras.add(name, adapter)
 
     def drop(self, name: str) -> None:
@@ -176,7 +176,7 @@ class VLLMEngine:
 
         if self.loras is None:
             if not mixture.is_base:
-                raise UserError("this model carries no experts, and the mixture is not the base")
+                raise UserError("vLLM was started without a library, so only the base can answer; start it with one")
             yield [None] * len(mixture)
             return
         with self.loras.hold(mixture) as adapters:
@@ -196,7 +196,7 @@ class VLLMEngine:
         try:
             return SamplingParams(max_tokens=max_new_tokens, stop_token_ids=self._ends, **more)
         except Exception as error:  # vLLM's bounds are narrower than ours, and it raises errors of its own kind
-            raise UserError(f"vLLM does not sample so: {' '.join(str(error).split())}") from error
+            raise UserError(f"vLLM cannot sample like this: {' '.join(str(error).split())}") from error
 
 
 def start_vllm(base: PreTrainedModel, options: Mapping[str, Any]) -> Any:
@@ -228,7 +228,7 @@ def start_vllm(base: PreTrainedModel, options: Mapping[str, Any]) -> Any:
         return LLM(**chosen | dict(options))
     except (ValueError, TypeError) as error:
         said = " ".join(str(error).split())
-        raise UserError(f"vLLM cannot run {base.name_or_path}: {said}; the native engine may") from error
+        raise UserError(f"vLLM cannot run {base.name_or_path}: {said}; try the native engine") from error
 
 
 def mend_base_rows() -> None:
@@ -273,8 +273,8 @@ def served_rank(library: ExpertLibrary) -> int:
             has = has or f"expert {name!r} adapts {rank} singular values of a matrix"
             nearest = f"the largest ranks of a LoRA there are {served[-2]} and {served[-1]}"
             raise UserError(
-                f"the {has}, too many for vLLM: {nearest}; take it "
-                "out of the library and serve what `selfadapt export` makes of it, merged or a LoRA of such a rank"
+                f"the {has}, which is too much for vLLM: {nearest}; remove it from the library, and serve what "
+                "`selfadapt export` makes of it, merged or as a LoRA of one of these ranks"
             )
     return min(rank for rank in served if rank >= max(ranks.values(), default=0))
 

@@ -54,7 +54,7 @@ def test_prompts_with_and_without_pictures_are_dispatched_and_answered(library: 
 
 def test_what_a_base_that_sees_cannot_do_is_refused(library: ExpertLibrary) -> None:
     model = SelfAdaptiveModel.from_pretrained(library=library, dispatch="animals")
-    with pytest.raises(UserError, match="only answers here"):
+    with pytest.raises(UserError, match="can only answer here"):
         model.loglikelihood([asked("red", "Which animal?")], ["a dog"])
     harness = pytest.importorskip("selfadapt.harness")
     with pytest.raises(UserError, match="read text alone"):

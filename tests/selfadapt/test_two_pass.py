@@ -297,7 +297,7 @@ def test_an_engine_that_does_not_exist_or_is_not_installed_is_one_line(
     with pytest.raises(UserError, match="the native engine has none"):
         SelfAdaptiveModel.from_pretrained(library=library, engine_options={"seed": 1})
     monkeypatch.setattr("experts.engine.vllm.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed here: pip install 'selfadapt\[vllm\]'"):
+    with pytest.raises(UserError, match=r"not installed here: run pip install 'selfadapt\[vllm\]'"):
         SelfAdaptiveModel.from_pretrained(library=library, engine="vllm")
 
 

@@ -226,7 +226,7 @@ def test_bases_that_are_not_decoded_row_by_row_answer_one_by_one(tiny_tokenizer:
     gone = Heard(batch, ids[:1], Mixture.of({}), max_new_tokens=40)
     gone.events.get(timeout=60)
     gone.request.cancel()
-    with pytest.raises(UserError, match="only answers"):
+    with pytest.raises(UserError, match="can only answer"):
         Heard(batch, ids[:1], Mixture.of({}), prompt_logprobs=0).all()
     batch.close()
     assert batch.running == 0

@@ -111,7 +111,7 @@ def test_a_mixture_whose_ranks_have_no_room_is_refused(library: ExpertLibrary, l
     ):
         pass
     message = (
-        r"mix:b=1,x=1 is a LoRA of rank 11, and there is room for 8: start vLLM with a max_lora_rank of 11 or more"
+        r"mix:b=1,x=1 is a LoRA of rank 11, but there is room only for 8: start vLLM with a max_lora_rank of 11 or more"
     )
     with pytest.raises(UserError, match=message), loras.hold(Mixture.of({"b": 1, "x": 1})):
         pass
@@ -123,7 +123,7 @@ def test_a_mixture_whose_ranks_have_no_room_is_refused(library: ExpertLibrary, l
     with pytest.raises(UserError, match="unknown expert 'again'"), loras.hold(Mixture.of({"again": 1.0})):
         pass
     wide = {UP: torch.zeros(9, 32)}, {UP: torch.zeros(48, 9)}
-    with pytest.raises(UserError, match="has rank 9, and there is room for 8 here"):
+    with pytest.raises(UserError, match="has rank 9, but there is room only for 8 here"):
         loras.add("wide", Lora(*wide))
     with pytest.raises(UserError, match=r"nothing in the library .* does"):
         loras.add("elsewhere", Lora({"lm_head": torch.zeros(1, 32)}, {"lm_head": torch.zeros(259, 1)}))

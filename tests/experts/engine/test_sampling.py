@@ -229,7 +229,9 @@ def test_what_cannot_be_sampled_by_is_refused(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", [{"top_p": 0.9}, {"seed": 3}, {"top_k": 5}, {"min_p": 0.1}])
 def test_what_draws_needs_a_temperature(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(options))} is for tokens that are drawn.*give a temperature"):
+    with pytest.raises(
+        UserError, match=f"{next(iter(options))} only matters when tokens are drawn.*give a temperature"
+    ):
         Sampling(**options)
     assert not Sampling(temperature=0.1, **options).greedy
 

@@ -250,7 +250,7 @@ def test_loras_answer_beside_experts_as_on_the_native_engine(with_loras: ExpertL
         == 6
     )
     together = Mixture.of({"sums": 0.5, "up": 0.75, "down": -0.5})
-    with pytest.raises(UserError, match="is a LoRA of rank 80, and there is room for 64: start vLLM with"):
+    with pytest.raises(UserError, match="is a LoRA of rank 80, but there is room only for 64: start vLLM with"):
         small.engine.generate(prompts[:1], max_new_tokens=2, mixture=together)
     large = SelfAdaptiveModel.from_pretrained(
         library=with_loras, engine="vllm", engine_options=options | {"max_lora_rank": 128}
