@@ -136,7 +136,7 @@ def _checked(reward: Reward, completions: Sequence[Completion], columns: Mapping
         raise UserError(f"{who} failed with {type(error).__name__}: {said}") from error
     many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set)
     if not many or getattr(given, "ndim", 1) != 1:
-        raise UserError(f"{who} must be a list of scores, one a completion, not {short(given)}")
+        raise UserError(f"{who} must return a list of scores, one per completion, not {short(given)}")
     scores = [_score(who, score) if reward.ready else _own_score(who, score) for score in given]
     if len(scores) != len(completions):
         raise UserError(f"{who} gave {len(scores)} scores for {len(completions)} completions")

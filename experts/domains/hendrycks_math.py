@@ -86,4 +86,4 @@ def last_boxed(solution: str) -> str:
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
             return rest[1:index]
-    raise ValueError(r"the field 'solution' has a \boxed{ that does not close")
+    raise ValueError(r"the field 'solution' has a \boxed{ that is never closed")

@@ -129,7 +129,7 @@ class Hub(Judged):
             cause = error.__cause__ or error
             empty = place is not None and place.is_file() and not place.stat().st_size
             if empty or any(said in str(cause) for said in NO_ROWS):
-                raise UserError(f"{what}: there are no rows in it") from error
+                raise UserError(f"{what} has no rows") from error
             raise UserError(f"{local}{what} cannot be read ({' '.join(str(cause).split())})") from error
         if not isinstance(data, dict) or not all(isinstance(own, Dataset) for own in data.values()):
             raise UserError(f"{self.path} has no splits of rows")
@@ -144,7 +144,7 @@ class Hub(Judged):
                 return None
             raise
         if place.is_file() and _suffix(place) not in BUILDERS:
-            raise UserError(f"{place} is of no known kind; there are {', '.join(BUILDERS)}")
+            raise UserError(f"{place} is of an unknown kind; the kinds are {', '.join(BUILDERS)}")
         return place
 
     def _csv_options(self, files: Any) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Hub(Judged):
         official = {split: asked[split] or (split if split in free else None) for split in asked}
         if official["train"] is None:
             raise UserError(
-                f"{self.path} has no split 'train', but {', '.join(names)}: name the one to train on as train_split"
+                f"{self.path} has no split 'train', only {', '.join(names)}; name the one to train on in train_split"
             )
         return {split: name for split, name in official.items() if name}
 
@@ -200,8 +200,8 @@ class Hub(Judged):
         if last not in ROLES:
             raise UserError(f"{what} has a message of the unknown role {last!r}; the roles are {', '.join(ROLES)}")
         if not asks or last != "user":
-            ends = f", or with the answer where answer_column is null, not with one of the {chat[-1]['role']}'s"
-            raise UserError(f"{what} must end with a message of the user's{ends}")
+            ends = f", or with the answer if answer_column is null, not with one from the {chat[-1]['role']}"
+            raise UserError(f"{what} must end with a message from the user{ends}")
         return chat
 
     def _row(self, row: Row) -> dict[str, Any]:
@@ -214,12 +214,15 @@ class Hub(Judged):
         made["choices"] = self._choices(row)
         if not answer and self.needs_answers:
             raise UserError(
-                f"{row.where}: {self.needs_answers[0]} needs answers; only a reward function or model may do without"
+                f"{row.where}: {self.needs_answers[0]} needs answers; only a reward function or a reward model can do "
+                "without them"
             )
         if self.solution_column:
             made["solution"] = self._text(row, self.solution_column)
         if judge := self.finds_right(made["answer"], made["choices"]):
-            raise UserError(f"{row.where}: {judge} would not find this row's own answer right")
+            raise UserError(
+                f"{row.where}: {judge} does not accept this row's own answer; correct it, or choose another judge"
+            )
         return made
 
     def _text(self, row: Row, column: str | None) -> str:

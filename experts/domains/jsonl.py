@@ -94,7 +94,7 @@ class Jsonl(Judged):
         if not all(dealt.values()):
             counts = ", ".join(f"{share} {len(rows)}" for share, rows in dealt.items())
             raise UserError(
-                f"{self.path}: too few rows for a split by prompt ({counts}); add some, 40 are enough as a rule, or "
+                f"{self.path}: too few rows for a split by prompt ({counts}); add some (40 are usually enough), or "
                 "give validation_path and test_path"
             )
         return dealt
@@ -106,7 +106,7 @@ class Jsonl(Judged):
             empty = False
             yield {"id": f"{file.name}:{number}", **self._row(fields, where)}
         if empty:
-            raise UserError(f"{path}: there are no rows in it")
+            raise UserError(f"{path} has no rows")
 
     def _row(self, fields: dict[str, Any], where: str) -> dict[str, Any]:
         for name in ("prompt", "answer"):
@@ -122,11 +122,13 @@ class Jsonl(Judged):
         if not isinstance(id_, str | int | None):
             raise UserError(f"{where}: 'id' must be a string or a number")
         if judge := self.finds_right(answer, choices):
-            raise UserError(f"{where}: {judge} would not find this row's own answer right")
+            raise UserError(
+                f"{where}: {judge} does not accept this row's own answer; correct it, or choose another judge"
+            )
         return ({} if id_ is None else {"id": str(id_)}) | {"prompt": chat, "answer": answer, "choices": choices}
 
     def _chat(self, prompt: Any, where: str) -> list[dict[str, str]]:
-        wanted = f"{where}: 'prompt' must be a string, or a chat of text whose last message is the user's"
+        wanted = f"{where}: 'prompt' must be a string, or a chat of texts whose last message is from the user"
         try:
             chat = as_chat(read_prompt(prompt, "it"))
         except UserError as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz")
-ENOUGH = "a hash of what they ask puts one in ten into validation and one into test; 40 rows are enough as a rule"
+ENOUGH = "a hash of each question puts one in ten into validation and one in ten into test; 40 rows are usually enough"
 OVERLAPS = Path("_overlaps", "train_rows_to_drop.jsonl")
 
 
@@ -85,7 +85,7 @@ def load_published(
     if split not in get_args(Split):
         raise unknown("split", split, get_args(Split))
     if split != "test" and source.train is None:
-        raise UserError(f"{source.folder} has no {split} split: it is there to evaluate on")
+        raise UserError(f"{source.folder} has no {split} split: it is only for evaluation")
     found = _find(source, path)
     rows = rows_of_split(found, split)
     if not rows:
@@ -123,7 +123,7 @@ def too_few(where: str, official: Mapping[Split, list[Row]], split: Split) -> Us
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in official.items())
     if official.get("train") and (split == "train" or split not in official):
         return UserError(f"{where}: too few rows ({counts}) for a {split} split: {ENOUGH}")
-    return UserError(f"{where}: too few rows ({counts}): none is left for a {split} split; add one at least")
+    return UserError(f"{where}: too few rows ({counts}): none is left for a {split} split; add at least one")
 
 
 def rows_of_split(official: Mapping[Split, list[Row]], split: Split, *, other_copies: bool = True) -> list[Row]:

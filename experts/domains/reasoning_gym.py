@@ -93,11 +93,11 @@ class ReasoningGym:
             rows = [self._row(split, index, problem) for index, problem in self._problems(split, asked)]
         if not rows:
             raise UserError(
-                f"{self.name}: {self.dataset} has only {len(asked)} different questions with these parameters, none is "
-                f"left for {split}; widen the parameters, or lower test_size and validation_size"
+                f"{self.name}: {self.dataset} has only {len(asked)} different questions with these parameters, and "
+                f"none is left for {split}; widen the parameters, or lower test_size and validation_size"
             )
         if len(rows) < self._size(split):
-            logger.warning("%s: %d instead of %d rows for %s", self.name, len(rows), self._size(split), split)
+            logger.warning("%s: only %d rows for %s instead of %d", self.name, len(rows), split, self._size(split))
         return Dataset.from_list(rows)
 
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
@@ -150,7 +150,7 @@ class ReasoningGym:
         except (AssertionError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"{self.name}: {self.dataset} refuses its parameters ({reason}); it has {', '.join(known)}"
+                f"{self.name}: {self.dataset} rejects its parameters ({reason}); it has {', '.join(known)}"
             ) from error
 
     def _score(self, text: str, answer: str, entry: str) -> float:

@@ -75,7 +75,7 @@ for folder in sys.path:
         continue
     for entry in entries:
         if entry.name.isidentifier() and not os.access(entry, os.R_OK | os.X_OK):
-            sys.exit(f"not everybody may read the installed {entry.name}")
+            sys.exit(f"not every user can read the installed {entry.name}")
 print("ready")
 """
 
@@ -122,11 +122,11 @@ def way() -> Way:
         if run.output == "ready\n":
             if each == "limits":
                 logger.warning(
-                    "model-written programs run with resource limits only: files and network are not shut off here; "
-                    "install bubblewrap, or allow user namespaces"
+                    "model-written programs run with resource limits only: files and the network are not isolated "
+                    "here; install bubblewrap, or allow user namespaces"
                 )
             else:
-                logger.info("model-written programs run shut in by %s", each)
+                logger.info("model-written programs are isolated by %s", each)
             return each
         failures.append(f"{each}: {' '.join(run.output.split()[-12:]) or f'exit code {run.exit_code}'}")
     raise UserError(f"no sandbox works here ({'; '.join(failures)})")
@@ -136,7 +136,7 @@ def _run(program: str, way: Way, seconds: float) -> Run:
     with _user() as user, _home(user) as home:
         command = _command(way, home, seconds, user)
         if not (executable := shutil.which(command[0])):
-            return Run(f"there is no {command[0]}", 127)
+            return Run(f"{command[0]} is not installed", 127)
         process = subprocess.Popen(
             command,
             executable=executable,
@@ -214,7 +214,7 @@ def _user() -> Iterator[int]:
                 continue
             yield user
             return
-    raise UserError(f"more than {len(USERS)} programs at once")
+    raise UserError(f"more than {len(USERS)} model-written programs are running at once; wait until some have finished")
 
 
 def _read(pipe: int, deadline: float) -> bytes:

@@ -98,7 +98,8 @@ class Vqa:
             rows = load_dataset(self.source, split=self.test_split if split == "test" else self.train_split)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.source} is no folder here, and the hub did not give it: {str(error).splitlines()[0]}"
+                f"there is no folder {self.source} here, and it cannot be loaded from the hub: "
+                f"{str(error).splitlines()[0]}"
             ) from error
         if split != "test":
             rows = rows.train_test_split(test_size=0.05, seed=0)["train" if split == "train" else "test"]
@@ -140,5 +141,5 @@ def _row(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
     try:
         Image.open(picture).close()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}:{number}: the picture {picture} does not load: {error}") from error
+        raise UserError(f"{path}:{number}: the picture {picture} cannot be loaded: {error}") from error
     return {"id": f"{path.stem}-{number}", "question": question, "image": str(picture), "answers": answers}

@@ -52,7 +52,7 @@ def judge(name: str, settings: Sequence[str], arguments: Sequence[str]) -> float
                 _process.kill()
                 _process.communicate()
         if not ready:
-            raise RuntimeError(f"the judge {name} does not start; its own message went to standard error")
+            raise RuntimeError(f"the judge {name} did not start; its error message went to standard error")
         return float(score or 0.0)
 
 

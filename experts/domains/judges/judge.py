@@ -38,7 +38,7 @@ def is_model(judge: str) -> bool:
 def check_name(judge: str) -> None:
     """Raises UserError if `judge` is neither a ready reward, nor the place of a function, nor a model."""
     if judge.endswith(".py"):
-        raise UserError(f"the reward {judge} is a file; say which function of it: {judge}:name")
+        raise UserError(f"the reward {judge} is a file; name the function in it: {judge}:name")
     if not (is_ready(judge) or is_function(judge) or is_model(judge)):
         known = [*REWARDS, "file.py:function", "package.module:function", "owner/model"]
         raise unknown("reward", judge, known)

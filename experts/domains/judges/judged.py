@@ -89,7 +89,7 @@ class Judged:
         if self.judged_by or len(self.rewards) == 1:
             return judged(self.judged_by or self.rewards[0], completions, columns)
         if not self.rewards:
-            raise UserError(f"{self.name}: nothing says what is right: give judged_by, or a reward")
+            raise UserError(f"{self.name}: nothing says which answers are right; give judged_by, or a reward")
         scores = [(reward.weight, reward.scores(completions, **columns)) for reward in self.reinforced]
         return [total([(weight, own[row]) for weight, own in scores]) for row in range(len(completions))]
 
@@ -105,7 +105,7 @@ class Judged:
         for judge in self.judges:
             check_name(judge)
         if twice := [judge for judge in self.judges if self.judges.count(judge) > 1]:
-            raise UserError(f"the reward {twice[0]} is there twice; leave one of them out")
+            raise UserError(f"the reward {twice[0]} is listed twice; remove one of the two")
         if self.reward_weights is None:
             return
         if len(self.reward_weights) != len(self.judges) or not all(map(math.isfinite, self.reward_weights)):

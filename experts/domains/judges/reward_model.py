@@ -43,12 +43,17 @@ def check(name: str) -> None:
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UserError(f"the reward model {name} is a {config.model_type}, which transformers cannot classify with")
+        raise UserError(
+            f"the reward model {name} is a {config.model_type}, for which transformers has no sequence classifier"
+        )
     architectures = getattr(config, "architectures", None) or []
     if architectures and not any("SequenceClassification" in each for each in architectures):
-        raise UserError(f"the reward model {name} is a {architectures[0]}, and no sequence classifier")
+        raise UserError(f"the reward model {name} is a {architectures[0]}, not a sequence classifier")
     if config.num_labels != 1:
-        raise UserError(f"the reward model {name} has {config.num_labels} labels; a reward is one number")
+        raise UserError(
+            f"the reward model {name} has {config.num_labels} labels, but a reward is one number; choose a model with "
+            "one label"
+        )
 
 
 @cache
@@ -64,7 +69,7 @@ def _loaded(name: str) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(name, error) from error
     if tokenizer.chat_template is None:
-        raise UserError(f"the reward model {name} has no chat template, and so cannot read a chat")
+        raise UserError(f"the reward model {name} has no chat template, so it cannot read a chat")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # it reads the last token before padding
@@ -76,7 +81,7 @@ def _shown(name: str, tokenizer: Any, chat: list[Any]) -> str:
         return tokenizer.apply_chat_template(chat, tokenize=False)
     except Exception as error:  # a template is a program that comes with the checkpoint, and may fail in any way
         said = " ".join(str(error).split())
-        raise UserError(f"the reward model {name} does not take a chat: {type(error).__name__}: {said}") from error
+        raise UserError(f"the reward model {name} cannot read a chat: {type(error).__name__}: {said}") from error
 
 
 def _source(name: str) -> str:

@@ -58,7 +58,7 @@ def test_scores_are_plain_numbers_however_a_domain_counts(given: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (None, "must be a list of scores, one a completion, not None"),
+        (None, "must return a list of scores, one per completion, not None"),
         (0.5, "must be a list"),
         (torch.tensor(0.5), "must be a list"),
         (np.ones((3, 1)), "must be a list"),

@@ -127,7 +127,7 @@ def test_choices_and_solutions(tmp_path: Path) -> None:
 )
 def test_a_file_without_rows_is_said_to_be_one(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=rf"{name}: there are no rows in it"):
+    with pytest.raises(UserError, match=rf"{name} has no rows"):
         load_rows(domain(tmp_path / name), "train")
 
 
@@ -138,9 +138,9 @@ def test_a_file_without_rows_is_said_to_be_one(name: str, text: str, tmp_path: P
         ({"answer_column": "answer"}, [row(0)], "unknown column 'answer'; known: low, question, target"),
         ({}, [row(0), row(1, target="")], "mine.csv train:1: the column 'target' is empty"),
         ({}, [row(0), row(1, question=" ")], "mine.csv train:1: the column 'question' is empty"),
-        ({}, [row(0, target="none")], "last_number would not find this row's own answer right"),
+        ({}, [row(0, target="none")], "last_number does not accept this row's own answer; correct it"),
         ({"test_split": "tset"}, [row(0)], "unknown split 'tset'; known: train"),
-        ({}, [row(0)], r"too few rows \(train 1\) for a \w+ split: a hash .*; 40 rows are enough as a rule"),
+        ({}, [row(0)], r"too few rows \(train 1\) for a \w+ split: a hash .*; 40 rows are usually enough"),
         ({"judged_by": "lastnumber"}, [row(0)], "unknown reward 'lastnumber'; did you mean 'last_number'"),
         ({"answer_column": None}, [row(0)], "last_number needs answers"),
         ({"prompt_column": ""}, [row(0)], "prompt_column is empty; name a column, or leave prompt_column out"),
@@ -177,9 +177,9 @@ def test_files_that_are_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*nowhere\.csv"):
         domain("nowhere.csv").load("train")
     (tmp_path / "mine.doc").write_text("?")
-    with pytest.raises(UserError, match=r"mine\.doc is of no known kind; there are \.csv"):
+    with pytest.raises(UserError, match=r"mine\.doc is of an unknown kind; the kinds are \.csv"):
         domain(tmp_path / "mine.doc").load("train")
-    with pytest.raises(UserError, match="has no split 'train', but test: name the one to train on as train_split"):
+    with pytest.raises(UserError, match="has no split 'train', only test; name the one to train on in train_split"):
         domain(write(tmp_path / "test.csv", [row(0)])).load("train")
 
 

@@ -140,12 +140,12 @@ def test_paths_are_relative_to_here_or_to_the_data_folder(
         (row(1, prompt=[{"role": "assistant", "content": "2"}]), "'prompt' must be"),
         (row(1, prompt=[{"role": "user", "content": [{"type": "image", "image": "1.png"}]}]), "'prompt' must be"),
         (row(1, prompt=[{"role": "tool", "content": "2"}, {"role": "user", "content": "2"}]), "'prompt' must be"),
-        (row(1, prompt="\ud800"), "an escape spells half of a surrogate pair"),
-        (row(1, answer="2 \ud800"), "an escape spells half of a surrogate pair"),
+        (row(1, prompt="\ud800"), "an escape is half of a surrogate pair"),
+        (row(1, answer="2 \ud800"), "an escape is half of a surrogate pair"),
         (row(1, choices="AB"), "'choices' must be a list of strings"),
         (row(1, choices=[1, 2]), "'choices' must be a list of strings"),
         (row(1, id=[1]), "'id' must be"),
-        (row(1, answer="two"), "last_number would not find this row's own answer right"),
+        (row(1, answer="two"), "last_number does not accept this row's own answer; correct it"),
     ],
 )
 def test_malformed_lines(line: Any, message: str, tmp_path: Path) -> None:

@@ -55,12 +55,12 @@ def test_whatever_numbers_it_returns_are_used(value: str, wanted: list[float], t
     ("value", "said"),
     [
         ("[1, 2]", "gave 2 scores for 3 completions"),
-        ("1.0", "must be a list of scores"),
-        ("None", "must be a list of scores, one a completion, not None"),
+        ("1.0", "must return a list of scores"),
+        ("None", "must return a list of scores, one per completion, not None"),
         ("[1, 'good', 0]", "a finite number, or None, not 'good'"),
         ("[1, math.inf, 0]", "a finite number, or None, not inf"),
         ("[1, [1], 0]", r"not \[1\]"),
-        ("torch.ones(3, 1)", "must be a list of scores"),
+        ("torch.ones(3, 1)", "must return a list of scores"),
         ("columns['nothing']", "failed with KeyError: 'nothing'"),
     ],
 )
@@ -120,7 +120,7 @@ def test_places_that_name_no_function(tmp_path: Path, monkeypatch: pytest.Monkey
         )
         refused("nowhere.py:mine", r"the reward function nowhere\.py:mine is not there: no file [^;]*nowhere\.py\Z")
     for name in ("rewards.py", "mine/rewards.py"):
-        refused(name, f"the reward {name} is a file; say which function of it: {name}:name")
+        refused(name, f"the reward {name} is a file; name the function in it: {name}:name")
     refused(
         "no_such_package.rewards:mine", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"
     )

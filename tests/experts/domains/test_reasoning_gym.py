@@ -169,8 +169,8 @@ def test_problems_survive_packing() -> None:
         ({"dataset": "chain_sun"}, "unknown reasoning-gym dataset 'chain_sun'; did you mean 'chain_sum'"),
         ({"parameters": {"terms": 2}}, "no parameter 'terms'; it has allow_negation, max_digits, max_terms"),
         ({"parameters": {"seed": 2}}, "no parameter 'seed'"),
-        ({"parameters": {"min_terms": 9}}, r"refuses its parameters \(max_terms must be >= min_terms\); it has all"),
-        ({"parameters": {"min_terms": "two"}}, "refuses its parameters"),
+        ({"parameters": {"min_terms": 9}}, r"rejects its parameters \(max_terms must be >= min_terms\); it has all"),
+        ({"parameters": {"min_terms": "two"}}, "rejects its parameters"),
     ],
 )
 def test_mistakes(options: dict[str, Any], message: str) -> None:

@@ -107,7 +107,7 @@ def test_the_limits_way_says_what_it_leaves_open(
     sandbox.way.cache_clear()
     assert sandbox.way() == "limits"
     sandbox.way.cache_clear()
-    assert "files and network are not shut off" in caplog.text
+    assert "files and the network are not isolated" in caplog.text
 
 
 def test_a_fork_bomb_is_small_and_leaves_nobody_behind(way: Way) -> None:

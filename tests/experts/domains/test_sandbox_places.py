@@ -132,4 +132,4 @@ def test_packages_that_root_alone_may_read_are_no_way_to_run_programs(place: Pat
     finally:
         closed.chmod(0o755)
     assert exit_code == 1
-    assert "not everybody may read the installed private" in output or "Permission denied" in output
+    assert "not every user can read the installed private" in output or "Permission denied" in output

@@ -87,7 +87,7 @@ def test_functions_of_one_name_are_told_apart(tmp_path: Path, places: list[str])
     ("options", "said"),
     [
         ({"rewards": ["exact", "exakt"]}, "unknown reward 'exakt'; did you mean 'exact'"),
-        ({"rewards": ["exact"], "judged_by": "exact"}, "the reward exact is there twice"),
+        ({"rewards": ["exact"], "judged_by": "exact"}, "the reward exact is listed twice"),
         ({"rewards": ["exact"], "reward_weights": [1.0, 2.0]}, "one for each of: exact"),
         ({"reward_weights": [1.0]}, "one for each of: none"),
         ({"rewards": ["exact"], "reward_weights": [math.nan]}, "must be numbers"),
@@ -109,7 +109,7 @@ def test_nothing_need_judge(tmp_path: Path) -> None:
     assert not is_judged(bare)
     check_domain(bare)
     assert len(load_rows(bare, "train"))
-    with pytest.raises(UserError, match="nothing says what is right"):
+    with pytest.raises(UserError, match="nothing says which answers are right"):
         scores_of(bare, ["1"])
 
 
@@ -151,7 +151,7 @@ def test_a_reward_model_gives_what_trl_has_it_give(
 
 
 def test_what_is_no_reward_model_is_said_before_anything_is_loaded(tmp_path: Path, tiny_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"the reward model .*tiny is a LlamaForCausalLM, and no sequence classifier"):
+    with pytest.raises(UserError, match=r"the reward model .*tiny is a LlamaForCausalLM, not a sequence classifier"):
         check_domain(domain(tmp_path, judged_by=str(tiny_folder)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"the reward model .* cannot be loaded"):

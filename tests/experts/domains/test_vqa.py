@@ -81,8 +81,8 @@ def test_thousands_are_one_number() -> None:
         ({"image": "1.png"}, "'question'"),
         (ROW | {"answers": []}, "not a list of strings"),
         (ROW | {"answers": "red"}, "not a list of strings"),
-        (ROW | {"image": "2.png"}, r"the picture .*2\.png does not load"),
-        (ROW | {"image": "train.jsonl"}, "does not load"),
+        (ROW | {"image": "2.png"}, r"the picture .*2\.png cannot be loaded"),
+        (ROW | {"image": "train.jsonl"}, "cannot be loaded"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(vqa: Vqa, line: Any, message: str) -> None:

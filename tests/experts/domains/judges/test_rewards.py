@@ -216,7 +216,7 @@ def test_an_interrupt_leaves_no_answer_behind() -> None:
 
 
 def test_a_judge_that_cannot_start_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(RuntimeError, match="did not start"):
         bounded.judge("nobody", [], [])
     assert math_verify("$2/4$", "1/2") == 1
 
