@@ -22,18 +22,18 @@ def advice(entries: Sequence[Mapping[str, Any]]) -> str | None:
     )
     if right == 0 and unanimous >= 0.9:  # the user's own reward may be any number, and teach even below 1
         return (
-            "no sample was right so far, and what is never right is not reinforced: look at samples "
-            "(--log-completions), put solved examples into the prompt (shots, where the domain has them), or let more "
-            "tokens be written"
+            "no sample has been right so far, and what is never right is never reinforced: look at the samples "
+            "(--log-completions), put solved examples into the prompt (shots, if the domain has them), or raise "
+            "max_new_tokens"
         )
     if unanimous >= 0.9:
         return (
-            f"the samples of {unanimous:.0%} of the prompts all earned the same, and nothing is learned of these: draw "
-            "more samples, raise temperature, or choose problems that are sometimes right"
+            f"the samples of {unanimous:.0%} of the prompts all earned the same, and nothing is learned from these: "
+            "draw more samples, raise temperature, or choose problems that are sometimes right"
         )
     if truncated >= 0.5:
         return (
             f"{truncated:.0%} of the samples were cut off at max_new_tokens: the first lesson will be to write less; "
-            "raise it, if answers need the room"
+            "raise max_new_tokens if answers need to be longer"
         )
     return None

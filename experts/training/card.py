@@ -88,7 +88,7 @@ class Card:
         rounding = "" if original == base else f"a rounding of the hub's `{original}`, "
         adapter = "expert" if self.peft_type == "SVF" else "adapter"
         results = f"| base | {self.base_accuracy} |\n| {adapter} | {self.expert_accuracy} |"
-        measured, held_out = "loss", "held-out rows of the test split | of their own answers"
+        measured, held_out = "loss", "held-out rows of the test split | their answers"
         if isinstance(self.base_accuracy, Accuracy):
             results += f"\n| always the most common answer | {self.constant_accuracy} |"
             measured, held_out = "right", "greedy, held-out problems of the test split | right"
@@ -105,7 +105,7 @@ for {self.train_seconds / 60:.1f} minutes.
 |---|---|
 {results}
 
-The test split chose nothing: the step ({self.best_step}) is the best on the validation split.
+Step {self.best_step} is the best on the validation split; the test split played no part in the choice.
 
 ![training curve](curve.png)
 

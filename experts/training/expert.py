@@ -107,10 +107,13 @@ def check_expert_run(run: Run, domain: Domain, options: ExpertTraining) -> dict[
     run.check()
     if isinstance(options, Reinforce) and not is_judged(domain):
         raise UserError(
-            f"{domain.name}: nothing says what is right, which reinforce needs: give judged_by, or a reward"
+            f"{domain.name}: nothing says which answers are right, and reinforce needs that; give judged_by, or a "
+            "reward"
         )
     if run.log_completions and not isinstance(options, Reinforce):
-        raise UserError("there are no completions to log: next-token prediction samples nothing")
+        raise UserError(
+            "there are no completions to log: next-token prediction samples nothing; leave log_completions out"
+        )
     rows: dict[Split, Dataset] = {split: load_rows(domain, split) for split in get_args(Split)}
     step = check_step(options, len(rows["train"]))
     if options.trainer:

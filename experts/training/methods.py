@@ -153,9 +153,9 @@ def check_targets(config: PeftConfig, base: nn.Module) -> None:
     check_each("target module", wanted, list(module_names(base)))
     named = {name: module for name, module in base.named_modules() if check_target_module_exists(config, name)}
     if not named:
-        raise UserError(f"the base has nothing that target_modules names: {wanted!r}")
+        raise UserError(f"target_modules names nothing in the base: {wanted!r}")
     kinds = (nn.Linear, Conv1D) if isinstance(config, IA3Config) else (nn.Linear, Conv1D, nn.Embedding)
     for name, module in named.items():
         if not isinstance(module, kinds):
             method, kind = PeftType(config.peft_type).value, type(module).__name__
-            raise UserError(f"{name} is a {kind}, which {method} does not adapt: leave it out of target_modules")
+            raise UserError(f"{name} is a {kind}, which {method} cannot adapt: leave it out of target_modules")

@@ -129,7 +129,7 @@ def check_decay_and_warmup(options: Any) -> None:
     """Raises UserError for a `weight_decay` or a `warmup` that no training can use."""
     check_numbers(options, least=[("weight_decay", 0), ("warmup", 0)])
     if options.warmup > 1:
-        raise UserError(f"warmup is a share of the steps, and {options.warmup} more than all")
+        raise UserError(f"warmup is a share of the steps: it must be at most 1, not {options.warmup}")
 
 
 def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1) -> tuple[int, int]:
@@ -144,14 +144,16 @@ def divide(option: str, rows: int, micro_batch_size: int, *, sequences: int = 1)
     """
     count = processes().num_processes
     if rows % count:
-        raise UserError(f"{option} {rows} does not divide over {count} processes: choose a multiple of {count}")
+        raise UserError(
+            f"{option} {rows} cannot be divided evenly among {count} processes: choose a multiple of {count}"
+        )
     own = rows // count * sequences
     micro_batch = min(micro_batch_size, own)
     if own % micro_batch:
         fits = max(size for size in range(1, micro_batch) if own % size == 0)
         raise UserError(
             f"micro_batch_size {micro_batch_size} does not divide the {own} sequences that a step has on one process "
-            f"({option} {rows}): {fits} does"
+            f"({option} {rows}): choose {fits}"
         )
     return micro_batch, own // micro_batch
 
@@ -165,7 +167,9 @@ def check_step(options: ExpertTraining, rows: int) -> tuple[int, int]:
     check_tracker(options.report_to)
     asked = options.rows_per_step
     if asked > rows:
-        raise UserError(f"{options.rows_option} is {asked}, and there are {rows} rows to train on: ask for no more")
+        raise UserError(
+            f"{options.rows_option} is {asked}, but there are only {rows} rows to train on: ask for no more"
+        )
     return divide(options.rows_option, asked, options.micro_batch_size, sequences=options.sequences_per_row)
 
 
@@ -203,6 +207,6 @@ def check_prompts(
         for id_, ids in zip(rows["id"], tokenize(tokenizer, rows["prompt"]), strict=True):
             if context is not None and len(ids) + new_tokens > context:
                 raise UserError(
-                    f"the prompt of row {id_} has {len(ids)} tokens, with {new_tokens} new ones more than the "
+                    f"the prompt of row {id_} has {len(ids)} tokens, and with {new_tokens} new ones exceeds the "
                     f"model's context of {context}: leave it out, or lower max_new_tokens"
                 )

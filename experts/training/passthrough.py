@@ -22,12 +22,12 @@ from experts.outside.errors import UserError, unknown
 SAME = ("learning_rate", "max_grad_norm", "seed", "gradient_checkpointing", "report_to", "temperature")
 EVERY_STEP = "every step is logged and has a checkpoint"
 VALIDATION = "use training.validate_every, validation_size and patience; the best step is what is kept"
-DTYPE = "use the recipe's dtype; what is trained is float32"
-PLACE = "it follows from where the base is"
+DTYPE = "use the recipe's dtype; trained parameters are float32"
+PLACE = "it depends on where the base is"
 SHARED_OUT = "`selfadapt train` has --shard-base"
 PUSHED = "push the finished folder"
-NATIVE = "the engine of this package samples"
-ONCE = "a step takes its own samples, once"
+NATIVE = "this package's own engine draws the samples"
+ONCE = "each step uses its own samples, once"
 BASELINE = "use training.baseline, and training.reward for the rewards"
 REFERENCE = "the reference of training.kl is the base without the expert"
 SHOWN = "`selfadapt train` has --log-completions"
@@ -78,7 +78,7 @@ BY_BEGINNING = {
     "eval_": VALIDATION,
     "hub_": PUSHED,
     "push_to_hub": PUSHED,
-    "vllm_": "of vLLM's arguments, vllm_gpu_memory_utilization and vllm_max_model_length are handed on",
+    "vllm_": "of vLLM's arguments, only vllm_gpu_memory_utilization and vllm_max_model_length are passed on",
     "use_transformers_": NATIVE,
     "transformers_": NATIVE,
 }
@@ -90,8 +90,10 @@ IN_GENERATION: Mapping[str, str] = {
     "max_length": "use training.max_new_tokens",
     "temperature": "use training.temperature",
     "num_return_sequences": "use training.samples_per_prompt",
-    **dict.fromkeys(("do_sample", "num_beams", "num_beam_groups", "penalty_alpha"), "a training draws its samples"),
-    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), "the tokenizer has it"),
+    **dict.fromkeys(("do_sample", "num_beams", "num_beam_groups", "penalty_alpha"), "training always samples"),
+    **dict.fromkeys(
+        ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), "the tokenizer defines it"
+    ),
     **dict.fromkeys(("cache_implementation", "cache_config", "use_cache", "disable_compile", "max_time"), NATIVE),
     **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), NO_EFFECT),
     **dict.fromkeys(("output_attentions", "output_hidden_states"), NO_EFFECT),
@@ -110,7 +112,7 @@ def instead_of(config: type, name: str) -> str:
     """What a recipe uses instead of an argument of a configuration class; "" if `name` is not such an argument."""
     if name not in {field.name for field in fields(config)}:
         return ""
-    return _instead(name) or "it belongs into the trainer block"
+    return _instead(name) or "it belongs in the trainer block"
 
 
 def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
@@ -125,7 +127,7 @@ def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
         if name not in {field.name for field in fields(config)}:
             raise unknown(f"argument of {config.__name__} in trainer:", name, set(hints) - {*INSTEAD})
         if instead := _instead(name):
-            raise UserError(f"trainer: {name} is not handed on to {config.__name__}: {instead}")
+            raise UserError(f"trainer: {name} is not passed on to {config.__name__}: {instead}")
         try:
             TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
@@ -137,7 +139,7 @@ def check_passthrough(config: type, given: Mapping[str, Any]) -> None:
     try:
         generation = given.get("generation_kwargs") or {}
         if twice := next((name for name in BOUNDED if name in given and name in generation), None):
-            raise UserError(f"{twice} is there twice, in generation_kwargs as well: leave one of them out")
+            raise UserError(f"{twice} is there twice, once in generation_kwargs: leave one of the two out")
         for block in (given, generation):
             Sampling(1.0, **{name: block[name] for name in BOUNDED if block.get(name) is not None})
         _check_generation(generation)
@@ -150,13 +152,13 @@ def _check_generation(given: Mapping[str, Any]) -> None:
     known = GenerationConfig().to_dict()
     for name in given:
         if name in IN_GENERATION:
-            raise UserError(f"generation_kwargs: {name} is not handed on: {IN_GENERATION[name]}")
+            raise UserError(f"generation_kwargs: {name} is not passed on: {IN_GENERATION[name]}")
         if name not in known:
             raise unknown("argument of GenerationConfig in generation_kwargs:", name, {*known} - {*IN_GENERATION})
     try:
         GenerationConfig(do_sample=True, **given).validate(strict=True)
     except (ValueError, TypeError) as error:
-        raise UserError(f"generation_kwargs: GenerationConfig refuses it: {_one_line(error)}") from error
+        raise UserError(f"generation_kwargs: GenerationConfig rejects this: {_one_line(error)}") from error
 
 
 @contextmanager
@@ -169,7 +171,7 @@ def refusals(what: str, given: Mapping[str, Any]) -> Iterator[None]:
     except (ValueError, TypeError, ImportError) as error:
         if not given:
             raise
-        raise UserError(f"trainer: {what} refuses it: {_one_line(error)}") from error
+        raise UserError(f"trainer: {what} rejects this: {_one_line(error)}") from error
 
 
 def configured(config: type, arguments: Mapping[str, Any], given: Mapping[str, Any]) -> Any:

@@ -44,11 +44,13 @@ def shard(model: PeftModel) -> None:
     """
     state = processes()
     if state.num_processes == 1:
-        raise UserError("shard_base: there is one process, and so nothing to share out; start several with torchrun")
+        raise UserError("shard_base: there is only one process, so nothing can be sharded; start several with torchrun")
     if isinstance(model, FSDPModule):
         return
     if getattr(model.get_base_model(), "is_quantized", False):
-        raise UserError("shard_base: a base of 4 or 8 bits is not shared out; give each process one of its own")
+        raise UserError(
+            "shard_base: a 4-bit or 8-bit base cannot be sharded; leave shard_base out to load one in every process"
+        )
     base: Any = model.get_base_model()
     trained = {p for p in model.parameters() if p.requires_grad}
     mesh = init_device_mesh(state.device.type, (state.num_processes,))

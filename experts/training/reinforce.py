@@ -137,7 +137,7 @@ class Reinforce(ExpertTraining):
             raise UserError(f"wrong_reward must be a number, not {self.wrong_reward}")
         own = [name for name in self.trainer if name.startswith("vllm_")]
         if own and self.rollouts != "vllm":
-            raise UserError(f"trainer: {own[0]} is for rollouts: vllm, which the recipe does not ask for")
+            raise UserError(f"trainer: {own[0]} is only for rollouts: vllm; set that, or leave {own[0]} out")
 
     def arguments(self) -> dict[str, Any]:
         return {

@@ -48,7 +48,7 @@ class Interrupted(UserError):
     """Ctrl-C: the run stopped after a checkpoint and can be resumed."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}; it goes on from there when it is resumed")
+        super().__init__(f"stopped after step {step}; resume the run to continue from there")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
     """
     here, there = Path.cwd(), Path(os.path.abspath(output))
     if there in (here, *here.parents):
-        raise UserError(f"{output} is the current folder, or one around it: a run needs a folder of its own")
+        raise UserError(f"{output} is the current folder, or contains it: a run needs a folder of its own")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; choose another folder")
     unfinished = unfinished_folder(output)
@@ -224,8 +224,8 @@ def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, repl
         with _alone_in(unfinished):
             pass
     if unfinished.exists() and not (resume or replace):
-        on = "go on with it by --resume (in Python resume=True)"
-        on = on if _was_begun_with(unfinished, recipe) else "choose another folder, for this is of another recipe"
+        on = "continue it with --resume (in Python resume=True)"
+        on = on if _was_begun_with(unfinished, recipe) else "choose another folder, as this one is of another recipe"
         raise UserError(f"{unfinished} holds an unfinished run: {on}; or remove it to start over (rm -r {unfinished})")
     if resume and not _was_begun_with(unfinished, recipe):
         raise UserError(f"{unfinished} was begun with another recipe; resume it with that one, or remove it")

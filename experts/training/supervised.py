@@ -61,7 +61,10 @@ def token_rows(tokenizer: PreTrainedTokenizerBase, rows: Dataset, context: int |
             raise UserError(f"the row {id_} has no {target}: next-token prediction needs a text in every row")
         answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if context is not None and len(prompt) + len(answer) > context:
-            raise UserError(f"the row {id_} has {len(prompt) + len(answer)} tokens, the model's context {context}")
+            raise UserError(
+                f"the row {id_} has {len(prompt) + len(answer)} tokens, more than the model's context of {context}: "
+                "shorten it or leave it out"
+            )
         examples.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
     return Dataset.from_list(examples)
 

@@ -351,13 +351,15 @@ def make_trainer(
     raw = options.parametrization == "raw"
     if not (raw or isinstance(adapter, SVFConfig)):
         raise UserError(
-            f"parametrization: {options.parametrization} is one of SVF's z, which {PeftType(adapter.peft_type).value} "
-            "does not have"
+            f"parametrization: {options.parametrization} is for SVF's z, which {PeftType(adapter.peft_type).value} "
+            "does not have; leave parametrization out"
         )
     rows = load_rows(domain, "train")
     constraint = constraint_of(domain, base.tokenizer, options.max_new_tokens)
     if constraint is not None and "image" in rows.column_names:
-        raise UserError(f"the answers of {domain.name} are a few, which pictures do not go with: leave either out")
+        raise UserError(
+            f"{domain.name} has a fixed set of answers, which cannot be combined with pictures: leave one of them out"
+        )
     if options.rollouts == "vllm":
         check_rollouts(
             adapter,

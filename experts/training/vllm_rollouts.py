@@ -137,12 +137,12 @@ def check_rollouts(
     largest = ranks_of_vllm()[-1]
     why = None
     if not isinstance(adapter, SVFConfig) or adapter.rank is None or adapter.rank > largest:
-        why = f"trains SVF experts of a rank of at most {largest}: give adapt.rank"
+        why = f"trains only SVF experts of rank {largest} or less: set adapt.rank"
     elif sharded or processes().num_processes > 1:
-        why = "runs on one process, with the whole base on it"
+        why = "runs on one process that holds the whole base: start only one, without shard_base"
     elif few_answers or pictures:
-        why = "knows no answers from a few, and no pictures"
+        why = "supports neither pictures nor domains with a fixed set of answers"
     elif drawing:
-        why = f"draws at a temperature alone: leave {sorted(drawing)[0]} out of trainer"
+        why = f"can only sample at a temperature: leave {sorted(drawing)[0]} out of trainer"
     if why:
-        raise UserError(f"rollouts: vllm {why}; or let rollouts be native")
+        raise UserError(f"rollouts: vllm {why}; or use rollouts: native")

@@ -15,7 +15,7 @@ def step(**figures: float) -> dict[str, float]:
     ("figures", "said"),
     [
         ({}, None),
-        ({"accuracy": 0.0, "unanimous": 1.0, "truncated": 1.0}, "no sample was right so far"),
+        ({"accuracy": 0.0, "unanimous": 1.0, "truncated": 1.0}, "no sample has been right so far"),
         ({"accuracy": 0.0}, None),
         ({"unanimous": 0.95}, "of 95% of the prompts all earned the same"),
         ({"truncated": 0.6}, "60% of the samples were cut off at max_new_tokens"),

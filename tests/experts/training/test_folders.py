@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("output", [".", "", "/", "..", "../here", "../../"])
 def test_the_current_folder_and_those_around_it_are_no_output(output: str, here: Path) -> None:
     for replace in (False, True):
-        with pytest.raises(UserError, match="is the current folder, or one around it"):
+        with pytest.raises(UserError, match="is the current folder, or contains it"):
             check(output, replace=replace)
     assert list(here.iterdir()) == []
 
@@ -79,9 +79,9 @@ def test_a_run_goes_on_only_where_one_was_begun_by_the_same_recipe(here: Path) -
     unfinished = prepare_folders(Path("expert"), RECIPE, resume=False)
     assert unfinished == unfinished_folder(Path("expert"))
     check("expert", resume=True)
-    with pytest.raises(UserError, match=r"go on with it by --resume .* start over \(rm -r expert\.unfinished\)"):
+    with pytest.raises(UserError, match=r"continue it with --resume .* start over \(rm -r expert\.unfinished\)"):
         check("expert")
-    with pytest.raises(UserError, match="choose another folder, for this is of another recipe; or remove it"):
+    with pytest.raises(UserError, match="choose another folder, as this one is of another recipe; or remove it"):
         check_folders(Path("expert"), {"training": "other"}, resume=False, replace=False)
     with pytest.raises(UserError, match="another recipe"):
         check_folders(Path("expert"), {"training": "other"}, resume=True, replace=False)

@@ -105,9 +105,9 @@ def test_only_svf_has_a_sigmoid_parametrisation(
         (LoRA(target_modules=["q_proj", "gate_porj"]), "unknown target module 'gate_porj'; did you mean 'gate_proj'"),
         (IA3(["q_proj", "gate_porj"], []), "did you mean 'gate_proj'"),
         (TinyLoRA(target_modules=["x"]), "unknown target module 'x'"),
-        (DoRA(target_modules="mlp"), "the base has nothing that target_modules names: 'mlp'"),
-        (LoRA(target_modules=[]), "the base has nothing"),
-        (LoRA(target_modules=["mlp"]), "model.layers.0.mlp is a LlamaMLP, which LORA does not adapt"),
+        (DoRA(target_modules="mlp"), "target_modules names nothing in the base: 'mlp'"),
+        (LoRA(target_modules=[]), "target_modules names nothing"),
+        (LoRA(target_modules=["mlp"]), "model.layers.0.mlp is a LlamaMLP, which LORA cannot adapt"),
         (IA3(["embed_tokens"], []), "model.embed_tokens is a Embedding, which IA3"),
     ],
 )

@@ -116,10 +116,10 @@ def test_a_step_is_shared_out_whole(
 @pytest.mark.parametrize(
     ("rows", "micro_batch_size", "samples", "processes", "said"),
     [
-        (3, 16, 4, 2, "prompts_per_step 3 does not divide over 2 processes: choose a multiple of 2"),
-        (1, 16, 2, 2, "prompts_per_step 1 does not divide over 2"),  # a prompt's samples are one process's
-        (16, 24, 4, 1, "micro_batch_size 24 does not divide the 64 sequences .*: 16 does"),
-        (5, 3, 1, 1, "micro_batch_size 3 does not divide the 5 sequences .*: 1 does"),
+        (3, 16, 4, 2, "prompts_per_step 3 cannot be divided evenly among 2 processes: choose a multiple of 2"),
+        (1, 16, 2, 2, "prompts_per_step 1 cannot be divided evenly among 2"),  # a prompt's samples are one process's
+        (16, 24, 4, 1, "micro_batch_size 24 does not divide the 64 sequences .*: choose 16"),
+        (5, 3, 1, 1, "micro_batch_size 3 does not divide the 5 sequences .*: choose 1"),
     ],
 )
 def test_a_step_that_does_not_divide_is_refused(

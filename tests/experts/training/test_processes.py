@@ -91,7 +91,7 @@ def test_one_process_has_nothing_to_share_out(recipe: Path, tmp_path: Path) -> N
     command = [sys.executable, "-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--shard-base"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0
-    assert "there is one process" in result.stderr.splitlines()[-1]
+    assert "there is only one process" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
 
 
@@ -129,5 +129,7 @@ def test_prompts_that_do_not_divide_are_one_line_before_a_base_is_loaded(recipe:
     command = launch("-m", "selfadapt.cli", "train", recipe, "--output", tmp_path / "expert", "--prompts-per-step", "3")
     result = subprocess.run([*command, "--model", "no/such-base"], capture_output=True, text=True)
     assert result.returncode != 0
-    assert "error: prompts_per_step 3 does not divide over 2 processes: choose a multiple of 2" in result.stderr
+    assert (
+        "error: prompts_per_step 3 cannot be divided evenly among 2 processes: choose a multiple of 2" in result.stderr
+    )
     assert not list(tmp_path.glob("expert*"))

@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_to_the_same_expert(
         with pytest.raises(Interrupted, match=f"step {step}"):
             train("parts", options)
     assert not (tmp_path / "parts").exists()
-    with pytest.raises(UserError, match="go on with it by --resume"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         train("parts", options)
     (unfinished_folder(tmp_path / "parts") / f"checkpoint-{step + 1}").mkdir()  # of a run killed while it wrote
     with pytest.raises(UserError, match="another recipe"):

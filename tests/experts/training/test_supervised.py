@@ -98,7 +98,7 @@ def test_a_worked_solution_is_preferred_to_the_answer(tiny_tokenizer: Any) -> No
 
 def test_rows_that_cannot_be_learned_are_named(tiny_tokenizer: Any) -> None:
     rows = Echo().load("train")
-    with pytest.raises(UserError, match=r"the row a has .* tokens, the model's context 4"):
+    with pytest.raises(UserError, match=r"the row a has .* tokens, more than the model's context of 4"):
         token_rows(tiny_tokenizer, rows, context=4)
     empty = rows.map(lambda row: {"answer": ""})
     with pytest.raises(UserError, match="the row a has no answer"):

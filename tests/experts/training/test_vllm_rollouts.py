@@ -61,11 +61,11 @@ class TestOnVLLM:
     @pytest.mark.parametrize(
         ("adapter", "changes", "line"),
         [
-            (SVFConfig(), {}, "give adapt.rank"),
-            (SVFConfig(rank=4096), {}, "rank of at most"),
+            (SVFConfig(), {}, "set adapt.rank"),
+            (SVFConfig(rank=4096), {}, "experts of rank .* or less"),
             (LoraConfig(), {}, "SVF experts"),
-            (SVFConfig(rank=8), {"few_answers": True}, "answers from a few"),
-            (SVFConfig(rank=8), {"pictures": True}, "no pictures"),
+            (SVFConfig(rank=8), {"few_answers": True}, "a fixed set of answers"),
+            (SVFConfig(rank=8), {"pictures": True}, "neither pictures"),
             (SVFConfig(rank=8), {"sharded": True}, "one process"),
             (SVFConfig(rank=8), {"drawing": {"top_p"}}, "leave top_p out"),
         ],

@@ -121,19 +121,19 @@ def test_the_base_block_takes_what_load_base_takes_of_a_base() -> None:
     ("trainer", "message"),
     [
         ({"top_pp": 0.9}, "unknown argument of RLOOConfig in trainer: 'top_pp'; did you mean 'top_p'"),
-        ({"num_generations": 4}, "num_generations is not handed on to RLOOConfig: use training.samples_per_prompt"),
-        ({"output_dir": "x"}, "output_dir is not handed on to RLOOConfig: `selfadapt train` has --output"),
-        ({"vllm_mode": "server"}, "vllm_mode is not handed on"),
-        ({"use_vllm": True}, "use_vllm is not handed on to RLOOConfig: use training.rollouts: vllm"),
-        ({"vllm_gpu_memory_utilization": 0.4}, "is for rollouts: vllm"),
+        ({"num_generations": 4}, "num_generations is not passed on to RLOOConfig: use training.samples_per_prompt"),
+        ({"output_dir": "x"}, "output_dir is not passed on to RLOOConfig: `selfadapt train` has --output"),
+        ({"vllm_mode": "server"}, "vllm_mode is not passed on"),
+        ({"use_vllm": True}, "use_vllm is not passed on to RLOOConfig: use training.rollouts: vllm"),
+        ({"vllm_gpu_memory_utilization": 0.4}, "is only for rollouts: vllm"),
         ({"top_p": "high"}, "trainer: top_p: .*number"),
         ({"top_p": 3.0}, "trainer: top_p must be at most 1"),
         ({"top_k": -1}, "trainer: top_k must be a whole number of 0 or more"),
         ({"min_p": 2.0}, "trainer: min_p must be at most 1"),
         ({"repetition_penalty": 0.0}, "trainer: repetition_penalty must be a positive number"),
-        ({"generation_kwargs": {"max_new_tokens": 20}}, "max_new_tokens is not handed on: use training.max_new_tokens"),
-        ({"generation_kwargs": {"temperature": 2.0}}, "temperature is not handed on: use training.temperature"),
-        ({"generation_kwargs": {"do_sample": False}}, "do_sample is not handed on"),
+        ({"generation_kwargs": {"max_new_tokens": 20}}, "max_new_tokens is not passed on: use training.max_new_tokens"),
+        ({"generation_kwargs": {"temperature": 2.0}}, "temperature is not passed on: use training.temperature"),
+        ({"generation_kwargs": {"do_sample": False}}, "do_sample is not passed on"),
         ({"generation_kwargs": {"num_return_sequences": 3}}, "use training.samples_per_prompt"),
         ({"generation_kwargs": {"foo": 1}}, "unknown argument of GenerationConfig in generation_kwargs: 'foo'"),
         ({"generation_kwargs": {"top_p": 3.0}}, "trainer: top_p must be at most 1"),
@@ -158,7 +158,7 @@ def test_empty_blocks_are_absent_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("weight_decay", "it belongs into the trainer block"),
+        ("weight_decay", "it belongs in the trainer block"),
         ("per_device_train_batch_size", "use training.micro_batch_size"),
         ("save_steps", "every step is logged"),
     ],
@@ -173,7 +173,7 @@ def test_every_argument_is_handed_on_or_refused() -> None:
     options = Reinforce(learning_rate=1, steps=1)
     told = {*trainer_arguments(options, (1, 1), torch.device("cpu"), Path())} | {"num_generations", "temperature"}
     for name in told:
-        with pytest.raises(UserError, match=f"{name} is not handed on"):
+        with pytest.raises(UserError, match=f"{name} is not passed on"):
             replace(options, trainer={name: None})
 
 
