@@ -42,8 +42,8 @@ class Difference:
         """
         if stacks := [matrix for matrix, z in self.expert.z.items() if z.ndim == 2]:
             raise UserError(
-                f"a mixture of LoRAs and of experts that adapt a stack of matrices ({stacks[0]}) is not exported; "
-                "mix either alone"
+                f"a mixture of LoRAs and of experts that adapt a stack of matrices ({stacks[0]}) cannot be "
+                "exported; mix either kind alone"
             )
         layers = self.expert.layers_in(base)
 
@@ -107,7 +107,9 @@ class Difference:
         embeddings = base.get_input_embeddings()
         for matrix in exact.a:
             if is_quantised(modules[matrix]):
-                raise UserError(f"{matrix} is quantised, and nothing is merged into few bits; export a LoRA")
+                raise UserError(
+                    f"{matrix} is quantised, and an expert cannot be merged into so few bits; export a LoRA"
+                )
             if modules[matrix].weight is embeddings.weight:
                 raise UserError(
                     f"{matrix} shares its weight with the input embeddings, which would change with it; export a LoRA"

@@ -105,8 +105,8 @@ def _refuse_misread(lora: Lora, base: PreTrainedModel) -> None:
     read_as = {*(config.target_modules or ()), *(config.target_parameters or ())}
     if misread := sorted(lora.a.keys() - read_as):
         raise UserError(
-            f"PEFT would take the LoRA of {misread[0]} for one of the mixture's own matrices; export it merged, or "
-            "leave that layer out of target_modules"
+            f"PEFT would mistake the LoRA of {misread[0]} for one of the mixture-of-experts matrices; export it "
+            "merged, or leave that layer out of target_modules"
         )
 
 
@@ -241,5 +241,5 @@ def _fingerprint(expert: Expert, base: PreTrainedModel) -> str | None:
 def _card(name: str, expert: Expert, found: str | None, facts: str) -> str:
     about = f"{expert.description} For the base `{expert.base}` (fingerprint `{found}`)."
     if found != expert.fingerprint:
-        about += f" Trained on what that base is a rounding of (fingerprint `{expert.fingerprint}`)."
+        about += f" Trained on the base that this one is a rounding of (fingerprint `{expert.fingerprint}`)."
     return f"# {name}\n\n{about}\n\n{facts}\n"

@@ -138,7 +138,7 @@ def folder_of(name: str | Path, *told_by: str, **options: Unpack[PullOptions]) -
     try:
         return fetch(str(name), *told_by, **options)
     except UserError as error:
-        raise UserError(f"there is no folder {name} here, and of the hub: {error}") from error
+        raise UserError(f"there is no folder {name} here, and fetching it from the hub failed: {error}") from error
 
 
 def copy_kept(folder: Path, target: Path) -> None:
@@ -155,7 +155,7 @@ def _push(staged: Path, repo: str, **options: Unpack[PushOptions]) -> str:
     """Prepares the copy in `staged` for the hub and pushes it; raises as `OnTheHub.push_to_hub` does."""
     given, license = options.get("base_model"), options.get("license")
     if given is not None and not HUB_ID.fullmatch(given):
-        raise UserError(f"the base {given!r} must be a model of the hub (owner/name)")
+        raise UserError(f"the base {given!r} must be a model on the hub (owner/name)")
     if beside := options.get("beside"):
         for folder in sorted(path.parent for path in staged.rglob(EXPERT) if path.parent.name != TWIN):
             beside(folder)
@@ -178,8 +178,10 @@ def _known(what: str, base: str | None, given: str | None) -> str:
     """The base's id on the hub: the one given, or the one that the adapter names."""
     name = given or public_name(base)
     if name is None or (given is None and not is_hub_id(name)):
-        says = f"names the base {name!r}, which is no model of the hub" if name else "does not say which base it is for"
-        raise UserError(f"{what} {says}; say which that is, with base_model= or --base-model on the command line")
+        says = (
+            f"names the base {name!r}, which is not a model on the hub" if name else "does not say which base it is for"
+        )
+        raise UserError(f"{what} {says}; name the base with base_model=, or --base-model on the command line")
     return name
 
 

@@ -53,7 +53,7 @@ def read_lora(folder: Path) -> Lora:
     """
     kind = peft_type(folder)
     if kind != "LORA":
-        raise UserError(f"{folder} is {f'a {kind}' if kind else 'no PEFT'} adapter, not a LoRA")
+        raise UserError(f"{folder} is {f'a {kind} adapter, not a LoRA' if kind else 'not a PEFT adapter'}")
     document = read_json(folder / "adapter_config.json")
     for field, plain in PLAIN.items():
         if document.get(field) and document[field] != plain:
@@ -70,10 +70,10 @@ def read_lora(folder: Path) -> Lora:
         ranks = {matrix: _own(document, "rank_pattern", matrix, "r") for matrix in a}
     except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
         raise UserError(
-            f"{folder / 'adapter_config.json'} is damaged: it has no rank, or no number as alpha ({error})"
+            f"{folder / 'adapter_config.json'} is damaged: its rank is missing, or its alpha is not a number ({error})"
         ) from error
     if any(len(factor) != ranks[matrix] for matrix, factor in a.items()):
-        raise UserError(f"{folder} is damaged: its factors have other ranks than its configuration says")
+        raise UserError(f"{folder} is damaged: the ranks of its factors are not those in its configuration")
     rslora, base = bool(document.get("use_rslora")), document.get("base_model_name_or_path")
     plain = not rslora and all(alpha == len(a[matrix]) for matrix, alpha in alphas.items())
     alpha = None if plain or len({*alphas.values()}) > 1 else next(iter(alphas.values()))
@@ -119,7 +119,7 @@ def _factors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         factors[end][key.removeprefix(PREFIX).removesuffix(end)] = tensor.float()
     a, b = factors[A], factors[B]
     if odd := sorted(a.keys() ^ b.keys()) or [matrix for matrix in a if len(a[matrix]) != b[matrix].shape[1]]:
-        raise UserError(f"{path} is damaged and was not loaded: A and B of {odd[0]} do not belong together")
+        raise UserError(f"{path} is damaged and was not loaded: A and B of {odd[0]} do not fit together")
     if not a:
         raise UserError(f"{path} is damaged and was not loaded: it holds no factors")
     return a, b

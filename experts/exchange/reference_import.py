@@ -67,7 +67,7 @@ def _by_matrix(path: Path, document: dict[str, Tensor], matrices: list[str]) -> 
     by_index = {int(index[1]): p for index, p in zip(indices, document.values(), strict=True) if index}
     if sorted(by_index) != list(range(len(matrices))):
         raise UserError(
-            f"{path} has {len(by_index)} vectors, the base {len(matrices)} MLP matrices; "
+            f"{path} has {len(by_index)} vectors, but the base has {len(matrices)} MLP matrices; "
             "give the base that it was trained on"
         )
     return {matrices[index]: p for index, p in sorted(by_index.items())}

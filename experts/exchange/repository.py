@@ -59,7 +59,7 @@ def fetch(repo: str, *told_by: str, **options: Unpack[PullOptions]) -> Path:
     """
     there = None if options.get("local_files_only") else _files(repo, options)
     if there is not None and not set(told_by) & set(there):
-        raise UserError(f"{repo} on the hub is not what was asked for: it has no {' and no '.join(told_by)}")
+        raise UserError(f"{repo} on the hub is of another kind: it has no {' and no '.join(told_by)}")
     offline: Any = {"local_files_only": True} if there is None else {}
     with _in_one_line(f"cannot pull {repo}", ", and its cache on this machine does not have it"):
         return Path(snapshot_download(repo, allow_patterns=list(KEPT), **(options | offline)))
@@ -82,7 +82,7 @@ def refuse_snapshot(folder: Path) -> None:
     """Raises UserError for a folder in the hub's cache, which must stay as on the hub."""
     if folder.parent.name == "snapshots" and (folder.parent.parent / "refs").is_dir():
         raise UserError(
-            f"{folder} is in the hub's cache and stays as it is; pull the repository into a folder to change"
+            f"{folder} is in the hub's cache and must not be changed; pull the repository into a folder first"
         )
 
 
@@ -121,18 +121,18 @@ def _in_one_line(what: str, elsewhere: str = "") -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise UserError(f"{what}: it is for those whom its owner lets in; ask on its page, and log in") from error
+        raise UserError(f"{what}: its owner decides who has access; ask for it on its page, and log in") from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{what}: there is no such repository on the hub that you may read; check the name, or log in "
             "(hf auth login, or HF_TOKEN)"
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{what}: it has no such revision; leave that out for the newest") from error
+        raise UserError(f"{what}: it has no such revision; leave revision out for the newest") from error
     except HFValidationError as error:
-        raise UserError(f"{what}: that is no name of a repository (owner/name)") from error
+        raise UserError(f"{what}: that is not the name of a repository (owner/name)") from error
     except LocalTokenNotFoundError as error:
-        raise UserError(f"{what}: nobody is logged in; hf auth login, or set HF_TOKEN") from error
+        raise UserError(f"{what}: you are not logged in; run hf auth login, or set HF_TOKEN") from error
     except HfHubHTTPError as error:
         raise UserError(f"{what}: {_refusal(error)}") from error
     except UserError:
@@ -148,7 +148,7 @@ def _in_one_line(what: str, elsewhere: str = "") -> Iterator[None]:
 def _refusal(error: HfHubHTTPError) -> str:
     status = error.response.status_code
     if status == 401:
-        return "nobody is logged in, or the token is not known; hf auth login, or set HF_TOKEN"
+        return "you are not logged in, or your token is not valid; run hf auth login, or set HF_TOKEN"
     if status == 403:
-        return "your token may not write there; take one that may, or another name"
+        return "your token cannot write there; use one that can, or another name"
     return f"the hub refuses ({status}): {error.server_message or next(iter(str(error).splitlines()), '')}"

@@ -94,7 +94,9 @@ def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrained
             it adapts stacks of matrices, which are not compared.
     """
     if stacks := [matrix for matrix, z in expert.z.items() if z.ndim == 2]:
-        raise UserError(f"{stacks[0]} is a stack of a mixture's matrices, and only those of linear layers are compared")
+        raise UserError(
+            f"{stacks[0]} is a stack of mixture-of-experts matrices, and only linear layers can be compared"
+        )
     check_shapes(expert, trained_on, other)
     ours, theirs = expert.layers_in(trained_on), expert.layers_in(other)
 
@@ -103,7 +105,7 @@ def compare_bases(expert: Expert, trained_on: PreTrainedModel, other: PreTrained
 
     matrices = [matrix for matrix in expert.z if dense_weight(ours[matrix]).any()]
     if not matrices:
-        raise UserError("all matrices that the expert adapts are zeros in its own base: there is nothing to compare")
+        raise UserError("all matrices that the expert adapts are zero in its own base: there is nothing to compare")
     return each_matrix(of, matrices, trained_on.device)
 
 
@@ -114,7 +116,8 @@ def check_shapes(expert: Expert, trained_on: PreTrainedModel, other: PreTrainedM
         if shape_of(ours[matrix]) != shape_of(theirs[matrix]):
             shapes = " and ".join(str([*shape_of(layers[matrix])]) for layers in (ours, theirs))
             raise UserError(
-                f"{matrix} has the shapes {shapes}; experts go from base to base only where shapes are alike"
+                f"{matrix} has the shapes {shapes}; an expert can be transferred only between matrices of the same "
+                "shape"
             )
 
 

@@ -90,21 +90,24 @@ def test_an_expert_of_the_hub_is_added(
     assert "selfadapt experts pull" in err.splitlines()[-1]
     code, out, err = run("experts", "add", "someone/nothing", "--library", own)
     assert (code, out) == (1, "")
-    assert "there is no folder someone/nothing here, and of the hub" in err.splitlines()[-1]
+    assert "there is no folder someone/nothing here, and fetching it from the hub failed" in err.splitlines()[-1]
 
 
 MISTAKES = [
     (("push", "someone/mine"), "say what to push"),
-    (("push", "someone/mine", "--library", "LIBRARY"), "say which that is, with base_model= or --base-model on"),
+    (("push", "someone/mine", "--library", "LIBRARY"), "name the base with base_model=, or --base-model on"),
     (("push", "someone/mine", "--library", "LIBRARY", "--expert", "LORA", "--with-lora"), "is a LoRA itself; leave"),
     (("push", "someone/mine", "--library", "LIBRARY", "--expert", "c"), "there is no folder c with an expert in it"),
     (("push", "someone/mine", "--library", "LIBRARY", "--expert", "c"), "unknown expert 'c'"),
     (("push", "someone/mine", "--library", "LIBRARY", "--with-lora"), "a has no LoRA beside it"),
-    (("push", "other/mine", "--library", "LIBRARY", "--base-model", BASE), "your token may not write there"),
+    (("push", "other/mine", "--library", "LIBRARY", "--base-model", BASE), "your token cannot write there"),
     (("pull", "someone/nothing", "--output", "OUTPUT"), "there is no such repository on the hub"),
     (("pull", "someone/tiny", "--output", "OUTPUT"), "has no library.json and no adapter_config.json"),
     (("pull", "someone/tiny", "--output", "LIBRARY"), "exists already"),
-    (("list", "--library", "someone/nothing"), "there is no folder someone/nothing here, and of the hub"),
+    (
+        ("list", "--library", "someone/nothing"),
+        "there is no folder someone/nothing here, and fetching it from the hub failed",
+    ),
 ]
 
 

@@ -191,7 +191,7 @@ def test_what_cannot_be_exported_is_refused(library: ExpertLibrary, tiny_model: 
         best_lora(tiny_model, whole, 0)
     with pytest.raises(UserError, match="nothing to export"):
         best_lora(tiny_model, library.mixed(Mixture.of({})))
-    with pytest.raises(UserError, match=r"up_proj, which is no linear layer"):
+    with pytest.raises(UserError, match=r"up_proj, which is not a linear layer"):
         best_lora(tiny_model, Expert({"model.up_proj": torch.ones(4)}))
     with pytest.raises(UserError, match="has 33 values"):
         best_lora(tiny_model, Expert({"model.layers.0.mlp.up_proj": torch.ones(33)}), 4)

@@ -103,7 +103,7 @@ def test_files_that_are_no_experts_of_this_base_are_refused(policy: Policy, tiny
     refused({**state, key: torch.full((32,), float("nan"))}, "not finite")
     refused({**state, "adaptive_weights": torch.ones(2)}, "it holds adaptive_weights")  # a few-shot mixture
     refused({}, "it holds nothing")
-    refused([torch.ones(2)], "tensors by their names")
+    refused([torch.ones(2)], "file of named tensors")
     torch.save(state, path)
     for data in (b"no file of tensors", b"", path.read_bytes()[:-200]):
         path.write_bytes(data)
