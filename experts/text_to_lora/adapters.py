@@ -110,7 +110,7 @@ def check_adapters(tasks: Tasks, options: TaskAdapters, folder: Path) -> list[tu
     runs = [(folder, chosen)] if options.one_for_all else [(folder / task.name, [task]) for task in chosen]
     for path, _ in runs:
         if path.exists() and not (path / "adapter_config.json").is_file():
-            raise UserError(f"{path} is there already, and no adapter; choose another folder")
+            raise UserError(f"{path} exists already and is not an adapter; choose another folder")
     check_new_folder(folder)
     return runs
 
@@ -141,7 +141,7 @@ def train_adapters(
         if path.exists():
             if processes().is_main_process:
                 remove_folder(unfinished_folder(path))  # left by a run that was killed just before doing this
-            progress.say(f"{progress.title} is there already")
+            progress.say(f"{progress.title} exists already")
             continue
         run = Run(path, recipe, resume=unfinished_folder(path).exists())
         description = own[0].descriptions[0] if len(own) == 1 else "Instances of many tasks."

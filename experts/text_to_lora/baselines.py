@@ -130,7 +130,7 @@ def adapter_methods(
     if adapters is not None:
         paths = adapter_folders(adapters)
         if any(PeftConfig.from_pretrained(str(path)).peft_type != PeftType.LORA for path in paths):
-            raise UserError(f"{adapters} holds other adapters than LoRAs; the average and Arrow are of LoRAs")
+            raise UserError(f"{adapters} holds adapters other than LoRAs; the average and Arrow need LoRAs only")
         methods += [
             Method("average of LoRAs", style.chat, lambda: _averaged(base, paths)),
             Method("Arrow routing of LoRAs", style.chat, lambda: _arrow(base, paths)),
@@ -251,7 +251,10 @@ def compare_methods(
     tasks = loaded.test
     if comparison.split == "train":
         if oracles is None:
-            raise UserError("training tasks are for what learned their adapters: name the folder of these as oracles")
+            raise UserError(
+                "the train split is only for tasks that have an adapter of their own: name the folder of these "
+                "adapters as oracles"
+            )
         tasks = [task for task in loaded.train if (oracles / task.name).is_dir()]
     if not tasks:
         where = f" with adapters in {oracles}" if oracles else ""

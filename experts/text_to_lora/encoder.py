@@ -67,7 +67,9 @@ def load_encoder(encoder: str = BUILT_IN, trust_remote_code: bool = False) -> Se
     except ImportError as error:
         raise not_installed("a text encoder", str(error.name), "embedding") from error
     if encoder != BUILT_IN and not Path(encoder).is_dir() and not HUB_ID.fullmatch(encoder):
-        raise UserError(f"{unknown('text encoder', encoder, [BUILT_IN])}; a folder or a hub id (owner/name) also does")
+        raise UserError(
+            f"{unknown('text encoder', encoder, [BUILT_IN])}; a folder or a hub id (owner/name) is also possible"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = _built_in() if encoder in (BUILT_IN, BUILT_IN_ID) else encoder
     try:
@@ -126,7 +128,7 @@ def tidy(descriptions: Sequence[str]) -> list[str]:
         UserError: if there is none, or one is empty or holds half a character.
     """
     if isinstance(descriptions, str):
-        raise UserError("descriptions must be a list; put the one description into brackets")
+        raise UserError("descriptions must be a list; put a single description in brackets")
     if not descriptions:
         raise UserError("there is no description; give one or more")
     tidied = [whole_text(text, "a description").strip() for text in descriptions]

@@ -67,8 +67,8 @@ def check_examples(
                 example = make_example(tokenizer, style, style.chat(task, instance), answer)
                 if (length := len(example.prompt) + len(example.answer)) > context:
                     raise UserError(
-                        f"{task.name}: the instance {instance.id} has {length} tokens, the model's context {context}; "
-                        "lower prompt.max_prompt_tokens or prompt.max_answer_tokens"
+                        f"{task.name}: the instance {instance.id} has {length} tokens, more than the model's context "
+                        f"of {context}; lower prompt.max_prompt_tokens or prompt.max_answer_tokens"
                     )
 
 

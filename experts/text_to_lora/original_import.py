@@ -81,13 +81,13 @@ def read_original(folder: Path) -> Original:
     args, config = _read_yaml(folder / "args.yaml"), read_json(folder / "adapter_config.json")
     try:
         unlike = {
-            "one embedding a task (use_one_hot_task_emb)": args.get("use_one_hot_task_emb"),
+            "one embedding per task (use_one_hot_task_emb)": args.get("use_one_hot_task_emb"),
             f"the task encoder {args.get('encoder_type')}": args.get("encoder_type", "linear") != "linear",
-            "ranks one by one (autoreg_gen), whose position ours learns and theirs rotates": args.get("autoreg_gen"),
+            "ranks one by one (autoreg_gen), with rotated positions where ours are learned": args.get("autoreg_gen"),
             f"adapters of the kind {config['peft_type']}": config["peft_type"] != "LORA",
         }
         if why := next((what for what, is_so in unlike.items() if is_so), None):
-            raise UserError(f"the network in {folder} has {why}: there is nothing like it here")
+            raise UserError(f"the network in {folder} has {why}, which cannot be imported")
         size: Any = "M" if args.get("shared_AB_head") else "L"
         lora = LoraOutput(
             rank=config["r"],
@@ -195,5 +195,5 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise UserError(f"{path} holds no arguments of a training")
+        raise UserError(f"{path} holds no training arguments")
     return document

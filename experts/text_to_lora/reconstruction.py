@@ -101,7 +101,9 @@ def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reco
     rows = list(range(len(targets.names)))
     held_out, learned = rows[: options.validation_adapters], rows[options.validation_adapters :]
     if not learned:
-        raise UserError(f"{options.adapters} has {len(rows)} adapters: none is left beside {len(held_out)} held out")
+        raise UserError(
+            f"{options.adapters} has {len(rows)} adapters, and {len(held_out)} are held out: none is left to learn from"
+        )
     if options.loss == "normalised":
         library.normalise(writer.network, learned)
     if options.validation_descriptions:
@@ -173,7 +175,7 @@ def read_targets(folder: Path) -> Targets:
         if adapter.output != first.output:
             problem = f"{paths[0].name} is {_say(first.output)}, {path.name} {_say(adapter.output)}"
         elif adapter.shapes != first.shapes:
-            problem = f"{path.name} has other matrices than {paths[0].name}"
+            problem = f"{path.name} adapts other matrices than {paths[0].name}"
         elif adapter.fingerprint != first.fingerprint:
             problem = f"{path.name} belongs to another base than {paths[0].name}"
         if problem:
@@ -195,9 +197,11 @@ def with_identity(targets: Targets, tasks: Sequence[str]) -> Targets:
     if not tasks:
         return targets
     if isinstance(targets.output, LoraOutput):
-        raise UserError("identity is for experts, where it is z = 1; of LoRAs many are the identity, so leave it out")
+        raise UserError(
+            "identity is for experts, where it is z = 1; many different LoRAs are the identity, so leave it out"
+        )
     if twice := [name for name in targets.names if name in tasks]:
-        raise UserError(f"identity names {', '.join(twice)}, of which there is an adapter; leave one of the two out")
+        raise UserError(f"identity names {', '.join(twice)}, for which there is an adapter; leave one of the two out")
     z: Any = targets.adapters
     return replace(
         targets,
@@ -339,7 +343,9 @@ def descriptions_of(targets: Targets, of_tasks: Mapping[str, tuple[str, ...]]) -
     for name, own in zip(targets.names, targets.descriptions, strict=True):
         described = of_tasks.get(name) or (own and (own,))
         if not described:
-            raise UserError(f"nobody describes the adapter {name}: no task has that name, and it says nothing itself")
+            raise UserError(
+                f"the adapter {name} has no description: no task has its name, and it comes with none of its own"
+            )
         texts.append(described)
     return texts
 

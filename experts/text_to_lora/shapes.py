@@ -57,7 +57,7 @@ def read_matrices(base: PreTrainedConfig | nn.Module, target_modules: str | Sequ
             shape = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
             matrices.append(Matrix(name, *shape))
     if not matrices:
-        raise UserError(f"target_modules {targets!r} means no linear layer of this base")
+        raise UserError(f"target_modules {targets!r} names no linear layer of this base")
     return matrices
 
 
@@ -67,15 +67,15 @@ def check_same_matrices(wanted: Sequence[Matrix], found: Sequence[Matrix]) -> No
     for matrix in wanted:
         shape = f"{matrix.name} [{matrix.out_features}, {matrix.in_features}]"
         if matrix.name not in there:
-            raise UserError(f"the network writes adapters for another base: it expects {shape}, this one has none")
+            raise UserError(f"the network writes adapters for another base: it expects {shape}, but this one has none")
         if there[matrix.name] != matrix:
             other = there[matrix.name]
             raise UserError(
-                f"the network writes adapters for another base: it expects {shape}, this one has "
+                f"the network writes adapters for another base: it expects {shape}, but this one has "
                 f"[{other.out_features}, {other.in_features}]"
             )
     if len(found) != len(wanted):
         raise UserError(
-            f"the network writes adapters for another base: it expects {len(wanted)} matrices, this one has "
+            f"the network writes adapters for another base: it expects {len(wanted)} matrices, but this one has "
             f"{len(found)}"
         )

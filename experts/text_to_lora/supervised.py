@@ -75,7 +75,9 @@ def train_supervised(design: Design, base: Base, tasks: Tasks, options: Supervis
     """
     check_network_run(run, options)
     if not tasks.train or not tasks.validation:
-        raise UserError("there are no training tasks, or validation_tasks holds none of them out")
+        raise UserError(
+            "there are no training tasks, or none is held out to choose the best step; set validation_tasks"
+        )
     model, tokenizer = base.load()
     check_tokenizer(tokenizer)
     check_examples(model.config, tokenizer, options.prompt, [*tasks.train, *tasks.validation])

@@ -128,7 +128,10 @@ class TaskData:
         )
         validation, train = learn[: self.validation_tasks], learn[self.validation_tasks :][: self.train_tasks]
         if learn and not train:
-            raise UserError(f"{folder} has {len(learn)} training tasks: none is left beside {len(validation)} held out")
+            raise UserError(
+                f"{folder} has {len(learn)} training tasks, and {len(validation)} are held out: none is left to learn "
+                "from"
+            )
         return Tasks(train, validation, [task for task in tasks if task.split == "test"])
 
 
@@ -216,7 +219,7 @@ def find_descriptions(name: str) -> Path:
     """
     file = _find(name, Path.is_file) or _shipped(name)
     if file is None:
-        raise UserError(f"no file of descriptions {name!r}, here or in SELFADAPT_DATA")
+        raise UserError(f"there is no file of descriptions {name!r} here or in SELFADAPT_DATA")
     return file
 
 
@@ -266,9 +269,11 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise UserError(f"no folder of tasks {name!r}, here or in SELFADAPT_DATA")
+        raise UserError(f"there is no folder of tasks {name!r} here or in SELFADAPT_DATA")
     try:
         wanted = ["*.json", "*.jsonl", "*.jsonl.gz", "splits/*"]
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted, etag_timeout=10))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"no folder {name!r} here, and the hub does not give a data set of that name") from error
+        raise UserError(
+            f"there is no folder {name!r} here, and no data set of that name can be loaded from the hub"
+        ) from error

@@ -74,7 +74,7 @@ class TextToAdapter:
         if encoder.size != network.spec.encoder_size:
             raise UserError(
                 f"the network reads embeddings of {network.spec.encoder_size} numbers ({network.spec.encoder}), "
-                f"the encoder {encoder.name} gives {encoder.size}"
+                f"but the encoder {encoder.name} gives {encoder.size}"
             )
         self.network = network
         self.encoder = encoder
@@ -115,7 +115,7 @@ class TextToAdapter:
         name = network.spec.encoder
         if encoder is None:
             if name == BASE:
-                raise UserError(f"the network in {folder} reads descriptions with its base model: give it as encoder")
+                raise UserError(f"the network in {folder} reads descriptions with its base model: pass that as encoder")
             encoder = SentenceEncoder(name, trust_remote_code=trust_remote_code)
         elif encoder.name != name:
             raise UserError(f"the network in {folder} was trained with the encoder {name}, not {encoder.name}")

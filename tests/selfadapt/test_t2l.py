@@ -303,7 +303,7 @@ def test_two_processes_train_one_network(write_recipe: Any, tmp_path: Path) -> N
         (SUPERVISED, ["--output", "full"], "exists already"),
         (SUPERVISED, ["--micro-batch-size", "3", "--tasks-per-step", "4"], "micro_batch_size 3 does not divide the 4"),
         (SUPERVISED, ["--resume"], "nothing to resume"),
-        (ADAPTERS, ["--output", "full", "--one-for-all"], "is there already, and no adapter"),
+        (ADAPTERS, ["--output", "full", "--one-for-all"], "exists already and is not an adapter"),
         (ADAPTERS, ["--output", "file/adapters"], "cannot write to"),
         (ADAPTERS, ["--leave-out", "5"], "all of them left out"),
     ],
@@ -339,5 +339,5 @@ def test_instances_that_do_not_fit_the_context_are_one_line_before_training(
     wide = ("--prompt.max-prompt-tokens", "700", "--prompt.max-answer-tokens", "64")
     code, _, err = run("train", recipe, "--output", tmp_path / "out", *wide)
     assert code == 1
-    assert "the model's context 512" in err.splitlines()[-1]
+    assert "the model's context of 512" in err.splitlines()[-1]
     assert not list(tmp_path.glob("out*"))

@@ -150,7 +150,7 @@ def test_an_imported_network_writes_the_same_loras(kind: str, tmp_path: Path) ->
     ("changes", "line"),
     [
         ({"autoreg_gen": True}, "ranks one by one"),
-        ({"use_one_hot_task_emb": True}, "one embedding a task"),
+        ({"use_one_hot_task_emb": True}, "one embedding per task"),
         ({"encoder_type": "vq"}, "the task encoder vq"),
     ],
 )

@@ -158,7 +158,7 @@ def test_libraries_that_do_not_belong_together_are_refused(tmp_path: Path) -> No
             read_targets(folder)
 
     refused({"lora_alpha": 3}, "adding is a LoRA of rank 2 and scaling 11.3 .* french a LoRA of rank 2 and scaling 2.1")
-    refused({"r": 4}, "other ranks than its configuration says")
+    refused({"r": 4}, "ranks of its factors are not those in its configuration")
     refused({"peft_type": "IA3"}, "is a IA3 adapter")
     tensors = load_file(folder / "french" / "adapter_model.safetensors")
     three = {k: v.repeat_interleave(2, 0 if "lora_A" in k else 1) for k, v in tensors.items()}
@@ -169,7 +169,7 @@ def test_libraries_that_do_not_belong_together_are_refused(tmp_path: Path) -> No
     save_file(three, folder / "french" / "adapter_model.safetensors")
     refused({"r": 4}, "adding is a LoRA of rank 2 .* french a LoRA of rank 4")
     save_file({k: v for k, v in tensors.items() if "lora_B" not in k}, folder / "french" / "adapter_model.safetensors")
-    refused({}, "is damaged and was not loaded: A and B of .* do not belong together")
+    refused({}, "is damaged and was not loaded: A and B of .* do not fit together")
     (folder / "french" / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         read_targets(folder)
@@ -193,7 +193,7 @@ def test_adapters_of_another_base_are_refused(encoder: Any, tmp_path: Path) -> N
 
 def test_an_adapter_that_nobody_describes_is_named(tmp_path: Path) -> None:
     targets = read_targets(lora_library(tmp_path))
-    with pytest.raises(UserError, match="nobody describes the adapter french"):
+    with pytest.raises(UserError, match="the adapter french has no description"):
         descriptions_of(targets, {"adding": ("Add.",)})
 
 
@@ -221,11 +221,11 @@ def test_the_identity_of_a_task_is_z_of_one(tmp_path: Path) -> None:
         assert isinstance(z, torch.Tensor)
         assert torch.equal(z[:3], targets.adapters[matrix])  # type: ignore[arg-type]
         assert torch.equal(z[3:], torch.ones(2, z.shape[1]))
-    with pytest.raises(UserError, match="identity names french, of which there is an adapter"):
+    with pytest.raises(UserError, match="identity names french, for which there is an adapter"):
         with_identity(targets, ["french", "code"])
     with pytest.raises(UserError, match="identity is for experts"):
         with_identity(read_targets(lora_library(tmp_path / "lora")), ["talk"])
-    with pytest.raises(UserError, match="nobody describes the adapter code"):
+    with pytest.raises(UserError, match="the adapter code has no description"):
         descriptions_of(both, {**DESCRIPTIONS, "talk": ("Chat.",)})
 
 

@@ -46,11 +46,11 @@ def test_targets_that_mean_nothing_are_refused(tiny_model: PreTrainedModel) -> N
 def test_another_base_is_refused_with_the_first_difference() -> None:
     wanted = [Matrix("layers.0.q", 4, 4), Matrix("layers.1.q", 4, 4)]
     check_same_matrices(wanted, list(wanted))
-    with pytest.raises(UserError, match=r"another base: it expects layers.1.q \[4, 4\], this one has none"):
+    with pytest.raises(UserError, match=r"another base: it expects layers.1.q \[4, 4\], but this one has none"):
         check_same_matrices(wanted, wanted[:1])
-    with pytest.raises(UserError, match=r"layers.1.q \[4, 4\], this one has \[8, 4\]"):
+    with pytest.raises(UserError, match=r"layers.1.q \[4, 4\], but this one has \[8, 4\]"):
         check_same_matrices(wanted, [wanted[0], Matrix("layers.1.q", 8, 4)])
-    with pytest.raises(UserError, match="2 matrices, this one has 3"):
+    with pytest.raises(UserError, match="2 matrices, but this one has 3"):
         check_same_matrices(wanted, [*wanted, Matrix("layers.2.q", 4, 4)])
 
 

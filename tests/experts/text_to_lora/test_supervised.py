@@ -191,7 +191,7 @@ def test_an_interrupted_run_resumes_to_the_same_network(
     with pytest.raises(Interrupted, match=f"step {step}"):
         train("parts", options, callbacks=[Interrupt(step)])
     assert not (tmp_path / "parts").exists()
-    with pytest.raises(UserError, match="go on with it by --resume"):
+    with pytest.raises(UserError, match="continue it with --resume"):
         train("parts", options)
     train("parts", options, resume=True)
     files = [tmp_path / name / "network.safetensors" for name in ("whole", "parts")]

@@ -139,7 +139,7 @@ def test_upstream_files_are_checked_too(upstream_folder: Path) -> None:
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no tasks"):
         read_tasks(tmp_path)
-    with pytest.raises(UserError, match="no folder of tasks 'nowhere'"):
+    with pytest.raises(UserError, match="no folder of tasks 'nowhere' here"):
         TaskData("nowhere").load()
     (tmp_path / "d.jsonl").write_text('{"task": "a", "descriptions": [""]}\n')
     with pytest.raises(UserError, match=r"d\.jsonl:1: the field 'descriptions'"):
