@@ -53,12 +53,12 @@ def attach_expert(model: PreTrainedModel | PeftModel, folder: Path, name: str) -
         else:
             model = cast(PeftModel, get_peft_model(model, config, name))
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the expert in {folder} does not load: {' '.join(str(error).split())}") from error
+        raise UserError(f"the expert in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
     modules = plain_modules(model.get_base_model())
     adapted = {key for key, module in modules.items() if isinstance(module, SVFLayer) and name in module.svf_z}
     if odd := sorted(adapted ^ set(vectors)):
         where = "adapter_config.json" if odd[0] in adapted else "adapter_model.safetensors"
-        raise UserError(f"the expert in {folder} is damaged: only {where} speaks of {odd[0]}")
+        raise UserError(f"the expert in {folder} is damaged: only {where} mentions {odd[0]}")
     # PEFT's own reader would also load any embeddings in the file into the base.
     set_peft_model_state_dict(model, {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in vectors.items()}, name)
     return model.eval()
@@ -74,7 +74,7 @@ def _refuse_another(folder: Path, vectors: dict[str, Tensor], base: PreTrainedMo
             carried, wanted = layer.svf_z[name].detach(), vectors.get(matrix)
             if wanted is None or not torch.equal(carried, wanted.to(carried)):
                 raise UserError(
-                    f"the base carries another expert {name!r} than that in {folder}; load a base of its own, or "
+                    f"the base already carries an expert {name!r}, but not the one in {folder}; load the base anew, or "
                     "unload() the model that carries it"
                 )
 
@@ -96,7 +96,7 @@ def check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConf
         if module is None:
             raise UserError(f"the expert in {folder} adapts {matrix}, which the base does not have")
         if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
-            raise UserError(f"the expert in {folder} adapts {matrix}, which is no linear layer of the base")
+            raise UserError(f"the expert in {folder} adapts {matrix}, which is not a linear layer of the base")
         rank = min(*shape_of(module), config.rank_of(matrix) or len(z))
         if len(z) != rank:
             raise UserError(f"the expert in {folder} has {len(z)} values for {matrix}, which needs {rank}")
@@ -106,7 +106,7 @@ def check_fit(folder: Path, model: PreTrainedModel | PeftModel) -> tuple[SVFConf
 def _check_stack(folder: Path, matrix: str, z: Tensor, weight: Tensor | None, rank: int | None) -> None:
     """Raises UserError if a base has no stack of matrices W [E, m, n] for an expert's z [E, r]."""
     if weight is None:
-        raise UserError(f"the expert in {folder} adapts {matrix}, which holds no stack of matrices in the base")
+        raise UserError(f"the expert in {folder} adapts {matrix}, which is not a stack of matrices in the base")
     wanted = [len(weight), min(*weight.shape[1:], rank or z.shape[-1])]
     if list(z.shape) != wanted:
         raise UserError(f"the expert in {folder} has {list(z.shape)} values for {matrix}, which needs {wanted}")
@@ -122,7 +122,9 @@ def attach_lora(model: PreTrainedModel | PeftModel, lora: Lora, name: str) -> Pe
     if not isinstance(model, PeftModel):
         model = with_identity(model, {_smallest_matrix(model, lora): (1,)})
     if not isinstance(model.base_model, SVFModel):
-        raise UserError("the model carries adapters of another kind, beside which there is no room for LoRAs")
+        raise UserError(
+            "the model already carries adapters of another kind, so it cannot carry LoRAs; load the base anew for them"
+        )
     model.base_model.add_lora(name, lora.factors)
     return model
 
@@ -141,10 +143,10 @@ def fault_of_lora(lora: Lora, model: PreTrainedModel | PeftModel) -> str | None:
         if module is None:
             return f"adapts {matrix}, which the base does not have"
         if not isinstance(module, nn.Linear | Conv1D | SVFLinear):
-            return f"adapts {matrix}, which is no linear layer of the base"
+            return f"adapts {matrix}, which is not a linear layer of the base"
         shape, wanted = list(shape_of(module)), [len(factors.b), factors.a.shape[1]]
         if shape != wanted:
-            return f"is for a {matrix} of shape {wanted}, and the base's has {shape}"
+            return f"is for a {matrix} of shape {wanted}, but the base's has {shape}"
     return None
 
 

@@ -75,7 +75,7 @@ def read_config(folder: Path) -> SVFConfig:
         raise UserError(f"{path} is damaged: it is not a JSON object")
     kind = document.get("peft_type")
     if kind != "SVF":
-        raise UserError(f"{folder} is {f'a {kind}' if kind else 'no PEFT'} adapter, not an SVF expert")
+        raise UserError(f"{folder} is {f'a {kind} adapter, not an SVF expert' if kind else 'not a PEFT adapter'}")
     for name, holds in FIELDS.items():
         if not holds(document.get(name)):
             raise UserError(f"{path} is damaged: {name} cannot be {document[name]!r:.60}")
@@ -87,7 +87,7 @@ def read_config(folder: Path) -> SVFConfig:
     if config.modules_to_save or config.trainable_token_indices:
         what = ", ".join(config.modules_to_save or ["embeddings of tokens"])
         raise UserError(
-            f"{folder} was trained with modules of its own ({what}), and an expert is its vectors alone: "
+            f"{folder} was trained with modules of its own ({what}), but an expert is only its vectors: "
             "load it with PEFT (PeftModel.from_pretrained)"
         )
     return config
@@ -214,19 +214,23 @@ class Expert(OnTheHub):
                 continue
             module = modules.get(matrix)
             if not isinstance(module, nn.Linear | Conv1D):
-                raise UserError(f"the expert adapts {matrix}, which is no linear layer of the base")
+                raise UserError(f"the expert adapts {matrix}, which is not a linear layer of the base")
             layers[matrix] = module
             if len(z) > min(shape_of(module)):
-                raise UserError(f"the expert has {len(z)} values for {matrix}, the base {min(shape_of(module))}")
+                raise UserError(
+                    f"the expert has {len(z)} values for {matrix}, but the base has {min(shape_of(module))}"
+                )
         return layers
 
     def _stack_in(self, fused: Mapping[str, Tensor], matrix: str) -> Tensor:
         """Finds W [E, m, n] of an adapted stack among the fused parameters of a base; raises as `layers_in` does."""
         if matrix not in fused:
-            raise UserError(f"the expert adapts {matrix}, which holds no stack of matrices in the base")
+            raise UserError(f"the expert adapts {matrix}, which is not a stack of matrices in the base")
         z, weight = self.z[matrix], fused[matrix].detach()
         if len(z) != len(weight) or z.shape[1] > min(weight.shape[1:]):
-            raise UserError(f"the expert has {list(z.shape)} values for {matrix}, the base {list(weight.shape)}")
+            raise UserError(
+                f"the expert has {list(z.shape)} values for {matrix}, but the base has {list(weight.shape)}"
+            )
         return weight
 
     def attach(self, base: PreTrainedModel) -> PeftModel:
@@ -253,7 +257,7 @@ class Expert(OnTheHub):
             return NotImplemented
         if is_other_base(self.fingerprint, self.sketch, other.fingerprint, other.sketch):
             raise UserError(
-                f"experts of different bases do not add up: {self.fingerprint} and {other.fingerprint}; "
+                f"experts of different bases cannot be added: {self.fingerprint} and {other.fingerprint}; "
                 "transfer one of them first"
             )
         z = dict(self.z)

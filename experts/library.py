@@ -74,7 +74,9 @@ class UnknownBase(UserError):
 def check_apart(expert: Path, library: Path) -> None:
     """Raises UserError if the library is, or would be, inside the expert's folder."""
     if library.resolve().is_relative_to(expert.resolve()):
-        raise UserError(f"the library {library} lies inside {expert}, which it cannot copy")
+        raise UserError(
+            f"the library {library} lies inside {expert}, so it cannot copy that folder; choose another library"
+        )
 
 
 @dataclass
@@ -140,7 +142,7 @@ class ExpertLibrary(LibraryOnTheHub):
             try:
                 check_name(name)
             except UserError as error:
-                raise UserError(f"{path}: {error}, there and for its folder") from error
+                raise UserError(f"{path}: {error}, in this file and for its folder") from error
             if names.count(name) > 1:
                 raise UserError(f"{path} names the expert {name!r} twice; remove one of the two there")
             if not (folder / name / "adapter_config.json").is_file():
@@ -235,7 +237,7 @@ class ExpertLibrary(LibraryOnTheHub):
         """
         whole = self.difference(mixture)
         if whole.loras:
-            raise UserError(f"a mixture with LoRAs in it ({mixture}) is no expert: it has more than z")
+            raise UserError(f"a mixture with LoRAs in it ({mixture}) is not an expert: it has more than z")
         return whole.expert
 
     def difference(self, mixture: Mixture) -> Difference:
@@ -366,7 +368,7 @@ class ExpertLibrary(LibraryOnTheHub):
     def _refuse_of_other(self, what: str, found: str | None, base_sketch: Sketch | None) -> None:
         if is_other_base(self.fingerprint, self.sketch, found, base_sketch):
             raise UserError(
-                f"{what} belongs to a base with fingerprint {found}, the library {self.folder} to one with "
+                f"{what} belongs to a base with fingerprint {found}, but the library {self.folder} to one with "
                 f"{self.fingerprint}"
             )
 
@@ -379,7 +381,7 @@ class ExpertLibrary(LibraryOnTheHub):
         elif lora.base is None:
             raise UnknownBase(what)
         elif public_name(lora.base) != public_name(self.base):
-            raise UnknownBase(what, f"names the base {lora.base!r}, and the library {self.folder} has {self.base!r}")
+            raise UnknownBase(what, f"names the base {lora.base!r}, but the library {self.folder} is for {self.base!r}")
 
     def remove(self, name: str) -> None:
         """Deletes an expert, or a LoRA, from the library."""

@@ -38,14 +38,14 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
-            raise UserError(f"a mixture names each expert once, not {', '.join(self.names)}")
+            raise UserError(f"a mixture must name each expert once, not {', '.join(self.names)}")
         if not isinstance(self.weights, Tensor) or self.weights.ndim != 2 or self.weights.shape[1] != len(self.names):
             raise UserError(
                 f"a mixture of {len(self.names)} experts needs a tensor of weights [prompts, {len(self.names)}]"
             )
         for weights in (self.weights, *self.per_matrix.values()):
             if weights.shape != self.weights.shape:
-                raise UserError("the weights of a matrix must have the shape of the mixture's own")
+                raise UserError("the weights of a matrix must have the same shape as those of the mixture")
             if not torch.isfinite(weights).all():
                 raise UserError("the weights of a mixture must be finite numbers")
 

@@ -29,8 +29,8 @@ def check_name(name: str) -> None:
     if fault is None:
         fault = RESERVED.get(name.casefold())
     if fault is None and WINDOWS_DEVICES.fullmatch(name):
-        fault = "Windows keeps it for a device"
+        fault = "Windows reserves it for a device"
     if fault is None and not NAME.fullmatch(name):
-        fault = "it must have at most 100 letters from A to Z, digits, '-' and '_', a letter or digit first"
+        fault = "it must have at most 100 letters (A to Z), digits, '-' and '_', and begin with a letter or digit"
     if fault is not None:
         raise UserError(f"{name!r} cannot name an expert: {fault}; choose another name")

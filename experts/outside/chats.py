@@ -49,7 +49,7 @@ def read_prompts(prompts: Iterable[str | Chat]) -> list[str | Chat]:
         UserError: naming the prompt and the message, if one is something else or holds half a character.
     """
     if isinstance(prompts, str | bytes):
-        raise UserError("prompts must be a list; put the one prompt into brackets")
+        raise UserError("prompts must be a list; put a single prompt in brackets")
     if hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
         raise UserError("prompts must be a list, not a table; give one column of it")
     given = _listed(prompts, "prompts must be a list of strings and chats")
@@ -101,7 +101,7 @@ def with_system_prompt(prompts: Sequence[str | Chat], text: str | None) -> list[
     for number, chat in enumerate(chats, 1):
         if any(message["role"] == "system" for message in chat):
             raise UserError(
-                f"{_name(number, len(chats))} has a system message of its own; leave that, or system_prompt, out"
+                f"{_name(number, len(chats))} has a system message of its own; leave out either that or system_prompt"
             )
     return [[system, *chat] for chat in chats]
 
@@ -118,8 +118,8 @@ def check_system_is_shown(chat: Chat, text: str, show: Callable[[Chat], str], wh
             more = message["content"] + ("." if isinstance(message["content"], str) else _parts("."))
             if show([*chat[:place], {**message, "content": more}, *chat[place + 1 :]]) == text:
                 raise UserError(
-                    f"the base's chat template shows nothing of what the {message['role']} says in {what}; let the "
-                    "user say it"
+                    f"the base's chat template leaves out what the {message['role']} says in {what}; put it in a "
+                    "message from the user"
                 )
 
 
@@ -134,15 +134,15 @@ def whole_text(text: str, what: str) -> str:
     except UnicodeEncodeError as error:
         half = ord(text[error.start])
         raise UserError(
-            f"{what} holds half a character (U+{half:04X}, a lone surrogate); read its source as what it is, "
-            "UTF-8 or another encoding"
+            f"{what} holds half a character (U+{half:04X}, a lone surrogate); decode its source with the "
+            "encoding it was written in, such as UTF-8"
         ) from error
     return str(text)  # NumPy's strings are of a class of their own
 
 
 def refused(what: str, error: Exception) -> UserError:
     """The error to raise if a chat template fails on something."""
-    return UserError(f"the base's chat template does not take {what}: {_said(error)}")
+    return UserError(f"the base's chat template does not accept {what}: {_said(error)}")
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> Any:
@@ -155,8 +155,8 @@ def template_of(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> Any:
         return tokenizer.chat_template
     if isinstance(tokenizer, ProcessorMixin):
         raise UserError(
-            "this base has no chat template, and ours knows no pictures; choose a base that chats, or give its "
-            "processor a template (processor.chat_template)"
+            "this base has no chat template, and the default one does not support pictures; choose a base that chats, "
+            "or give its processor a template (processor.chat_template)"
         )
     _say_plain(tokenizer.name_or_path)
     begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -187,8 +187,8 @@ def with_template_arguments(tokenizer: Tokenizer, arguments: Mapping[str, Any]) 
 @cache
 def _say_plain(name: str) -> None:
     logger.warning(
-        "the base%s has no chat template: it reads the user's text and a newline; a chat_template.jinja beside its "
-        "tokenizer, or tokenizer.chat_template, is another",
+        "the base%s has no chat template, so it reads the user's text and a newline; to use another, put a "
+        "chat_template.jinja beside its tokenizer, or set tokenizer.chat_template",
         f" {name}" if name else "",
     )
 
@@ -268,7 +268,7 @@ def _shown(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, prompts: Iterabl
             if part["type"] != "text":
                 kind = "a picture" if part["type"] == "image" else f"a part of type {part['type']!r}"
                 raise UserError(
-                    f"this base reads text alone, and {_name(number, len(chats))} has {kind}; choose a vision-language "
+                    f"this base reads only text, but {_name(number, len(chats))} has {kind}; choose a vision-language "
                     "model"
                 )
     return [[{**message, "content": words(message["content"])} for message in chat] for chat in chats]
@@ -300,7 +300,7 @@ def _rendered(
     except Exception as error:  # a template is a program that comes with the checkpoint, and may fail in any way
         raise refused(what, error) from error
     if not text.strip() and not options:
-        raise UserError(f"the base's chat template shows nothing of {what}; choose a base that chats")
+        raise UserError(f"the base's chat template leaves out {what}; choose a base that chats")
     return text
 
 

@@ -25,7 +25,7 @@ def cache_folder() -> Path:
     try:
         return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "selfadapt"
     except UserError as error:
-        raise UserError(f"no folder to keep files in: {error}; SELFADAPT_CACHE can name one") from error
+        raise UserError(f"there is no folder to keep files in: {error}; or name one in SELFADAPT_CACHE") from error
 
 
 def data_folder() -> Path | None:
@@ -43,7 +43,9 @@ def expand(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # no HOME and no such user
-        raise UserError(f"{path} is in no home folder that is known here; give the whole path, or set HOME") from error
+        raise UserError(
+            f"{path} cannot be found, as the home folder is not known; give the full path, or set HOME"
+        ) from error
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def _find_file(path: str, what: str) -> Path:
     try:
         return find_path(path, data=False)
     except UserError as error:
-        raise UserError(f"{what} is not there: {error}") from error
+        raise UserError(f"{what} was not found: {error}") from error
 
 
 def _from_package(name: str) -> ModuleType:

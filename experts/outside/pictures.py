@@ -45,9 +45,9 @@ def _loaded(part: dict[str, Any]) -> dict[str, Any]:
     if part["type"] == "text":
         return part
     if part["type"] != "image":
-        raise UserError(f"this base reads text and pictures, and a prompt has a part of type {part['type']!r}")
+        raise UserError(f"this base reads only text and pictures, but a prompt has a part of type {part['type']!r}")
     try:
         return {**part, "image": load_image(part["image"])}
     except Exception as error:  # from the file system, from decoders, and from whatever fetches an address
         said = f"{part.get('image')!r:.80}"
-        raise UserError(f"a picture does not load: {said}; give a file, an address or a PIL image") from error
+        raise UserError(f"a picture cannot be loaded: {said}; give a file, a URL or a PIL image") from error

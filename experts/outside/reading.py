@@ -114,7 +114,7 @@ def _parse(text: str, where: str) -> Any:
         if "\\u" in text:  # an escape can spell half a character, which no tokenizer takes
             json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: an escape spells half of a surrogate pair, which is no character") from error
+        raise UserError(f"{where}: an escape is half of a surrogate pair, which is not a character") from error
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise UserError(f"{where}: not JSON ({reason})") from error

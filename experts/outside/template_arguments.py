@@ -49,7 +49,7 @@ def _parsed(template: str) -> nodes.Template:
     try:
         return _compile_jinja_template(template).environment.parse(template)
     except TemplateError as error:
-        raise UserError(f"the base's chat template is none of Jinja's: {' '.join(str(error).split())}") from error
+        raise UserError(f"the base's chat template is not valid Jinja: {' '.join(str(error).split())}") from error
 
 
 def check_arguments(template: str | Mapping[str, str], arguments: Mapping[str, Any]) -> None:
@@ -64,14 +64,14 @@ def check_arguments(template: str | Mapping[str, str], arguments: Mapping[str, A
     known = {name for each in templates for name in variables(each)} - {*OURS}
     for name, value in arguments.items():
         if name in OURS:
-            raise UserError(f"the chat template's argument {name} is set with every chat; leave it out")
+            raise UserError(f"the chat template's argument {name} is always set; leave it out")
         if name not in known:
             raise UserError(f"the base's chat template does not know the argument {name!r}; {_hint(name, known)}")
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"the chat template's argument {name} must be a value of JSON's: {type(error).__name__}: {error}"
+                f"the chat template's argument {name} must be a JSON value: {type(error).__name__}: {error}"
             ) from error
 
 

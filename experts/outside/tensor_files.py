@@ -32,5 +32,5 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # bytes that are not a pickle can make the unpickler raise anything
         raise UserError(f"{path} is not a file of tensors, or it is damaged") from error
     if not isinstance(document, dict) or not all(isinstance(p, Tensor) for p in document.values()):
-        raise UserError(f"{path} is not a file of tensors by their names")
+        raise UserError(f"{path} is not a file of named tensors")
     return {str(key): p.detach() for key, p in document.items()}

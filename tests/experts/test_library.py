@@ -371,7 +371,7 @@ def test_lists_that_are_none_are_one_line(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"peft_type": None}, "is no PEFT adapter"),
+        ({"peft_type": None}, "is not a PEFT adapter"),
         ({"peft_type": ["SVF"]}, "not an SVF expert"),
         ({"rank": 0}, "rank cannot be 0"),
         ({"rank": "8"}, "rank cannot be '8'"),
@@ -406,11 +406,11 @@ def test_vectors_and_configuration_must_speak_of_the_same(expert: Path, tiny_mod
     path, vectors = expert / "adapter_config.json", expert / "adapter_model.safetensors"
     before, tensors = path.read_text(), load_file(vectors)
     path.write_text(json.dumps(json.loads(before) | {"target_modules": ["up_proj"]}))
-    with pytest.raises(UserError, match=r"only adapter_model\.safetensors speaks of model\.layers\.0\.mlp\.down_proj"):
+    with pytest.raises(UserError, match=r"only adapter_model\.safetensors mentions model\.layers\.0\.mlp\.down_proj"):
         load_expert(copy.deepcopy(tiny_model), expert)
     path.write_text(before)
     save_file({key: z for key, z in tensors.items() if "up_proj" not in key}, vectors)
-    with pytest.raises(UserError, match=r"only adapter_config\.json speaks of model\.layers\.0\.mlp\.up_proj"):
+    with pytest.raises(UserError, match=r"only adapter_config\.json mentions model\.layers\.0\.mlp\.up_proj"):
         load_expert(tiny_model, expert)
 
 
@@ -422,6 +422,6 @@ def test_two_libraries_on_one_base_do_not_overwrite_each_other(
     (-library.expert("a")).write(tmp_path / "minus")
     other.add(tmp_path / "minus", "a")
     library.load(tiny_model)
-    with pytest.raises(UserError, match="carries another expert 'a'"):
+    with pytest.raises(UserError, match="already carries an expert 'a', but not the one in"):
         other.load(tiny_model)
     library.load(tiny_model)  # the same once more

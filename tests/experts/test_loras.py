@@ -238,7 +238,7 @@ def test_a_lora_of_another_base_is_refused(
     library: ExpertLibrary, save_lora: Callable[..., Path], tiny_model: Any
 ) -> None:
     elsewhere = save_lora("elsewhere", base="someone/else", **CONFIGS["plain"])
-    with pytest.raises(UnknownBase, match=r"names the base 'someone/else', and the library .* name that base"):
+    with pytest.raises(UnknownBase, match=r"names the base 'someone/else', but the library .* name that base"):
         library.add(elsewhere)
     with pytest.raises(UnknownBase, match="does not say which base"):
         library.add(save_lora("nowhere", base="", **CONFIGS["plain"]))
@@ -251,7 +251,7 @@ def test_a_lora_of_another_base_is_refused(
     wide = read_lora(library.path("elsewhere"))
     for a in wide.a.values():
         a.resize_(len(a), 7)
-    with pytest.raises(UserError, match=r"of shape \[\d+, 7\], and the base's has \[\d+, 32\]"):
+    with pytest.raises(UserError, match=r"of shape \[\d+, 7\], but the base's has \[\d+, 32\]"):
         NativeEngine(tiny_model, Any).carry("wide", wide)
 
 

@@ -164,7 +164,7 @@ def test_the_system_speaks_before_every_prompt_or_is_refused(
     with monkeypatch.context() as terminal:
         terminal.setattr(sys.stdout, "isatty", lambda: True, raising=False)
         assert run(*asked, "--system-prompt", "Be brief.")[1] == f"{wanted}\n[a 1.00]\n"
-    for template, said in ((NO_SYSTEM, "System role not supported"), (USERS_ALONE, "nothing of what the system says")):
+    for template, said in ((NO_SYSTEM, "System role not supported"), (USERS_ALONE, "leaves out what the system says")):
         shown_by(Path(library.base), template)
         assert run(*asked)[0] == 0
         assert said in refused(run, *asked, "--system-prompt", "Be brief.")
@@ -183,4 +183,4 @@ def test_an_evaluation_does_not_lose_the_systems_message(run: Any, library: Expe
     (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
     asked = ["eval", "--tasks", "sums", "--include-path", tmp_path, "--model", library.base, "--apply-chat-template"]
     assert run(*asked)[0] == 0
-    assert "nothing of what the system says in a question" in refused(run, *asked, "--system-instruction", "Add.")
+    assert "leaves out what the system says in a question" in refused(run, *asked, "--system-instruction", "Add.")

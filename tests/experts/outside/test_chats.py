@@ -169,8 +169,8 @@ def test_prompts_are_whatever_can_be_gone_through_in_order(prompts: Any, wanted:
 @pytest.mark.parametrize(
     ("prompts", "said"),
     [
-        ("2 + 2?", "put the one prompt into brackets"),
-        (b"2 + 2?", "put the one prompt into brackets"),
+        ("2 + 2?", "put a single prompt in brackets"),
+        (b"2 + 2?", "put a single prompt in brackets"),
         (None, "must be a list of strings and chats, not None"),
         (3, "must be a list of strings and chats, not 3"),
         (np.array("a"), "must be a list of strings and chats"),
@@ -254,8 +254,8 @@ not supported') }}{% endif %}{{ messages[0]['content'] }}"""
         ("{{ messages[0]['content']['text'] + 'a' }}", "a", "UndefinedError: "),
         ("{{ 1 / 0 }}", "a", "ZeroDivisionError: "),
         ({"rag": "{{ messages }}"}, "a", "ValueError: This model has multiple chat templates"),
-        ("", "a", "shows nothing of the prompt"),
-        ("{% for m in messages %}{% endfor %}\n", "a", "shows nothing of the prompt"),
+        ("", "a", "leaves out the prompt"),
+        ("{% for m in messages %}{% endfor %}\n", "a", "leaves out the prompt"),
     ],
 )
 def test_a_template_that_fails_says_so_in_one_line(
@@ -281,10 +281,10 @@ def test_a_template_that_passes_over_the_system_says_so_in_one_line(
     tokenizer = with_template(tiny_tokenizer, USERS_ALONE)
     engine = NativeEngine(tiny_model, tokenizer)
     for call in (engine.generate, lambda prompts, **options: [*engine.stream(prompts[1], mixture=None, **options)]):
-        assert "shows nothing of what the system says in " in refusal(call, ["a", CHAT], max_new_tokens=1)
+        assert "leaves out what the system says in " in refusal(call, ["a", CHAT], max_new_tokens=1)
     assert render(tokenizer, [[{"role": "system", "content": ""}, USER]]) == render(tokenizer, [[USER]])
     again = [*CHAT, {"role": "system", "content": "Be long."}, USER]
-    assert "shows nothing" in refusal(render, with_template(tiny_tokenizer, FIRST_SYSTEM), [again])
+    assert "leaves out" in refusal(render, with_template(tiny_tokenizer, FIRST_SYSTEM), [again])
     assert render(with_template(tiny_tokenizer, FIRST_SYSTEM), [CHAT]) == ["Be brief." + USER["content"]]
     assert len(tokenize(seeing[1], [CHAT])) == 1  # content in parts
 
@@ -314,7 +314,7 @@ def test_what_a_template_passes_over_of_the_developer_is_said(tiny_tokenizer: An
     alone = "{% for m in messages if m.role in ['system', 'user'] %}{{ m.content }}{% endfor %}"
     chat = [{"role": "developer", "content": "Be brief."}, USER]
     said = refusal(render, with_template(tiny_tokenizer, alone), [chat])
-    assert said.endswith("shows nothing of what the developer says in the prompt; let the user say it")
+    assert said.endswith("leaves out what the developer says in the prompt; put it in a message from the user")
 
 
 def test_a_system_prompt_is_the_first_message(tiny_tokenizer: Any) -> None:
@@ -370,7 +370,7 @@ def test_what_a_base_without_a_template_reads_is_said_once(
 def test_a_processor_without_a_template_is_refused(seeing: Any) -> None:
     processor = seeing[1]
     processor.chat_template = None
-    assert "ours knows no pictures" in refusal(check_template, processor)
+    assert "the default one does not support pictures" in refusal(check_template, processor)
 
 
 THINKS = """
@@ -401,15 +401,15 @@ def test_a_template_gets_its_arguments_wherever_it_is_shown(tiny_tokenizer: Any,
         (THINKS, {"content": True}, "does not know the argument 'content'"),  # of a message
         (THINKS, {"default": True}, "does not know the argument 'default'"),  # a filter
         (THINKS, {"range": True}, "does not know the argument 'range'"),
-        (THINKS, {"messages": "x"}, "argument messages is set with every chat"),
-        (THINKS, {"add_generation_prompt": False}, "argument add_generation_prompt is set with every chat"),
-        (THINKS, {"tokenize": True}, "argument tokenize is set with every chat"),
-        (THINKS, {"chat_template": "x"}, "argument chat_template is set with every chat"),
+        (THINKS, {"messages": "x"}, "argument messages is always set"),
+        (THINKS, {"add_generation_prompt": False}, "argument add_generation_prompt is always set"),
+        (THINKS, {"tokenize": True}, "argument tokenize is always set"),
+        (THINKS, {"chat_template": "x"}, "argument chat_template is always set"),
         ("{% set a = a if a is defined else 1 %}{{ messages }}", {"b": 1}, "does not know the argument 'b'; known: a"),
-        ("{% if %}", {"b": 1}, "the base's chat template is none of Jinja's"),
+        ("{% if %}", {"b": 1}, "the base's chat template is not valid Jinja"),
         (None, {"thinks": True}, "does not know the argument 'thinks'"),
-        (THINKS, {"thinks": object()}, "thinks must be a value of JSON's"),
-        (THINKS, {"thinks": float("nan")}, "thinks must be a value of JSON's"),
+        (THINKS, {"thinks": object()}, "thinks must be a JSON value"),
+        (THINKS, {"thinks": float("nan")}, "thinks must be a JSON value"),
     ],
 )
 def test_an_argument_that_is_none_is_refused(tiny_tokenizer: Any, template: Any, arguments: Any, said: str) -> None:

@@ -43,7 +43,7 @@ def test_a_picture_that_does_not_load_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=f"a picture does not load: {picture!r}") as refusal:
+    with pytest.raises(UserError, match=f"a picture cannot be loaded: {picture!r}") as refusal:
         tokenize(seeing[1], [chat({"type": "image", "image": picture})])
     assert "\n" not in str(refusal.value)
 

@@ -56,7 +56,7 @@ def test_a_line_that_is_still_being_written_is_none(tmp_path: Path) -> None:
         (b'{"a": 1}\n{"a": "\xff"}\n', r"rows\.jsonl:2: not UTF-8 text"),
         ('{"a": 1}'.encode("utf-16-le"), r"rows\.jsonl:1: holds a NUL character"),
         (b'{"a": 1}\n{"a": "\0"}', r"rows\.jsonl:2: holds a NUL character"),
-        (b'{"a": "\\ud800"}', r"rows\.jsonl:1: an escape spells half"),
+        (b'{"a": "\\ud800"}', r"rows\.jsonl:1: an escape is half"),
         (b"[" * 100_000, r"rows\.jsonl:1: not JSON \(nested too deep\)"),
         (b'{"a": 1' + b"0" * 5000 + b"}", r"rows\.jsonl:1: not JSON"),
         (b"[1]", r"rows\.jsonl:1: not a JSON object"),

@@ -199,7 +199,7 @@ def test_a_mistake_of_the_users_is_one_line(
     assert "--limit must be" in error("--limit", 0)
     assert "--instances is of tasks" in error("--instances", 3)
     (tmp_path / "empty").mkdir()
-    assert "empty is no PEFT adapter" in error("--multi-task", tmp_path / "empty")
+    assert "empty is not a PEFT adapter" in error("--multi-task", tmp_path / "empty")
     matrix = "model.layers.0.self_attn.q_proj"
     Lora({matrix: torch.ones(2, 16)}, {matrix: torch.ones(16, 2)}).write(tmp_path / "small")
     assert f"is for a {matrix} of shape [16, 16]" in error("--multi-task", tmp_path / "small")

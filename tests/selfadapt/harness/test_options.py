@@ -163,7 +163,7 @@ def test_a_mistake_is_one_line(run: Any, library: ExpertLibrary, task_folder: Pa
         assert f"gen_kwargs: {wrong.partition('=')[0]} must be" in error("--gen-kwargs", f"do_sample=true,{wrong}")
     chats = ("--apply-chat-template", "--chat-template-kwargs")
     assert "does not know the argument 'nosuch'" in error(*chats, "nosuch", "False")
-    assert "messages is set with every chat" in error(*chats, "messages", "False")
+    assert "messages is always set" in error(*chats, "messages", "False")
     assert "--gen-kwargs: Invalid JSON" in error("--gen-kwargs", '{"until": ')
     assert "unknown dtype 'float7'" in error("--dtype", "float7")
     assert "device 'cdua' cannot be used" in error("--device", "cdua")
