@@ -78,7 +78,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--domains", nargs="+", default=["large_stories", "multiplication", "science"])
     parser.add_argument("--at", type=int, nargs="+", default=[5, 50], help="generations after which to evaluate")
-    parser.add_argument("--per", choices=["model", "layer", "matrix"], default="matrix", help="the other search's")
+    parser.add_argument(
+        "--per", choices=["model", "layer", "matrix"], default="matrix", help="what the other search has a weight for"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     cells = {cell.name: cell for cell in read_experiment(find_experiment("unseen")).cells}

@@ -172,9 +172,11 @@ def print_hours(sizes: Iterable[int], processes: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--card", type=int, choices=[*SETTINGS], help="GB of memory; all, if it is not given")
+    parser.add_argument("--card", type=int, choices=[*SETTINGS], help="GB of memory; all sizes by default")
     parser.add_argument("--hours", action="store_true", help="the time, on a card of 24 GB and one of 80 GB")
-    parser.add_argument("--processes", type=int, default=1, help="cards with a base each, for --hours")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="for --hours: the number of cards, each with a base of its own"
+    )
     options = parser.parse_args()
     card = options.card
     if options.hours:

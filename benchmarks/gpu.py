@@ -374,7 +374,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     if not (options.small or torch.cuda.is_available()):
-        sys.exit("there is no card that torch can use; --small tries all of it on a CPU, with tiny shapes")
+        sys.exit("torch finds no GPU; use --small to try everything on a CPU, with tiny shapes")
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     configs = {name: BASES[name] for name in (LARGE, MIDDLE)}
     if options.small:

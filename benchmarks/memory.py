@@ -107,7 +107,7 @@ def measured(rank: int | None, ids: Tensor, quantization: str | None = None) -> 
         "z": size(*zs),
         "gradient": size(*(p.grad for p in zs)),
         "AdamW": size(*state),
-        "kept for backward, a token": activations[False] // ids.numel(),
+        "kept for backward, per token": activations[False] // ids.numel(),
         "the same with gradient checkpointing": activations[True] // ids.numel(),
         "dense gradients (for comparison)": sum(2 * layer.out_features * layer.in_features for layer in layers),
     }

@@ -43,7 +43,7 @@ def main() -> None:
     sides = sum(e * (m + n) for e, m, n in stacks.values())
     matrices = sum(e for e, _, _ in stacks.values())
     print(f"base, bfloat16: {2 * sum(p.numel() for p in base.parameters()):,} bytes")
-    print(f"of it the stacks: {2 * sum(e * m * n for e, m, n in stacks.values()):,} bytes, {matrices:,} matrices")
+    print(f"of which the stacks: {2 * sum(e * m * n for e, m, n in stacks.values()):,} bytes, {matrices:,} matrices")
     print(f"cache of decompositions: {4 * FIRST * (sides + matrices):,} bytes")
     for rank in ranks:
         lasting = 2 * rank * sides + 4 * rank * matrices
@@ -53,7 +53,7 @@ def main() -> None:
         beside = sum(2 * rank * (m + n) + 4 * rank for m, n in attention)
         print(
             f"rank {rank}: factors {lasting:,} bytes (attention's {beside:,}); z {rank * matrices:,} numbers, with "
-            f"gradient and AdamW {16 * rank * matrices:,} bytes; made of a layer when it runs {made:,} bytes"
+            f"gradient and AdamW {16 * rank * matrices:,} bytes; {made:,} bytes are built for each layer while it runs"
         )
 
 

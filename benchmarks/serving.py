@@ -117,7 +117,7 @@ def serving(python: str, *options: str) -> Iterator[Server]:
         try:
             while not server.answers:
                 if own.poll() is not None:
-                    sys.exit(f"ended before it answered: {' '.join(command)}")
+                    sys.exit(f"the server ended before it answered: {' '.join(command)}")
                 time.sleep(0.5)
             yield server
         finally:
@@ -141,8 +141,8 @@ async def compare(asked: Sequence[tuple[Way, Server]], options: argparse.Namespa
                 if number:
                     turns[way.name].append(turn)
     speeds = {
-        "a second": {name: [turn.tokens / turn.seconds for turn in own] for name, own in turns.items()},
-        "a processor's second": {name: [turn.tokens / turn.processor for turn in own] for name, own in turns.items()},
+        "per second": {name: [turn.tokens / turn.seconds for turn in own] for name, own in turns.items()},
+        "per CPU second": {name: [turn.tokens / turn.processor for turn in own] for name, own in turns.items()},
     }
     columns = [*(f"tokens {per}" for per in speeds), "first token p50, p95 (s)", "between tokens p50, p95 (s)"]
     table = Table("", *columns, title=f"medians of {options.rounds} rounds")

@@ -126,7 +126,7 @@ def nearest(
     experts = torch.stack([flat(library.z(name)) for name in library.names])  # [K, P]
     targets = torch.cat([experts, torch.zeros_like(experts[:1])])  # and z = 1
     names = [*library.names, BASE]
-    table = Table("written from", "right", *names, "cosine of z − 1 with its own", "‖z − 1‖ of it", title=what)
+    table = Table("written from", "right", *names, "cosine of z − 1 with its own", "‖z − 1‖ relative to it", title=what)
     found = {}
     right, of = {True: 0, False: 0}, {True: 0, False: 0}
     for name, texts in descriptions.items():

@@ -64,7 +64,7 @@ def main() -> None:
         _, _, _, seconds, _ = stats.stats.get((code.co_filename, code.co_firstlineno, code.co_name), (0,) * 5)
         print(f"{part}: {seconds / choice.steps:.1f} s, {seconds / stats.total_tt:.0%}")
     lengths = [log["completions/mean_length"] for log in trainer.state.log_history if "completions/mean_length" in log]
-    print(f"tokens a sample: {', '.join(f'{length:.0f}' for length in lengths)}")
+    print(f"tokens per sample: {', '.join(f'{length:.0f}' for length in lengths)}")
 
 
 if __name__ == "__main__":
