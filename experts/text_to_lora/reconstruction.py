@@ -344,7 +344,8 @@ def descriptions_of(targets: Targets, of_tasks: Mapping[str, tuple[str, ...]]) -
         described = of_tasks.get(name) or (own and (own,))
         if not described:
             raise UserError(
-                f"the adapter {name} has no description: no task has its name, and it comes with none of its own"
+                f"the adapter {name} has no description: no task has its name, and it comes with none of its own; "
+                "add one to the file in data.descriptions"
             )
         texts.append(described)
     return texts

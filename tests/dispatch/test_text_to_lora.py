@@ -199,7 +199,7 @@ def test_what_the_documentation_said_before_still_works(network: Path, tiny_mode
 def test_what_cannot_be_dispatched_is_refused(writer: TextToAdapter, engine: NativeEngine) -> None:
     matrices = writer.network.spec.matrices
     other = TextToAdapter.untrained(SvfOutput(rank=8), matrices, LengthEncoder(), fingerprint="0123")
-    with pytest.raises(UserError, match="fingerprint 0123, this one has"):
+    with pytest.raises(UserError, match="fingerprint 0123, but this one has"):
         T2LDispatcher(other, engine)
     with pytest.raises(UserError, match="share"):
         T2LDispatcher(writer, engine, share=2.0)

@@ -141,7 +141,7 @@ training: {{objective: {objective}, learning_rate: 0.1, steps: 1, micro_batch_si
 """
     recipe.write_text(document)
     line = refused(run, "train", recipe, "--output", tmp_path / "expert")
-    assert "does not take prompt 4: System role not supported" in line
+    assert "does not accept prompt 4: System role not supported" in line
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("expert")]
 
 

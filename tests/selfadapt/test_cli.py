@@ -263,7 +263,7 @@ def test_help_says_what_each_verb_does(run: Any) -> None:
         (["--output", "numbers.yaml/expert"], "cannot write to"),
         (["--output", "full"], "exists already"),
         (["--resume"], "nothing to resume"),
-        (["--prompts-per-step", "33"], "prompts_per_step is 33, and there are 32 rows to train on"),
+        (["--prompts-per-step", "33"], "prompts_per_step is 33, but there are only 32 rows to train on"),
         (["--micro-batch-size", "3"], "micro_batch_size 3 does not divide the 4 sequences"),
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
         (["--temperature", "0"], "temperature must be a positive number"),
@@ -302,7 +302,7 @@ def test_train_with_the_examples_of_an_own_file_has_fewer_rows_than_a_step(
     recipe.write_text(yaml.safe_dump(document))
     code, _, err = run("train", recipe, "--output", tmp_path / "expert")
     assert code == 1
-    assert "prompts_per_step is 40, and there are " in err.splitlines()[-1]
+    assert "prompts_per_step is 40, but there are only " in err.splitlines()[-1]
     assert not list(tmp_path.glob("expert*"))
 
 

@@ -159,9 +159,9 @@ def test_malformed_lines(line: Any, message: str, tmp_path: Path) -> None:
 
 def test_files_that_do_not_do(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty.jsonl", ["", ""])
-    with pytest.raises(UserError, match="there are no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         domain(empty).load("test")
-    with pytest.raises(UserError, match="there are no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         domain(empty, test_path=str(empty)).load("test")
     few = write(tmp_path / "few.jsonl", [row(1), row(2)])
     with pytest.raises(UserError, match=r"too few rows for a split by prompt \(train \d, validation \d, test \d\)"):

@@ -118,7 +118,7 @@ def test_places_that_name_no_function(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.delenv("SELFADAPT_DATA", raising=False) if data is None else monkeypatch.setenv(
             "SELFADAPT_DATA", data
         )
-        refused("nowhere.py:mine", r"the reward function nowhere\.py:mine is not there: no file [^;]*nowhere\.py\Z")
+        refused("nowhere.py:mine", r"the reward function nowhere\.py:mine was not found: no file [^;]*nowhere\.py\Z")
     for name in ("rewards.py", "mine/rewards.py"):
         refused(name, f"the reward {name} is a file; name the function in it: {name}:name")
     refused(

@@ -96,7 +96,7 @@ def test_a_small_generator_gives_what_it_has(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING):
         rows = small_sums(train_size=1000).load("train")
     assert len(rows) == 200 - 12 - 8
-    assert [record.getMessage() for record in caplog.records] == ["mine: 180 instead of 1000 rows for train"]
+    assert [record.getMessage() for record in caplog.records] == ["mine: only 180 rows for train instead of 1000"]
 
 
 def test_nothing_left_for_a_split() -> None:

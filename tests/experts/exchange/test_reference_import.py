@@ -98,7 +98,7 @@ def test_files_that_are_no_experts_of_this_base_are_refused(policy: Policy, tiny
             import_expert(path, tiny_model, "tiny", "")
         assert "\n" not in str(refusal.value)
 
-    refused({k: v for k, v in state.items() if k != key}, "has 5 vectors, the base 6 MLP matrices")
+    refused({k: v for k, v in state.items() if k != key}, "has 5 vectors, but the base has 6 MLP matrices")
     refused({**state, key: torch.ones(3)}, r"has \[3\] values for model.layers.0.mlp.gate_proj, which has 32")
     refused({**state, key: torch.full((32,), float("nan"))}, "not finite")
     refused({**state, "adaptive_weights": torch.ones(2)}, "it holds adaptive_weights")  # a few-shot mixture

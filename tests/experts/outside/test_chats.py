@@ -245,11 +245,11 @@ not supported') }}{% endif %}{{ messages[0]['content'] }}"""
 @pytest.mark.parametrize(
     ("template", "chat", "said"),
     [
-        (NO_SYSTEM, CHAT, "does not take prompt 2: System role not supported"),
-        (NEEDS_TURNS, [USER, USER], "does not take prompt 2: Conversation roles must alternate user/assistant"),
-        (NEEDS_TURNS, [{"role": "assistant", "content": "4"}], "does not take prompt 2: Conversation roles"),
-        ("{{ messages[0]['content'] }", "a", "does not take the prompt: TemplateSyntaxError: "),
-        ("{% for m in messages %}{{ m.content }}", "a", "does not take the prompt: TemplateSyntaxError: "),
+        (NO_SYSTEM, CHAT, "does not accept prompt 2: System role not supported"),
+        (NEEDS_TURNS, [USER, USER], "does not accept prompt 2: Conversation roles must alternate user/assistant"),
+        (NEEDS_TURNS, [{"role": "assistant", "content": "4"}], "does not accept prompt 2: Conversation roles"),
+        ("{{ messages[0]['content'] }", "a", "does not accept the prompt: TemplateSyntaxError: "),
+        ("{% for m in messages %}{{ m.content }}", "a", "does not accept the prompt: TemplateSyntaxError: "),
         ("{{ messages[0]['content'] + 3 }}", "a", "TypeError: "),
         ("{{ messages[0]['content']['text'] + 'a' }}", "a", "UndefinedError: "),
         ("{{ 1 / 0 }}", "a", "ZeroDivisionError: "),

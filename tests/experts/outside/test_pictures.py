@@ -49,5 +49,5 @@ def test_a_picture_that_does_not_load_is_one_line(
 
 
 def test_a_base_that_reads_text_alone_refuses_pictures(tiny_tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="reads text alone"):
+    with pytest.raises(UserError, match="reads only text"):
         tokenize(tiny_tokenizer, [chat({"type": "image", "image": Image.new("RGB", (4, 4))})])

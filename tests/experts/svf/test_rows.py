@@ -303,7 +303,7 @@ def test_a_token_s_mixture_is_that_of_its_row_where_all_of_a_row_have_one(model:
         (torch.full((4, 15), 2), "of one of 2 mixtures"),
         (torch.full((4, 15), -1), "of one of 2 mixtures"),
         (torch.zeros(60, dtype=torch.long), "whole numbers"),
-        (torch.zeros(4, 14, dtype=torch.long), r"\[4, 14\], and the base reads \[4, 15\]"),
+        (torch.zeros(4, 14, dtype=torch.long), r"\[4, 14\], but the base reads tokens \[4, 15\]"),
     ],
 )
 def test_numbers_of_tokens_that_are_none_are_refused(model: PeftModel, numbers: Tensor, line: str) -> None:

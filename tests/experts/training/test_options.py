@@ -133,9 +133,9 @@ def test_a_step_that_does_not_divide_is_refused(
 def test_a_step_needs_as_many_rows() -> None:
     options = Reinforce(learning_rate=0.01, steps=1, prompts_per_step=16)
     assert check_step(options, 16) == (16, 4)
-    with pytest.raises(UserError, match="prompts_per_step is 16, and there are 10 rows"):
+    with pytest.raises(UserError, match="prompts_per_step is 16, but there are only 10 rows"):
         check_step(options, 10)
-    with pytest.raises(UserError, match="sequences_per_step is 64, and there are 10 rows"):
+    with pytest.raises(UserError, match="sequences_per_step is 64, but there are only 10 rows"):
         check_step(NextToken(learning_rate=0.01, steps=1), 10)
     for tracker, said in (
         ("tensorbord", "unknown tracker in report_to 'tensorbord'; did you mean 'tensorboard'"),

@@ -418,7 +418,7 @@ def test_domains_are_read_before_any_base_is_loaded(document: dict[str, Any], tm
     document["unseen"] = {}
     document["methods"]["svf"]["training"]["sequences_per_step"] = 33
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(UserError, match="sequences_per_step is 33, and there are 32 rows"):
+    with pytest.raises(UserError, match="sequences_per_step is 33, but there are only 32 rows"):
         run_experiment(read_experiment(path), tmp_path / "out", resume=False)
     assert not (tmp_path / "out" / "cells").exists()
 

@@ -177,7 +177,10 @@ def test_the_dispatcher_sees_the_question(adaptive: SelfAdaptiveModel, task_fold
     ("template", "said"),
     [
         (None, "no chat template"),
-        ("{{ raise_exception('No questions, please') }}", "does not take the chat of a question: No questions, please"),
+        (
+            "{{ raise_exception('No questions, please') }}",
+            "does not accept the chat of a question: No questions, please",
+        ),
         ("{{ messages[0]['content'] + 3 }}", "TypeError: "),
         ("{{ messages", "TemplateSyntaxError: "),
     ],
