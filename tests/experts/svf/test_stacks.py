@@ -308,7 +308,7 @@ def test_all_linear_stays_what_it_was() -> None:
     ("options", "message"),
     [
         ({"target_parameters": ["gate_up_prj"]}, "gate_up_proj"),
-        ({"target_parameters": ["mlp.gate.weight"]}, "no parameter \\[experts, m, n\\]"),
+        ({"target_parameters": ["mlp.gate.weight"]}, "not a parameter \\[experts, m, n\\]"),
         ({"target_parameters": "gate_up_proj"}, "must be a list"),
         ({"target_modules": ["mlp.experts"]}, "target_parameters"),
         ({"target_parameters": ["down_proj"], "rank_pattern": {"up_proj": 2}}, "rank_pattern"),

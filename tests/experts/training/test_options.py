@@ -163,7 +163,7 @@ def test_prompts_leave_room_for_their_answers(tiny_model: Any, tiny_tokenizer: A
     config = tiny_model.config
     config.max_position_embeddings = tokens + 6
     check_prompts(config, tiny_tokenizer, [rows], 6)
-    with pytest.raises(UserError, match=rf"the prompt of row train-0 has {tokens} tokens, with 7 new ones"):
+    with pytest.raises(UserError, match=rf"the prompt of row train-0 has {tokens} tokens, and with 7 new ones"):
         check_prompts(config, tiny_tokenizer, [rows], 7)
 
 

@@ -197,7 +197,7 @@ def test_what_the_trainer_is_told_besides_counts(
     [
         ({"optim": "adamww"}, "trainer: RLOOConfig refuses it"),
         ({"adam_beta1": 3.0}, "trainer: the optimiser refuses it: .*beta"),
-        ({"dataloader_num_workers": -1}, "trainer: .* refuses it: .*num_workers"),
+        ({"dataloader_num_workers": -1}, "trainer: .* rejects this: .*num_workers"),
         ({"lr_scheduler_kwargs": {"foo": 1}}, "trainer: the scheduler refuses it: .*foo"),
     ],
     ids=str,
