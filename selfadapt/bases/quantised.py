@@ -56,7 +56,7 @@ def bitsandbytes_config(
     if quantised_by(config) is not None:
         raise UserError("the checkpoint is quantised already: leave 'quantization' out")
     if find_spec("bitsandbytes") is None:
-        raise not_installed("a base of 4 or 8 bits", "bitsandbytes", "quantised")
+        raise not_installed("a base in 4 or 8 bits", "bitsandbytes", "quantised")
     arguments = dict(NAMED[quantization] if isinstance(quantization, str) else quantization)
     if arguments.get("load_in_4bit"):
         own = getattr(config, "dtype", None) if dtype == "auto" else dtype
@@ -69,7 +69,7 @@ def bitsandbytes_config(
         made = BitsAndBytesConfig(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"quantization {arguments!r} is none of bitsandbytes: {' '.join(str(error).split())}"
+            f"bitsandbytes does not take quantization {arguments!r}: {' '.join(str(error).split())}"
         ) from error
     if not (made.load_in_4bit or made.load_in_8bit):
         raise UserError("quantization must be nf4 or int8, or have load_in_4bit or load_in_8bit among its arguments")
@@ -96,8 +96,8 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
     near = (_is_near(layers[key], source) for key, source in sources.items())
     if sources.keys() != layers.keys() or not all(near):
         logger.warning(
-            "the checkpoint in %s does not have the dense weights by the layers' names: experts go by the singular "
-            "vectors of the quantised ones, and those of the dense base make another difference there",
+            "the checkpoint in %s has no dense weights under the layers' names: the quantised weights are decomposed "
+            "instead, and experts of the dense base have a different effect on them",
             folder,
         )
         return
@@ -136,7 +136,7 @@ def dequantising(config: PreTrainedConfig, source: str) -> QuantizationConfigMix
         return None
     if method == "bitsandbytes":
         if find_spec("bitsandbytes") is None:
-            raise not_installed(f"the base {source!r}, of 4 or 8 bits,", "bitsandbytes", "quantised")
+            raise not_installed(f"the base {source!r}, in 4 or 8 bits,", "bitsandbytes", "quantised")
         return None
     if method == "fp8":
         return FineGrainedFP8Config(dequantize=True)
@@ -150,6 +150,6 @@ def dequantising(config: PreTrainedConfig, source: str) -> QuantizationConfigMix
             )
         return CompressedTensorsConfig(dequantize=True)
     raise UserError(
-        f"{source!r} is quantised ({method}), which is not read here ({', '.join(READ)} are): name the checkpoint that "
-        "it was made from, with quantization='nf4' where memory is short, or save it dequantised"
+        f"{source!r} is quantised ({method}), which is not supported ({', '.join(READ)} are); load the checkpoint that "
+        "it was made from, with quantization='nf4' if memory is short, or save a dequantised copy of it"
     )

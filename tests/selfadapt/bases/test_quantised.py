@@ -40,7 +40,7 @@ def test_linear_layers_are_quantised(tiny_folder: Path, quantization: Any, kind:
     [
         ("nf5", r"quantization 'nf5'.*nf4"),
         ({"load_in_4bits": True}, r"argument of quantization 'load_in_4bits'.*load_in_4bit"),
-        ({"load_in_4bit": 4}, "none of bitsandbytes"),
+        ({"load_in_4bit": 4}, "bitsandbytes does not take quantization"),
         ({"bnb_4bit_quant_type": "nf4"}, "must be nf4 or int8, or have load_in_4bit"),
     ],
 )
