@@ -232,7 +232,7 @@ def test_a_mistake_is_one_line_in_openais_form(server: Running) -> None:
             response = client.post("/v1/completions", json={"prompt": prompt})
             assert response.status_code == 400, (prompt, response.text)
         assert client.get("/v1/nothing").status_code == 404
-        assert client.get("/v1/chat/completions").json()["error"]["message"] == "GET is not for this address"
+        assert client.get("/v1/chat/completions").json()["error"]["message"] == "GET is not allowed at this address"
         assert client.delete("/v1/models").status_code == 405
         answer = client.post("/v1/chat/completions", json=CHAT | {"temperature": 0})
         assert answer.json()["choices"][0]["message"]["content"] == alone(server, USER, {}, new=2)[0]
