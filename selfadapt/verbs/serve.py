@@ -55,24 +55,24 @@ def serve(
             check_whole(name, number)
     key = api_key if api_key is not None else os.environ.get(KEY)
     if key is not None and (not key or not key.isascii() or not key.isprintable()):
-        raise UserError(f"--api-key and ${KEY} must be letters, digits and marks of ASCII; leave them out for no key")
+        raise UserError(f"--api-key and ${KEY} must be printable ASCII and not empty; leave them out for no key")
     where: Any = {"host": host, "port": port, "api_key": key}
     if page and key is not None:
         raise UserError("a browser sends no API key: leave out --page, or the key")
     if engine == "vllm":
         if page:
-            raise UserError("--page is the native engine's; leave it out")
+            raise UserError("--page is only for the native engine; leave it out")
         if given := [
             name
             for name, value in {**natives, "--device": base.device, "--quantization": base.quantization}.items()
             if value is not None
         ]:
-            raise UserError(f"{given[0]} is the native engine's; leave it out")
+            raise UserError(f"{given[0]} is only for the native engine; leave it out")
         from selfadapt.serving.vllm_command import run_vllm
 
         run_vllm(model, library, dispatch, **where, rows=rows, dtype=base.dtype, options=vllm_options or {})
     if vllm_options:
-        raise UserError("--vllm-options are vLLM's; the native engine has none")
+        raise UserError("--vllm-options are for vLLM; leave them out for the native engine")
     try:
         from selfadapt.serving.running import run_native
     except ImportError as error:
