@@ -54,8 +54,8 @@ def page(lines: Sequence[Line], rows: Sequence[Row]) -> str:
             f"""# Methods compared on `{base.model}` (fingerprint `{base.fingerprint}`)
 
 Greedy answers to the same items of the test split for every method. The step and the learning rate were chosen on the
-validation split. Intervals are 95 %. With one seed they are Wilson's and allow for other items; with several they are
-around the mean over the seeds and allow for other items and other seeds, with Student's t because the seeds are few.
+validation split. Intervals are 95 %. With one seed they are Wilson's and cover other items; with several they are
+around the mean over the seeds and cover other items and other seeds, with Student's t because the seeds are few.
 Differences are in points, with the p-value of an exact sign-flip permutation test over the items (for one seed each,
 McNemar's exact test). The test says something about these trained models on other items, not about other seeds. Its
 p-values are adjusted by Holm's method for all {comparisons} comparisons here, each counted once; those below 0.05 are

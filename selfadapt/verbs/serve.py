@@ -35,8 +35,8 @@ def serve(
             be added and removed while the server runs.
         dispatch: who chooses the experts where a client asks for the model "auto"; by default "embedding".
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
-        host: the address to listen at; 0.0.0.0 lets other machines in.
-        port: the port to listen at.
+        host: the address to listen on; 0.0.0.0 lets other machines in.
+        port: the port to listen on.
         api_key: what clients must send; $SELFADAPT_API_KEY does the same without a trace in the list of processes.
         rows: answers that are written at once, 32 by default; more need more memory.
         queue: answers that may wait for a place, 256 by default; beyond it clients are told to try again (429).

@@ -254,7 +254,7 @@ def test_a_recipe_of_a_grid_asks_in_the_bases_usual_way(tmp_path: Path) -> None:
     document["recipe"] = {**document.get("recipe", {}), "chat_template_kwargs": {"enable_thinking": False}}
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(UserError, match="without chat_template_kwargs"):
+    with pytest.raises(UserError, match="takes no chat_template_kwargs"):
         read_experiment(path)
 
 
