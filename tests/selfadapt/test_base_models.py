@@ -246,7 +246,7 @@ def test_the_built_in_base_stands_for_its_original_where_there_is_no_hub(
     for _ in range(2):
         model, _ = load_base(ORIGINAL)
     assert fingerprint(model) == BUILT_IN_FINGERPRINT
-    (said,) = [record.getMessage() for record in caplog.records if "stands for" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "is used in its place" in record.getMessage()]
     assert BUILT_IN in said
     assert ORIGINAL in said
     with pytest.raises(UserError, match="hub could not be reached"):
