@@ -6,7 +6,8 @@ that is on disk, an expert means the same there and on the dense base. The singu
 to four bits turns those of near-equal singular values.
 
 A 4-bit layer may keep the largest triplets of W, those that experts rescale, beside the bits of the rest:
-W_q = Q(W − U S Vᵀ) + U S Vᵀ (QPiSSA, arXiv 2404.02948; SVDQuant, arXiv 2411.05007). More than those are near W then.
+W_q = Q(W − U S Vᵀ) + U S Vᵀ (QPiSSA, arXiv 2404.02948; SVDQuant, arXiv 2411.05007). The rest is smaller than W, and is
+rounded by less.
 """
 
 from __future__ import annotations
@@ -100,6 +101,22 @@ def dequantised(layer: nn.Module) -> Tensor:
     return bits if kept is None else bits + kept.product().to(bits.dtype)
 
 
+def rounded(layer: nn.Module) -> Tensor:
+    """What `dequantised` would give if the layer kept no triplets: every weight rounded by itself, [m, n]."""
+    if not hasattr(layer, "kept_triplets"):
+        return dequantised(layer)
+    from bitsandbytes import functional
+
+    dense, own = dense_weight(layer), cast(Any, layer).weight
+    bits, state = functional.quantize_4bit(
+        dense.flatten(),
+        blocksize=own.blocksize,
+        compress_statistics=own.compress_statistics,
+        quant_type=own.quant_type,
+    )
+    return functional.dequantize_4bit(bits, state).view(dense.shape)
+
+
 def _dequantised_bits(layer: nn.Module) -> Tensor:
     """W_q [m, n] less the triplets that the layer keeps beside its bits."""
     from bitsandbytes import functional
@@ -150,9 +167,9 @@ def _multiply(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class KeptTriplets(nn.Module):
-    """The largest singular triplets of a 4-bit layer's dense weight, whose bits are then those of the rest.
+    """The largest singular triplets of a 4-bit layer's dense weight; the layer's bits hold only what they leave.
 
-    The layer has it as `kept_triplets`, and gives Q(W − U S Vᵀ) x + U (S Vᵀ x).
+    The layer keeps this as `kept_triplets`, and computes Q(W − U S Vᵀ) x + U (S Vᵀ x).
     """
 
     u: Tensor  # [m, r]
@@ -171,7 +188,7 @@ class KeptTriplets(nn.Module):
 
 
 def keep_triplets(layer: nn.Module, rank: int) -> None:
-    """Quantises a 4-bit layer anew, but for the `rank` largest triplets of its dense weight, which stay as they are."""
+    """Quantises a 4-bit layer anew, except for the `rank` largest triplets of its dense weight, which it keeps."""
     dense, old = dense_weight(layer), cast(Any, layer).weight
     u, s, vt = decompose(dense, min(rank, *dense.shape))
     kept = KeptTriplets(u.to(dense.dtype), (s[:, None] * vt).to(dense.dtype))

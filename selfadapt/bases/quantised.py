@@ -12,7 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from experts.outside.errors import UserError, not_installed, unknown
 from selfadapt.bases.packed import PACKED
@@ -37,13 +37,13 @@ NAMED: dict[str, dict[str, Any]] = {
     "nf4-svd": {**NF4, "svd_rank": 64},
     "int8": {"load_in_8bit": True},
 }
-"""`svd_rank` is ours, how many singular triplets stay beside four bits; the rest is `BitsAndBytesConfig`'s."""
+"""`svd_rank` is ours: the number of singular triplets to keep beside four bits. The rest is `BitsAndBytesConfig`'s."""
 
 
 def bitsandbytes_config(
     quantization: str | Mapping[str, Any], dtype: torch.dtype | str, config: PreTrainedConfig
 ) -> tuple[BitsAndBytesConfig, int]:
-    """What transformers is told, for a base of this configuration that is to be in few bits; and the triplets to keep.
+    """What transformers needs to load a base of this configuration in few bits, and the number of triplets to keep.
 
     Args:
         quantization: a name in `NAMED`, or such arguments.
@@ -67,7 +67,7 @@ def bitsandbytes_config(
         arguments.setdefault("bnb_4bit_compute_dtype", own or torch.float32)
     kept = arguments.pop("svd_rank", 0)
     if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0 or (kept and not arguments.get("load_in_4bit")):
-        raise UserError(f"svd_rank is how many singular triplets stay beside load_in_4bit's bits, not {kept!r}")
+        raise UserError(f"svd_rank must be the number of singular triplets to keep beside load_in_4bit's bits, not {kept!r}")
     known = signature(BitsAndBytesConfig).parameters
     for name in arguments:
         if name not in known:
@@ -90,10 +90,10 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype, kep
     for is decomposed then.
 
     Args:
-        kept: the singular triplets of each that are to stay beside its four bits.
+        kept: the number of singular triplets to keep beside each layer's four bits.
 
     Raises:
-        UserError: if some are to stay of weights that the checkpoint does not have so.
+        UserError: if there are triplets to keep of weights that the checkpoint does not have.
     """
     from safetensors import safe_open
     from torch import nn
@@ -111,8 +111,8 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype, kep
     if sources.keys() != layers.keys() or not all(near):
         if kept:
             raise UserError(
-                f"the checkpoint in {folder} does not have the dense weights by the layers' names, in safetensors "
-                "files, and their singular triplets cannot be kept: take quantization='nf4'"
+                f"the checkpoint in {folder} does not have the dense weights under the layers' names in safetensors "
+                "files, so their singular triplets cannot be kept; use quantization='nf4'"
             )
         logger.warning(
             "the checkpoint in %s does not have the dense weights by the layers' names: experts go by the singular "
@@ -125,7 +125,7 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype, kep
     if kept:
         each_matrix(partial(keep_triplets, rank=kept), [*layers.values()], model.device)
         # transformers would save the bits without the triplets.
-        model.hf_quantizer.is_serializable = lambda: False
+        cast(Any, model).hf_quantizer.is_serializable = lambda: False
 
 
 def _is_near(layer: nn.Module, source: DenseWeight) -> bool:

@@ -279,6 +279,16 @@ def test_a_quantised_base_is_a_rounding_of_the_dense_one(base: Any, tiny_model: 
     assert not is_rounding(sketch(other), sketch(base))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_keeps_triplets_is_known_by_what_it_is_a_rounding_of(
+    tiny_folder: Path, tiny_model: Any, dtype: str
+) -> None:
+    base, plain = (load_base(tiny_folder, dtype=dtype, quantization=few)[0] for few in (keeping(8), "nf4"))
+    assert len({fingerprint(model) for model in (base, plain, tiny_model)}) == 3
+    assert is_rounding(sketch(tiny_model), sketch(base))
+    assert torch.equal(sketch(base).runs, sketch(plain).runs)
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_gpt2_keeps_its_matrices_the_other_way_round(tmp_path: Path, quantization: str) -> None:
     torch.manual_seed(0)
