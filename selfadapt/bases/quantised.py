@@ -67,7 +67,7 @@ def bitsandbytes_config(
         arguments.setdefault("bnb_4bit_compute_dtype", own or torch.float32)
     kept = arguments.pop("svd_rank", 0)
     if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0 or (kept and not arguments.get("load_in_4bit")):
-        raise UserError(f"svd_rank must be the number of singular triplets to keep beside load_in_4bit's bits, not {kept!r}")
+        raise UserError(f"svd_rank must be a number of singular triplets to keep beside load_in_4bit, not {kept!r}")
     known = signature(BitsAndBytesConfig).parameters
     for name in arguments:
         if name not in known:
