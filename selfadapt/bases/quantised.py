@@ -34,7 +34,7 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 """As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight."""
 NAMED: dict[str, dict[str, Any]] = {
     "nf4": NF4,
-    "nf4-svd": {**NF4, "svd_rank": 64},
+    "nf4-svd": {**NF4, "svd_rank": 128},
     "int8": {"load_in_8bit": True},
 }
 """`svd_rank` is ours: the number of singular triplets to keep beside four bits. The rest is `BitsAndBytesConfig`'s."""
