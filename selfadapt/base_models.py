@@ -60,7 +60,7 @@ class BaseOptions(TypedDict, total=False):
     trust_remote_code: bool
     """Run the code that comes with the checkpoint; off unless it is said."""
     quantization: str | Mapping[str, Any]
-    """nf4 or int8, by bitsandbytes while it is loaded; or arguments of transformers' `BitsAndBytesConfig`."""
+    """nf4, nf4-svd or int8, by bitsandbytes while it is loaded; or arguments of transformers' `BitsAndBytesConfig`."""
     chat_template_kwargs: Mapping[str, Any]
     """Arguments of the chat template, wherever the tokenizer shows a chat, such as Qwen3's `enable_thinking`."""
 
@@ -288,7 +288,7 @@ def _read(
     try:
         # A download keeps its progress bars.
         with nullcontext() if "local_files_only" in options else _no_progress_bars():
-            sees = False
+            sees, kept = False, 0
             if not gguf_file:
                 config = AutoConfig.from_pretrained(source, **options)
                 if quantised_by(config) in PACKED:
@@ -297,7 +297,7 @@ def _read(
                     config = AutoConfig.from_pretrained(source, **options)
                 sees = _sees(config)
                 if (named := own.pop("quantization", None)) is not None:
-                    own["quantization_config"] = bitsandbytes_config(named, dtype, config)
+                    own["quantization_config"], kept = bitsandbytes_config(named, dtype, config)
                 elif (dense := dequantising(config, source)) is not None:
                     own["quantization_config"] = dense
                 if own.get("quantization_config") or quantised_by(config):
@@ -319,7 +319,7 @@ def _read(
                 if isinstance(module, torch.nn.Linear):
                     unpack(module)
             if "quantization" in of_model:
-                remember_dense(model, _files_of(source, options), floating_dtype(model.parameters()))
+                remember_dense(model, _files_of(source, options), floating_dtype(model.parameters()), kept)
             if gguf_file:
                 from gguf import GGUFReader
 

@@ -19,7 +19,7 @@ def evaluate(
     model_args: tuple[str, ...] = (),
     device: str | None = None,
     dtype: str | None = None,
-    quantization: Literal["nf4", "int8"] | None = None,
+    quantization: Literal["nf4", "nf4-svd", "int8"] | None = None,
     include_path: Path | None = None,
     limit: float | None = None,
     samples: str | None = None,
