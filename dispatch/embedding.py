@@ -91,7 +91,7 @@ def check_described(library: ExpertLibrary) -> None:
     for name, description in library.descriptions().items():
         if description == name and not len(read_prompts(library.path(name))[1]):
             raise UserError(
-                f"the expert {name!r} has no description, nor embeddings of its training prompts, to choose it by"
+                f"the expert {name!r} has neither a description nor embeddings of training prompts to choose it by"
             )
 
 
@@ -132,7 +132,9 @@ def read_prompts(folder: Path) -> tuple[str, Tensor]:
         with safe_open(path, "pt") as file:
             return file.metadata()["encoder"], F.normalize(file.get_tensor("embeddings").float(), dim=1)
     except (SafetensorError, OSError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and the expert's description will do") from error
+        raise UserError(
+            f"{path} is damaged ({error}); remove it, and the expert's description is used instead"
+        ) from error
 
 
 def encoder_of(library: ExpertLibrary) -> str:
@@ -146,7 +148,7 @@ def encoder_of(library: ExpertLibrary) -> str:
     if len(encoders) > 1:
         raise UserError(
             f"the experts of {library.folder} were embedded by different encoders ({', '.join(sorted(encoders))}); "
-            f"remove {FILE} from all but those of one"
+            f"remove {FILE} from all but the experts of one encoder"
         )
     return encoders.pop()
 

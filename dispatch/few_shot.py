@@ -104,9 +104,11 @@ def search(
             or that the base's chat template refuses.
     """
     if not names:
-        raise UserError("the library is empty; there is nothing to mix")
+        raise UserError("the library is empty, so there is nothing to mix; add experts to it first")
     if len(rows) < 2:
-        raise UserError(f"a search needs at least 2 examples, one to search and one to choose with, not {len(rows)}")
+        raise UserError(
+            f"a search needs at least 2 examples, one to search with and one to choose with, not {len(rows)}"
+        )
     # Before any work, find what the base cannot be shown and what is too long for it.
     answers = cast(Any, engine.tokenizer)([row["answer"] for row in rows], add_special_tokens=False)["input_ids"]
     for prompt, answer in zip(tokenize(engine.tokenizer, [row["prompt"] for row in rows]), answers, strict=True):
@@ -161,7 +163,9 @@ def rank_candidates(
         # Where a reward function has no opinion (NaN), the answer earns nothing.
         rewards = torch.tensor(reward(texts, **asked)).nan_to_num(0.0)
         if not ((rewards >= 0) & (rewards <= 1)).all():  # which the race relies on
-            raise UserError("a search compares rewards from 0 to 1, and this reward function gives others")
+            raise UserError(
+                "a search needs rewards from 0 to 1, but this reward function gives others; scale them to that range"
+            )
         return rewards, likelihoods
 
     # Three times the rows from which computing takes longer than reading the weights.

@@ -255,7 +255,10 @@ class PromptDispatcher:
                 )
             if len(chat) + max(map(len, self._paths)) <= self._window:
                 return chat
-        raise UserError(f"{len(self.categories)} categories leave no room for a question in {self._window} tokens")
+        raise UserError(
+            f"{len(self.categories)} categories leave no room for a question in {self._window} tokens; shorten the "
+            "experts' descriptions, or dispatch by embedding"
+        )
 
     def _written(self, prompts: Sequence[str | Chat]) -> Mixture:
         names = list(self.categories)
@@ -286,7 +289,7 @@ def check_classifier(library: ExpertLibrary) -> None:
     if library.names and library.classifier is None:
         raise UserError(
             f"the library {library.folder} has no classification expert; train one (configs/smollm2-135m/"
-            "classifier.yaml is an example) and put it there with `selfadapt experts add FOLDER --classifier`"
+            "classifier.yaml is an example) and add it with `selfadapt experts add FOLDER --classifier`"
         )
 
 

@@ -76,8 +76,8 @@ def check_dispatcher(name: str, library: ExpertLibrary, access: Access = "native
     """Raises UserError, before a model is loaded, if `find_dispatcher` would do so for an engine with this access."""
     if not isinstance(name, str):
         raise UserError(
-            f"dispatch takes a name, not a {type(name).__name__}; a dispatcher of your own goes into "
-            "SelfAdaptiveModel(engine, dispatcher), or takes the place of one that is loaded (.dispatcher)"
+            f"dispatch takes a name, not a {type(name).__name__}; give a dispatcher of your own to "
+            "SelfAdaptiveModel(engine, dispatcher), or set the .dispatcher of a loaded model"
         )
     named = {name: kind for name, kind in DISPATCHERS.items() if kind.make}
     if name.endswith(".json"):
@@ -90,7 +90,7 @@ def check_dispatcher(name: str, library: ExpertLibrary, access: Access = "native
         kind.check(library)
         if (library.names or kind.brings_experts) and LEVELS.index(kind.needs) > LEVELS.index(access):
             raise UserError(
-                f"the dispatcher {name!r} looks into the base, which only the native engine lets it; "
+                f"the dispatcher {name!r} looks into the base, which only the native engine allows; "
                 "choose embedding, an expert or a MIX.json"
             )
     elif name not in library.names:

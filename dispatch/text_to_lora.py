@@ -122,7 +122,10 @@ class T2LDispatcher:
         elif isinstance(engine, NativeEngine):
             encoder = LastTokenEncoder(engine.model, cast(Any, engine.tokenizer))
         else:
-            raise UserError(f"the network in {network} reads with the base, which only the native engine lets it")
+            raise UserError(
+                f"the network in {network} reads descriptions with the base, which only the native engine allows; "
+                "use that engine"
+            )
         return cls(TextToAdapter(read, encoder), engine, describe, **options)
 
     @classmethod
@@ -190,5 +193,5 @@ def check_network(library: ExpertLibrary) -> None:
     if not (path := network_path(library)).is_dir():
         raise UserError(
             f"the library {library.folder} has no network that writes experts: train one with `selfadapt t2l train`, "
-            f"and put it into a library of yours as {path.name}/"
+            f"and put it into a library of your own as {path.name}/"
         )

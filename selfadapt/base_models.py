@@ -60,7 +60,7 @@ class BaseOptions(TypedDict, total=False):
     trust_remote_code: bool
     """Run the code that comes with the checkpoint; off unless it is said."""
     quantization: str | Mapping[str, Any]
-    """nf4 or int8, by bitsandbytes while it is loaded; or arguments of transformers' `BitsAndBytesConfig`."""
+    """nf4, nf4-svd or int8, by bitsandbytes while it is loaded; or arguments of transformers' `BitsAndBytesConfig`."""
     chat_template_kwargs: Mapping[str, Any]
     """Arguments of the chat template, wherever the tokenizer shows a chat, such as Qwen3's `enable_thinking`."""
 
@@ -90,7 +90,7 @@ def load_base(
             raise unknown("option of load_base", option, BaseOptions.__annotations__)
     device = options.get("device")
     if device is not None and "device_map" in options:
-        raise UserError("device and device_map both say where the base is; give one of them")
+        raise UserError("device and device_map both say where the base goes; give only one of them")
     place = _device(device)
     source, found = _locate(name, options.get("revision"))
     found["trust_remote_code"] = options.get("trust_remote_code", False)
@@ -213,7 +213,7 @@ def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[st
     name = os.fspath(name)
     path = expand(name)
     if revision is not None and (name == BUILT_IN or path.exists()):
-        raise UserError(f"{name!r} is no hub id, and has no revision {revision!r}; leave 'revision' out")
+        raise UserError(f"{name!r} is not a hub id, so it has no revision {revision!r}; leave 'revision' out")
     if name == BUILT_IN:
         return str(_built_in_folder()), {}
     if path.is_dir():
@@ -226,7 +226,7 @@ def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[st
         kept = _converted(path)
         return (str(path.parent), {"gguf_file": path.name}) if kept is None else (str(kept), {})
     if path.is_file():
-        raise UserError(f"{path} is a file, and no .gguf file: a base is a folder, a .gguf file or a hub id")
+        raise UserError(f"{path} is a file, but not a .gguf file: a base is a folder, a .gguf file or a hub id")
     if HUB_ID.fullmatch(name):
         answers = _hub_answers(name, revision)
         if not answers and revision is None and stands_for(name):
@@ -236,7 +236,7 @@ def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[st
     if "/" in name:
         raise UserError(f"no such folder: {path}")
     raise UserError(
-        f"{unknown('base model', name, [BUILT_IN])}; a folder, a .gguf file or a hub id (owner/name) also do"
+        f"{unknown('base model', name, [BUILT_IN])}; a folder, a .gguf file or a hub id (owner/name) works too"
     )
 
 
@@ -248,10 +248,12 @@ def _hub_answers(name: str, revision: str | None) -> bool:
     try:
         HfApi().model_info(name, revision=revision, timeout=10)
     except RevisionNotFoundError as error:
-        raise UserError(f"the hub's model {name!r} has no revision {revision!r}") from error
+        raise UserError(
+            f"the hub's model {name!r} has no revision {revision!r}; check the branch, tag or commit"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"no folder {name!r} here, and no model of that name on the hub that you may read; check it, or log in"
+            f"{name!r} is neither a folder here nor a model on the hub that you may read; check the name, or log in"
         ) from error
     except (HTTPError, OSError):
         return False
@@ -286,7 +288,7 @@ def _read(
     try:
         # A download keeps its progress bars.
         with nullcontext() if "local_files_only" in options else _no_progress_bars():
-            sees = False
+            sees, kept = False, 0
             if not gguf_file:
                 config = AutoConfig.from_pretrained(source, **options)
                 if quantised_by(config) in PACKED:
@@ -295,14 +297,17 @@ def _read(
                     config = AutoConfig.from_pretrained(source, **options)
                 sees = _sees(config)
                 if (named := own.pop("quantization", None)) is not None:
-                    own["quantization_config"] = bitsandbytes_config(named, dtype, config)
+                    own["quantization_config"], kept = bitsandbytes_config(named, dtype, config)
                 elif (dense := dequantising(config, source)) is not None:
                     own["quantization_config"] = dense
                 if own.get("quantization_config") or quantised_by(config):
                     own.setdefault("device_map", {"": place})
             else:
                 if "quantization" in own:
-                    raise UserError("a .gguf file is quantised once it is kept as a checkpoint, which cannot be here")
+                    raise UserError(
+                        "a .gguf file must be converted to a kept checkpoint before it is quantised, and there is no "
+                        "place to keep it; set SELFADAPT_CACHE to a folder with room, or leave 'quantization' out"
+                    )
                 own["quantization_config"] = GgufConfig(dequantize=True)
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
             with warnings.catch_warnings():
@@ -314,7 +319,7 @@ def _read(
                 if isinstance(module, torch.nn.Linear):
                     unpack(module)
             if "quantization" in of_model:
-                remember_dense(model, _files_of(source, options), floating_dtype(model.parameters()))
+                remember_dense(model, _files_of(source, options), floating_dtype(model.parameters()), kept)
             if gguf_file:
                 from gguf import GGUFReader
 
@@ -327,7 +332,7 @@ def _read(
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if options.get("local_files_only"):
-            reason = "the hub could not be reached and its cache on this machine does not have the model"
+            reason = "the hub could not be reached and its cache on this machine does not hold the model"
             mend = "connect to the hub, or give a folder that holds the checkpoint"
         elif "trust_remote_code" in str(error):
             reason = "it comes with code of its own"
@@ -374,7 +379,7 @@ def _built_in_folder() -> Path:
     check_writable(folder.parent)
     with FileLock(folder.parent / f".{BUILT_IN}.lock"):
         if not folder.exists():
-            logger.info("making the built-in base %s in %s; this happens once", BUILT_IN, folder)
+            logger.info("making the built-in base %s in %s; this happens only once", BUILT_IN, folder)
             with TemporaryDirectory() as temporary, atomic_folder(folder) as unfinished:
                 _convert(fetch_gguf(Path(temporary)), unfinished)
     return folder
@@ -405,8 +410,8 @@ def _converted(gguf_file: Path) -> Path | None:
                 needed = float32_bytes(gguf_file)
                 check_room(folder.parent, needed)
                 logger.warning(
-                    "%s is converted to float32, once, and kept in %s (%.1f GB at most; SELFADAPT_CACHE names another "
-                    "cache folder)",
+                    "converting %s to float32, once, and keeping the result in %s (%.1f GB at most; set "
+                    "SELFADAPT_CACHE to use another cache folder)",
                     gguf_file,
                     folder,
                     needed / 1e9,
@@ -414,7 +419,9 @@ def _converted(gguf_file: Path) -> Path | None:
                 with atomic_folder(folder) as unfinished:
                     _convert(gguf_file, unfinished)
                     if file_state(gguf_file) != state:  # and the folder's name is of what was there before
-                        raise UserError(f"{gguf_file} changed while it was read; load it once it is whole")
+                        raise UserError(
+                            f"{gguf_file} changed while it was being read; load it again once it is complete"
+                        )
     except (OSError, SafetensorError) as error:
         _say_not_kept(gguf_file, error)
         return None
@@ -432,7 +439,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
 
 def _say_not_kept(gguf_file: Path, error: Exception) -> None:
     logger.warning(
-        "%s is converted in memory and not kept (%s); SELFADAPT_CACHE names another cache folder",
+        "%s is converted in memory and not kept (%s); set SELFADAPT_CACHE to use another cache folder",
         gguf_file,
         _first_line(error),
     )

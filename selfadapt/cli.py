@@ -35,7 +35,7 @@ from selfadapt.verbs.usage import complain, parsed
 
 DESCRIPTION = (
     "Language models that adapt themselves to the prompt: experts trained by reinforcement, mixed in two passes. "
-    "--version says which selfadapt this is."
+    "--version prints the version of selfadapt."
 )
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -67,7 +67,7 @@ NAMES = ("--model", "--library", "--to", "--output", "--output-dir", "--dispatch
 def _run(args: list[str]) -> None:
     for option, value in itertools.pairwise([*args, ""]):
         if (option in NAMES and value == "") or option in [f"{name}=" for name in NAMES]:
-            complain(f"error: {option.removesuffix('=')} needs a value, and it is empty")
+            complain(f"error: {option.removesuffix('=')} is empty; give it a value, or leave it out")
             sys.exit(2)
     if args == ["--version"]:
         print(f"selfadapt {version('selfadapt')}")

@@ -46,12 +46,12 @@ def demo(output: Path) -> dict[str, Any]:
     expert = output / recipe.domain.name
     unfinished = unfinished_folder(expert)
     if unfinished.exists():
-        console.print("going on with the demo that was interrupted")
+        console.print("resuming the interrupted demo")
     elif shipped_library(recipe.model) and find_spec("sentence_transformers"):
         _show_two_passes(console, recipe.model, new_tokens)
     console.print(
-        f"\n[bold]An expert for `{recipe.domain.name}` is trained now[/], from nothing: the base answers, right "
-        "answers are reinforced, and only z changes.\nCtrl-C stops it; the same command goes on.\n",
+        f"\n[bold]Now training an expert for `{recipe.domain.name}`[/] from scratch: the base answers, right answers "
+        "are reinforced, and only z changes.\nCtrl-C stops it; the same command resumes it.\n",
         highlight=False,
     )
     base, tokenizer = load_base(recipe.model, dtype=recipe.dtype)
@@ -82,7 +82,7 @@ def demo(output: Path) -> dict[str, Any]:
 
 def _show_two_passes(console: Console, name: str, new_tokens: int) -> None:
     """Prints `PROMPTS`, which shipped expert answers each, and what the base alone says."""
-    console.print("[bold]One batch, each prompt answered by the expert that it is dispatched to:[/]\n")
+    console.print("[bold]One batch, in which each prompt is answered by the expert it is dispatched to:[/]\n")
     model = SelfAdaptiveModel.from_pretrained(name)
     nobody = Mixture.of({}, len(PROMPTS))
     plain = model.engine.generate(PROMPTS, max_new_tokens=new_tokens, mixture=nobody)
@@ -126,7 +126,7 @@ def _page(report: dict[str, Any], answers: Sequence[tuple[str, str, str]]) -> st
 | expert | {percent("expert")} |
 | always the most common answer | {report["constant_accuracy"]:.1%} |
 
-Exact McNemar test: p = {report["p_value"]:.2g}. The expert has {report["parameters"]:,} parameters, a rank-16 LoRA on
+Exact McNemar test: p = {report["p_value"]:.2g}. The expert has {report["parameters"]:,} parameters; a rank-16 LoRA on
 the query and value projections would have {report["lora_parameters"]:,}. It was trained in
 {report["train_seconds"]:.0f} seconds; seed {report["seed"]}.
 

@@ -122,12 +122,14 @@ def read_labelled(path: Path, library: ExpertLibrary) -> list[Labelled]:
 def check_calibration(name: str, library: ExpertLibrary, rows: list[Labelled]) -> None:
     """Raises UserError if the dispatcher takes no calibration, there are no experts, or one has no prompt in `rows`."""
     if name not in CALIBRATED:
-        raise UserError(f"only the dispatchers {' and '.join(CALIBRATED)} are calibrated, not {name}")
+        raise UserError(f"only the dispatchers {' and '.join(CALIBRATED)} can be calibrated, not {name}")
     if not library.names:
-        raise UserError(f"the library {library.folder} is empty; there is nothing to calibrate")
+        raise UserError(
+            f"the library {library.folder} is empty, so there is nothing to calibrate; add experts to it first"
+        )
     for expert in library.names:
         if all(row.label != expert for row in rows):
-            raise UserError(f"no prompt is labelled {expert!r}; give some of every expert")
+            raise UserError(f"no prompt is labelled {expert!r}; give some for every expert")
 
 
 def calibrate_dispatcher(model: SelfAdaptiveModel, library: ExpertLibrary, name: str, rows: list[Labelled]) -> Path:
@@ -219,8 +221,8 @@ def _page(report: dict[str, Any], accuracy: Accuracy) -> str:
     )
     return f"""# Dispatch
 
-Accuracy {accuracy}. {report["milliseconds_per_prompt"]:.1f} ms a prompt, {report["share_of_two_passes"]:.1%} of both
-passes with {TIMED} prompts and {NEW_TOKENS} new tokens.
+Accuracy {accuracy}. Dispatch takes {report["milliseconds_per_prompt"]:.1f} ms per prompt, and
+{report["share_of_two_passes"]:.1%} of the time of both passes with {TIMED} prompts and {NEW_TOKENS} new tokens.
 
 | label, chosen → | {header} |
 |---|{"---|" * len(report["labels"])}

@@ -70,8 +70,8 @@ def add_expert(
     folder = folder_of(expert, EXPERT, LIBRARY)
     if (folder / LIBRARY).is_file():
         raise UserError(
-            f"{expert} is a library, and no expert: add one of the experts in it (of the hub's, after "
-            "`selfadapt experts pull`)"
+            f"{expert} is a library, not an expert: add one of the experts in it (if it is on the hub, pull it first "
+            "with `selfadapt experts pull`)"
         )
     check_apart(folder, library)
     into = ExpertLibrary.open(library) if (library / "library.json").is_file() else None
@@ -216,7 +216,7 @@ def adapt_to_examples(
     """
     experts = find_library(model, library)
     if not experts.names:
-        raise UserError(f"the library {experts.folder} is empty; there is nothing to mix")
+        raise UserError(f"the library {experts.folder} is empty, so there is nothing to mix; add experts to it first")
     rows = examples.rows()
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file, such as MIX.json")

@@ -57,7 +57,8 @@ def push_experts(
     if expert is not None and expert not in experts.names:
         known = unknown("expert", expert, experts.names)
         raise UserError(
-            f"there is no folder {expert} with an expert in it, and in the library {experts.folder}: {known}"
+            f"there is no folder {expert} with an expert in it, nor such an expert in the library {experts.folder}: "
+            f"{known}"
         )
     if with_lora and expert is not None:
         _refuse_twin(experts.path(expert))
@@ -75,7 +76,7 @@ def _refuse_twin(folder: Path) -> None:
 
 def _base(name: str | None) -> PreTrainedModel:
     if name is None:
-        raise UserError("the expert does not say which base it belongs to; name it")
+        raise UserError("the expert does not say which base it belongs to; add it to a library, and push it from there")
     return load_base(name)[0]
 
 

@@ -76,7 +76,7 @@ class SelfAdaptiveModel:
     def __init__(self, engine: Any, *rest: Any) -> None:
         *tokenizer, dispatcher = rest
         if isinstance(dispatcher, PreTrainedTokenizerBase | ProcessorMixin):
-            raise UserError("a dispatcher comes last: SelfAdaptiveModel(model, tokenizer, dispatcher)")
+            raise UserError("the dispatcher comes last: SelfAdaptiveModel(model, tokenizer, dispatcher)")
         self.engine: Engine = NativeEngine(engine, *tokenizer) if tokenizer else engine
         self.dispatcher: Dispatcher = dispatcher
 
@@ -122,7 +122,7 @@ class SelfAdaptiveModel:
         if engine == "vllm":
             return cls._on_vllm(model, library, dispatch, engine_options, **base_options)
         if engine_options:
-            raise UserError("engine_options are vLLM's; the native engine has none")
+            raise UserError("engine_options are for vLLM; leave them out for the native engine")
         base, tokenizer, experts, chosen = _load(model, library, dispatch, lambda name: load_base(name, **base_options))
         running = NativeEngine(base if experts is None else experts.load(base), tokenizer)
         return cls(running, _dispatcher(chosen, experts, running))
@@ -138,16 +138,19 @@ class SelfAdaptiveModel:
     ) -> SelfAdaptiveModel:
         check_installed()
         if base_options.get("device") is not None:
-            raise UserError("vLLM has its device by how it was built; leave out device")
+            raise UserError("vLLM runs on the device it was built for; leave out device")
         if "quantization" in base_options:
-            raise UserError("vLLM loads the base by itself; leave out quantization, or take the native engine")
+            raise UserError("vLLM loads the base itself; leave out quantization, or use the native engine")
         on_cpu: BaseOptions = {**base_options, "device": "cpu"}  # all the accelerator's memory is vLLM's
         if on_cpu.get("dtype") is None and torch.accelerator.is_available():
             on_cpu["dtype"] = "auto"  # the checkpoint's, as `load_base` takes there
 
         def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             if name.endswith(".gguf"):
-                raise UserError(f"vLLM reads no {name} here; load_base it, save_pretrained it, and name that folder")
+                raise UserError(
+                    f"vLLM cannot read {name} here; load it with load_base, save model and tokenizer with "
+                    "save_pretrained, and name that folder"
+                )
             return load_base(name, **on_cpu)
 
         base, tokenizer, experts, chosen = _load(model, library, dispatch, load, "any")
@@ -232,7 +235,7 @@ class SelfAdaptiveModel:
         mixture = self.dispatcher(prompts)
         if not isinstance(mixture, Mixture) or len(mixture) != len(prompts):
             given = f"one of {len(mixture)}" if isinstance(mixture, Mixture) else type(mixture).__name__
-            raise UserError(f"a dispatcher must give a Mixture of {len(prompts)} rows, one a prompt; it gave {given}")
+            raise UserError(f"a dispatcher must give a Mixture of {len(prompts)} rows, one per prompt; it gave {given}")
         return mixture
 
 
@@ -246,7 +249,7 @@ def find_library(model: str | Path | None, library: str | Path | ExpertLibrary |
         return library
     if library is not None:
         if not isinstance(library, str | PathLike):
-            raise UserError(f"library must be a folder, a repository of the hub or a library, not {library!r:.60}")
+            raise UserError(f"library must be a folder, a repository on the hub or a library, not {library!r:.60}")
         return ExpertLibrary.from_pretrained(library)
     name = str(model or BUILT_IN)
     if named := shipped_library(name):
@@ -296,7 +299,7 @@ def default_dispatch(experts: ExpertLibrary) -> str:
         find_dispatcher(DEFAULT, experts)  # the encoder is kept for the next call
     except UserError as error:
         choice = ", ".join([*experts.names, "prompt", "none"])
-        logger.warning("the base answers, and no expert: %s; dispatch says who answers (%s)", error, choice)
+        logger.warning("the base answers, without experts: %s; set dispatch to choose who answers (%s)", error, choice)
         return "none"
     return DEFAULT
 

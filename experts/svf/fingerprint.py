@@ -50,7 +50,7 @@ from experts.outside.errors import UserError
 from experts.outside.files import atomic_file
 from experts.svf.layer import SVFLinear
 from experts.svf.names import plain_name
-from experts.svf.quantised import dense_weight, dequantised, is_quantised, is_transposed, shape_of
+from experts.svf.quantised import dense_weight, dequantised, is_quantised, is_transposed, rounded, shape_of
 from experts.svf.stacks import SVFStack, fused_matrices
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,12 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def sketch(model: nn.Module) -> Sketch:
-    """The sketch of a base, the same with and without adapters."""
-    matrices = _matrices(model)
+    """The sketch of a base, the same with and without adapters.
+
+    A layer that keeps triplets beside its bits counts as if it were rounded whole, since triplets reverse the order of
+    weights.
+    """
+    matrices = _matrices(model, rounded)
     return Sketch(_runs(matrices), _hash(matrices, torch.float16))
 
 
@@ -226,11 +230,20 @@ class _Matrix:
     """Whether the rows are the inputs."""
 
 
-def _matrices(model: nn.Module) -> dict[str, _Matrix]:
+def _matrices(model: nn.Module, of_quantised: Callable[[nn.Module], Tensor] = dequantised) -> dict[str, _Matrix]:
     """Each matrix by its name in the plain base.
 
     Parts of adapters are passed over; a merged layer gives its own weight.
     """
+
+    def of(layer: nn.Module, read: Callable[[], Tensor]) -> _Matrix:
+        """The matrix of a layer, given the function that reads its W [m, n] if that is dense."""
+        transposed = is_transposed(layer)
+        m, n = shape_of(layer)
+        if is_quantised(layer):
+            read = partial(of_quantised, layer)
+        return _Matrix((lambda: read().T) if transposed else read, m * n, transposed)
+
     head = getattr(model, "get_output_embeddings", lambda: None)()
     matrices: dict[str, _Matrix] = {}
     adapted: tuple[str, ...] = ()
@@ -247,22 +260,13 @@ def _matrices(model: nn.Module) -> dict[str, _Matrix]:
                 pristine = module.pristine_weight
                 matrices[plain] = _Matrix(pristine.detach, pristine.numel())
             elif isinstance(module, SVFLinear):
-                matrices[plain] = _of(base, partial(getattr, module, "pristine_weight"))
+                matrices[plain] = of(base, partial(getattr, module, "pristine_weight"))
             elif isinstance(base, nn.Linear | Conv1D):
-                matrices[plain] = _of(base, partial(dense_weight, base))
+                matrices[plain] = of(base, partial(dense_weight, base))
         elif isinstance(module, nn.Linear | Conv1D) and module is not head:
-            matrices[plain] = _of(module, partial(dense_weight, module))
+            matrices[plain] = of(module, partial(dense_weight, module))
         else:
             plain = plain.removesuffix(".base_layer")  # the module with adapted stacks, which come after it
             for key, tensor in fused_matrices(module).items():
                 matrices[f"{plain}.{key}"] = _Matrix(tensor.detach, tensor.numel())
     return matrices
-
-
-def _of(layer: nn.Module, read: Callable[[], Tensor]) -> _Matrix:
-    """The matrix of a layer, given the function that reads its W [m, n]."""
-    transposed = is_transposed(layer)
-    m, n = shape_of(layer)
-    if is_quantised(layer):
-        read = partial(dequantised, layer)
-    return _Matrix((lambda: read().T) if transposed else read, m * n, transposed)

@@ -4,6 +4,10 @@ An expert of few singular values needs the dense weight once, for its singular v
 y = W_q x + U (s·δ·(Vᵀ x)), where the layer itself gives W_q x and W = U diag(s) Vᵀ is what it was quantised from. Where
 that is on disk, an expert means the same there and on the dense base. The singular vectors of W_q are others: rounding
 to four bits turns those of near-equal singular values.
+
+A 4-bit layer may keep the largest triplets of W, those that experts rescale, beside the bits of the rest:
+W_q = Q(W − U S Vᵀ) + U S Vᵀ (QPiSSA, arXiv 2404.02948; SVDQuant, arXiv 2411.05007). The rest is smaller than W, and is
+rounded by less.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from experts.outside.errors import UserError
+from experts.svf.decomposition import decompose
 
 
 def is_quantised(layer: nn.Module) -> bool:
@@ -91,6 +96,29 @@ def dense_weight(layer: nn.Module | Tensor) -> Tensor:
 
 def dequantised(layer: nn.Module) -> Tensor:
     """W_q [m, n], dense, of a quantised layer."""
+    bits = _dequantised_bits(layer)
+    kept: KeptTriplets | None = getattr(layer, "kept_triplets", None)
+    return bits if kept is None else bits + kept.product().to(bits.dtype)
+
+
+def rounded(layer: nn.Module) -> Tensor:
+    """What `dequantised` would give if the layer kept no triplets: every weight rounded by itself, [m, n]."""
+    if not hasattr(layer, "kept_triplets"):
+        return dequantised(layer)
+    from bitsandbytes import functional
+
+    dense, own = dense_weight(layer), cast(Any, layer).weight
+    bits, state = functional.quantize_4bit(
+        dense.flatten(),
+        blocksize=own.blocksize,
+        compress_statistics=own.compress_statistics,
+        quant_type=own.quant_type,
+    )
+    return functional.dequantize_4bit(bits, state).view(dense.shape)
+
+
+def _dequantised_bits(layer: nn.Module) -> Tensor:
+    """W_q [m, n] less the triplets that the layer keeps beside its bits."""
     from bitsandbytes import functional
 
     # PEFT's `dequantize_module_weight` puts a new parameter into an 8-bit layer on a CPU, which then cannot run.
@@ -134,7 +162,51 @@ def unpack(layer: nn.Module) -> None:
 def _multiply(layer: nn.Module, x: Tensor) -> Tensor:
     """What a 4-bit layer is to give on a CPU."""
     dtype, bias = cast(Any, layer).compute_dtype or x.dtype, cast("Tensor | None", layer.bias)
-    return F.linear(x.to(dtype), dequantised(layer).to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+    weight = _dequantised_bits(layer).to(dtype)
+    return F.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+class KeptTriplets(nn.Module):
+    """The largest singular triplets of a 4-bit layer's dense weight; the layer's bits hold only what they leave.
+
+    The layer keeps this as `kept_triplets`, and computes Q(W − U S Vᵀ) x + U (S Vᵀ x).
+    """
+
+    u: Tensor  # [m, r]
+    svt: Tensor  # [r, n]
+
+    def __init__(self, u: Tensor, svt: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("u", u)
+        self.register_buffer("svt", svt)
+
+    def product(self) -> Tensor:
+        return self.u @ self.svt
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., n] → [..., m]
+        return F.linear(F.linear(x.to(self.u.dtype), self.svt), self.u).to(x.dtype)
+
+
+def keep_triplets(layer: nn.Module, rank: int) -> None:
+    """Quantises a 4-bit layer anew, except for the `rank` largest triplets of its dense weight, which it keeps."""
+    dense, old = dense_weight(layer), cast(Any, layer).weight
+    u, s, vt = decompose(dense, min(rank, *dense.shape))
+    kept = KeptTriplets(u.to(dense.dtype), (s[:, None] * vt).to(dense.dtype))
+    rest = dense - kept.product()
+    cast(Any, layer).weight = type(old)(
+        rest,
+        quant_type=old.quant_type,
+        compress_statistics=old.compress_statistics,
+        blocksize=old.blocksize,
+        quant_storage=old.quant_storage,
+        module=layer,
+    ).to(old.device)
+    cast(Any, layer).kept_triplets = kept
+    layer.register_forward_hook(_with_triplets)
+
+
+def _with_triplets(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output + cast(Any, layer).kept_triplets(inputs[0])
 
 
 def floating_dtype(parameters: Iterable[nn.Parameter]) -> torch.dtype:

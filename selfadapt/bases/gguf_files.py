@@ -89,7 +89,7 @@ def float32_bytes(file: Path) -> int:
     try:
         return 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
     except (ValueError, IndexError) as error:
-        raise UserError(f"cannot load '{file}': it is no whole GGUF file ({error})") from error
+        raise UserError(f"cannot load '{file}': it is not a complete GGUF file ({error}); fetch it again") from error
 
 
 def check_room(folder: Path, needed: int) -> None:

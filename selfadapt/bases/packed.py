@@ -83,8 +83,8 @@ def check_packed(quantization: Mapping[str, Any], source: str) -> None:
     if bits not in {"gptq": (2, 4, 8), "awq": (4,)}[method] or kind not in known or quantization.get("dynamic"):
         what = f"{bits} bits" + (f", {kind}" if kind else "") + (", dynamic" if quantization.get("dynamic") else "")
         raise UserError(
-            f"{source!r} is packed in a way that is not read here ({method}, {what}): name the checkpoint that it was "
-            "made from, with quantization='nf4' where memory is short"
+            f"{source!r} is packed in a way that is not supported ({method}, {what}); load the checkpoint that it was "
+            "made from, with quantization='nf4' if memory is short"
         )
 
 
@@ -103,12 +103,14 @@ def unpacked_folder(folder: Path, source: str) -> Path:
     check_packed(quantization, source)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{source!r} has no safetensors files, and packed weights are read from no others")
+        raise UserError(
+            f"{source!r} has no safetensors files, and packed weights are read only from those; save it as safetensors"
+        )
     kept = cache_folder() / "bases" / f"unpacked-{_identity(folder, files)}-{CONVERSION}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.parent / f".{kept.name}.lock"):
         if not kept.exists():
-            logger.warning("%s is unpacked, once, and kept in %s", source, kept)
+            logger.warning("unpacking %s, once, and keeping the result in %s", source, kept)
             with atomic_folder(kept) as unfinished:
                 _unpack(folder, files, config, quantization, unfinished)
     return kept
@@ -159,7 +161,9 @@ def _dense(
         elif part == "qweight":
             parts = [each for each in ("qweight", "qzeros", "scales", "g_idx") if f"{layer}.{each}" in found]
             if missing := {"qzeros", "scales"}.difference(parts):
-                raise UserError(f"the checkpoint has no {layer}.{min(missing)} beside {name}")
+                raise UserError(
+                    f"the checkpoint has {name}, but no {layer}.{min(missing)}; it is incomplete: fetch it again"
+                )
             read = {each: found[f"{layer}.{each}"].get_tensor(f"{layer}.{each}") for each in parts}
             weight = unpacked_weight(read, quantization)
             yield f"{layer}.weight", (weight if transposed else weight.T).contiguous()

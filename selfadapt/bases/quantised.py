@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from experts.outside.errors import UserError, not_installed, unknown
 from selfadapt.bases.packed import PACKED
@@ -29,20 +30,23 @@ logger = logging.getLogger(__name__)
 FARTHEST = 0.7  # ‖W_q − W‖ / ‖W_q‖; four bits have 0.1, and strangers 1.4
 READ = ("bitsandbytes", *PACKED, "fp8", "mxfp4", "compressed-tensors")
 """What checkpoints may be quantised by."""
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+"""As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight."""
 NAMED: dict[str, dict[str, Any]] = {
-    # As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight.
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "nf4": NF4,
+    "nf4-svd": {**NF4, "svd_rank": 128},
     "int8": {"load_in_8bit": True},
 }
+"""`svd_rank` is ours: the number of singular triplets to keep beside four bits. The rest is `BitsAndBytesConfig`'s."""
 
 
 def bitsandbytes_config(
     quantization: str | Mapping[str, Any], dtype: torch.dtype | str, config: PreTrainedConfig
-) -> BitsAndBytesConfig:
-    """What transformers is told, for a base of this configuration that is to be in few bits.
+) -> tuple[BitsAndBytesConfig, int]:
+    """What transformers needs to load a base of this configuration in few bits, and the number of triplets to keep.
 
     Args:
-        quantization: a name in `NAMED`, or arguments of transformers' `BitsAndBytesConfig`.
+        quantization: a name in `NAMED`, or such arguments.
         dtype: of all that is not quantised, and of the products of 4-bit weights unless they say another.
 
     Raises:
@@ -56,11 +60,14 @@ def bitsandbytes_config(
     if quantised_by(config) is not None:
         raise UserError("the checkpoint is quantised already: leave 'quantization' out")
     if find_spec("bitsandbytes") is None:
-        raise not_installed("a base of 4 or 8 bits", "bitsandbytes", "quantised")
+        raise not_installed("a base in 4 or 8 bits", "bitsandbytes", "quantised")
     arguments = dict(NAMED[quantization] if isinstance(quantization, str) else quantization)
     if arguments.get("load_in_4bit"):
         own = getattr(config, "dtype", None) if dtype == "auto" else dtype
         arguments.setdefault("bnb_4bit_compute_dtype", own or torch.float32)
+    kept = arguments.pop("svd_rank", 0)
+    if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0 or (kept and not arguments.get("load_in_4bit")):
+        raise UserError(f"svd_rank must be a number of singular triplets to keep beside load_in_4bit, not {kept!r}")
     known = signature(BitsAndBytesConfig).parameters
     for name in arguments:
         if name not in known:
@@ -69,23 +76,30 @@ def bitsandbytes_config(
         made = BitsAndBytesConfig(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"quantization {arguments!r} is none of bitsandbytes: {' '.join(str(error).split())}"
+            f"bitsandbytes does not take quantization {arguments!r}: {' '.join(str(error).split())}"
         ) from error
     if not (made.load_in_4bit or made.load_in_8bit):
-        raise UserError("quantization must be nf4 or int8, or have load_in_4bit or load_in_8bit among its arguments")
-    return made
+        raise UserError(f"quantization must be one of {', '.join(NAMED)}, or load_in_4bit or load_in_8bit and more")
+    return made, kept
 
 
-def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype, kept: int) -> None:
     """Tells each layer of a base that was quantised while it was loaded where its checkpoint has the dense weight.
 
     Where a checkpoint has other names, or no safetensors files, nothing is told, which is said: what the few bits stand
     for is decomposed then.
+
+    Args:
+        kept: the number of singular triplets to keep beside each layer's four bits.
+
+    Raises:
+        UserError: if there are triplets to keep of weights that the checkpoint does not have.
     """
     from safetensors import safe_open
     from torch import nn
 
-    from experts.svf.quantised import DenseWeight, is_quantised, is_transposed
+    from experts.svf.decomposition import each_matrix
+    from experts.svf.quantised import DenseWeight, is_quantised, is_transposed, keep_triplets
 
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -95,14 +109,23 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
     sources = {key: DenseWeight(files[key], key, dtype, is_transposed(layers[key])) for key in layers if key in files}
     near = (_is_near(layers[key], source) for key, source in sources.items())
     if sources.keys() != layers.keys() or not all(near):
+        if kept:
+            raise UserError(
+                f"the checkpoint in {folder} does not have the dense weights under the layers' names in safetensors "
+                "files, so their singular triplets cannot be kept; use quantization='nf4'"
+            )
         logger.warning(
-            "the checkpoint in %s does not have the dense weights by the layers' names: experts go by the singular "
-            "vectors of the quantised ones, and those of the dense base make another difference there",
+            "the checkpoint in %s has no dense weights under the layers' names: the quantised weights are decomposed "
+            "instead, and experts of the dense base have a different effect on them",
             folder,
         )
         return
     for key, layer in layers.items():
         layer.dense_source = sources[key]  # type: ignore[assignment]
+    if kept:
+        each_matrix(partial(keep_triplets, rank=kept), [*layers.values()], model.device)
+        # transformers would save the bits without the triplets.
+        cast(Any, model).hf_quantizer.is_serializable = lambda: False
 
 
 def _is_near(layer: nn.Module, source: DenseWeight) -> bool:
@@ -136,7 +159,7 @@ def dequantising(config: PreTrainedConfig, source: str) -> QuantizationConfigMix
         return None
     if method == "bitsandbytes":
         if find_spec("bitsandbytes") is None:
-            raise not_installed(f"the base {source!r}, of 4 or 8 bits,", "bitsandbytes", "quantised")
+            raise not_installed(f"the base {source!r}, in 4 or 8 bits,", "bitsandbytes", "quantised")
         return None
     if method == "fp8":
         return FineGrainedFP8Config(dequantize=True)
@@ -150,6 +173,6 @@ def dequantising(config: PreTrainedConfig, source: str) -> QuantizationConfigMix
             )
         return CompressedTensorsConfig(dequantize=True)
     raise UserError(
-        f"{source!r} is quantised ({method}), which is not read here ({', '.join(READ)} are): name the checkpoint that "
-        "it was made from, with quantization='nf4' where memory is short, or save it dequantised"
+        f"{source!r} is quantised ({method}), which is not supported ({', '.join(READ)} are); load the checkpoint that "
+        "it was made from, with quantization='nf4' if memory is short, or save a dequantised copy of it"
     )

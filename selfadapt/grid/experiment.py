@@ -92,7 +92,7 @@ def read_experiment(
             "or both"
         )
     if BASE in document["methods"]:
-        raise UserError(f"{path}: {BASE} is part of every grid, and no name for a method")
+        raise UserError(f"{path}: {BASE} is part of every grid, so no method can have that name; choose another")
     if quick:
         document = _quick(document, path)
 
@@ -103,12 +103,12 @@ def read_experiment(
         for block in ("domains", "unseen")
     )
     if both := sorted(domains.keys() & unseen.keys()):
-        raise UserError(f"{path}: {both[0]} is trained on, and so not unseen")
+        raise UserError(f"{path}: {both[0]} is trained on, so it is not unseen; name it in one of the two blocks")
     recipes = {name: _untrained(recipe, f"{path}: {name}") for name, recipe in (domains | unseen).items()}
     if unjudged := [name for name, recipe in recipes.items() if not is_judged(recipe.domain)]:
-        raise UserError(f"{path}: {unjudged[0]}: an experiment compares right answers: give judged_by")
+        raise UserError(f"{path}: {unjudged[0]}: an experiment compares right answers; give the domain judged_by")
     if any(recipe.chat_template_kwargs for recipe in recipes.values()):
-        raise UserError(f"{path}: an experiment asks in the base's usual way, without chat_template_kwargs")
+        raise UserError(f"{path}: an experiment takes no chat_template_kwargs; leave them out of its recipes")
     base = _base([*recipes.values()], path)
     model = base[0]
     evaluations = {
@@ -134,7 +134,10 @@ def read_experiment(
             trained += _trained(method, name, made, seen, reference=changes.get("reference", False))
     for cell in trained:
         if cell.recipe.training.max_new_tokens != evaluations[cell.trained_on].max_new_tokens:
-            raise UserError(f"{path}: {cell.method}: max_new_tokens is the domain's, and the same for every method")
+            raise UserError(
+                f"{path}: {cell.method}: max_new_tokens must be the same for every method; set it in the domain's "
+                "recipe"
+            )
     # The smallest seeds first: they choose the learning rates.
     return Experiment(path.stem + ("-quick" if quick else ""), [*cells, *sorted(trained, key=lambda cell: cell.seed)])
 
@@ -163,7 +166,7 @@ def _dispatchers(document: Mapping[str, Any], path: Path) -> tuple[list[str], li
         if name not in names:
             raise UserError(f"{path}: references: {unknown('dispatcher of this experiment', name, names)}")
     if both := sorted(document["methods"].keys() & set(names)):
-        raise UserError(f"{path}: {both[0]} is a dispatcher, and no name for a method")
+        raise UserError(f"{path}: {both[0]} names both a method and a dispatcher; rename the method")
     if not isinstance(document.get("library"), str | None):
         raise UserError(f"{path}: library must be a folder")
     return list(dict.fromkeys(names)), references
@@ -234,7 +237,7 @@ def _recipes(document: Mapping[str, Any], method: Mapping[str, Any], seeds: Any,
     training = document.get("training", {})
     rates = training.get("learning_rate")
     if rates == []:
-        raise UserError(f"{where}: learning_rate has no candidates")
+        raise UserError(f"{where}: learning_rate has no candidates; list at least one")
     for candidate in [{"learning_rate": rate} for rate in rates] if isinstance(rates, list) else [{}]:
         for seed in seeds:
             yield make(Recipe, {**document, "training": {**training, **candidate, "seed": seed}}, where)
@@ -244,7 +247,7 @@ def _quick(document: dict[str, Any], path: Path) -> dict[str, Any]:
     """The grid of the quick block: the names it has, with its values laid over theirs."""
     quick = _mapping(document.get("quick"), f"{path}: quick", FIELDS[:-1])
     if not quick:
-        raise UserError(f"{path} has no quick block, and so no quick grid")
+        raise UserError(f"{path} has no quick block; add one, or leave --quick out")
     smaller = document | {key: quick[key] for key in ("seeds", "dispatchers", "references", "library") if key in quick}
     smaller["recipe"] = merge(
         *(_with_blocks(d.get("recipe"), f"{path}: recipe", RECIPE_FIELDS) for d in (document, quick))

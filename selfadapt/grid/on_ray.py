@@ -68,7 +68,7 @@ class RayWorkers:
         except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, Interrupted) as error:
             self._deaths[cell.name] += 1
             if self._deaths[cell.name] < TRIES:
-                say(f"{cell.name}: its worker died, it is tried again")
+                say(f"{cell.name}: its worker died; trying it again")
                 return True
             lines = [failure(cell, error)]
         except (RaySystemError, RayTaskError) as error:
@@ -76,7 +76,9 @@ class RayWorkers:
             if isinstance(cause, UserError):
                 raise cause from error
             said = str(error).strip().splitlines()[-1]
-            raise UserError(f"Ray's workers, which need the same packages, cannot run {cell.name}: {said}") from error
+            raise UserError(
+                f"Ray's workers cannot run {cell.name}: {said}; they need the same packages as this machine"
+            ) from error
         if lines is None:
             return False
         add_results(self._work.results, lines)

@@ -54,12 +54,13 @@ def page(lines: Sequence[Line], rows: Sequence[Row]) -> str:
             f"""# Methods compared on `{base.model}` (fingerprint `{base.fingerprint}`)
 
 Greedy answers to the same items of the test split for every method. The step and the learning rate were chosen on the
-validation split. Intervals are 95 %: Wilson's for one seed, of other items; for several, around the mean over the
-seeds, of other items and other seeds, with Student's t for the few seeds. Differences are in points, with the p-value
-of an exact sign-flip permutation test over the items (for one seed each, McNemar's exact test). It speaks of these
-trained models on other items, not of other seeds. It is adjusted after Holm for all {comparisons} comparisons here,
-each counted once, and **bold** where that is below 0.05. Seconds are those of the training steps (or a few-shot
-search) alone, a mean over the seeds; memory is the process's peak, the base included, and the largest of the seeds.""",
+validation split. Intervals are 95 %. With one seed they are Wilson's and cover other items; with several they are
+around the mean over the seeds and cover other items and other seeds, with Student's t because the seeds are few.
+Differences are in points, with the p-value of an exact sign-flip permutation test over the items (for one seed each,
+McNemar's exact test). The test says something about these trained models on other items, not about other seeds. Its
+p-values are adjusted by Holm's method for all {comparisons} comparisons here, each counted once; those below 0.05 are
+in **bold**. Seconds are those of the training steps (or a few-shot search) alone, averaged over the seeds; memory is
+the process's peak, the base included, and the largest over the seeds.""",
             *sections,
             *_weights(rows),
             *_learning_rates(lines),
@@ -106,8 +107,8 @@ def _weights(rows: Sequence[Row]) -> list[str]:
     table += [[domain, method, *(f"{mixture.get(e, 0):.2f}" for e in experts)] for domain, method, mixture in mixed]
     head = """## Weights of the experts
 
-Means over the items; what is left over of 1 belongs to the base. Those of `few-shot`, the same for every item, were
-searched on a few training examples, and may be negative or sum to more.
+Means over the items; what is left of 1 belongs to the base. The weights of `few-shot`, the same for every item, were
+found by a search on a few training examples, and may be negative or sum to more than 1.
 
 """
     return [head + "\n".join(f"| {' | '.join(cells)} |" for cells in table)]

@@ -94,7 +94,7 @@ def check_results_folder(folder: Path) -> None:
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
     if RESULTS not in names and (others := sorted(names - FILES)):
         raise UserError(
-            f"{folder} holds other things than results, such as {others[0]}; name a new folder, or one of results"
+            f"{folder} holds things other than results, such as {others[0]}; name a new folder, or one with results"
         )
 
 
@@ -111,13 +111,13 @@ def read_results(path: Path) -> list[Line]:
     for where, _, entry in read_objects(path):
         version = entry.get("version")
         if version is None:
-            raise UserError(f"{where} is no line of results: remove it, and its cell is done again")
+            raise UserError(f"{where} is not a line of results: remove it, and its cell will be run again")
         if version != VERSION:
             raise UserError(
-                f"{where} is of version {version} of the results file, this program reads version {VERSION}; "
-                "choose another folder, or the program that wrote it"
+                f"{where} has version {version} of the results format, but this program reads version {VERSION}; "
+                "choose another folder, or use the program that wrote it"
             )
-        damaged = UserError(f"{where} is damaged: remove it, and its cell is done again")
+        damaged = UserError(f"{where} is damaged: remove it, and its cell will be run again")
         if set(entry) | OPTIONAL != known:
             raise damaged
         try:

@@ -70,7 +70,10 @@ def make_rows(lines: Sequence[Line]) -> list[Row]:
     for name in {name for name, _, _ in groups}:
         used = [line for (where, _, _), group in groups.items() if where == name for line in group]
         if len({(line.items, line.fingerprint) for line in used}) > 1:
-            raise UserError(f"the results on {name} are of different items or bases, and cannot be compared")
+            raise UserError(
+                f"the results on {name} are for different items or bases, and cannot be compared; run the experiment "
+                "again in a new folder"
+            )
 
     rows = []
     for (name, method, trained_on), group in groups.items():

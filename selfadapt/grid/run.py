@@ -67,7 +67,7 @@ def run_experiment(
     """
     if processes().num_processes > 1:
         raise UserError(
-            "a grid is shared by processes of its own, not by those of one training: start it several times"
+            "a grid does not run under torchrun or accelerate launch: to share it, start the command several times"
         )
     check_results_folder(output)
     results = output / RESULTS

@@ -81,10 +81,10 @@ class Compared:
         comparisons = sum(row.against is not None for row in self.rows)
         return f"""{lines}
 
-Intervals are 95 %: of one adapter Wilson's, of other questions; of several around their mean, of other questions and
-other descriptions. Differences are in points, with the p-value of an exact sign-flip permutation test over the
-questions (of one adapter each, McNemar's exact test), adjusted after Holm for all {comparisons} comparisons here, and
-**bold** where that is below 0.05."""
+Intervals are 95 %. For one adapter they are Wilson's and cover other questions; for several they are around the
+mean and cover other questions and other descriptions. Differences are in points, with the p-value of an exact
+sign-flip permutation test over the questions (for one adapter each, McNemar's exact test). The p-values are adjusted by
+Holm's method for all {comparisons} comparisons here; those below 0.05 are in **bold**."""
 
     def document(self) -> dict[str, Any]:
         """As JSON."""

@@ -91,7 +91,7 @@ def compare_on_benchmarks(
             folder is missing, or a network or adapter is damaged, or for another base; if there are several processes.
     """
     if processes().num_processes > 1:
-        raise UserError("benchmarks are judged by one process: start it without torchrun, or accelerate launch")
+        raise UserError("benchmarks run in one process: start the command without torchrun or accelerate launch")
     for folder in (network, adapters, multi_task, oracles):
         if folder is not None and not folder.is_dir():
             raise UserError(f"no such folder: {folder}")
@@ -149,8 +149,8 @@ class _Judge:
             own = {sample["doc_id"]: sample[metric] for sample in of_one if sample["filter"] == filter_name}
             if any(score not in (0, 1) for score in own.values()):
                 raise UserError(
-                    f"{name} is scored by {metric}, by which an answer is not right or wrong; take a task file of your "
-                    "own (--include-path) whose first metric is acc, acc_norm or exact_match"
+                    f"{name} is scored by {metric}, which does not call an answer right or wrong; use a task file of "
+                    "your own (--include-path) whose first metric is acc, acc_norm or exact_match"
                 )
             scores.append([int(own[document]) for document in sorted(own)])
         constant = None
@@ -182,9 +182,9 @@ class _Judge:
 def _named(loaded: Sequence[Any]) -> dict[str, Benchmark]:
     for each in loaded:
         if not isinstance(each, Benchmark):
-            raise UserError(f"{each.name!r} is a group of tasks; name the tasks themselves, a benchmark each")
+            raise UserError(f"{each.name!r} is a group of tasks; name the tasks in it instead")
         if each.OUTPUT_TYPE == "loglikelihood_rolling":
-            raise UserError(f"{each.task_name!r} scores texts, which are not right or wrong; name other benchmarks")
+            raise UserError(f"{each.task_name!r} scores whole texts, which are not right or wrong; leave it out")
     return {str(each.task_name): each for each in loaded}
 
 
@@ -202,7 +202,7 @@ def _described(names: Sequence[str], file: str | None) -> list[Task]:
         texts |= read_descriptions(find_descriptions(file))
     for name in names:
         if name not in texts:
-            raise UserError(f"nothing describes the benchmark {name!r}: give --descriptions a file with a line for it")
+            raise UserError(f"the benchmark {name!r} has no description: give --descriptions a file with a line for it")
     order = [*names, *(name for name in texts if name not in names)]
     return [Task(name, "test", texts[name][0], descriptions=texts[name]) for name in order]
 

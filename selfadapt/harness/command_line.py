@@ -42,7 +42,7 @@ def merged(option: str, given: Mapping[str, Any], named: Mapping[str, tuple[str,
     """
     for key, (own, value) in named.items():
         if value is not None and key in given:
-            raise UserError(f"{own} and {key} in {option} say the same; give one of them")
+            raise UserError(f"{own} and {key} in {option} set the same thing; give only one of them")
     return {**given, **{key: value for key, (_, value) in named.items() if value is not None}}
 
 
@@ -56,9 +56,9 @@ def multiturn(given: Sequence[str] | None, apply_chat_template: bool) -> bool:
         return apply_chat_template
     said = given[0].lower() if given else YES[0]
     if len(given) > 1 or said not in (*YES, *NO):
-        raise UserError(f"--fewshot-as-multiturn is true or false, not {' '.join(given)!r}")
+        raise UserError(f"--fewshot-as-multiturn must be true or false, not {' '.join(given)!r}")
     if said in YES and not apply_chat_template:
-        raise UserError("--fewshot-as-multiturn is of chats: give --apply-chat-template, too")
+        raise UserError("--fewshot-as-multiturn is for chats: give --apply-chat-template too")
     return said in YES
 
 
@@ -78,5 +78,5 @@ def sample_numbers(given: str) -> dict[str, list[int]]:
         for numbers in document.values()
     )
     if not whole:
-        raise UserError('--samples must say which documents of a task, such as {"arc_easy": [0, 1, 5]}')
+        raise UserError('--samples must list the documents of each task, as in {"arc_easy": [0, 1, 5]}')
     return {task: sorted({*numbers}) for task, numbers in document.items()}

@@ -105,9 +105,11 @@ def _check_samples(samples: Mapping[str, Sequence[int]], loaded: Sequence[Task |
     named = _named(loaded)
     for name, numbers in samples.items():
         if name not in named:
-            raise unknown("task of the samples", name, named)
+            raise unknown("task in the samples", name, named)
         if (last := max(numbers)) >= (length := len(named[name].eval_docs)):
-            raise UserError(f"the samples ask for document {last} of the task {name!r}, whose last one is {length - 1}")
+            raise UserError(
+                f"the samples ask for document {last} of the task {name!r}, but its last one is {length - 1}"
+            )
 
 
 def _check_shares(limit: float | None, samples: Mapping[str, Sequence[int]], loaded: Sequence[Task | Group]) -> None:
@@ -117,7 +119,7 @@ def _check_shares(limit: float | None, samples: Mapping[str, Sequence[int]], loa
         there = len(task.eval_docs)
         documents = len(samples.get(name, ())) or min(get_sample_size(task, limit) or there, there)
         if documents < count:
-            raise UserError(f"the task {name!r} has {documents} documents for {count} processes; start fewer of them")
+            raise UserError(f"the task {name!r} has {documents} documents for {count} processes; start fewer processes")
 
 
 def _named(loaded: Sequence[Task | Group]) -> dict[str, Task]:

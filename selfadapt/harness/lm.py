@@ -102,9 +102,9 @@ class SelfAdaptiveLM(HFLM):
             self.two_pass = _load(pretrained, library, dispatch or "none", dtype=dtype, device=device, **loading)
         engine = self.two_pass.engine
         if not isinstance(engine, NativeEngine):
-            raise UserError("lm-eval looks into the base, which only the native engine lets it")
+            raise UserError("lm-eval looks into the base, which only the native engine allows; use that engine")
         if isinstance(engine.tokenizer, ProcessorMixin):
-            raise UserError("lm-eval's tasks are put to bases that read text alone, not to a vision-language model")
+            raise UserError("lm-eval's tasks need a base that reads text alone, not a vision-language model")
         if engine.tokenizer.chat_template is not None:
             check_arguments(engine.tokenizer.chat_template, options.get("chat_template_args") or {})
         # HFLM warns that it ignores arguments if the model is loaded already; it gets none that it would ignore.
@@ -185,7 +185,7 @@ class SelfAdaptiveLM(HFLM):
             raise
         except ValueError as error:  # how transformers and lm-eval refuse arguments of `generate`
             said = " ".join(str(error).split())
-            raise UserError(f"generating ({dict(requests[0].args[1])}) does not work: {said}") from error
+            raise UserError(f"cannot generate with {dict(requests[0].args[1])}: {said}") from error
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         first: dict[Hashable, str] = {}

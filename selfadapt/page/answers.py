@@ -37,7 +37,7 @@ def read(prompt: str | None) -> str:
     if not text:
         raise UserError("there is no prompt yet; write one, or choose an example")
     if len(text) > LONGEST:
-        raise UserError(f"the prompt has {len(text):,} characters; here it may have {LONGEST:,}")
+        raise UserError(f"the prompt has {len(text):,} characters; at most {LONGEST:,} are allowed here")
     return text
 
 

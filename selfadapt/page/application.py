@@ -37,8 +37,8 @@ can be taken apart into <b>channels</b>: what a channel listens for, what it say
 That is all: a few thousand numbers, where the model has a hundred million. Which knobs help was found by trial and
 error with a reward (reinforcement learning): the model tried answers to problems of one kind, and right ones were
 rewarded.</p>
-<p>As an expert is only a set of knobs, two of them can be mixed like sounds at a mixing desk; all knobs in the middle
-is the base, exactly.</p></details>
+<p>As an expert is only a set of knobs, two of them can be mixed like sounds at a mixing desk; with all knobs in the
+middle, it is exactly the base.</p></details>
 """
 
 
@@ -71,5 +71,5 @@ def _head(served: Served) -> str:
     return (
         '<header class="sa-head"><h1>A model that adapts itself to your prompt</h1>'
         f"<p class='sa-lead'>One small language model, <b>{escape(served.base)}</b>, and its experts: {experts}. For "
-        f"each prompt the fitting expert is switched on, just for that answer.</p>{ABOUT}</header>"
+        f"each prompt, the expert that fits is switched on, just for that answer.</p>{ABOUT}</header>"
     )

@@ -17,7 +17,7 @@ FIRST = next(iter(EXAMPLES))
 
 
 def length_slider() -> gr.Slider:
-    return gr.Slider(8, 128, 16, step=8, label="Longest answer, in tokens (about words)")
+    return gr.Slider(8, 128, 16, step=8, label="Longest answer, in tokens (roughly words)")
 
 
 def status_line(name: str) -> gr.HTML:

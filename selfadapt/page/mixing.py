@@ -19,7 +19,7 @@ MOST = 12
 """The most sliders."""
 INTRODUCTION = """\
 Be the dispatcher yourself. Every slider is one expert: **0** leaves it out, **1** is the expert as it was trained,
-and above that it is exaggerated. All at 0 is the base. Move one, and the answer is written anew.
+and above that it is exaggerated. All at 0 is the base. Move one, and a new answer is written.
 """
 
 
@@ -49,9 +49,9 @@ def mixing_tab(served: Served) -> None:
         for own, base in side_by_side(served, text, mixture, int(new_tokens)):
             yield {written: pair(served.names, mixture[0], own, base)}
         total = round(sum(mixture[0].values()), 2)
-        rest = f", and {1 - total:.2f} the base's" if 0 < total < 1 else ""
+        rest = f", {1 - total:.2f} to the base" if 0 < total < 1 else ""
         loud = " More than one whole expert is on: louder than anything that was trained." if total > 1 else ""
-        yield {status: note(f"Done. {total:.2f} of the mixture is experts'{rest}.{loud}")}
+        yield {status: note(f"Done. {total:.2f} of the mixture belongs to experts{rest}.{loud}")}
 
     answer = {"fn": said(status, mix), "inputs": [prompt, tokens, *sliders], "outputs": [status, written]}
     # If a slider moves while an answer is written, another is written when it rests.

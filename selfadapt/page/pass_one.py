@@ -26,15 +26,13 @@ def verdict(served: Served, mixture: Mixture, considered: Considered | None, sec
     chosen = chips(mixture[0], served.names)
     title = f"<h3>Pass one <span class='sa-quiet'>({seconds:.2f} s)</span></h3>"
     if considered is None:
-        fixed = "Nobody is asked here: this is who answers every prompt, or a network wrote it for this one."
+        fixed = "Nothing is compared here: this one answers every prompt, or a network wrote it for this prompt."
         return f'<section class="sa-card">{title}<p class="sa-lead">{chosen}</p><p>{fixed}</p></section>'
     what = "similarity" if considered.scale == "cosine" else "probability"
     score, sure = considered.scores[0].max().item(), considered.probabilities[0].max().item()
     if mixture.is_base:
         lead = f"{chosen} answers."
-        why = (
-            f"The best {what}, {score:.2f}, is below the threshold, {considered.threshold:.2f}: no expert is for this."
-        )
+        why = f"The best {what}, {score:.2f}, is below the threshold, {considered.threshold:.2f}: no expert fits."
     else:
         lead = f"{chosen} answers, with a confidence of {sure:.0%}."
         why = f"The best {what}, {score:.2f}, reaches the threshold, {max(0.0, considered.threshold):.2f}."

@@ -20,9 +20,9 @@ from selfadapt.page.looks import chips, color_of, note
 from selfadapt.serving.served import Served
 
 INTRODUCTION = """\
-How does pass one know? A sentence encoder turns every prompt into a **point**, and prompts that mean alike lie close
-together. Small dots are prompts that an expert was trained on, a star is the middle of them. Your prompts are the
-numbered diamonds; each goes to the nearest star, or to the base where none is near.
+How does pass one know? A sentence encoder turns every prompt into a **point**, and prompts with similar meanings lie
+close together. Small dots are prompts that an expert was trained on, and a star marks their middle. Your prompts are
+the numbered diamonds; each goes to the nearest star, or to the base where none is near.
 """
 
 
@@ -30,7 +30,7 @@ def map_tab(served: Served) -> None:
     gr.Markdown(INTRODUCTION)
     with gr.Row():
         prompts = gr.Textbox(
-            "\n".join(EXAMPLES), label="Prompts to find on the map, one a line", lines=3, max_lines=8, scale=5
+            "\n".join(EXAMPLES), label="Prompts to find on the map, one per line", lines=3, max_lines=8, scale=5
         )
         go = gr.Button("Draw the map", variant="primary", scale=1, min_width=140, elem_id="map-go")
     status = status_line("map-status")
@@ -63,7 +63,9 @@ def _drawn(served: Served, prompts: list[str]) -> str:
     centroids = dispatcher.centroids  # [K, d]
     everything = torch.cat([*stored.values(), centroids])
     if len(everything) < 3:
-        raise UserError("the library keeps no embeddings of training prompts, and two experts make no map")
+        raise UserError(
+            "the library has too little for a map, which needs three experts, or embeddings of training prompts"
+        )
     directions = plane(centroids if len(centroids) > 2 else everything)
     dots = [Dots((own @ directions).numpy(), color_of(name, names), [name] * len(own)) for name, own in stored.items()]
     # A centroid has length 1, but the mean of its prompts is shorter; the picture shows the mean.

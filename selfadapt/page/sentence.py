@@ -18,7 +18,7 @@ from selfadapt.serving.served import Served
 INTRODUCTION = """\
 Nobody trains anything here. A **network** reads one sentence that describes a task and writes an adapter for it at
 once; then a prompt is answered with that adapter switched on. The network that comes with the built-in base knows the
-four kinds of problems of its experts, and writes hardly more than nothing for everything else.
+four kinds of problems of its experts, and writes next to nothing for anything else.
 """
 
 
@@ -39,7 +39,7 @@ def sentence_tab(served: Served) -> None:
 
     def write(described: str, asked: str, new_tokens: int) -> Iterator[Shown]:
         task, text = read(described), read(asked)
-        yield {status: note("The network writes …")}
+        yield {status: note("The network is writing …")}
         mixture = writer()([task])  # while it exists, the written adapter is kept
         yield {status: note("Answering …")}
         for own, base in side_by_side(served, text, mixture, int(new_tokens)):

@@ -22,8 +22,8 @@ from selfadapt.serving.served import Served
 MOST = 12
 """The most prompts at once."""
 INTRODUCTION = """\
-A line is a prompt. All are answered **at the same time, in one batch**, and every one under an expert of its own: no
-copies of the model are made, and nobody waits for anybody.
+Each line is a prompt. All are answered **at the same time, in one batch**, each under an expert of its own: no copies
+of the model are made, and none waits for another.
 """
 MORE = (
     "State the final answer to the following arithmetic problem: 4 + 9 - 2 =",
@@ -33,7 +33,7 @@ MORE = (
 
 def several_tab(served: Served) -> None:
     gr.Markdown(INTRODUCTION)
-    prompts = gr.Textbox("\n".join([*EXAMPLES, *MORE]), label="Prompts, one a line", lines=6, max_lines=MOST)
+    prompts = gr.Textbox("\n".join([*EXAMPLES, *MORE]), label="Prompts, one per line", lines=6, max_lines=MOST)
     tokens = length_slider()
     go = gr.Button("Answer all", variant="primary", elem_id="several-go")
     status = status_line("several-status")
@@ -42,7 +42,7 @@ def several_tab(served: Served) -> None:
     def ask(asked: str, new_tokens: int) -> Iterator[Shown]:
         lines = [read(line) for line in (asked or "").splitlines() if line.strip()] or [read("")]
         if len(lines) > MOST:
-            raise UserError(f"there are {len(lines)} prompts; here {MOST} may be asked at once")
+            raise UserError(f"there are {len(lines)} prompts; at most {MOST} may be asked at once")
         yield {status: note("Pass one: who should answer what?")}
         mixture, _ = consider(served, lines)
         start, rows = time.perf_counter(), [Answer() for _ in lines]

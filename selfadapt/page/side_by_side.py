@@ -27,7 +27,7 @@ def pair(names: Sequence[str], weights: dict[str, float], own: Answer, base: Ans
     if base is None:
         cards.append(
             '<div class="sa-card"><h3>The base alone</h3><p class="sa-quiet">No expert has a part in this answer: '
-            "it is the base's, letter by letter.</p></div>"
+            "it is the base's, letter for letter.</p></div>"
         )
     else:
         cards.append(_answer(f"The same prompt, {chips({}, names)} alone", base, color_of(BASE, names)))

@@ -50,7 +50,7 @@ def trainings_tab(folder: Path) -> gr.Timer:
             return
         chosen = name or next(iter(found))
         if chosen not in found:
-            raise UserError(f"there is no run {chosen[:60]!r} any more")
+            raise UserError(f"the run {chosen[:60]!r} is no longer there; choose another")
         yield {one: choice, status: note(_state(found[chosen])), drawn: _shown(found[chosen], chosen)}
 
     action = said(status, look)

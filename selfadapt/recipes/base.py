@@ -22,7 +22,7 @@ class BaseBlock:
     """Run the code that comes with the checkpoint."""
 
     quantization: str | dict[str, bool | int | float | str] | None = added(None)
-    """nf4 or int8, by bitsandbytes while it is loaded; or arguments of transformers' BitsAndBytesConfig."""
+    """nf4, nf4-svd or int8, by bitsandbytes while it is loaded; or arguments of transformers' BitsAndBytesConfig."""
 
     def options(self) -> BaseOptions:
         """Those that are given."""

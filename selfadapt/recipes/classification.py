@@ -39,7 +39,7 @@ class Classification:
 
     def __post_init__(self) -> None:
         if len(self.recipes) < 2:
-            raise UserError(f"{self.name}: there must be at least two recipes whose domains are told apart")
+            raise UserError(f"{self.name}: recipes must name at least two recipes, whose domains are to be told apart")
 
     @property
     def answers(self) -> list[str]:

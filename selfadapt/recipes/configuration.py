@@ -108,7 +108,7 @@ class _EachKeyOnce(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if isinstance(key, str) and keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -117,7 +117,7 @@ def read_yaml(path: Path) -> Any:
     if DATA.search(path.name):
         kind = "jsonl" if ".jsonl" in path.name.lower() else "hub"
         raise UserError(
-            f"{path} holds data, and a YAML file is asked for, such as a recipe: its domain names the data, as "
+            f"{path} holds data, but a YAML file is needed, such as a recipe whose domain names the data: "
             f"{{kind: {kind}, path: {path}, …}}"
         )
     text = read_text(path)
@@ -180,7 +180,7 @@ def _check_one_name(where: str, given: Iterable[str], theirs: Mapping[str, str])
     given = set(given)
     for name, ours in theirs.items():
         if {name, ours} <= given:
-            raise UserError(f"{where} has both {name} and {ours}, two names of one thing: leave one of them out")
+            raise UserError(f"{where} has both {name} and {ours}, two names for one thing: leave one of them out")
 
 
 def _in_their_blocks(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _in_their_blocks(cls: type, document: Mapping[str, Any]) -> dict[str, Any]:
         inner = placed.get(block) or {}
         if name in placed and isinstance(inner, dict):
             if name in inner:
-                raise UserError(f"{name} is there twice, at the top and in {block}: leave one of them out")
+                raise UserError(f"{name} appears twice, at the top and in {block}: leave one of them out")
             placed[block] = inner | {name: placed.pop(name)}
     return placed
 
@@ -220,7 +220,7 @@ def _made(kind: Any, block: Any, path: tuple[str, ...]) -> Any:
     for name in block:
         if name not in known:
             if instead := getattr(cls, "elsewhere", lambda name: "")(name):
-                raise UserError(f"{at(name)} is no field here: {instead}")
+                raise UserError(f"{at(name)} is not a field here: {instead}")
             raise unknown("field", at(name), map(at, known))
     # If a choice has to be made, the error asks for that, not for its field.
     block = {name: {} for name in choices_of(cls) if _is_required(known[name])} | block

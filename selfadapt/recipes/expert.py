@@ -68,7 +68,7 @@ class Recipe:
         if isinstance(self.training, Reinforce):
             if not is_judged(self.domain):
                 raise UserError(
-                    "domain.judged_by: reinforce needs what says which answers are right; next_token does not"
+                    "domain.judged_by is missing: reinforce needs to know which answers are right; next_token does not"
                 )
             if len(reinforced(self.domain)) == 1:  # the model card says what was done
                 rewards = self.training.rewards(own_reward(self.domain) is not None)
@@ -93,7 +93,7 @@ class Recipe:
             try:
                 write_prompts(folder, self.domain.load("train")[:PROMPTS]["prompt"])
             except UserError as error:
-                print(f"what was trained is dispatched to by its description alone: {error}", file=sys.stderr)
+                print(f"dispatch will go by the description alone, without training prompts: {error}", file=sys.stderr)
 
         return Run(output, self.to_dict(), resume, replace, log_completions, beside)
 
@@ -112,7 +112,9 @@ def read_recipe(path: Path) -> Recipe:
     if isinstance(document, dict):
         for block in (document, document.get("training")):
             if isinstance(block, dict) and "output_dir" in block:
-                raise UserError(f"{path}: output_dir is no part of a recipe: `selfadapt train` has --output-dir")
+                raise UserError(
+                    f"{path}: output_dir is not part of a recipe; give it to `selfadapt train` as --output-dir"
+                )
     return make(Recipe, document, path)
 
 

@@ -85,7 +85,7 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
     training = recipe.training
     if recipe.data.path is None and not isinstance(training, Reconstruction):
         raise UserError(
-            "data.path is null, and this training needs instances of tasks; only reconstruction does without"
+            "data.path is null, but this training needs instances of tasks; set it (only reconstruction needs none)"
         )
     options: BaseOptions = {"dtype": recipe.dtype, **recipe.base.options()}
     base, tasks = base_named(recipe.model, **options), recipe.data.load()

@@ -100,7 +100,7 @@ class Answering:
 
     def _texts(self, options: CompletionOptions) -> Prompts:
         if isinstance(self.served.engine.tokenizer, ProcessorMixin):
-            raise UserError("this base sees pictures, and answers chats alone; ask /v1/chat/completions")
+            raise UserError("this base reads pictures and answers only chats; use /v1/chat/completions")
         given = options.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             given = cast(Any, [given])
@@ -114,7 +114,7 @@ class Answering:
                 ids.append(cast(list[int], self.tokenizer(prompt)["input_ids"]))
             else:
                 if not all(0 <= token < size for token in prompt):
-                    raise UserError(f"prompt has a token that is none of the base's, which are from 0 to {size - 1}")
+                    raise UserError(f"prompt has a token that the base does not have; its tokens are 0 to {size - 1}")
                 texts.append(cast(str, self.tokenizer.decode(prompt)))
                 ids.append(prompt)
         return Prompts(texts, ids)
@@ -217,7 +217,7 @@ class Answers:
 
 def _top(options: ChatOptions) -> int | None:
     if options.top_logprobs and not options.logprobs:
-        raise RequestError(400, "top_logprobs needs logprobs: true beside it", param="top_logprobs")
+        raise RequestError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     return (options.top_logprobs or 0) if options.logprobs else None
 
 

@@ -86,7 +86,10 @@ async def _refused(request: Request, error: RequestError) -> Response:
 
 
 async def _not_routed(request: Request, error: HTTPException) -> Response:
-    said = {404: f"there is nothing at {request.url.path[:100]}", 405: f"{request.method} is not for this address"}
+    said = {
+        404: f"there is nothing at {request.url.path[:100]}",
+        405: f"{request.method} is not allowed at this address",
+    }
     return RequestError(error.status_code, said.get(error.status_code, error.detail), headers=error.headers).response
 
 

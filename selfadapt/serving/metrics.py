@@ -18,10 +18,13 @@ class Metrics:
             "selfadapt_requests", "Requests, by route and status.", ["route", "status"], registry=own
         )
         self.tokens = Counter(
-            "selfadapt_tokens", "Tokens of prompts, kept of earlier ones, of answers.", ["kind"], registry=own
+            "selfadapt_tokens",
+            "Tokens, by kind: prompt, kept (known from an earlier prompt), answer.",
+            ["kind"],
+            registry=own,
         )
         self.dispatch = Histogram(
-            "selfadapt_dispatch_seconds", "Pass one: who is to answer.", buckets=SECONDS, registry=own
+            "selfadapt_dispatch_seconds", "Pass one: choosing who answers.", buckets=SECONDS, registry=own
         )
         self.answer = Histogram(
             "selfadapt_answer_seconds", "Pass two: until the answers are complete.", buckets=SECONDS, registry=own
@@ -32,8 +35,8 @@ class Metrics:
         self.shares = Counter(
             "selfadapt_expert_share", "Sum of the experts' weights over all answers.", ["expert"], registry=own
         )
-        self.queue = Gauge("selfadapt_queued_answers", "Answers that wait.", registry=own)
-        self.batch = Gauge("selfadapt_batch_rows", "Answers that are being written.", registry=own)
+        self.queue = Gauge("selfadapt_queued_answers", "Answers waiting for a place.", registry=own)
+        self.batch = Gauge("selfadapt_batch_rows", "Answers being written.", registry=own)
 
     def count(self, mixture: Mixture, answers: int) -> None:
         """Counts who has a part in this many answers to each prompt; what is left of Σα = 1 is the base's."""

@@ -146,7 +146,5 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError as error:
-        raise UserError(
-            f"{host}:{port} cannot be listened at: {error.strerror}; choose another --port or --host"
-        ) from error
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host") from error
     return listening

@@ -68,7 +68,7 @@ class Options(BaseModel):
         """How tokens are chosen; by default they are drawn at a temperature of 1, as OpenAI's are."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > MOST_STOPS:
-            raise RequestError(400, f"stop has {len(stop)} texts; at most {MOST_STOPS} may be", param="stop")
+            raise RequestError(400, f"stop has {len(stop)} texts; at most {MOST_STOPS} are allowed", param="stop")
         always: dict[str, Any] = {
             "stop": [whole_text(text, "a text in stop") for text in stop],
             "repetition_penalty": self.repetition_penalty or 1.0,
@@ -110,7 +110,7 @@ class ChatOptions(Options):
         arguments = dict(self.chat_template_kwargs or {})
         if self.tools and self.tool_choice != "none":
             if self.tool_choice not in (None, "auto"):
-                raise RequestError(400, "tool_choice may be auto or none here: nothing makes a base call a tool")
+                raise RequestError(400, "tool_choice must be auto or none: nothing here can make a base call a tool")
             arguments["tools"] = self.tools
         if self.response_format not in (None, *IDLE["response_format"]):
             arguments["response_format"] = self.response_format
@@ -152,7 +152,7 @@ def read_request(kind: type[Asked], body: bytes) -> Asked:
         raise RequestError(400, "the request is nested too deep") from None
     for name, value in (asked.model_extra or {}).items():
         if name not in HARMLESS and value is not None and value not in IDLE.get(name, ()):
-            raise RequestError(400, f"{name[:60]} is not done here; leave it out", param=name[:60])
+            raise RequestError(400, f"{name[:60]} is not supported here; leave it out", param=name[:60])
     return asked
 
 

@@ -70,7 +70,9 @@ class Served:
             try:
                 self._take_over(ExpertLibrary.open(self._folder), seen != self._seen)
             except (UserError, OSError, Stopped) as error:  # it is being written, or damaged: keep what was there
-                logger.warning("the library %s cannot be read, and stays as it was: %s", self._folder, error)
+                logger.warning(
+                    "the library %s cannot be read; its experts are served as before: %s", self._folder, error
+                )
             self._seen = seen
 
     def _take_over(self, library: ExpertLibrary, changed: bool) -> None:

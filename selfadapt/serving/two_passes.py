@@ -148,7 +148,7 @@ def _written(request: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(request, allow_nan=False).encode()
     except ValueError as error:
-        raise UserError("the request holds NaN or a number beyond all bounds, which JSON does not have") from error
+        raise UserError("the request holds NaN or an infinite number, which JSON does not have") from error
 
 
 def _prompt(request: Mapping[str, Any]) -> str | Chat:

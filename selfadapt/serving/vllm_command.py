@@ -88,7 +88,7 @@ def vllm_arguments(
     """
     if not library.names:
         raise UserError(
-            f"the library {library.folder} has no experts, which vLLM needs; serve the base with vLLM itself"
+            f"the library {library.folder} has no experts to serve; add some, or serve the base alone with `vllm serve`"
         )
     adapters = [library.adapter(name) for name in library.names]
     matrices = {matrix for one in adapters for matrix in (one.a if isinstance(one, Lora) else one.z)}

@@ -46,11 +46,11 @@ class MixtureResolver(LoRAResolver):
         check_base(base_model_name)
         mixture = read_mixture_name(lora_name, loras.library)
         if mixture.is_base:
-            raise UserError(f"{lora_name!r} is the base itself; ask for that, or for no model")
+            raise UserError(f"{lora_name!r} is the base itself; name the base, or no model")
         if not loras.holds(mixture):  # vLLM may come back for the file at any time, and will not ask again
             if self._kept == loras.keep:
                 raise UserError(
-                    f"{loras.keep} mixtures are on disk, and only the middleware knows which are needed no more; "
+                    f"{loras.keep} mixtures are on disk, and only the middleware knows which are no longer needed; "
                     "start the server with --middleware selfadapt.serving.TwoPasses"
                 )
             self._for_good.enter_context(loras.hold(mixture))

@@ -49,7 +49,7 @@ def adapt(
     from selfadapt.named_experts import adapt_to_examples
 
     if output.is_dir():
-        raise UserError(f"{output} is a folder; --output names a file, such as MIX.json")
+        raise UserError(f"{output} is a folder; --output must be a file, such as MIX.json")
     options = Search(per=per, population=population, generations=generations, max_new_tokens=max_new_tokens, seed=seed)
     found = adapt_to_examples(
         Jsonl(name="examples", description="", path=str(examples), judged_by=judged_by),
@@ -58,7 +58,7 @@ def adapt(
         model,
         library,
         lambda generation, reward, likelihood: print(
-            f"generation {generation}/{generations}: best right {reward:.0%}, log-likelihood {likelihood:.2f}",
+            f"generation {generation}/{generations}: best {reward:.0%} right, log-likelihood {likelihood:.2f}",
             file=sys.stderr,
         ),
         **base.options(),

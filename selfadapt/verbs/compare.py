@@ -48,14 +48,14 @@ def compare(
     from selfadapt.grid.results import CELLS, RESULTS, collect_results
 
     if cells is not None and on is not None:
-        raise UserError("--cells is for jobs that know nothing of each other, --on ray for one; give one of them")
+        raise UserError("--cells is for several independent jobs, --on ray for one; give only one of them")
     if on is not None:
         import selfadapt.grid.on_ray  # noqa: F401 (it asks for Ray before anything else)
     failed = []
     if experiment.endswith(".jsonl"):
         for name, given in (("cells", cells), ("on", on), ("model", model), ("test-size", test_size)):
             if given is not None:
-                raise UserError(f"--{name} is of an experiment; a results file has no cells to run")
+                raise UserError(f"--{name} is for an experiment; a results file has no cells to run: leave it out")
         results = Path(experiment)
         if results.name == RESULTS:
             collect_results(results)
@@ -89,5 +89,5 @@ def _share(text: str) -> Share:
 
     numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if numbers is None:
-        raise UserError(f"--cells takes I/N, the I-th of N shares of the cells, such as 1/4, and not {text!r}")
+        raise UserError(f"--cells takes I/N, the I-th of N shares of the cells, such as 1/4, not {text!r}")
     return Share(*map(int, numbers.groups()))

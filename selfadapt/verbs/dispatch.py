@@ -42,7 +42,9 @@ def dispatch(
     if not prompts and evaluate is None and calibrate is None:
         raise UserError("there is no prompt to dispatch; give one or more, or --evaluate LABELLED.jsonl")
     if prompts and evaluate is not None:
-        raise UserError("--evaluate measures on labelled prompts; leave the others out, or dispatch them by themselves")
+        raise UserError(
+            "--evaluate measures on labelled prompts; leave the others out, or dispatch them in another run"
+        )
     done = ask_dispatcher(dispatch, Asked(prompts, calibrate, evaluate, output), model, library, **base.options())
     if done.report is not None:
         show(done.report, json, str(output / "report.md"))

@@ -19,7 +19,7 @@ def evaluate(
     model_args: tuple[str, ...] = (),
     device: str | None = None,
     dtype: str | None = None,
-    quantization: Literal["nf4", "int8"] | None = None,
+    quantization: Literal["nf4", "nf4-svd", "int8"] | None = None,
     include_path: Path | None = None,
     limit: float | None = None,
     samples: str | None = None,
@@ -74,9 +74,9 @@ def evaluate(
     if seed is not None:
         check_whole("--seed", seed, least=0, most=SEEDS)
     if limit is not None and samples is not None:
-        raise UserError("--limit and --samples both say which documents; give one of them")
+        raise UserError("--limit and --samples both say which documents; give only one of them")
     if chat_template_kwargs and not apply_chat_template:
-        raise UserError("--chat-template-kwargs are of chats: give --apply-chat-template, too")
+        raise UserError("--chat-template-kwargs are for chats: give --apply-chat-template too")
     if log_samples and output_path is None and not json:
         raise UserError("--log-samples needs a place for the samples: give --output-path or --json")
     for file in (output_path, use_cache):
@@ -140,7 +140,7 @@ def check_numbers(limit: float | None, num_fewshot: int | None) -> None:
     from experts.outside.errors import UserError, check_whole
 
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit.is_integer())):
-        raise UserError(f"--limit must be a whole number of documents, or a share of them above 0, not {limit:g}")
+        raise UserError(f"--limit must be a whole number of documents, or a share between 0 and 1, not {limit:g}")
     if num_fewshot is not None:
         check_whole("--num-fewshot", num_fewshot, least=0)
 

@@ -35,7 +35,7 @@ def experts_list(library: Path | None = None, model: str | None = None, json: bo
         f"{name}{' (LoRA)' if name in loras else ''}: {description or '(no description)'}"
         for name, description in descriptions.items()
     ]
-    show(document, json, "\n".join(lines) or f"{experts.folder} is empty: the base")
+    show(document, json, "\n".join(lines) or f"{experts.folder} is empty: the base alone answers")
 
 
 def experts_show(

@@ -47,8 +47,8 @@ def export(
         raise UserError("--rank and --texts belong to --format lora; a merged checkpoint keeps all of the expert")
     if format == "merged" and base.quantization is not None:
         raise UserError(
-            "rounding to few bits would swallow what an expert changes; leave out --quantization and quantise what is "
-            "merged, or take --format lora"
+            "rounding to few bits would swallow what an expert changes; leave out --quantization and quantise the "
+            "merged checkpoint, or use --format lora"
         )
     if rank is not None:
         check_whole("--rank", rank)

@@ -19,7 +19,7 @@ class Loading:
     """What it computes in; by default float32 on a CPU and the checkpoint's own on an accelerator."""
     device: str | None = None
     """Where it computes, such as cuda:1 or cpu; by default the accelerator, if there is one."""
-    quantization: Literal["nf4", "int8"] | None = None
+    quantization: Literal["nf4", "nf4-svd", "int8"] | None = None
     """Load it in four or eight bits, by bitsandbytes."""
 
     def options(self) -> BaseOptions:

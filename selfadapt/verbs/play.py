@@ -27,8 +27,8 @@ def play(
         model: a built-in name, a hub id or a folder; by default the library's base.
         library: a folder of experts, or a repository on the hub; by default those that come with the base.
         dispatch: who chooses the experts; by default "embedding".
-        host: the address to listen at; 0.0.0.0 lets other machines in.
-        port: the port to listen at.
+        host: the address to listen on; 0.0.0.0 lets other machines in.
+        port: the port to listen on.
         runs: the folder whose trainings are shown, including those that are still running.
         rows: answers that are written at once; more need more memory.
         queue: answers that may wait for a place.

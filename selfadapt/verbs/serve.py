@@ -35,8 +35,8 @@ def serve(
             be added and removed while the server runs.
         dispatch: who chooses the experts where a client asks for the model "auto"; by default "embedding".
         engine: what runs the base: this library itself, or vLLM, where it is installed (docs/serving.md).
-        host: the address to listen at; 0.0.0.0 lets other machines in.
-        port: the port to listen at.
+        host: the address to listen on; 0.0.0.0 lets other machines in.
+        port: the port to listen on.
         api_key: what clients must send; $SELFADAPT_API_KEY does the same without a trace in the list of processes.
         rows: answers that are written at once, 32 by default; more need more memory.
         queue: answers that may wait for a place, 256 by default; beyond it clients are told to try again (429).
@@ -55,24 +55,24 @@ def serve(
             check_whole(name, number)
     key = api_key if api_key is not None else os.environ.get(KEY)
     if key is not None and (not key or not key.isascii() or not key.isprintable()):
-        raise UserError(f"--api-key and ${KEY} must be letters, digits and marks of ASCII; leave them out for no key")
+        raise UserError(f"--api-key and ${KEY} must be printable ASCII and not empty; leave them out for no key")
     where: Any = {"host": host, "port": port, "api_key": key}
     if page and key is not None:
         raise UserError("a browser sends no API key: leave out --page, or the key")
     if engine == "vllm":
         if page:
-            raise UserError("--page is the native engine's; leave it out")
+            raise UserError("--page is only for the native engine; leave it out")
         if given := [
             name
             for name, value in {**natives, "--device": base.device, "--quantization": base.quantization}.items()
             if value is not None
         ]:
-            raise UserError(f"{given[0]} is the native engine's; leave it out")
+            raise UserError(f"{given[0]} is only for the native engine; leave it out")
         from selfadapt.serving.vllm_command import run_vllm
 
         run_vllm(model, library, dispatch, **where, rows=rows, dtype=base.dtype, options=vllm_options or {})
     if vllm_options:
-        raise UserError("--vllm-options are vLLM's; the native engine has none")
+        raise UserError("--vllm-options are for vLLM; leave them out for the native engine")
     try:
         from selfadapt.serving.running import run_native
     except ImportError as error:

@@ -219,14 +219,16 @@ def t2l_evaluate(
 
     compared_with: dict[str, Any] = {"adapters": adapters, "multi_task": multi_task, "oracles": oracles}
     if on_benchmarks.benchmarks is not None:
-        _refuse_given(on_tasks, "is of tasks of Natural Instructions; leave it out, or --benchmarks")
+        _refuse_given(on_tasks, "is for tasks of Natural Instructions; leave out either it or --benchmarks")
         compared_with |= {"network": network, "descriptions": descriptions, "trust_remote_code": trust_remote_code}
         return _on_benchmarks(on_benchmarks, model, base, compared_with, say, json)
-    _refuse_given(on_benchmarks, "is of benchmarks: name them with --benchmarks, too")
+    _refuse_given(on_benchmarks, "is for benchmarks: name them with --benchmarks")
     check_whole("--instances", on_tasks.instances)
     check_whole("--max-new-tokens", on_tasks.max_new_tokens)
     if on_tasks.split == "train" and oracles is None:
-        raise UserError("training tasks are for what learned their adapters: say with --oracles where these are")
+        raise UserError(
+            "--split train needs adapters that were trained on those tasks: give their folder with --oracles"
+        )
     how = asdict(on_tasks)
     data = TaskData(how.pop("tasks"), descriptions, validation_tasks=0)
     comparison = Comparison(network, **compared_with, **how, trust_remote_code=trust_remote_code)

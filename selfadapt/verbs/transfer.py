@@ -38,7 +38,7 @@ def transfer(
     from selfadapt.named_experts import transfer_expert
 
     if output is None and not compare:
-        raise UserError("nothing to do: name the folder of the new expert (--output), or --compare the bases")
+        raise UserError("nothing to do: name a folder for the new expert with --output, or give --compare")
     if output is not None:
         check_output(output)
     if shuffled is not None:

@@ -196,7 +196,7 @@ def test_spare_tokens_pad_if_the_model_has_a_row_for_them(
     ("name", "parts"),
     [
         ("smolm2-135m", ["unknown base model 'smolm2-135m'", "did you mean 'smollm2-135m'?", "hub id"]),
-        (__file__, ["is a file, and no .gguf file"]),
+        (__file__, ["is a file, but not a .gguf file"]),
         ("./nowhere/at/all", ["no such folder", "nowhere/at/all"]),
         ("nowhere.gguf", ["no such file", "nowhere.gguf"]),
     ],
@@ -246,7 +246,7 @@ def test_the_built_in_base_stands_for_its_original_where_there_is_no_hub(
     for _ in range(2):
         model, _ = load_base(ORIGINAL)
     assert fingerprint(model) == BUILT_IN_FINGERPRINT
-    (said,) = [record.getMessage() for record in caplog.records if "stands for" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "is used in its place" in record.getMessage()]
     assert BUILT_IN in said
     assert ORIGINAL in said
     with pytest.raises(UserError, match="hub could not be reached"):
@@ -390,7 +390,7 @@ def test_the_code_of_a_checkpoint_runs_only_if_one_says_so(tiny_folder: Path, tm
     ("options", "said"),
     [
         ({"revision": "main"}, "has no revision 'main'"),
-        ({"device": "cpu", "device_map": "auto"}, "give one of them"),
+        ({"device": "cpu", "device_map": "auto"}, "give only one of them"),
         ({"atn_implementation": "eager"}, "did you mean 'attn_implementation'"),
         ({"attn_implementation": "nothing"}, "nothing"),
         ({"chat_template_kwargs": {"thinks": True}}, "does not know the argument 'thinks'"),

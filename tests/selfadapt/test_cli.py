@@ -312,7 +312,7 @@ def test_adapt_finds_a_mistake_in_its_output_before_it_loads_the_base(
     (tmp_path / "examples.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n' * 4)
     adapt = ("adapt", tmp_path / "examples.jsonl", "--library", library.folder, "--model", "no/such/base")
     code, _, err = run(*adapt, "--output", tmp_path)
-    assert (code, err) == (1, f"error: {tmp_path} is a folder; --output names a file, such as MIX.json\n")
+    assert (code, err) == (1, f"error: {tmp_path} is a folder; --output must be a file, such as MIX.json\n")
     code, _, err = run(*adapt, "--output", tmp_path / "examples.jsonl" / "MIX.json")
     assert code == 1
     assert err.startswith("error: cannot write to")

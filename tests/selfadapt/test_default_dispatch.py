@@ -71,7 +71,7 @@ def test_without_an_encoder_the_base_answers_for_a_library_and_it_is_said(
     assert set(model.engine.experts) == {"a", "b"}  # for a dispatcher of the user's own
     [said] = lines(caplog)
     assert "pip install 'selfadapt[embedding]'" in said
-    assert "dispatch says who answers (a, b, prompt, none)" in said
+    assert "set dispatch to choose who answers (a, b, prompt, none)" in said
     code, out, err = run("generate", "hi", "--library", library.folder, "--max-new-tokens", 2, "--json")
     assert code == 0, err
     assert json.loads(out)["dispatch"] == "none"

@@ -97,7 +97,7 @@ def test_an_expert_becomes_a_lora_of_it(run: Any, library: ExpertLibrary, tiny_f
 
 def test_vllm_loads_the_base_by_itself(run: Any) -> None:
     code, out, err = run("serve", "--engine", "vllm", *NF4)
-    assert (code, out, err) == (1, "", "error: --quantization is the native engine's; leave it out\n")
+    assert (code, out, err) == (1, "", "error: --quantization is only for the native engine; leave it out\n")
 
 
 @pytest.mark.parametrize("verb", ["generate", "serve", "play", "dispatch", "adapt", "eval", "export", "t2l evaluate"])

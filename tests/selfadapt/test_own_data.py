@@ -110,7 +110,7 @@ def test_a_reward_of_ones_own_is_raw_and_others_are_signed(mine: Path, run: Any)
     change(mine, "domain", reward="last_number")
     assert read_recipe(mine).training.reward == "signed"  # type: ignore[union-attr]
     change(mine, "domain", judged_by="exact")
-    assert "domain has both reward and judged_by, two names of one thing" in run("train", mine)[2]
+    assert "domain has both reward and judged_by, two names for one thing" in run("train", mine)[2]
 
 
 def test_a_domain_of_ones_own(mine: Path, run: Any, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_next_tokens_need_no_judge(mine: Path, run: Any, tmp_path: Path) -> None
     document = yaml.safe_load(mine.read_text())
     del document["domain"]["reward"]
     mine.write_text(yaml.safe_dump(document))
-    assert "domain.judged_by: reinforce needs what says which answers are right" in run("train", mine)[2]
+    assert "domain.judged_by is missing: reinforce needs to know which answers are right" in run("train", mine)[2]
     document["training"] = {
         **{"objective": "next_token", "learning_rate": 0.05, "steps": 3, "sequences_per_step": 8},
         **{"max_new_tokens": 4, "validate_every": 1, "validation_size": 4},
@@ -226,7 +226,7 @@ def test_chats_may_end_with_their_answer(mine: Path, tmp_path: Path) -> None:
 
 
 def test_the_base_is_loaded_as_its_block_says(mine: Path, run: Any) -> None:
-    assert "is no hub id, and has no revision 'v1'" in run("train", mine, "--base.revision", "v1")[2]
+    assert "is not a hub id, so it has no revision 'v1'" in run("train", mine, "--base.revision", "v1")[2]
     document = yaml.safe_load(mine.read_text())
     mine.write_text(yaml.safe_dump(document | {"base": {"attn_implementation": "nothing"}}))
     code, _, err = run("train", mine)

@@ -57,7 +57,7 @@ def test_what_a_base_that_sees_cannot_do_is_refused(library: ExpertLibrary) -> N
     with pytest.raises(UserError, match="can only answer here"):
         model.loglikelihood([asked("red", "Which animal?")], ["a dog"])
     harness = pytest.importorskip("selfadapt.harness")
-    with pytest.raises(UserError, match="read text alone"):
+    with pytest.raises(UserError, match="need a base that reads text alone"):
         harness.SelfAdaptiveLM(model)
 
 

@@ -170,7 +170,7 @@ def test_adapters_are_reconstructed_and_everything_is_compared(run: Any, write_r
     assert {score["task"] for score in scores["written"]} == {path.name for path in (tmp_path / "each").iterdir()}
     assert len(scores["adapter of the task itself"]) == 3
     code, _, err = run(*on_train)
-    assert (code, "say with --oracles" in err) == (1, True)
+    assert (code, "give their folder with --oracles" in err) == (1, True)
 
 
 @pytest.mark.long
@@ -201,7 +201,7 @@ def test_experts_are_reconstructed(run: Any, write_recipe: Any, tmp_path: Path, 
         ({"data": {"path": "nowhere"}}, "no folder of tasks 'nowhere'"),
         ({"encoder": "all-minilm"}, "unknown text encoder 'all-minilm'"),
         ({"network": {"latent_size": 10}}, "multiple of 4"),
-        ({"data": {"path": None, "descriptions": "x"}}, "data.path is null, and this training needs instances"),
+        ({"data": {"path": None, "descriptions": "x"}}, "data.path is null, but this training needs instances"),
         ({"training": {"kind": "reconstruction", "steps": 1, "adapters": "nowhere"}}, "nowhere holds no adapters"),
     ],
 )

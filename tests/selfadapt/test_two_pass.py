@@ -189,7 +189,7 @@ def test_a_dispatcher_without_a_row_for_each_prompt_is_one_line(library: ExpertL
         lambda: model.loglikelihood(PROMPTS, ["a"] * 4),
     ]
     for call in calls:
-        with pytest.raises(UserError, match="4 rows, one a prompt"):
+        with pytest.raises(UserError, match="4 rows, one per prompt"):
             call()
     with pytest.raises(UserError, match="need a mixture of as many rows"):
         NativeEngine(model.model, model.tokenizer).generate(
@@ -294,7 +294,7 @@ def test_an_engine_that_does_not_exist_or_is_not_installed_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match="unknown engine 'vlm'; did you mean 'vllm'"):
         SelfAdaptiveModel.from_pretrained(library=library, engine="vlm")
-    with pytest.raises(UserError, match="the native engine has none"):
+    with pytest.raises(UserError, match="engine_options are for vLLM"):
         SelfAdaptiveModel.from_pretrained(library=library, engine_options={"seed": 1})
     monkeypatch.setattr("experts.engine.vllm.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed here: run pip install 'selfadapt\[vllm\]'"):
@@ -321,10 +321,10 @@ def test_how_to_answer_is_looked_at_before_anything_is_dispatched(
 
 
 def test_a_library_is_a_folder_or_a_name() -> None:
-    with pytest.raises(UserError, match="library must be a folder, a repository of the hub or a library, not 3"):
+    with pytest.raises(UserError, match="library must be a folder, a repository on the hub or a library, not 3"):
         SelfAdaptiveModel.from_pretrained(library=3)  # type: ignore[call-overload]
 
 
 def test_a_model_without_a_dispatcher_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="a dispatcher comes last"):
+    with pytest.raises(UserError, match="the dispatcher comes last"):
         SelfAdaptiveModel(tiny_model, tiny_tokenizer)  # type: ignore[call-overload]

@@ -199,7 +199,7 @@ def test_a_mistake_is_one_line(
         on_vllm.generate(PROMPTS[:1], max_new_tokens=100_000)
     with pytest.raises(UserError, match="leave out device"):
         SelfAdaptiveModel.from_pretrained(library=library, engine="vllm", device="cpu")
-    with pytest.raises(UserError, match=r"save_pretrained it"):
+    with pytest.raises(UserError, match="save_pretrained, and name that folder"):
         SelfAdaptiveModel.from_pretrained("some.gguf", library=library, engine="vllm")
     with pytest.raises(UserError, match="looks into the base"):
         SelfAdaptiveModel.from_pretrained(library=library, dispatch="prompt", engine="vllm")

@@ -22,19 +22,25 @@ from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint, is_rounding, sketch
 from experts.svf.quantised import dense_weight, dequantised, shape_of
 from selfadapt import load_base
+from selfadapt.bases.quantised import NAMED
 
 RANK = 4
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16], [20, 30, 40, 50, 60, 70]])
 
 
-@pytest.fixture(params=["nf4", "int8"])
+@pytest.fixture(params=["nf4", "nf4-svd", "int8"])
 def quantization(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
 def base(tiny_folder: Path, quantization: str) -> Any:
-    return load_base(tiny_folder, quantization=quantization)[0]
+    few = keeping(8) if quantization == "nf4-svd" else quantization  # by its name it keeps all that tiny matrices have
+    return load_base(tiny_folder, quantization=few)[0]
+
+
+def keeping(rank: int) -> dict[str, Any]:
+    return {**NAMED["nf4-svd"], "svd_rank": rank}
 
 
 def dense_copy(base: Any, tiny_model: Any) -> PeftModel:
@@ -72,7 +78,7 @@ def logits(model: Any, ids: Tensor = IDS) -> Tensor:
 
 def close(found: Tensor, wanted: Tensor, quantization: str) -> None:
     """Eight bits round what goes into a layer as well, by the largest of a batch."""
-    tolerance = 1e-4 if quantization == "nf4" else 0.05 * wanted.abs().max().item()
+    tolerance = 0.05 * wanted.abs().max().item() if quantization == "int8" else 1e-4
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
 
 
@@ -87,6 +93,26 @@ def test_rows_need_not_be_whole_blocks(tiny_folder: Path, tiny_model: Any) -> No
             torch.testing.assert_close(layer(x), x @ found.T)
             (gradient,) = torch.autograd.grad(layer(x).sum(), x)
             torch.testing.assert_close(gradient, found.sum(0).expand_as(x))
+
+
+def test_triplets_that_are_kept_leave_less_to_round(tiny_folder: Path, tiny_model: Any) -> None:
+    bases = [load_base(tiny_folder, quantization=few)[0] for few in ("nf4", keeping(8), keeping(16), "nf4-svd")]
+    for name, layer in tiny_model.named_modules():
+        if isinstance(layer, nn.Linear) and name != "lm_head":
+            layers = [base.get_submodule(name) for base in bases]
+            errors = [(dequantised(each) - layer.weight).norm().item() for each in layers]
+            assert errors == sorted(errors, reverse=True)
+            assert errors[-1] < 1e-5 * layer.weight.norm()
+            x = torch.randn(2, 3, layer.in_features)
+            for each in layers:
+                torch.testing.assert_close(each(x), x @ dequantised(each).T)
+    torch.testing.assert_close(logits(bases[-1]), logits(tiny_model.eval()))
+
+
+def test_bits_without_their_triplets_are_not_saved(tiny_folder: Path, tmp_path: Path) -> None:
+    base, _ = load_base(tiny_folder, quantization="nf4-svd")
+    with pytest.raises(ValueError, match="not serializable"):
+        base.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -211,6 +237,7 @@ def test_factors_have_the_dtype_of_the_base(tiny_folder: Path, quantization: str
         assert z.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_base_that_is_quantised_on_disk(base: Any, tiny_folder: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
     wanted, found = logits(base), fingerprint(base)
     base.save_pretrained(tmp_path / "saved")
@@ -252,6 +279,17 @@ def test_a_quantised_base_is_a_rounding_of_the_dense_one(base: Any, tiny_model: 
     assert not is_rounding(sketch(other), sketch(base))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_keeps_triplets_is_known_by_what_it_is_a_rounding_of(
+    tiny_folder: Path, tiny_model: Any, dtype: str
+) -> None:
+    base, plain = (load_base(tiny_folder, dtype=dtype, quantization=few)[0] for few in (keeping(8), "nf4"))
+    assert len({fingerprint(model) for model in (base, plain, tiny_model)}) == 3
+    assert is_rounding(sketch(tiny_model), sketch(base))
+    assert torch.equal(sketch(base).runs, sketch(plain).runs)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_gpt2_keeps_its_matrices_the_other_way_round(tmp_path: Path, quantization: str) -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)

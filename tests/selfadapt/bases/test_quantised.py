@@ -40,8 +40,11 @@ def test_linear_layers_are_quantised(tiny_folder: Path, quantization: Any, kind:
     [
         ("nf5", r"quantization 'nf5'.*nf4"),
         ({"load_in_4bits": True}, r"argument of quantization 'load_in_4bits'.*load_in_4bit"),
-        ({"load_in_4bit": 4}, "none of bitsandbytes"),
-        ({"bnb_4bit_quant_type": "nf4"}, "must be nf4 or int8, or have load_in_4bit"),
+        ({"load_in_4bit": 4}, "bitsandbytes does not take quantization"),
+        ({"bnb_4bit_quant_type": "nf4"}, "must be one of nf4, nf4-svd, int8, or"),
+        ({"load_in_8bit": True, "svd_rank": 4}, "svd_rank .* beside load_in_4bit"),
+        ({"load_in_4bit": True, "svd_rank": -1}, "svd_rank .* not -1"),
+        ({"load_in_4bit": True, "svd_rank": True}, "svd_rank .* not True"),
     ],
 )
 def test_what_means_nothing_is_refused(tiny_folder: Path, quantization: Any, message: str) -> None:

@@ -161,20 +161,20 @@ def test_overlay_keeps_what_it_is_not_told_to_change() -> None:
     [
         ({"method": {}}, "unknown field 'method'; did you mean 'methods'"),
         ({"methods": {}}, "methods is missing"),
-        ({"methods": {"base": {}}}, "base is part of every grid"),
+        ({"methods": {"base": {}}}, "base is part of every grid, so no method can have that name"),
         ({"methods": {"a/b": {}}}, "'a/b' cannot be a name"),
         ({"methods": {"svf": {"domain": {}}}}, "svf: unknown field 'domain'"),
         ({"methods": {"svf": {"adapt": 3}}}, "svf: adapt must be a mapping"),
         ({"methods": {"svf": {"seeds": 3}}}, "seeds must be a list"),
-        ({"methods": {"svf": {"training": {"max_new_tokens": 3}}}}, "the same for every method"),
+        ({"methods": {"svf": {"training": {"max_new_tokens": 3}}}}, "must be the same for every method"),
         ({"methods": {"svf": {"adapt": {"method": "lorra"}}}}, "svf on sums: unknown method 'lorra'"),
         ({"methods": {"svf": {"training": {"learning_rate": ["fast"]}}}}, "svf on sums: training.learning_rate"),
         ({"domains": {"sums": "smollm2-135m/sumz"}}, "unknown recipe 'smollm2-135m/sumz'"),
         ({"dispatchers": "prompt"}, "dispatchers must be a list of names"),
         ({"dispatchers": ["prompt"], "library": 3}, "library must be a folder"),
         ({"dispatchers": ["promt"]}, "unknown dispatcher or expert 'promt'; did you mean 'prompt'"),
-        ({"dispatchers": ["lora"]}, "lora is a dispatcher, and no name for a method"),
-        ({"unseen": {"sums": RECIPE}}, "sums is trained on, and so not unseen"),
+        ({"dispatchers": ["lora"]}, "lora names both a method and a dispatcher"),
+        ({"unseen": {"sums": RECIPE}}, "sums is trained on, so it is not unseen"),
         ({"unseen": {"x": {**RECIPE, "model": "other"}}}, "one experiment has one base, not other and smollm2-135m"),
         (
             {"unseen": {"x": {**RECIPE, "dtype": "bfloat16"}}},
@@ -254,7 +254,7 @@ def test_a_recipe_of_a_grid_asks_in_the_bases_usual_way(tmp_path: Path) -> None:
     document["recipe"] = {**document.get("recipe", {}), "chat_template_kwargs": {"enable_thinking": False}}
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(UserError, match="without chat_template_kwargs"):
+    with pytest.raises(UserError, match="takes no chat_template_kwargs"):
         read_experiment(path)
 
 

@@ -80,7 +80,7 @@ def test_a_killed_workers_cell_is_tried_again_to_the_results_of_one_machine(
         worker.kill()
     out, err = job.communicate()
     assert job.returncode == 0, err
-    assert "svf/numbers/lr0.05/seed0: its worker died, it is tried again" in " ".join(err.split())
+    assert "svf/numbers/lr0.05/seed0: its worker died; trying it again" in " ".join(err.split())
     assert {row["method"] for row in json.loads(out)["rows"]} == {"base", "svf", "lora"}
     one = run_experiment(read_experiment(tmp_path / "grid.yaml"), tmp_path / "one", resume=False)
     assert untimed(read_results(tmp_path / "out" / "results.jsonl")) == untimed(one)

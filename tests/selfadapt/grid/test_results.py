@@ -61,7 +61,7 @@ def test_a_file_that_is_damaged_is_named_and_stays(results: Path) -> None:
     (file,) = (results.parent / "cells").iterdir()
     file.write_text("{}\n")
     for read in (all_results, collect_results):
-        with pytest.raises(UserError, match=f"{file}:1 is no line of results"):
+        with pytest.raises(UserError, match=f"{file}:1 is not a line of results"):
             read(results)
     assert file.exists()
 

@@ -346,7 +346,7 @@ def test_a_comparison_counts_once_though_both_sides_show_it() -> None:
     assert of["svf"]["base"].p_holm == pytest.approx(3 * of["svf"]["base"].p)
     assert of["svf"]["lora"].p_holm == of["lora"]["svf"].p_holm == pytest.approx(2 * of["svf"]["lora"].p)
     assert of["svf"]["lora"].points == -of["lora"]["svf"].points == pytest.approx(0.9)
-    assert "adjusted after Holm for all 3 comparisons" in page([base, first, second], rows)
+    assert "adjusted by Holm's method for all 3 comparisons" in page([base, first, second], rows)
 
 
 def test_scores_of_different_items_are_not_paired() -> None:
@@ -357,9 +357,9 @@ def test_scores_of_different_items_are_not_paired() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda entry: entry | {"version": 0}, "results.jsonl:2 is of version 0 .* reads version 1"),
+        (lambda entry: entry | {"version": 0}, "results.jsonl:2 has version 0 .* reads version 1"),
         (lambda entry: entry | {"right": 2}, "results.jsonl:2 is damaged"),
-        (lambda entry: {"a": 1}, "results.jsonl:2 is no line of results"),
+        (lambda entry: {"a": 1}, "results.jsonl:2 is not a line of results"),
     ],
 )
 def test_a_results_file_that_cannot_be_read(change: Any, message: str, tmp_path: Path) -> None:
@@ -432,5 +432,5 @@ def test_what_nothing_judges_is_no_domain_of_an_experiment(document: dict[str, A
     }
     document["unseen"]["letters"]["training"] = {"objective": "next_token"}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(UserError, match="letters: an experiment compares right answers: give judged_by"):
+    with pytest.raises(UserError, match="letters: an experiment compares right answers; give the domain judged_by"):
         read_experiment(tmp_path / "grid.yaml")

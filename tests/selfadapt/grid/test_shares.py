@@ -173,7 +173,7 @@ def test_ray_that_there_is_not_and_ray_with_shares_are_one_line(
     monkeypatch.delitem(sys.modules, "selfadapt.grid.on_ray", raising=False)
     for options, said in (
         (("--on", "ray"), "--on ray needs Ray, which is not installed: pip install 'selfadapt[ray]'"),
-        (("--on", "ray", "--cells", "1/2"), "--on ray for one; give one of them"),
+        (("--on", "ray", "--cells", "1/2"), "--on ray for one; give only one of them"),
     ):
         code, out, err = run("compare", path, "--output", tmp_path / "out", *options)
         assert (code, out) == (1, "")
@@ -190,7 +190,9 @@ def test_results_have_a_folder_of_their_own(
     before = sorted(tmp_path.rglob("*"))
     code, out, err = run("compare", path, "--quick", "--output", ".")
     assert (code, out) == (1, "")
-    assert err == "error: . holds other things than results, such as grid.yaml; name a new folder, or one of results\n"
+    assert (
+        err == "error: . holds things other than results, such as grid.yaml; name a new folder, or one with results\n"
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
     # A folder of results may hold what else it likes, and whatever a grid has begun is one.
@@ -201,7 +203,7 @@ def test_results_have_a_folder_of_their_own(
     run_experiment(grid, tmp_path / "own", resume=True)
     results = tmp_path / "own" / "results.jsonl"
     write_report(results, tmp_path / "own")
-    with pytest.raises(UserError, match="holds other things than results"):
+    with pytest.raises(UserError, match="holds things other than results"):
         write_report(results, tmp_path)
     for _ in range(2):
         write_report(results, tmp_path / "reports")

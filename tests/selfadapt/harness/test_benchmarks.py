@@ -189,22 +189,22 @@ def test_a_mistake_of_the_users_is_one_line(
     (task_folder / "overlap.yaml").write_text(
         yaml.safe_dump({**document, "task": "overlap", "metric_list": [{"metric": "chrf"}]})
     )
-    assert "nothing describes the benchmark 'choice': give --descriptions" in error(folder)
+    assert "the benchmark 'choice' has no description: give --descriptions" in error(folder)
     assert "no file of descriptions 'nowhere.jsonl'" in error(folder, "--descriptions", "nowhere.jsonl")
     assert "no such folder: nowhere" in error("--oracles", "nowhere")
     assert f"{tmp_path} holds no adapter for choice" in error("--oracles", tmp_path)
-    assert "'reading' scores texts" in error(named="reading")
+    assert "'reading' scores whole texts" in error(named="reading")
     assert "overlap is scored by chrf" in error(named="overlap")
     assert "no task to evaluate" in error(named=",")
     assert "--limit must be" in error("--limit", 0)
-    assert "--instances is of tasks" in error("--instances", 3)
+    assert "--instances is for tasks" in error("--instances", 3)
     (tmp_path / "empty").mkdir()
     assert "empty is not a PEFT adapter" in error("--multi-task", tmp_path / "empty")
     matrix = "model.layers.0.self_attn.q_proj"
     Lora({matrix: torch.ones(2, 16)}, {matrix: torch.ones(16, 2)}).write(tmp_path / "small")
     assert f"is for a {matrix} of shape [16, 16]" in error("--multi-task", tmp_path / "small")
     code, _, err = run("t2l", "evaluate", "--model", library.base, "--limit", 2)
-    assert (code, "--limit is of benchmarks: name them with --benchmarks" in err) == (1, True)
+    assert (code, "--limit is for benchmarks: name them with --benchmarks" in err) == (1, True)
 
 
 def test_every_benchmark_of_the_paper_is_described() -> None:

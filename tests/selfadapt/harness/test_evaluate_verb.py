@@ -101,4 +101,4 @@ def test_a_chats_template_has_its_arguments(run: Any, library: ExpertLibrary, ta
     code, _, err = run(*asked, "--apply-chat-template")
     assert (code, "it thinks" in err) == (1, True)
     code, _, err = run(*asked, "--chat-template-kwargs", "thinks", "False")
-    assert (code, "give --apply-chat-template, too" in err) == (1, True)
+    assert (code, "give --apply-chat-template too" in err) == (1, True)

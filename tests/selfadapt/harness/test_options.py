@@ -149,13 +149,13 @@ def test_a_mistake_is_one_line(run: Any, library: ExpertLibrary, task_folder: Pa
         return err.split("error: ")[-1].splitlines()[0]  # behind a progress bar there is no new line
 
     assert "--limit and --samples both say" in error("--limit", 2, "--samples", '{"choice": [1]}')
-    assert "unknown task of the samples 'chioce'; did you mean 'choice'" in error("--samples", '{"chioce": [1]}')
-    assert "document 99 of the task 'choice', whose last one is 17" in error("--samples", '{"choice": [99]}')
+    assert "unknown task in the samples 'chioce'; did you mean 'choice'" in error("--samples", '{"chioce": [1]}')
+    assert "document 99 of the task 'choice', but its last one is 17" in error("--samples", '{"choice": [99]}')
     for given in ('{"choice": []}', '{"choice": 3}', '{"choice": [-1]}', '{"choice": [true]}'):
-        assert "--samples must say which documents" in error("--samples", given)
+        assert "--samples must list the documents" in error("--samples", given)
     assert "--samples is not JSON" in error("--samples", '{"choice": [1')
     assert "cannot read" in error("--samples", tmp_path / "gone.json")
-    assert "--model and pretrained in --model-args say the same" in error("--model-args", "pretrained=x")
+    assert "--model and pretrained in --model-args set the same thing" in error("--model-args", "pretrained=x")
     assert "--dtype and dtype in --model-args" in error("--dtype", "float32", "--model-args", "dtype=auto")
     assert "unknown argument of the lm-eval model selfadapt: 'peft'" in error("--model-args", "peft=x")
     assert "--model-args: expected `key=value`" in error("--model-args", "revision")
@@ -167,6 +167,6 @@ def test_a_mistake_is_one_line(run: Any, library: ExpertLibrary, task_folder: Pa
     assert "--gen-kwargs: Invalid JSON" in error("--gen-kwargs", '{"until": ')
     assert "unknown dtype 'float7'" in error("--dtype", "float7")
     assert "device 'cdua' cannot be used" in error("--device", "cdua")
-    assert "is of chats: give --apply-chat-template" in error("--fewshot-as-multiturn")
-    assert "is true or false, not 'perhaps'" in error("--fewshot-as-multiturn", "perhaps", "--apply-chat-template")
+    assert "is for chats: give --apply-chat-template too" in error("--fewshot-as-multiturn")
+    assert "must be true or false, not 'perhaps'" in error("--fewshot-as-multiturn", "perhaps", "--apply-chat-template")
     assert "temprature" in error("--gen-kwargs", "do_sample=true,temprature=1", "--limit", 1)

@@ -52,4 +52,4 @@ def test_more_processes_than_documents_are_one_line(library: ExpertLibrary, task
     command = [sys.executable, *TORCHRUN.split(), *tasks]
     result = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert result.returncode != 0
-    assert "error: the task 'choice' has 1 documents for 2 processes; start fewer of them" in result.stderr
+    assert "error: the task 'choice' has 1 documents for 2 processes; start fewer processes" in result.stderr

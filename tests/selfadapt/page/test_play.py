@@ -55,5 +55,5 @@ def test_a_page_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="a browser sends no API key"):
         serve(page=True, api_key="secret")
     monkeypatch.delenv("SELFADAPT_API_KEY", raising=False)
-    with pytest.raises(UserError, match="--page is the native engine's"):
+    with pytest.raises(UserError, match="--page is only for the native engine"):
         serve(page=True, engine="vllm")

@@ -168,7 +168,7 @@ def test_the_map_shows_stored_prompts_and_one_s_own(start: Callable[..., Page]) 
 
     page = start("b")
     status, _ = page.call("map", PROMPT)
-    assert "two experts make no map" in words(status)
+    assert "too little for a map" in words(status)
     write_prompts(page.served.library.path("b"), ["Which cat is it?", "Which dog is it?", "A bird sings."])
     _, drawn = page.call("map", PROMPT)
     assert drawn.count("<circle") == 3

@@ -77,10 +77,10 @@ def test_names_of_trl_and_peft_mean_the_same_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"adapt": {"r": 4, "rank": 4}}, "adapt has both r and rank, two names of one thing"),
+        ({"adapt": {"r": 4, "rank": 4}}, "adapt has both r and rank, two names for one thing"),
         ({"training": {"learning_rate": 1, "steps": 2, "max_steps": 2}}, "training has both max_steps and steps"),
-        ({"output_dir": "out"}, "output_dir is no part of a recipe: `selfadapt train` has --output-dir"),
-        ({"training": {"learning_rate": 1, "steps": 2, "output_dir": "out"}}, "output_dir is no part of a recipe"),
+        ({"output_dir": "out"}, "output_dir is not part of a recipe; give it to `selfadapt train` as --output-dir"),
+        ({"training": {"learning_rate": 1, "steps": 2, "output_dir": "out"}}, "output_dir is not part of a recipe"),
     ],
 )
 def test_two_names_of_one_thing_and_a_folder_are_refused(
@@ -105,7 +105,7 @@ def test_the_base_and_the_trainer_are_told_more_by_blocks_that_change_nothing_wh
     assert read_recipe(written(tmp_path, recipe.to_dict())) == recipe
     got = override(recipe, ["--base.revision", "v2", "--trainer.top-p", "0.5"], prog="train")
     assert (got.base.revision, got.training.trainer["top_p"]) == ("v2", 0.5)
-    with pytest.raises(UserError, match="trainer is there twice, at the top and in training"):
+    with pytest.raises(UserError, match="trainer appears twice, at the top and in training"):
         read_recipe(written(tmp_path, {**recipe.to_dict(), "trainer": {}}))
 
 
@@ -164,7 +164,7 @@ def test_empty_blocks_are_absent_ones(tmp_path: Path) -> None:
     ],
 )
 def test_an_argument_of_the_trainer_is_shown_its_place(tmp_path: Path, name: str, instead: str) -> None:
-    with pytest.raises(UserError, match=f"training.{name} is no field here: {instead}"):
+    with pytest.raises(UserError, match=f"training.{name} is not a field here: {instead}"):
         read_recipe(written(tmp_path, MINIMAL | {"training": MINIMAL["training"] | {name: 1}}))
 
 
@@ -215,8 +215,9 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
             read_recipe(path)
     for name, kind in {"mine.csv": "hub", "mine.parquet": "hub", "mine.jsonl.gz": "jsonl", "MINE.TSV": "hub"}.items():
         (tmp_path / name).write_bytes(b"\x00question,answer\n")
+        whose = "whose domain names the data: "
         named = (
-            rf"{name} holds data, and a YAML file is asked for, such as a recipe: .* \{{kind: {kind}, path: .*{name}, "
+            rf"{name} holds data, but a YAML file is needed, such as a recipe {whose}\{{kind: {kind}, path: .*{name}, "
         )
         with pytest.raises(UserError, match=named):
             read_recipe(tmp_path / name)
@@ -262,7 +263,7 @@ def test_fields_are_overridden_from_the_command_line(tmp_path: Path) -> None:
 def test_two_names_of_one_thing_are_refused_on_the_command_line(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, MINIMAL))
     for args in ("--steps 1 --max-steps 2", "--max_steps=2 --steps=1", "--r 1 --rank 2"):
-        with pytest.raises(UserError, match=r"the command line has both --\S+ and --\S+, two names of one thing"):
+        with pytest.raises(UserError, match=r"the command line has both --\S+ and --\S+, two names for one thing"):
             override(recipe, args.split(), prog="train")
 
 

@@ -193,13 +193,13 @@ MISTAKES: list[tuple[Any, int, str]] = [
     (CHAT | {"top_p": 0}, 400, "top_p"),
     (CHAT | {"max_tokens": 0}, 400, "max_tokens"),
     (CHAT | {"max_tokens": 513}, 400, "context"),
-    (CHAT | {"frequency_penalty": 0.5}, 400, "frequency_penalty is not done"),
+    (CHAT | {"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
     (CHAT | {"logit_bias": {"3": 1}}, 400, "logit_bias"),
     (CHAT | {"tools": [{"type": "function"}]}, 400, "'tools'"),
     (CHAT | {"response_format": {"type": "json_object"}}, 400, "response_format"),
     (CHAT | {"tool_choice": "required", "tools": [{}]}, 400, "tool_choice"),
     (CHAT | {"top_logprobs": 3}, 400, "logprobs"),
-    (CHAT | {"anything": 3}, 400, "anything is not done"),
+    (CHAT | {"anything": 3}, 400, "anything is not supported"),
     (CHAT | {"chat_template_kwargs": {"messages": []}}, 400, "messages"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}]},
@@ -232,7 +232,7 @@ def test_a_mistake_is_one_line_in_openais_form(server: Running) -> None:
             response = client.post("/v1/completions", json={"prompt": prompt})
             assert response.status_code == 400, (prompt, response.text)
         assert client.get("/v1/nothing").status_code == 404
-        assert client.get("/v1/chat/completions").json()["error"]["message"] == "GET is not for this address"
+        assert client.get("/v1/chat/completions").json()["error"]["message"] == "GET is not allowed at this address"
         assert client.delete("/v1/models").status_code == 405
         answer = client.post("/v1/chat/completions", json=CHAT | {"temperature": 0})
         assert answer.json()["choices"][0]["message"]["content"] == alone(server, USER, {}, new=2)[0]

@@ -59,4 +59,4 @@ def test_pictures(seeing: Any, tmp_path: Path) -> None:
             assert refused.status_code == 400
             assert "picture" in refused.json()["error"]["message"]
         refused = server.http.post("/v1/completions", json={"prompt": "What?"})
-        assert (refused.status_code, "chats alone" in refused.text) == (400, True)
+        assert (refused.status_code, "answers only chats" in refused.text) == (400, True)

@@ -49,7 +49,7 @@ def test_without_vllm_one_line_says_so(run: Any) -> None:
         (["--port", "70000"], "--port"),
         (["--rows", "0"], "--rows"),
         (["--api-key", ""], "--api-key"),
-        (["--vllm-options", "max-loras", "3"], "vLLM's"),
+        (["--vllm-options", "max-loras", "3"], "--vllm-options are for vLLM"),
         (["--engine", "vllm", "--queue", "3"], "--queue"),
         (["--library", "nowhere"], "nowhere"),
         (["--host", "256.1.1.1"], "256.1.1.1"),
