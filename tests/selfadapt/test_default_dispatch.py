@@ -94,7 +94,7 @@ def test_an_expert_that_nothing_is_known_of_is_not_passed_over_in_silence(
     config = library.path("b") / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"description": None}))
     assert mixtures(SelfAdaptiveModel.from_pretrained(library=library)) == [{}] * 3
-    assert "'b' has no description" in lines(caplog)[0]
+    assert "'b' has neither a description" in lines(caplog)[0]
     named = SelfAdaptiveModel.from_pretrained(library=library, dispatch="embedding")
     assert isinstance(named.dispatcher, EmbeddingDispatcher)
 

@@ -195,10 +195,10 @@ def test_what_the_trainer_is_told_besides_counts(
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        ({"optim": "adamww"}, "trainer: RLOOConfig refuses it"),
-        ({"adam_beta1": 3.0}, "trainer: the optimiser refuses it: .*beta"),
+        ({"optim": "adamww"}, "trainer: RLOOConfig rejects this"),
+        ({"adam_beta1": 3.0}, "trainer: the optimiser rejects this: .*beta"),
         ({"dataloader_num_workers": -1}, "trainer: .* rejects this: .*num_workers"),
-        ({"lr_scheduler_kwargs": {"foo": 1}}, "trainer: the scheduler refuses it: .*foo"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "trainer: the scheduler rejects this: .*foo"),
     ],
     ids=str,
 )
@@ -215,7 +215,7 @@ def test_what_the_trainer_refuses_later_is_one_line_before_the_base_is_loaded(
 
 def test_what_the_construction_of_the_trainer_refuses_is_one_line() -> None:
     with (
-        pytest.raises(UserError, match=r"^trainer: the trainer refuses it: no liger here$"),
+        pytest.raises(UserError, match=r"^trainer: the trainer rejects this: no liger here$"),
         refusals("the trainer", {"use_liger_kernel": True}),
     ):
         raise ImportError("no liger\nhere")
@@ -227,7 +227,7 @@ def test_what_the_trainer_refuses_is_one_line(
     tiny_model: Any, tiny_tokenizer: Any, letters: Any, options: Reinforce, tmp_path: Path
 ) -> None:
     options = replace(options, trainer={"optim": "adamww"})
-    with pytest.raises(UserError, match=r"trainer: RLOOConfig refuses it: .*adamww.* is not a valid") as error:
+    with pytest.raises(UserError, match=r"trainer: RLOOConfig rejects this: .*adamww.* is not a valid") as error:
         trainer_for(tiny_model, tiny_tokenizer, letters, options, tmp_path)
     assert "\n" not in str(error.value)
 

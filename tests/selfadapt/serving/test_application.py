@@ -213,7 +213,7 @@ MISTAKES: list[tuple[Any, int, str]] = [
             ]
         },
         400,
-        "text alone",
+        "reads only text",
     ),
 ]
 
