@@ -174,7 +174,10 @@ def is_other_base(wanted: str | None, its: Sketch | None, found: str | None, own
 @cache
 def _say_rounding(wanted: str, found: str) -> None:
     logger.warning(
-        "the base with fingerprint %s is a rounding of the one with %s, and is accepted in its place", found, wanted
+        "the bases with fingerprints %s and %s are roundings of one base: experts of the second are accepted on "
+        "the first",
+        found,
+        wanted,
     )
 
 

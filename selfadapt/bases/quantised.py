@@ -12,7 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from experts.outside.errors import UserError, not_installed, unknown
 from selfadapt.bases.packed import PACKED
@@ -32,6 +32,8 @@ READ = ("bitsandbytes", *PACKED, "fp8", "mxfp4", "compressed-tensors")
 """What checkpoints may be quantised by."""
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 """As QLoRA has it (arXiv 2305.14314): 4.13 bits a weight."""
+KINDS = ("nf4", "fp4")
+"""What four bits may stand for."""
 NAMED: dict[str, dict[str, Any]] = {
     "nf4": NF4,
     "nf4-svd": {**NF4, "svd_rank": 128},
@@ -57,17 +59,25 @@ def bitsandbytes_config(
 
     if isinstance(quantization, str) and quantization not in NAMED:
         raise unknown("quantization", quantization, NAMED)
+    if not isinstance(quantization, str | Mapping):
+        raise UserError(f"quantization must be one of {', '.join(NAMED)}, or a mapping, not {quantization!r}")
     if quantised_by(config) is not None:
         raise UserError("the checkpoint is quantised already: leave 'quantization' out")
     if find_spec("bitsandbytes") is None:
         raise not_installed("a base in 4 or 8 bits", "bitsandbytes", "quantised")
     arguments = dict(NAMED[quantization] if isinstance(quantization, str) else quantization)
+    kept = arguments.pop("svd_rank", 0)
+    if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0:
+        raise UserError(f"svd_rank must be the number of singular triplets to keep, not {kept!r}")
+    if kept:
+        if arguments.get("load_in_8bit"):
+            raise UserError("svd_rank keeps singular triplets beside four bits; leave it or load_in_8bit out")
+        arguments = NF4 | arguments
     if arguments.get("load_in_4bit"):
         own = getattr(config, "dtype", None) if dtype == "auto" else dtype
         arguments.setdefault("bnb_4bit_compute_dtype", own or torch.float32)
-    kept = arguments.pop("svd_rank", 0)
-    if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0 or (kept and not arguments.get("load_in_4bit")):
-        raise UserError(f"svd_rank must be a number of singular triplets to keep beside load_in_4bit, not {kept!r}")
+        if arguments.get("bnb_4bit_quant_type", "fp4") not in KINDS:
+            raise unknown("bnb_4bit_quant_type", str(arguments["bnb_4bit_quant_type"]), KINDS)
     known = signature(BitsAndBytesConfig).parameters
     for name in arguments:
         if name not in known:
@@ -79,7 +89,9 @@ def bitsandbytes_config(
             f"bitsandbytes does not take quantization {arguments!r}: {' '.join(str(error).split())}"
         ) from error
     if not (made.load_in_4bit or made.load_in_8bit):
-        raise UserError(f"quantization must be one of {', '.join(NAMED)}, or load_in_4bit or load_in_8bit and more")
+        raise UserError(
+            f"quantization must be one of {', '.join(NAMED)}, or have load_in_4bit or load_in_8bit among its arguments"
+        )
     return made, kept
 
 
@@ -93,8 +105,9 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype, kep
         kept: the number of singular triplets to keep beside each layer's four bits.
 
     Raises:
-        UserError: if there are triplets to keep of weights that the checkpoint does not have.
+        UserError: if there are triplets to keep of weights that the checkpoint does not have, or the head is quantised.
     """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from safetensors import safe_open
     from torch import nn
 
@@ -105,6 +118,10 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype, kep
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             files |= dict.fromkeys(file.keys(), path)
+    # A head that is tied to the embeddings has their weight, which is dense.
+    if isinstance(head := model.get_output_embeddings(), Linear4bit | Linear8bitLt):
+        name = next(name for name, module in model.named_modules() if module is head)
+        raise UserError(f"quantization leaves the head as it is: add {name!r} to llm_int8_skip_modules")
     layers = {f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantised(m)}
     sources = {key: DenseWeight(files[key], key, dtype, is_transposed(layers[key])) for key in layers if key in files}
     near = (_is_near(layers[key], source) for key, source in sources.items())
@@ -124,8 +141,16 @@ def remember_dense(model: PreTrainedModel, folder: Path, dtype: torch.dtype, kep
         layer.dense_source = sources[key]  # type: ignore[assignment]
     if kept:
         each_matrix(partial(keep_triplets, rank=kept), [*layers.values()], model.device)
-        # transformers would save the bits without the triplets.
-        cast(Any, model).hf_quantizer.is_serializable = lambda: False
+        # transformers would save and dequantise the bits without the triplets.
+        quantizer = cast(Any, model).hf_quantizer
+        quantizer.is_serializable = quantizer.dequantize = _refuse_bits_alone
+
+
+def _refuse_bits_alone(*_: Any, **__: Any) -> NoReturn:
+    raise UserError(
+        "this base keeps singular triplets beside its four bits, which transformers would drop: save or dequantise one "
+        "loaded with quantization='nf4', or use the dense base"
+    )
 
 
 def _is_near(layer: nn.Module, source: DenseWeight) -> bool:

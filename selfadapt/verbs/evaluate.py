@@ -47,7 +47,8 @@ def evaluate(
         model_args: further arguments of the lm-eval model, key=value, such as revision=main,max_length=2048; or JSON.
         device: such as cuda:1 or cpu; by default the accelerator, if there is one.
         dtype: such as bfloat16; by default the checkpoint's own.
-        quantization: load the base in four or eight bits, by bitsandbytes.
+        quantization: load the base in four or eight bits, by bitsandbytes; nf4-svd keeps the largest singular triplets
+            exact.
         include_path: a folder with task files of your own.
         limit: only the first so many documents of each task, or that share of them if less than 1.
         samples: only these documents, as JSON such as {"arc_easy": [0, 1, 5]}, or a file that holds it.

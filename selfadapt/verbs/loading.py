@@ -20,7 +20,7 @@ class Loading:
     device: str | None = None
     """Where it computes, such as cuda:1 or cpu; by default the accelerator, if there is one."""
     quantization: Literal["nf4", "nf4-svd", "int8"] | None = None
-    """Load it in four or eight bits, by bitsandbytes."""
+    """Load it in four or eight bits, by bitsandbytes; nf4-svd keeps the largest singular triplets exact."""
 
     def options(self) -> BaseOptions:
         """Those that are given."""

@@ -218,7 +218,7 @@ def test_a_rounding_of_the_base_is_accepted_and_said_once(
     for _ in range(2):
         ExpertLibrary.open(library.folder).check_base(half)
     assert (
-        caplog.text.count(f"the base with fingerprint {fingerprint(half)} is a rounding of the one with {found}") == 1
+        caplog.text.count(f"the bases with fingerprints {fingerprint(half)} and {found} are roundings of one base") == 1
     )
     assert load_expert(half, expert).active_adapter == "default"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from experts.svf import SVFConfig, SVFLinear
 from experts.svf.fingerprint import fingerprint, is_rounding, sketch
 from experts.svf.quantised import dense_weight, dequantised, shape_of
 from selfadapt import load_base
-from selfadapt.bases.quantised import NAMED
 
 RANK = 4
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16], [20, 30, 40, 50, 60, 70]])
@@ -39,8 +39,8 @@ def base(tiny_folder: Path, quantization: str) -> Any:
     return load_base(tiny_folder, quantization=few)[0]
 
 
-def keeping(rank: int) -> dict[str, Any]:
-    return {**NAMED["nf4-svd"], "svd_rank": rank}
+def keeping(rank: int) -> dict[str, int]:
+    return {"svd_rank": rank}
 
 
 def dense_copy(base: Any, tiny_model: Any) -> PeftModel:
@@ -111,8 +111,9 @@ def test_triplets_that_are_kept_leave_less_to_round(tiny_folder: Path, tiny_mode
 
 def test_bits_without_their_triplets_are_not_saved(tiny_folder: Path, tmp_path: Path) -> None:
     base, _ = load_base(tiny_folder, quantization="nf4-svd")
-    with pytest.raises(ValueError, match="not serializable"):
-        base.save_pretrained(tmp_path / "saved")
+    for drop in (partial(base.save_pretrained, tmp_path / "saved"), base.dequantize):
+        with pytest.raises(UserError, match="keeps singular triplets beside its four bits"):
+            drop()
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -20,6 +20,7 @@ from selfadapt.recipes import override, read_recipe
     [
         ("nf4", Linear4bit, {"quant_type": "nf4", "compress_statistics": True}),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, Linear4bit, {"quant_type": "fp4"}),
+        ({"svd_rank": 8}, Linear4bit, {"quant_type": "nf4", "compress_statistics": True}),
         ("int8", Linear8bitLt, {}),
         ({"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head", "q_proj"]}, Linear8bitLt, {}),
     ],
@@ -41,10 +42,14 @@ def test_linear_layers_are_quantised(tiny_folder: Path, quantization: Any, kind:
         ("nf5", r"quantization 'nf5'.*nf4"),
         ({"load_in_4bits": True}, r"argument of quantization 'load_in_4bits'.*load_in_4bit"),
         ({"load_in_4bit": 4}, "bitsandbytes does not take quantization"),
-        ({"bnb_4bit_quant_type": "nf4"}, "must be one of nf4, nf4-svd, int8, or"),
-        ({"load_in_8bit": True, "svd_rank": 4}, "svd_rank .* beside load_in_4bit"),
+        ({"bnb_4bit_quant_type": "nf4"}, "must be one of nf4, nf4-svd, int8, or have load_in_4bit"),
+        ({"load_in_8bit": True, "svd_rank": 4}, "svd_rank .* beside four bits"),
         ({"load_in_4bit": True, "svd_rank": -1}, "svd_rank .* not -1"),
         ({"load_in_4bit": True, "svd_rank": True}, "svd_rank .* not True"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf5"}, "unknown bnb_4bit_quant_type 'nf5'; did you mean 'nf4'"),
+        ({"load_in_4bit": True, "llm_int8_skip_modules": ["q_proj"]}, "add 'lm_head' to llm_int8_skip_modules"),
+        (["nf4"], "must be one of nf4, nf4-svd, int8, or a mapping, not"),
+        (4, "must be one of nf4, nf4-svd, int8, or a mapping, not 4"),
     ],
 )
 def test_what_means_nothing_is_refused(tiny_folder: Path, quantization: Any, message: str) -> None:
