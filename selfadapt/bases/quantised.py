@@ -48,7 +48,7 @@ def bitsandbytes_config(
     """What transformers needs to load a base of this configuration in few bits, and the number of triplets to keep.
 
     Args:
-        quantization: a name in `NAMED`, or such arguments.
+        quantization: a name in `NAMED`, or a mapping of arguments like those it stands for.
         dtype: of all that is not quantised, and of the products of 4-bit weights unless they say another.
 
     Raises:
