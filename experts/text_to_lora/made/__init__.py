@@ -1,0 +1,13 @@
+"""Tasks that the library makes: a few hundred, in families, for text-to-LoRA networks to learn from."""
+
+from __future__ import annotations
+
+from experts.text_to_lora.made.numbers import NUMBERS
+from experts.text_to_lora.tasks import Task
+
+FAMILIES = (NUMBERS,)
+
+
+def made_tasks() -> list[Task]:
+    """The tasks of all families; `split` says which families are held out."""
+    return [task for family in FAMILIES for task in family.make()]
