@@ -2,12 +2,13 @@
 
 A folder holds tasks in one of two forms:
 
-- `tasks.jsonl` (task, split, Definition, Positive Examples, Categories) beside `train.jsonl` and `test.jsonl` (task,
-  id, input, output), plain or `.gz`;
+- `tasks.jsonl` (task, split, Definition, Positive Examples, Categories) beside `train.jsonl`, `validation.jsonl` and
+  `test.jsonl` (task, id, input, output), plain or `.gz`;
 - upstream's: `tasks/task*.json` (Definition, Positive Examples, Categories, Instances) with the names in each split in
   `splits/default/train_tasks.txt` and `test_tasks.txt`.
 
-In both, the official split is kept: tasks of the test list never train and choose nothing.
+In both, the official split is kept: tasks of the test list never train and choose nothing. Beside folders there are the
+tasks that the library makes (`made`).
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ class TaskData:
     """Where the tasks of a run come from."""
 
     path: str | None = "natural_instructions"
-    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub. None: there
-    are only descriptions, which are enough for reconstruction."""
+    """A folder, relative to the current one or to `$SELFADAPT_DATA`, or the id of a data set on the hub; "made" and
+    "reasoning_gym" are made by the library. Several are separated by commas. None: there are only descriptions, which
+    are enough for reconstruction."""
     descriptions: str | None = None
     """A JSON Lines file of `task` (or `task_name`) and `descriptions`, there or among the files that come with the
     package; without it, definitions describe the tasks."""
@@ -99,7 +101,7 @@ class TaskData:
     train_tasks: int | None = None
     """Only this many of the training tasks; None takes all."""
     validation_tasks: int = 8
-    """Official training tasks held out to choose the best step."""
+    """Training tasks held out to choose the best step, if no task is marked as one that validates."""
 
     def __post_init__(self) -> None:
         check_numbers(self, least=[("descriptions_per_task", 1), ("train_tasks", 1), ("validation_tasks", 0)])
@@ -120,19 +122,30 @@ class TaskData:
             if not descriptions:
                 raise UserError("there are no tasks: data.path names no folder, and data.descriptions no file")
             return Tasks([Task(name, "train", own[0], descriptions=own) for name, own in descriptions.items()], [], [])
-        folder = _find(self.path, Path.is_dir) or _from_hub(self.path)
-        tasks = described((task for task in read_tasks(folder) if not is_excluded(task.name)), descriptions)
+        named = [task for name in self.path.split(",") for task in _named(name.strip())]
+        tasks = described((task for task in named if not is_excluded(task.name)), descriptions)
         learn = sorted(
             (task for task in tasks if task.split == "train"),
             key=lambda task: hashlib.sha256(task.name.encode()).digest(),
         )
-        validation, train = learn[: self.validation_tasks], learn[self.validation_tasks :][: self.train_tasks]
-        if learn and not train:
-            raise UserError(
-                f"{folder} has {len(learn)} training tasks, and {len(validation)} are held out: none is left to learn "
-                "from"
-            )
-        return Tasks(train, validation, [task for task in tasks if task.split == "test"])
+        validation = [task for task in tasks if task.split == "validation"]
+        if not validation:
+            validation, learn = learn[: self.validation_tasks], learn[self.validation_tasks :]
+            if validation and not learn:
+                raise UserError(
+                    f"{self.path} has {len(validation)} training tasks, and {len(validation)} are held out: none is "
+                    "left to learn from"
+                )
+        return Tasks(learn[: self.train_tasks], validation, [task for task in tasks if task.split == "test"])
+
+
+def _named(name: str) -> list[Task]:
+    """The tasks of a folder or of a data set on the hub, or those that the library makes under that name."""
+    from experts.text_to_lora.made import MADE
+
+    if name in MADE:
+        return MADE[name]()
+    return read_tasks(_find(name, Path.is_dir) or _from_hub(name))
 
 
 def is_excluded(task: str) -> bool:
@@ -156,14 +169,14 @@ def read_tasks(folder: Path) -> list[Task]:
 
 def _from_rows(folder: Path, file: Path) -> Iterator[Task]:
     instances: dict[str, list[Instance]] = {}
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         rows = _either(folder / f"{split}.jsonl")
         for where, _, row in read_objects(rows) if rows else ():
             instances.setdefault(_text(row, "task", where), []).append(_instance(row, where))
     for where, _, row in read_objects(file):
         name, split = _text(row, "task", where), _text(row, "split", where)
-        if split not in ("train", "test"):
-            raise UserError(f"{where}: split must be train or test, not {split!r}")
+        if split not in ("train", "validation", "test"):
+            raise UserError(f"{where}: split must be train, validation or test, not {split!r}")
         yield _task(name, split, row, instances.get(name, []), where)
 
 

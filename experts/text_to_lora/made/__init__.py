@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from experts.text_to_lora.made.numbers import NUMBERS
 from experts.text_to_lora.tasks import Task
 
@@ -11,3 +13,7 @@ FAMILIES = (NUMBERS,)
 def made_tasks() -> list[Task]:
     """The tasks of all families; `split` says which families are held out."""
     return [task for family in FAMILIES for task in family.make()]
+
+
+MADE: dict[str, Callable[[], list[Task]]] = {"made": made_tasks}
+"""Name → the tasks that the library makes under it."""
