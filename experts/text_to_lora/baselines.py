@@ -52,12 +52,12 @@ def prompt_methods(base: PreTrainedModel, style: PromptStyle, *, shots: int = 3)
 def written_methods(
     base: PreTrainedModel, writer: TextToAdapter, tasks: Sequence[Task], style: PromptStyle, *, seed: int = 0
 ) -> list[Method]:
-    """Adapters written from the task's description, another task's, a random text's, and a random vector."""
+    """Adapters written from the task's description, from others' descriptions, a random text, and a random vector."""
     output = writer.network.spec.output
     scaling = output.scaling if isinstance(output, LoraOutput) else 1.0
     factors = None if isinstance(output, LoraOutput) else base_factors(base, writer.network)
     names = [task.name for task in tasks]
-    others = farthest(tasks, writer.encoder)
+    others, similar = farthest(tasks, writer.encoder), nearest(tasks, writer.encoder)
 
     def method(name: str, write: Callable[[int], Written]) -> Method:
         def of_task(task: Task) -> AbstractContextManager[None]:
@@ -78,6 +78,10 @@ def written_methods(
             "written, another task's description",
             from_text(lambda index: tasks[others[index]].descriptions[0]),
         ),
+        method(
+            "written, a similar task's description",
+            from_text(lambda index: tasks[similar[index]].descriptions[0]),
+        ),
         method("written, random description", from_text(lambda index: random_text(seed + index))),
         method("written, random vector", from_vector),
     ]
@@ -88,14 +92,20 @@ def farthest(tasks: Sequence[Task], encoder: TaskEncoder) -> list[int]:
 
     Embeddings alone would not do: they place some tasks of one kind farther apart than tasks of different kinds.
     """
-    vectors = encoder([task.descriptions[0] for task in tasks])
-    alike = rescaled(vectors) @ rescaled(vectors).T / vectors.shape[1]  # [N, N], cosines
-    for row, task in enumerate(tasks):
-        alike[row, row] = torch.inf
-        for column, other in enumerate(tasks):
-            if task.category is not None and task.category == other.category:
-                alike[row, column] += 2  # after all those of other categories
-    return alike.argmin(1).tolist()
+    return _alike(tasks, encoder).fill_diagonal_(torch.inf).argmin(1).tolist()
+
+
+def nearest(tasks: Sequence[Task], encoder: TaskEncoder) -> list[int]:
+    """For each task, the index of the one whose description is most like its own, of its own category if possible."""
+    return _alike(tasks, encoder).fill_diagonal_(-torch.inf).argmax(1).tolist()
+
+
+def _alike(tasks: Sequence[Task], encoder: TaskEncoder) -> Tensor:
+    """The cosines of first descriptions [N, N], and 2 more for tasks of one category: above those of all others."""
+    vectors = rescaled(encoder([task.descriptions[0] for task in tasks]))
+    kinds = [task.category for task in tasks]
+    same = torch.tensor([[kind is not None and kind == other for other in kinds] for kind in kinds])
+    return vectors @ vectors.T / vectors.shape[1] + 2 * same.to(vectors)
 
 
 @torch.no_grad()

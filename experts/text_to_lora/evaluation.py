@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from experts.outside.chats import Chat
 from experts.outside.errors import not_installed
 from experts.text_to_lora.examples import PromptStyle, make_example, pad_examples, token_losses
 from experts.text_to_lora.tasks import Instance, Task
-from experts.training.statistics import Estimate, over_tasks
+from experts.training.statistics import Estimate, holm, mean_is_zero, over_tasks
 
 
 @dataclass(frozen=True)
@@ -117,29 +118,46 @@ class Compared:
 
     def table(self) -> str:
         """The estimates as a Markdown table, one row per method."""
-        columns = ("loss", "loss_difference", "rouge", "rouge_difference")
-        head = f"| method | nats a token | minus {self.reference} | ROUGE-L | minus {self.reference} |"
-        rows = [[name, *(str(own[column]) for column in columns)] for name, own in self.estimates.items()]
-        return "\n".join([head, "|---|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+        head = f"| method | nats a token | minus {self.reference} | p | ROUGE-L | minus {self.reference} | p |"
+        rows = [
+            [name, *(text for score in ("loss", "rouge") for text in _cells(own[score], own[f"{score}_difference"]))]
+            for name, own in self.estimates.items()
+        ]
+        return "\n".join([head, "|---|---|---|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _cells(score: Estimate, difference: Estimate) -> list[str]:
+    return [str(score), str(difference), f"{difference.p:.2g}"]
 
 
 def paired_estimates(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, dict[str, Estimate]]:
     """Method → its `loss` and `rouge`, and `loss_difference` and `rouge_difference`: its own minus the reference's.
 
-    The differences are paired by instance, so that the difficulty of an instance cancels out.
+    The differences are paired by instance, so that the difficulty of an instance cancels out. Their p-values are those
+    of a sign-flip test over tasks, Holm-adjusted for the methods, for each of the two scores alone.
     """
-    table: dict[str, dict[str, Estimate]] = {}
-    of_reference = {(score.task, score.id): score for score in scores[reference]}
-    for method, own in scores.items():
-        columns: dict[str, dict[str, list[float]]] = {}
-        for score in own:
-            other = of_reference[score.task, score.id]
-            for column, value in {
-                "loss": score.loss,
-                "rouge": score.rouge,
-                "loss_difference": score.loss - other.loss,
-                "rouge_difference": score.rouge - other.rouge,
-            }.items():
-                columns.setdefault(column, {}).setdefault(score.task, []).append(value)
-        table[method] = {column: over_tasks(values) for column, values in columns.items()}
+    table: dict[str, dict[str, Estimate]] = {method: {} for method in scores}
+    for score in ("loss", "rouge"):
+        of_task = {method: _by_task(own, score) for method, own in scores.items()}
+        differences = {
+            method: {
+                task: [one - other for one, other in zip(values, of_task[reference][task], strict=True)]
+                for task, values in own.items()
+            }
+            for method, own in of_task.items()
+        }
+        others = [method for method in scores if method != reference]
+        p_values = [mean_is_zero([fmean(own) for own in differences[method].values()]) for method in others]
+        adjusted = {reference: 1.0, **dict(zip(others, holm(p_values), strict=True))}
+        for method in scores:
+            table[method][score] = over_tasks(of_task[method])
+            table[method][f"{score}_difference"] = replace(over_tasks(differences[method]), p=adjusted[method])
     return table
+
+
+def _by_task(scores: Sequence[Score], name: str) -> dict[str, list[float]]:
+    """Task → the values of one score, in the order of the instances."""
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        values.setdefault(score.task, []).append(getattr(score, name))
+    return values

@@ -174,6 +174,19 @@ def _wilson(share: float, width: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def mean_is_zero(values: Sequence[float]) -> float:
+    """The two-sided p-value of a sign-flip permutation test that values are as likely below 0 as above it.
+
+    Exact for up to sixteen values; beyond, 100,000 sign patterns are drawn, always the same ones.
+    """
+    from scipy.stats import permutation_test
+
+    test = permutation_test(
+        (np.asarray(values),), np.mean, permutation_type="samples", vectorized=True, n_resamples=100_000, rng=0
+    )
+    return float(test.pvalue)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over tasks with its 95 % interval."""
@@ -181,6 +194,8 @@ class Estimate:
     mean: float
     low: float
     high: float
+    p: float | None = None
+    """For a difference: the p-value that it is 0."""
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"

@@ -15,7 +15,14 @@ from safetensors.torch import load_file
 from experts.engine import NativeEngine
 from experts.outside.errors import UserError
 from experts.text_to_lora.adapters import TaskAdapters, train_adapters
-from experts.text_to_lora.baselines import adapter_methods, farthest, prompt_methods, random_text, written_methods
+from experts.text_to_lora.baselines import (
+    adapter_methods,
+    farthest,
+    nearest,
+    prompt_methods,
+    random_text,
+    written_methods,
+)
 from experts.text_to_lora.evaluation import Method, Score, evaluate, paired_estimates, rouge_l
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, SvfOutput
@@ -52,13 +59,15 @@ def test_scores_are_those_of_the_engine(tiny_model: Any, tiny_tokenizer: Any) ->
     assert [s.rouge for s in scores[:3]] == [rouge_l(answer, ["aaa"]) for answer in answers]
 
 
-def test_another_task_is_the_least_alike_of_another_category(encoder: Any) -> None:
+def test_other_tasks_are_the_least_alike_and_the_most_alike(encoder: Any) -> None:
     tasks = [task(str(b), "a" * (12 - b) + "b" * b) for b in (0, 4, 8)] + [task("z", "z" * 12)]
     assert farthest(tasks, encoder) == [3, 3, 3, 2]
     kinds = [replace(own, category=category) for own, category in zip(tasks, "pqrp", strict=True)]
     assert farthest(kinds, encoder) == [2, 3, 3, 2]
     assert farthest([replace(own, category="p") for own in tasks], encoder) == [3, 3, 3, 2]  # better than none
-    assert farthest(tasks[:1], encoder) == [0]
+    assert farthest(tasks[:1], encoder) == nearest(tasks[:1], encoder) == [0]
+    assert nearest(tasks, encoder)[::2] == [1, 1]
+    assert nearest(kinds, encoder)[::3] == [3, 0]  # of the same category, however unlike
 
 
 def test_rouge_takes_the_nearest_reference() -> None:
@@ -87,6 +96,7 @@ def test_differences_are_paired() -> None:
     assert table["base"]["loss_difference"].high == pytest.approx(0.25)
     assert table["base"]["rouge_difference"].mean == -10
     assert table["base"]["loss"].high - table["base"]["loss"].low > 0.5
+    assert table["base"]["loss_difference"].p == table["base"]["rouge_difference"].p == 0.25  # 2 of 8 sign patterns
     assert table["written"]["loss_difference"].mean == 0
 
 
@@ -105,11 +115,12 @@ def test_controls_differ_from_the_description_only_in_what_they_are_written_from
     output: Any, make_writer: Any, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     writer = make_writer(output, trained=True)
-    right, other, text, vector = written_methods(tiny_model, writer, TASKS, STYLE)
+    right, other, similar, text, vector = written_methods(tiny_model, writer, TASKS, STYLE)
     scores = {
         method.name: evaluate(method, tiny_tokenizer, TASKS, instances=2, max_new_tokens=1)
-        for method in (right, other, text, vector)
+        for method in (right, other, similar, text, vector)
     }
+    assert scores[other.name] == scores[similar.name]  # there are only two tasks
     assert len({tuple(score.loss for score in own) for own in scores.values()}) == 4
     swapped = [replace(a, descriptions=b.descriptions) for a, b in zip(TASKS, TASKS[::-1], strict=True)]
     right = written_methods(tiny_model, writer, swapped, STYLE)[0]

@@ -109,7 +109,7 @@ def test_descriptions_come_from_a_file_of_their_own(rows_folder: Path, tmp_path:
     [
         ("tasks.jsonl", {"Definition": None}, "tasks.jsonl:1: the field 'Definition' is missing"),
         ("tasks.jsonl", {"task": None}, "tasks.jsonl:1: the field 'task' is missing"),
-        ("tasks.jsonl", {"split": "dev"}, "tasks.jsonl:1: split must be train or test"),
+        ("tasks.jsonl", {"split": "dev"}, "tasks.jsonl:1: split must be train, validation or test"),
         ("tasks.jsonl", {"task": "task777_unheard_of"}, "task777_unheard_of has no instances"),
         ("test.jsonl", {"input": None}, "test.jsonl:1: the field 'input' is missing"),
         ("test.jsonl", {"output": []}, "test.jsonl:1: the field 'output' is missing"),
