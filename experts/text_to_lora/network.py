@@ -77,6 +77,11 @@ class SvfOutput:
     """Only this many of the largest singular values of each matrix; None takes all."""
     target_modules: str | list[str] = "all-linear"
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
+    own_heads: bool = False
+    """Each matrix has a head of its own, whose bias holds the expert that all tasks share; else each shape has one.
+
+    Singular values of different matrices have nothing in common but their rank, so one head for all says little.
+    """
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
@@ -170,6 +175,20 @@ class ZHead(nn.Module):
         return self.linear(features)
 
 
+class OwnZHeads(nn.Module):
+    """Writes z − 1 of experts, with a head for each of N matrices of one shape."""
+
+    def __init__(self, matrices: int, rank: int, features: int) -> None:
+        super().__init__()
+        self.numbers = rank
+        self.weight = nn.Parameter(torch.zeros(matrices, rank, features))
+        self.bias = nn.Parameter(torch.zeros(matrices, rank))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, N, h] → [B, N, r]."""
+        return torch.einsum("bnh,nrh->bnr", features, self.weight) + self.bias
+
+
 class AdapterNetwork(nn.Module):
     """Writes an adapter for B tasks at once.
 
@@ -214,7 +233,7 @@ class AdapterNetwork(nn.Module):
             if isinstance(config.output, LoraOutput):
                 kind = (matrix.module, *kind)
             self.kinds.setdefault(kind, []).append(index)
-        heads = [self._head(matrices[of_kind[0]]) for of_kind in self.kinds.values()]
+        heads = [self._head(matrices[of_kind[0]], len(of_kind)) for of_kind in self.kinds.values()]
         self.heads = nn.ModuleList(heads)
         for number, (of_kind, head) in enumerate(zip(self.kinds.values(), heads, strict=True)):
             if config.normalised:
@@ -222,12 +241,14 @@ class AdapterNetwork(nn.Module):
                 self.register_buffer(f"mean_{number}", torch.zeros(shape))
                 self.register_buffer(f"deviation_{number}", torch.ones(shape))
 
-    def _head(self, matrix: Matrix) -> LoraHead | ZHead:
+    def _head(self, matrix: Matrix, matrices: int) -> LoraHead | ZHead | OwnZHeads:
+        """The head for so many matrices like this one."""
         output, features = self.spec.output, self.spec.head_size
         if isinstance(output, LoraOutput):
             return LoraHead(output.size, output.rank, matrix.out_features, matrix.in_features, features)
         longest = min(matrix.out_features, matrix.in_features)
-        return ZHead(min(longest, output.rank or longest), features)
+        rank = min(longest, output.rank or longest)
+        return OwnZHeads(matrices, rank, features) if output.own_heads else ZHead(rank, features)
 
     def forward(self, tasks: Tensor) -> list[Tensor]:
         """Embedded descriptions [B, E] → the numbers of the adapters, for each kind of matrix [B, N, P]."""

@@ -67,7 +67,7 @@ class Reconstruction(NetworkTraining):
 def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reconstruction, run: Run) -> Result:
     """Trains a network to reconstruct the adapters of a library from descriptions of their tasks.
 
-    The library decides everything about the output except the network's size. The base's weights are needed if the
+    The library decides everything about the output except the network's size and heads. The base's weights are needed if the
     encoder is the base itself, and for the difference that experts make.
 
     Raises:
@@ -82,6 +82,8 @@ def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reco
         raise UserError(f"{options.adapters} holds adapters of the kind {output.kind}: set output.kind to that")
     if isinstance(output, LoraOutput) and isinstance(design.output, LoraOutput):
         output = replace(output, size=design.output.size)
+    if isinstance(output, SvfOutput) and isinstance(design.output, SvfOutput):
+        output = replace(output, own_heads=design.output.own_heads)
     encoder = make_encoder(design.encoder, base.load, trust_remote_code=design.trust_remote_code)
     torch.manual_seed(options.seed)
     writer = TextToAdapter.untrained(

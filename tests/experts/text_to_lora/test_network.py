@@ -21,6 +21,7 @@ OUTPUTS = [
     LoraOutput(target_modules="all-linear", rank=3),
     SvfOutput(),
     SvfOutput(rank=4),
+    SvfOutput(rank=4, own_heads=True),
 ]
 
 
