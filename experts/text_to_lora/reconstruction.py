@@ -67,8 +67,8 @@ class Reconstruction(NetworkTraining):
 def train_reconstruction(design: Design, base: Base, tasks: Tasks, options: Reconstruction, run: Run) -> Result:
     """Trains a network to reconstruct the adapters of a library from descriptions of their tasks.
 
-    The library decides everything about the output except the network's size and heads. The base's weights are needed if the
-    encoder is the base itself, and for the difference that experts make.
+    The library decides everything about the output except the network's size and heads. The base's weights are needed
+    if the encoder is the base itself, and for the difference that experts make.
 
     Raises:
         UserError: for anything wrong with the library, the tasks, the base, the encoder or the folders.

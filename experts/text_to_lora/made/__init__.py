@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from experts.text_to_lora.made.assignments import ASSIGNMENTS
+from experts.text_to_lora.made.fraction import FRACTION
+from experts.text_to_lora.made.measure import MEASURE
+from experts.text_to_lora.made.number import NUMBER
 from experts.text_to_lora.made.numbers import NUMBERS
+from experts.text_to_lora.made.pair import PAIR
 from experts.text_to_lora.tasks import Task
 
-FAMILIES = (NUMBERS,)
+FAMILIES = (NUMBERS, NUMBER, PAIR, FRACTION, MEASURE, ASSIGNMENTS)
 
 
 def made_tasks() -> list[Task]:
