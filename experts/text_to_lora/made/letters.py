@@ -214,7 +214,7 @@ LETTERS = Family(
         asked(
             "ends_swapped",
             ends_swapped,
-            "The input consists of some letters. Let the first and the last change places and leave the others as they are.",
+            "The input consists of some letters. Let the first and the last change places, and move no others.",
             "Swap the letters at the two ends of the row.",
             "What is the row if its first and its last letter are exchanged?",
             "All the letters, the outer two having changed places",

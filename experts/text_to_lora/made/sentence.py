@@ -17,7 +17,7 @@ class Deed(NamedTuple):
 
 
 class Event(NamedTuple):
-    article: str
+    determiner: str
     adjective: str
     person: str
     deed: Deed
@@ -27,7 +27,7 @@ class Event(NamedTuple):
     @property
     def who(self) -> str:
         """In the middle of a sentence."""
-        return f"{self.article.lower()} {self.adjective} {self.person}"
+        return f"{self.determiner.lower()} {self.adjective} {self.person}"
 
     @property
     def rest(self) -> str:
@@ -35,7 +35,7 @@ class Event(NamedTuple):
         return f"{self.deed.object} {self.place} {self.time}"
 
 
-ARTICLES = ("The", "Our", "My", "That", "Her", "His")
+DETERMINERS = ("The", "Our", "My", "That", "Her", "His")
 ADJECTIVES = words(
     """
     old young tall kind tired happy busy brave clever quiet shy proud careful lonely famous hungry angry merry poor rich
@@ -102,7 +102,7 @@ TIMES = (
 
 
 def draw(rng: random.Random) -> Event:
-    return Event(*map(rng.choice, (ARTICLES, ADJECTIVES, PEOPLE, DEEDS, PLACES, TIMES)))
+    return Event(*map(rng.choice, (DETERMINERS, ADJECTIVES, PEOPLE, DEEDS, PLACES, TIMES)))
 
 
 def show(event: Event) -> str:
@@ -303,7 +303,7 @@ SENTENCE = Family(
         ),
         asked(
             "without_adjective",
-            lambda event: statement(event.article, event.person, event.deed.past, event.rest),
+            lambda event: statement(event.determiner, event.person, event.deed.past, event.rest),
             "You will see a sentence. Write it without its adjective, and otherwise unchanged.",
             "Remove the word that describes the person from the sentence.",
             "How does the sentence read when its adjective is left out?",

@@ -37,8 +37,8 @@ NOUNS = words(
     farmer father finger flower forest friend garage garden guitar hammer helmet insect island jacket jungle kettle
     kitten ladder lawyer lesson letter lizard magnet market meadow melody mirror monkey mother museum needle number
     object office orange orchid oyster palace parrot pencil pigeon pillow pirate planet pocket poster prince puddle
-    puzzle rabbit ribbon rocket saddle sailor school secret shadow singer sister spider spring stable statue
-    street summer tailor temple ticket tunnel turkey turtle valley violin waiter wallet window winter writer
+    puzzle rabbit ribbon rocket saddle sailor school secret shadow singer sister spider spring stable statue street
+    summer tailor temple ticket tunnel turkey turtle valley violin waiter wallet window winter writer
 
     account airport apology article athlete balloon bicycle blanket brother builder cabbage cabinet captain ceiling
     century chapter chicken chimney citizen college compass concert costume cottage country curtain cushion dentist
@@ -51,8 +51,8 @@ NOUNS = words(
     calendar computer corridor cucumber cupboard customer daughter decision document doorbell elephant elevator
     employee entrance envelope exercise festival football footstep fountain hedgehog hospital keyboard landlord
     language magazine magician mountain necklace notebook opponent ornament overcoat painting passport password
-    platform postcard princess raincoat reporter sandwich sculptor sentence shepherd snowball stranger
-    suitcase teaspoon textbook treasure triangle umbrella vacation wardrobe windmill workshop
+    platform postcard princess raincoat reporter sandwich sculptor sentence shepherd snowball stranger suitcase
+    teaspoon textbook treasure triangle umbrella vacation wardrobe windmill workshop
 
     accordion adventure afternoon alligator ambulance apartment architect artichoke assistant astronaut bookstore
     breakfast butterfly carpenter cathedral character chocolate classroom crocodile dandelion detective direction
@@ -78,7 +78,8 @@ def shifted(letter: str, steps: int) -> str:
 
 
 def with_article(noun: str) -> str:
-    """
+    """The noun after a or an.
+
     >>> with_article("garden"), with_article("apple")
     ('a garden', 'an apple')
     """

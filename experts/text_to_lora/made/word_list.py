@@ -131,7 +131,7 @@ WORD_LIST = Family(
         asked(
             "with_commas",
             ", ".join,
-            "Here is words with spaces between them. Separate them by a comma and a space instead.",
+            "Here are words with spaces between them. Separate them by a comma and a space instead.",
             "Put a comma after every word but the last.",
             "How is the list written with commas and without an and?",
             "The words as a list with commas only",
@@ -196,7 +196,7 @@ WORD_LIST = Family(
             "Which word would come first if the list were sorted from a to z?",
             "The alphabetically first word",
             "Pick the word that begins earliest in the alphabet.",
-            "lamp mountain anchor bread -> anchor",
+            "lamp mountain bread cat -> bread",
             "Return min(words).",
             "The words are names on a class register. Who is called first?",
         ),
