@@ -102,7 +102,14 @@ TIMES = (
 
 
 def draw(rng: random.Random) -> Event:
-    return Event(*map(rng.choice, (DETERMINERS, ADJECTIVES, PEOPLE, DEEDS, PLACES, TIMES)))
+    return Event(
+        rng.choice(DETERMINERS),
+        rng.choice(ADJECTIVES),
+        rng.choice(PEOPLE),
+        rng.choice(DEEDS),
+        rng.choice(PLACES),
+        rng.choice(TIMES),
+    )
 
 
 def show(event: Event) -> str:
