@@ -10,6 +10,7 @@ from experts.text_to_lora.made.boxes import BOXES
 from experts.text_to_lora.made.clock import CLOCK
 from experts.text_to_lora.made.date import DATE
 from experts.text_to_lora.made.fraction import FRACTION
+from experts.text_to_lora.made.gym import gym_tasks
 from experts.text_to_lora.made.letters import LETTERS
 from experts.text_to_lora.made.match import MATCH
 from experts.text_to_lora.made.measure import MEASURE
@@ -22,6 +23,7 @@ from experts.text_to_lora.made.path import PATH
 from experts.text_to_lora.made.record import RECORD
 from experts.text_to_lora.made.sentence import SENTENCE
 from experts.text_to_lora.made.shopping import SHOPPING
+from experts.text_to_lora.made.story import STORY
 from experts.text_to_lora.made.weather import WEATHER
 from experts.text_to_lora.made.word import WORD
 from experts.text_to_lora.made.word_list import WORD_LIST
@@ -46,6 +48,7 @@ FAMILIES = (
     RECORD,
     SENTENCE,
     SHOPPING,
+    STORY,
     WEATHER,
     WORD,
     WORD_LIST,
@@ -57,5 +60,5 @@ def made_tasks() -> list[Task]:
     return [task for family in FAMILIES for task in family.make()]
 
 
-MADE: dict[str, Callable[[], list[Task]]] = {"made": made_tasks}
+MADE: dict[str, Callable[[], list[Task]]] = {"made": made_tasks, "reasoning_gym": gym_tasks}
 """Name → the tasks that the library makes under it."""

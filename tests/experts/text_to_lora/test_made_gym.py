@@ -1,8 +1,8 @@
+"""Tasks of reasoning-gym: short, right by its own judges, and the same each time."""
+
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import sys
 
 import numpy as np
@@ -31,11 +31,7 @@ def test_each_source_makes_a_task_of_the_size_asked_for(tasks: list[Task]) -> No
     assert [task.name for task in tasks] == [source.name for source in sources()]
     assert {(task.split, len(task.instances), len(task.examples)) for task in tasks} == {("train", SIZE, 3)}
     assert {"algebra", "logic"} < {task.category for task in tasks}
-
-
-def test_no_description_is_written_twice(tasks: list[Task]) -> None:
-    descriptions = [text.casefold() for task in tasks for text in task.descriptions]
-    assert len(descriptions) == len(set(descriptions)) == 8 * len(tasks)
+    assert {len(task.descriptions) for task in tasks} == {8}
     assert all(task.definition == task.descriptions[0] for task in tasks)
 
 
@@ -58,16 +54,6 @@ def test_the_generators_judge_the_answers_right(tasks: list[Task]) -> None:
             answer = answers.pop(problem["question"], None)
             if answer is not None:
                 assert problems.score_answer(answer, problem) == 1, (task.name, problem["question"], answer)
-
-
-def test_another_process_with_another_hash_seed_makes_the_same_tasks(tasks: list[Task]) -> None:
-    code = f"from experts.text_to_lora.made.gym import gym_tasks; tasks = gym_tasks({SIZE}); print(repr(tasks))"
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    environment = {**os.environ, "PYTHONHASHSEED": seed}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == repr(tasks)
 
 
 def test_the_first_instances_do_not_depend_on_the_size() -> None:

@@ -104,6 +104,14 @@ def test_descriptions_come_from_a_file_of_their_own(rows_folder: Path, tmp_path:
     assert tasks[TEST[0]].descriptions == ("Explain a joke.",)
 
 
+def test_several_sources_are_one(rows_folder: Path) -> None:
+    both = TaskData(f"made, {rows_folder}").load()
+    made, own = TaskData("made").load(), TaskData(str(rows_folder), validation_tasks=0).load()
+    assert {task.name for task in both.train} == {task.name for tasks in (made, own) for task in tasks.train}
+    assert both.validation == made.validation  # which are marked as such
+    assert both.test == [*made.test, *own.test]
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
