@@ -144,10 +144,10 @@ def t2l_import(folder: Positional[Path], output: Path, model: str | None = None,
 
 @dataclass(frozen=True)
 class OnTasks:
-    """Judged by loss and ROUGE-L on tasks of Natural Instructions."""
+    """Judged by loss and ROUGE-L on test tasks, by default those of Natural Instructions."""
 
     tasks: str = "natural_instructions"
-    """The folder of the tasks, or a data set on the hub."""
+    """Where the tasks come from, as in a recipe's data.path."""
     with_definition: bool = False
     """Put the task's definition before every input."""
     split: Literal["train", "test"] = "test"
@@ -201,7 +201,7 @@ def t2l_evaluate(
         adapters: a folder of one LoRA for each training task, for their average and, on tasks, for Arrow routing.
         multi_task: the adapter that was trained on all training tasks.
         oracles: a folder of adapters that were trained on the evaluated tasks, or benchmarks, themselves.
-        on_tasks: when tasks of Natural Instructions judge.
+        on_tasks: when test tasks judge.
         on_benchmarks: when benchmarks judge.
         trust_remote_code: let a text encoder from the hub run the code that it brings.
         json: print estimates with their intervals, and the scores of all instances, as JSON.
@@ -219,7 +219,7 @@ def t2l_evaluate(
 
     compared_with: dict[str, Any] = {"adapters": adapters, "multi_task": multi_task, "oracles": oracles}
     if on_benchmarks.benchmarks is not None:
-        _refuse_given(on_tasks, "is for tasks of Natural Instructions; leave out either it or --benchmarks")
+        _refuse_given(on_tasks, "is for test tasks; leave out either it or --benchmarks")
         compared_with |= {"network": network, "descriptions": descriptions, "trust_remote_code": trust_remote_code}
         return _on_benchmarks(on_benchmarks, model, base, compared_with, say, json)
     _refuse_given(on_benchmarks, "is for benchmarks: name them with --benchmarks")
