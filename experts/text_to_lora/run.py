@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from experts.outside.errors import check_numbers
 from experts.text_to_lora.writer import TextToAdapter, write_network
-from experts.training.log import Progress
+from experts.training.log import Progress, duration
 from experts.training.options import TrainingOptions, check_decay_and_warmup, divide
 from experts.training.run import Result, Run
 from experts.training.trainer import RunTrainer, trainer_arguments
@@ -166,7 +166,7 @@ def _card(result: Result, writer: TextToAdapter, about: str, recipe: Mapping[str
 A text-to-adapter network (arXiv 2506.06105): {result.parameters:,} parameters that write adapters for the base
 `{config.base}`{which} and for no other, from descriptions read by `{config.encoder}`.
 {about}
-Trained for {result.train_seconds / 60:.1f} minutes; step {result.best_step} has the lowest validation loss.
+Trained for {duration(result.train_seconds)}; step {result.best_step} has the lowest validation loss.
 
 | step | validation loss |
 |---|---|

@@ -17,6 +17,7 @@ from experts.outside.cards import model_card, share_right
 from experts.outside.plots import GREY, mark, percent, picture, plot_intervals
 from experts.svf import SVFConfig
 from experts.svf.fingerprint import Sketch, write_sketch
+from experts.training.log import duration
 from experts.training.statistics import Accuracy, Loss
 
 
@@ -99,7 +100,7 @@ class Card:
 
 {self._what} for the base `{base}`
 ({rounding}fingerprint `{self.origin.fingerprint}`), trained by {self.objective} on the domain `{self.origin.domain}`
-for {self.train_seconds / 60:.1f} minutes.
+for {duration(self.train_seconds)}.
 
 | {held_out} |
 |---|---|

@@ -87,6 +87,15 @@ class _Bars(Bars):
         yield from self.below
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(8.2), duration(150)
+    ('8 seconds', '2.5 minutes')
+    """
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+
+
 class Progress:
     """A live bar in a terminal, one line per step elsewhere; silent on all processes but the first."""
 

@@ -42,4 +42,4 @@ def _one_line(box: str) -> str:
         re.sub(r"^[│|] *| *[│|]$", "", line).strip() for line in lines if not re.fullmatch(r"[│|╭╮╰╯─├┤+ -]*", line)
     ]
     text = " ".join(line for line in lines if line.strip("─-"))
-    return re.sub(r"(?: Argument helptext:.*)? For full helptext, (?:run|see):? .+$", "", text)
+    return re.sub(r"(?: Argument helptext:.*)? For full helptext, (?:run|see):? .+$", "", text).rstrip(".")
