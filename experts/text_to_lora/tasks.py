@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,6 +124,8 @@ class TaskData:
                 raise UserError("there are no tasks: data.path names no folder, and data.descriptions no file")
             return Tasks([Task(name, "train", own[0], descriptions=own) for name, own in descriptions.items()], [], [])
         named = [task for name in self.path.split(",") for task in _named(name.strip())]
+        if twice := [name for name, times in Counter(task.name for task in named).items() if times > 1]:
+            raise UserError(f"{self.path}: two tasks are called {twice[0]!r}; leave one of them out")
         tasks = described((task for task in named if not is_excluded(task.name)), descriptions)
         learn = sorted(
             (task for task in tasks if task.split == "train"),
@@ -143,6 +146,8 @@ def _named(name: str) -> list[Task]:
     """The tasks of a folder or of a data set on the hub, or those that the library makes under that name."""
     from experts.text_to_lora.made import MADE
 
+    if not name:
+        raise UserError("data.path names no tasks, or there is nothing beside one of its commas")
     if name in MADE:
         return MADE[name]()
     return read_tasks(_find(name, Path.is_dir) or _from_hub(name))

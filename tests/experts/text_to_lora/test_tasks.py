@@ -110,6 +110,13 @@ def test_several_sources_are_one(rows_folder: Path) -> None:
     assert {task.name for task in both.train} == {task.name for tasks in (made, own) for task in tasks.train}
     assert both.validation == made.validation  # which are marked as such
     assert both.test == [*made.test, *own.test]
+    for path, message in {
+        "made, made": "two tasks are called 'address_",
+        "made,": "names no tasks",
+        "": "no tasks",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            TaskData(path).load()
 
 
 @pytest.mark.parametrize(
