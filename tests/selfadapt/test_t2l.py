@@ -271,10 +271,12 @@ def test_shipped_recipes_are_right(path: Path) -> None:
 
 def test_recipes_that_are_compared_read_the_same_prompts() -> None:
     recipes = {path.stem: read_recipe(path) for path in SHIPPED if path.parents[1].name == "smollm2-135m"}
-    styles = {
-        recipe.training.prompt for recipe in recipes.values() if isinstance(recipe.training, Supervised | TaskAdapters)
+    read = {
+        (recipe.data.path, recipe.training.prompt)
+        for recipe in recipes.values()
+        if isinstance(recipe.training, Supervised | TaskAdapters)
     }
-    assert len(styles) == 1
+    assert len(read) == len({path for path, _ in read})
     outputs = [recipes[name].output for name in ("svf", "experts")]
     assert outputs[0] == outputs[1]
     assert isinstance(outputs[0], SvfOutput)
