@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.outside.errors import UserError
+from experts.outside.fields import added
 from experts.text_to_lora.shapes import Matrix
 
 Size = Literal["L", "M", "S"]
@@ -77,7 +78,7 @@ class SvfOutput:
     """Only this many of the largest singular values of each matrix; None takes all."""
     target_modules: str | list[str] = "all-linear"
     """A regular expression over module names, a list of names, or "all-linear" (every layer but the head)."""
-    own_heads: bool = False
+    own_heads: bool = added(default=False)
     """Each matrix has a head of its own, whose bias holds the expert that all tasks share; else each shape has one.
 
     Singular values of different matrices have nothing in common but their rank, so one head for all says little.

@@ -197,7 +197,7 @@ def test_a_mistake_of_the_users_is_one_line(
     assert "overlap is scored by chrf" in error(named="overlap")
     assert "no task to evaluate" in error(named=",")
     assert "--limit must be" in error("--limit", 0)
-    assert "--instances is for tasks" in error("--instances", 3)
+    assert "--instances is for test tasks" in error("--instances", 3)
     (tmp_path / "empty").mkdir()
     assert "empty is not a PEFT adapter" in error("--multi-task", tmp_path / "empty")
     matrix = "model.layers.0.self_attn.q_proj"
