@@ -156,7 +156,7 @@ def test_adapters_are_reconstructed_and_everything_is_compared(run: Any, write_r
     )
     assert code == 0, err
     document = json.loads(out)
-    assert len(document["scores"]) == len(document["estimates"]) == 11
+    assert len(document["scores"]) == len(document["estimates"]) == 12
     for name, scores in document["scores"].items():
         assert [score["task"][-1] for score in scores] == ["e", "e", "f", "f"], name
     assert document["estimates"]["written"]["loss_difference"]["mean"] == 0
