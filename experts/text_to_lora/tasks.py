@@ -136,8 +136,8 @@ class TaskData:
             validation, learn = learn[: self.validation_tasks], learn[self.validation_tasks :]
             if validation and not learn:
                 raise UserError(
-                    f"{self.path} has {len(validation)} training tasks, and {len(validation)} are held out: none is "
-                    "left to learn from"
+                    f"all {len(validation)} training tasks of {self.path} are held out, and none is left to learn "
+                    "from: lower validation_tasks"
                 )
         return Tasks(learn[: self.train_tasks], validation, [task for task in tasks if task.split == "test"])
 

@@ -7,7 +7,7 @@ number, or the same numbers in order. So only the description of a task tells wh
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -76,10 +76,13 @@ class Family(Generic[T]):
         while len(answers) < EXAMPLES + size:
             value = self.draw(rng)
             answers.setdefault(self.show(value), made.answer(value))
-        pairs = list(answers.items())
-        instances = tuple(
-            Instance(f"{name}-{number}", text, (answer,)) for number, (text, answer) in enumerate(pairs[EXAMPLES:])
-        )
-        return Task(
-            name, self.split, made.descriptions[0], instances, tuple(pairs[:EXAMPLES]), made.descriptions, self.name
-        )
+        return task_of(answers, name, self.split, made.descriptions, self.name)
+
+
+def task_of(answers: Mapping[str, str], name: str, split: str, descriptions: tuple[str, ...], category: str) -> Task:
+    """The task whose inputs have these answers: the first `EXAMPLES` are its solved examples, the others instances."""
+    pairs = list(answers.items())
+    instances = tuple(
+        Instance(f"{name}-{number}", text, (answer,)) for number, (text, answer) in enumerate(pairs[EXAMPLES:])
+    )
+    return Task(name, split, descriptions[0], instances, tuple(pairs[:EXAMPLES]), descriptions, category)

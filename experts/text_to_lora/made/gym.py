@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from experts.outside.errors import UserError, not_installed
-from experts.text_to_lora.made.family import EXAMPLES, INSTANCES
-from experts.text_to_lora.tasks import Instance, Task
+from experts.text_to_lora.made.family import EXAMPLES, INSTANCES, task_of
+from experts.text_to_lora.tasks import Task
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -66,20 +66,7 @@ class Source:
                 break
         else:
             raise UserError(f"{self.name} has only {len(answers)} different problems; ask for fewer than {size}")
-        pairs = list(answers.items())
-        instances = tuple(
-            Instance(f"{self.name}-{number}", question, (answer,))
-            for number, (question, answer) in enumerate(pairs[EXAMPLES:])
-        )
-        return Task(
-            name=self.name,
-            split="train",
-            definition=self.descriptions[0],
-            instances=instances,
-            examples=tuple(pairs[:EXAMPLES]),
-            descriptions=self.descriptions,
-            category=problems.category,
-        )
+        return task_of(answers, self.name, "train", self.descriptions, problems.category)
 
 
 def sources() -> list[Source]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from experts.domains.word_problems import PEOPLE, THINGS
 from experts.text_to_lora.made.family import Family, asked
+from experts.text_to_lora.made.number import in_words
 
 # For each operation: what is told about x and y, what is asked, and the sentence in which z answers it.
 PLOTS = {
@@ -42,11 +43,6 @@ PLOTS = {
 }
 
 OPERATIONS = {"+": "add", "-": "subtract", "x": "multiply", "/": "divide"}
-ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-)
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 
 
 @dataclass(frozen=True)
@@ -93,18 +89,12 @@ def draw(rng: random.Random) -> Story:
 
 
 def spelt(number: int) -> str:
-    """A number below 1000 in words.
+    """A number below 1000 in words, with "and" after the hundreds.
 
-    >>> spelt(7), spelt(42), spelt(130)
-    ('seven', 'forty-two', 'one hundred and thirty')
+    >>> spelt(42), spelt(130)
+    ('forty-two', 'one hundred and thirty')
     """
-    if number < 20:
-        return ONES.split()[number]
-    if number < 100:
-        ten, one = divmod(number, 10)
-        return TENS.split()[ten - 2] + (f"-{spelt(one)}" if one else "")
-    hundred, rest = divmod(number, 100)
-    return f"{spelt(hundred)} hundred" + (f" and {spelt(rest)}" if rest else "")
+    return in_words(number).replace("hundred ", "hundred and ")
 
 
 STORY = Family(
