@@ -1,10 +1,10 @@
-"""A grid of twelve small cells on two Ray workers, against one cell after another, with one thread per cell in both.
+"""A grid of twelve small trainings on two Ray workers, against one after another, with one thread per cell in both.
 
 python benchmarks/grid_on_ray.py [--rounds 1] [--steps 2]
 
-The cells are eleven seeds of `stories` on the built-in base, and the base itself. Each time is for a whole
-`selfadapt compare`, including its imports and Ray's start. The figures of both are compared as well: they must be the
-same.
+The cells are twelve seeds of `stories` on the built-in base, and the base itself, which takes seconds. Two independent
+jobs (`--cells 1/2` and `--cells 2/2`) show what two processes gain on this machine without Ray. Each time is for whole
+commands, including their imports and Ray's start. The figures of all three are compared as well: they must be the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from selfadapt.grid.results import Line, read_results
 from selfadapt.recipes.configuration import find_recipe
 from selfadapt.recipes.expert import read_recipe
 
-ALONE, RAY = "one after another", "two workers of Ray"
+ALONE, JOBS, RAY = "one after another", "two jobs, half of the cells each", "two workers of Ray"
+SEEDS = 12
 RECIPE = "smollm2-135m/stories"
 
 
@@ -37,7 +38,7 @@ def grid(steps: int) -> dict[str, Any]:
     return {
         "domains": {"stories": RECIPE},
         "recipe": {"test_size": 16, "training": training},
-        "methods": {"svf": {"seeds": [*range(11)]}},
+        "methods": {"svf": {"seeds": [*range(SEEDS)]}},
     }
 
 
@@ -54,22 +55,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "grid.yaml").write_text(yaml.safe_dump(grid(options.steps)), encoding="utf-8")
+        command = [sys.executable, "-m", "selfadapt.cli", "compare", str(folder / "grid.yaml")]
 
-        def compare(which: str, *more: str) -> None:
+        def compare(which: str, *jobs: list[str]) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as output:
-                command = [sys.executable, "-m", "selfadapt.cli", "compare", str(folder / "grid.yaml"), *more]
-                subprocess.run([*command, "--output", output], env=environment, check=True, capture_output=True)
+                running = [subprocess.Popen([*command, "--output", output, *job], env=environment) for job in jobs]
+                codes = [job.wait() for job in running]
+                if any(codes):
+                    raise SystemExit(f"{which}: a command failed")
                 lines = read_results(Path(output, "results.jsonl"))
-            found[which] = [replace(line, train_seconds=0.0, peak_memory=None) for line in lines]
+            found[which] = sorted(
+                (replace(line, train_seconds=0.0, peak_memory=None) for line in lines), key=lambda line: line.cell
+            )
 
         side_by_side(
-            "twelve cells, one thread a cell",
-            {RAY: lambda: compare(RAY, "--on", "ray"), ALONE: lambda: compare(ALONE)},
+            f"{SEEDS} trainings, one thread a cell",
+            {
+                RAY: lambda: compare(RAY, ["--on", "ray"]),
+                JOBS: lambda: compare(JOBS, ["--cells", "1/2"], ["--cells", "2/2"]),
+                ALONE: lambda: compare(ALONE, []),
+            },
             against=RAY,
             rounds=options.rounds,
             warmup=0,
         )
-    same = found[ALONE] == found[RAY] and len(found[RAY]) == 12
+    same = found[ALONE] == found[JOBS] == found[RAY] and len(found[RAY]) == SEEDS + 1
     print(f"the figures are {'the same' if same else 'NOT the same'}, {len(found[RAY])} cells")
 
 
