@@ -303,7 +303,7 @@ def test_two_processes_train_one_network(write_recipe: Any, tmp_path: Path) -> N
     [
         (SUPERVISED, ["--output", "."], "is the current folder"),
         (SUPERVISED, ["--output", "full"], "exists already"),
-        (SUPERVISED, ["--micro-batch-size", "3", "--tasks-per-step", "4"], "micro_batch_size 3 does not divide the 4"),
+        (SUPERVISED, ["--micro-batch-size", "0"], "micro_batch_size must be at least 1"),
         (SUPERVISED, ["--resume"], "nothing to resume"),
         (ADAPTERS, ["--output", "full", "--one-for-all"], "exists already and is not an adapter"),
         (ADAPTERS, ["--output", "file/adapters"], "cannot write to"),
