@@ -156,6 +156,12 @@ class OnTasks:
     """Instances of each task."""
     max_new_tokens: int = 48
     """The most tokens in an answer."""
+    methods: str | None = None
+    """Rows of the table, by their names and separated by commas; by default all whose folders are given."""
+    output: Path | None = None
+    """A JSON Lines file that gets the scores of each method and task as they come."""
+    resume: bool = False
+    """Go on with the scores in --output; also to add methods to them."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def t2l_evaluate(
     from dataclasses import asdict
 
     from experts.outside.errors import UserError, check_whole
-    from experts.text_to_lora.baselines import Comparison, compare_methods
+    from experts.text_to_lora.comparison import Comparison, compare_methods, split_names
     from experts.text_to_lora.tasks import TaskData
     from selfadapt.recipes.text_to_lora import base_named
 
@@ -231,8 +237,9 @@ def t2l_evaluate(
         )
     how = asdict(on_tasks)
     data = TaskData(how.pop("tasks"), descriptions, validation_tasks=0)
+    how["methods"] = () if on_tasks.methods is None else split_names(on_tasks.methods)
     comparison = Comparison(network, **compared_with, **how, trust_remote_code=trust_remote_code)
-    compared = compare_methods(comparison, data, base_named(model, **base.options()).load, say)
+    compared = compare_methods(comparison, data, base_named(model, **base.options()), say)
     show(asdict(compared), json, compared.table())
 
 
