@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainerCallback, TrainingArguments
 
 from experts.outside.errors import check_numbers
+from experts.text_to_lora.network import AdapterNetwork
 from experts.text_to_lora.writer import TextToAdapter, write_network
 from experts.training.log import Progress, duration
 from experts.training.options import TrainingOptions, check_decay_and_warmup, divide
@@ -134,6 +135,17 @@ class NetworkTrainer(RunTrainer):
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
+class SaveNetwork(TrainerCallback):
+    """Writes the network into each checkpoint, which can then be evaluated as any network, while the run goes on."""
+
+    def __init__(self, network: AdapterNetwork) -> None:
+        self.network = network
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            write_network(self.network, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
 def check_network_run(run: Run, options: NetworkTraining) -> None:
     """Finds what is wrong with a run before anything is loaded, and leaves nothing behind.
 
@@ -170,7 +182,7 @@ def train_network(
             train_dataset=learning.train,
             eval_dataset=learning.validation,  # type: ignore[arg-type]
             data_collator=Passes(learning.collate, learning.length, device, options.micro_batch_size),
-            callbacks=list(callbacks),
+            callbacks=[SaveNetwork(writer.network), *callbacks],
             loss=learning.loss,
         )
         validation = Validation(trainer.validation_loss, "lower", options.validate_every, options.patience)

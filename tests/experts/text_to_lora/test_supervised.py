@@ -183,7 +183,7 @@ class Interrupt(TrainerCallback):
 
 @pytest.mark.parametrize(("step", "learning_rate"), [(3, 1e-3), (6, 0.1)])
 def test_an_interrupted_run_resumes_to_the_same_network(
-    train: Any, tmp_path: Path, step: int, learning_rate: float
+    train: Any, encoder: Any, tmp_path: Path, step: int, learning_rate: float
 ) -> None:
     options = replace(OPTIONS, micro_batch_size=2, learning_rate=learning_rate)
     whole = train("whole", options)
@@ -191,6 +191,10 @@ def test_an_interrupted_run_resumes_to_the_same_network(
     with pytest.raises(Interrupted, match=f"step {step}"):
         train("parts", options, callbacks=[Interrupt(step)])
     assert not (tmp_path / "parts").exists()
+    checkpoint = tmp_path / "parts.unfinished" / f"checkpoint-{step}"
+    network = TextToAdapter.from_pretrained(checkpoint, encoder=encoder).network  # as it is after that step
+    for name, weights in load_file(checkpoint / "model.safetensors").items():
+        assert torch.equal(network.state_dict()[name], weights)
     with pytest.raises(UserError, match="continue it with --resume"):
         train("parts", options)
     train("parts", options, resume=True)
