@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
+from experts.text_to_lora.chosen_methods import Needs
 from experts.text_to_lora.encoder import TaskEncoder, rescaled
 from experts.text_to_lora.evaluation import Method
 from experts.text_to_lora.examples import PromptStyle
@@ -25,7 +26,7 @@ from experts.text_to_lora.rows import adapted_rows, base_factors
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
 
-NEEDS: dict[str, str | None] = {
+NEEDS: Needs = {
     "base": None,
     "description in the prompt": None,
     "3 examples in the prompt": None,
@@ -39,7 +40,7 @@ NEEDS: dict[str, str | None] = {
     "multi-task adapter": "multi_task",
     "adapter of the task itself": "oracles",
 }
-"""The methods of a comparison in their order → the folder of a `Comparison` that each needs."""
+"""What a comparison on tasks may run."""
 
 
 def prompt_methods(base: PreTrainedModel, style: PromptStyle, *, shots: int = 3) -> list[Method]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 from experts.outside.errors import UserError, check_whole
 from experts.text_to_lora.baselines import NEEDS, adapter_methods, prompt_methods, written_methods
+from experts.text_to_lora.chosen_methods import choose, reference_among
 from experts.text_to_lora.evaluation import Compared, Method, evaluate, paired_estimates
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.kept_scores import KeptScores, folder_hash, short_hash
@@ -51,26 +51,24 @@ class Comparison:
     def __post_init__(self) -> None:
         for name in ("instances", "max_new_tokens"):
             check_whole(name, getattr(self, name))
-        for name in self.methods:
-            if name not in NEEDS:
-                raise UserError(f"there is no method {name!r}; the methods are: {'; '.join(NEEDS)}")
-            if (need := NEEDS[name]) and getattr(self, need) is None:
-                raise UserError(f"the method {name!r} needs {_option(need)}")
-        for folder in (self.network, self.adapters, self.multi_task, self.oracles):
-            if folder is not None and not folder.is_dir():
-                raise UserError(f"no such folder: {folder}")
+        choose(NEEDS, self.folders, self.methods)
         if self.resume and self.output is None:
             raise UserError("there is nothing to resume without the file that has the scores: give it as --output")
 
     @property
+    def folders(self) -> dict[str, Path | None]:
+        """What methods may need."""
+        return {need: getattr(self, need) for need in ("network", "adapters", "multi_task", "oracles")}
+
+    @property
     def chosen(self) -> list[str]:
         """The methods that are compared, in the order of the table."""
-        possible = [name for name, need in NEEDS.items() if need is None or getattr(self, need) is not None]
-        return [name for name in possible if not self.methods or name in self.methods]
+        return choose(NEEDS, self.folders, self.methods)
 
     def needed(self, names: Sequence[str]) -> dict[str, Path]:
-        """The folders that some methods need, by the names of their fields."""
-        return {need: getattr(self, need) for name in names if (need := NEEDS[name])}
+        """The folders that some methods need."""
+        wanted = {NEEDS[name] for name in names}
+        return {need: folder for need, folder in self.folders.items() if folder is not None and need in wanted}
 
     def tasks(self, data: TaskData) -> list[Task]:
         """The tasks that are evaluated; raises UserError if there are none."""
@@ -113,7 +111,8 @@ def compare_methods(
         say: called with the name of each method before it is evaluated.
 
     Raises:
-        UserError: if there are no tasks, a network or adapter is damaged or for another base, or as `KeptScores` does.
+        UserError: if there are no tasks, a network or adapter is damaged or for another base, or as `KeptScores` does;
+            after Ctrl-C, if scores are kept.
     """
     tasks, names = comparison.tasks(data), comparison.chosen
     settings = {} if comparison.output is None else comparison.settings(base, tasks)
@@ -122,29 +121,25 @@ def compare_methods(
     missing = {name: own for name, own in missing.items() if own}
     if missing:
         model, tokenizer = base.load()
-        for method in _methods(comparison, [*missing], tasks, model, tokenizer):
-            say(method.name)
-            evaluate(
-                method,
-                tokenizer,
-                missing[method.name],
-                instances=comparison.instances,
-                max_new_tokens=comparison.max_new_tokens,
-                done=partial(kept.add, method.name),
-            )
+        methods = _methods(comparison, [*missing], tasks, model, tokenizer)
+        try:
+            for method in methods:
+                say(method.name)
+                evaluate(
+                    method,
+                    tokenizer,
+                    missing[method.name],
+                    instances=comparison.instances,
+                    max_new_tokens=comparison.max_new_tokens,
+                    done=partial(kept.add, method.name),
+                )
+        except KeyboardInterrupt as error:
+            if comparison.output is None:
+                raise
+            raise UserError(f"stopped; {comparison.output} has the scores so far: resume to continue") from error
     scores = {name: [score for task in tasks for score in kept.scores[name, task.name]] for name in names}
-    reference = "written" if "written" in names else names[0]
+    reference = reference_among(names)
     return Compared(reference, paired_estimates(scores, reference), scores)
-
-
-def split_names(text: str) -> list[str]:
-    """The names of methods in a list separated by commas, which some of the names hold as well.
-
-    >>> split_names("base,written, random vector")
-    ['base', 'written, random vector']
-    """
-    longest_first = "|".join(map(re.escape, sorted(NEEDS, key=len, reverse=True)))
-    return [name.strip() for name in re.findall(rf"(?:^|,)\s*((?:{longest_first})(?=\s*(?:,|$))|[^,]*)", text)]
 
 
 def _methods(
@@ -159,7 +154,3 @@ def _methods(
         methods += written_methods(base, writer, tasks, style)
     methods += adapter_methods(base, style, **folders)
     return [method for method in methods if method.name in names]
-
-
-def _option(need: str) -> str:
-    return "a network" if need == "network" else f"--{need.replace('_', '-')} (in Python {need})"

@@ -12,7 +12,8 @@ import pytest
 from experts.outside.errors import UserError
 from experts.text_to_lora import comparison
 from experts.text_to_lora.baselines import NEEDS, prompt_methods, written_methods
-from experts.text_to_lora.comparison import Comparison, compare_methods, split_names
+from experts.text_to_lora.chosen_methods import split_names
+from experts.text_to_lora.comparison import Comparison, compare_methods
 from experts.text_to_lora.encoder import LastTokenEncoder
 from experts.text_to_lora.evaluation import paired_estimates
 from experts.text_to_lora.examples import PromptStyle
@@ -78,8 +79,8 @@ def test_names_are_those_of_the_methods(network: Path, tiny_model: Any, tiny_tok
     style, tasks = PromptStyle(), Letters().load().test
     methods = [*prompt_methods(tiny_model, style), *written_methods(tiny_model, writer, tasks, style)]
     assert [method.name for method in methods] == [name for name, need in NEEDS.items() if need in (None, "network")]
-    assert split_names(",".join(NEEDS)) == [*NEEDS]  # some hold commas
-    assert split_names(f" {CONTROL} ,base, x,") == [CONTROL, "base", "x", ""]
+    assert split_names(",".join(NEEDS), NEEDS) == [*NEEDS]  # some hold commas
+    assert split_names(f" {CONTROL} ,base, x,", NEEDS) == [CONTROL, "base", "x", ""]
 
 
 def test_only_what_is_chosen_is_scored_and_tested(asked: Comparison, base: Base) -> None:
@@ -121,7 +122,7 @@ def test_a_comparison_that_was_stopped_goes_on(
     assert kept.output is not None
     with monkeypatch.context() as patch:
         stop_after(scored, patch)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(UserError, match=r"stopped; .*scores.jsonl has the scores so far: resume"):
             compare_methods(kept, Letters(), base)
     lines = kept.output.read_text().splitlines()
     assert len(lines) == scored
