@@ -84,7 +84,8 @@ class Learning:
 class Passes:
     """The items of one step on one process → a batch for each pass, with the `share` of the items that are in it.
 
-    Items of about one length pass together: a short one beside a long one would be mostly padding.
+    Items of about one length pass together: a short one beside a long one would be mostly padding. They keep their
+    order, so that a step of a single pass draws the same random numbers as its items in one batch.
     """
 
     collate: Callable[[Sequence[Any]], dict[str, Any]]
@@ -95,7 +96,8 @@ class Passes:
 
     def __call__(self, items: Sequence[Any]) -> list[dict[str, Any]]:
         groups = alike([self.length(item) for item in items], apart_on(self.device), self.at_most)
-        return [{**self.collate([items[row] for row in rows]), "share": len(rows) / len(items)} for rows in groups]
+        own = [[items[row] for row in sorted(rows)] for rows in groups]
+        return [{**self.collate(some), "share": len(some) / len(items)} for some in own]
 
 
 class NetworkTrainer(RunTrainer):

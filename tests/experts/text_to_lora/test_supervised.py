@@ -243,6 +243,8 @@ def test_a_step_of_short_and_long_prompts_pads_less_and_learns_the_same(
     collate = Collator(tiny_tokenizer.pad_token_id)
     together = collate(items)
     passes = Passes(collate, lambda item: item.example.length, tiny_model.device, at_most)(items)
+    (one,) = Passes(collate, lambda item: item.example.length, torch.device("meta"))(items)  # a pass costs more there
+    assert all(torch.equal(one[name], tensor) for name, tensor in together.items())  # in the items' own order
 
     def padding(batch: dict[str, Any]) -> int:
         return int((batch["attention_mask"] == 0).sum())
