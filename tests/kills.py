@@ -197,12 +197,34 @@ def comparing(folder: Path) -> tuple[Callable[[], None], Callable[[], None], Cal
     return work, look, finished
 
 
+def evaluating(folder: Path) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+    """Two methods on the tasks in a folder."""
+    output, first = folder / "runs" / "scores.jsonl", []
+
+    def work() -> None:
+        resume = ["--resume"] if output.exists() else []
+        asked = ("--model", folder / "base", "--tasks", folder / "tasks", "--methods", "base,description in the prompt")
+        cli("t2l", "evaluate", *asked, "--output", output, *resume)
+
+    def look() -> None:
+        assert not output.exists() or set(map(json.dumps, entries(output))) <= set(first[0])
+
+    def finished() -> None:
+        first.append(sorted(map(json.dumps, entries(output))))
+        assert first[0] == first[-1]
+        assert visible(output.parent) == {output.name}
+        shutil.rmtree(output.parent)
+
+    return work, look, finished
+
+
 WORK: dict[str, Callable[[Path], Any]] = {
     "train": lambda folder: training(folder, "train", "adapter_model.safetensors"),
     "t2l": lambda folder: training(folder, "t2l", "train", "network.safetensors"),
     "library": adding,
     "decomposition": decomposing,
     "grid": comparing,
+    "evaluate": evaluating,
 }
 
 if __name__ == "__main__":

@@ -92,3 +92,16 @@ def test_a_grid_that_is_killed_ends_in_the_same_results(recipe: Path, tmp_path: 
     }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(document))
     killed("grid", tmp_path, kills=15)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_killed_ends_in_the_same_scores(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(tiny_folder)
+    (tmp_path / "tasks").mkdir()
+    rows = [{"task": task, "split": "test", "Definition": [f"Write {task}"]} for task in TASKS]
+    (tmp_path / "tasks" / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    instances = [
+        {"task": task, "id": f"{task}{i}", "input": f"{i}", "output": [task]} for task in TASKS for i in (0, 1)
+    ]
+    (tmp_path / "tasks" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in instances))
+    killed("evaluate", tmp_path, kills=15)

@@ -28,7 +28,7 @@ from experts.text_to_lora.examples import (
     token_losses,
 )
 from experts.text_to_lora.network import LoraOutput, SvfOutput
-from experts.text_to_lora.run import NetworkTrainer
+from experts.text_to_lora.run import NetworkTrainer, Passes
 from experts.text_to_lora.tasks import Task, Tasks
 from experts.text_to_lora.writer import Base
 from experts.training.card import Origin, write_trained
@@ -73,7 +73,7 @@ class TaskAdapters(TrainingOptions):
         }
 
     def step_size(self) -> tuple[int, int]:
-        """As `divide` gives it; a process reads its share of a step at once."""
+        """As `divide` gives it; a process takes its share of a step at once."""
         return divide("instances_per_step", self.instances_per_step, self.instances_per_step)
 
 
@@ -194,6 +194,6 @@ def _trainer(
             weight_decay=options.weight_decay if isinstance(output, LoraOutput) else 0.0,
         ),
         train_dataset=Rounds(len(tasks), options.steps * options.instances_per_step, options.seed, draw),
-        data_collator=lambda examples: pad_examples(examples, pad),
+        data_collator=Passes(lambda examples: pad_examples(examples, pad), lambda own: own.length, base.device),
         loss=loss,
     )

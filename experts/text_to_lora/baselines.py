@@ -6,7 +6,6 @@ import random
 import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,31 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.outside.chats import Chat
-from experts.outside.errors import UserError, check_whole
-from experts.text_to_lora.encoder import LoadBase, TaskEncoder, rescaled
-from experts.text_to_lora.evaluation import Compared, Method, evaluate, paired_estimates
+from experts.outside.errors import UserError
+from experts.text_to_lora.chosen_methods import Needs
+from experts.text_to_lora.encoder import TaskEncoder, rescaled
+from experts.text_to_lora.evaluation import Method
 from experts.text_to_lora.examples import PromptStyle
 from experts.text_to_lora.network import LoraOutput, Written
 from experts.text_to_lora.rows import adapted_rows, base_factors
-from experts.text_to_lora.tasks import Instance, Task, TaskData
+from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
+
+NEEDS: Needs = {
+    "base": None,
+    "description in the prompt": None,
+    "3 examples in the prompt": None,
+    "written": "network",
+    "written, another task's description": "network",
+    "written, a similar task's description": "network",
+    "written, random description": "network",
+    "written, random vector": "network",
+    "average of LoRAs": "adapters",
+    "Arrow routing of LoRAs": "adapters",
+    "multi-task adapter": "multi_task",
+    "adapter of the task itself": "oracles",
+}
+"""What a comparison on tasks may run."""
 
 
 def prompt_methods(base: PreTrainedModel, style: PromptStyle, *, shots: int = 3) -> list[Method]:
@@ -216,74 +232,3 @@ def _arrow(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
         yield model.eval()
     finally:
         model.unload()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Which methods are compared beside the prompts, and on which tasks."""
-
-    network: Path | None = None
-    adapters: Path | None = None
-    """One LoRA for each training task, for their average and for Arrow."""
-    multi_task: Path | None = None
-    """One adapter for all training tasks."""
-    oracles: Path | None = None
-    """Adapters trained on the evaluated tasks themselves."""
-    split: str = "test"
-    """The split whose tasks are used: test, or train for those training tasks that have an adapter among `oracles`."""
-    with_definition: bool = False
-    """Put the task's definition before every input."""
-    instances: int = 20
-    max_new_tokens: int = 48
-    trust_remote_code: bool = False
-    """Let a text encoder from the hub run the code that it brings."""
-
-    def __post_init__(self) -> None:
-        for name in ("instances", "max_new_tokens"):
-            check_whole(name, getattr(self, name))
-
-
-def compare_methods(
-    comparison: Comparison, data: TaskData, load_base: LoadBase, say: Callable[[str], None] = lambda name: None
-) -> Compared:
-    """Scores every method that is possible, and compares it with what the network writes, or with the base.
-
-    Args:
-        say: called with the name of each method before it is evaluated.
-
-    Raises:
-        UserError: if there are no tasks or no such folder, or a network or adapter is damaged or for another base.
-    """
-    for folder in (comparison.network, comparison.adapters, comparison.multi_task, comparison.oracles):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"no such folder: {folder}")
-    loaded, oracles = data.load(), comparison.oracles
-    tasks = loaded.test
-    if comparison.split == "train":
-        if oracles is None:
-            raise UserError(
-                "the train split is only for tasks that have an adapter of their own: name the folder of these "
-                "adapters as oracles"
-            )
-        tasks = [task for task in loaded.train if (oracles / task.name).is_dir()]
-    if not tasks:
-        where = f" with adapters in {oracles}" if oracles else ""
-        raise UserError(f"{data.path} has no {comparison.split} tasks{where}")
-    style = PromptStyle(comparison.with_definition)
-    base, tokenizer = load_base()
-    methods = prompt_methods(base, style)
-    if comparison.network is not None:
-        trust = comparison.trust_remote_code
-        writer = TextToAdapter.for_base(comparison.network, base, tokenizer, trust_remote_code=trust)
-        methods += written_methods(base, writer, tasks, style)
-    methods += adapter_methods(
-        base, style, adapters=comparison.adapters, multi_task=comparison.multi_task, oracles=oracles
-    )
-    scores = {}
-    for method in methods:
-        say(method.name)
-        scores[method.name] = evaluate(
-            method, tokenizer, tasks, instances=comparison.instances, max_new_tokens=comparison.max_new_tokens
-        )
-    reference = "base" if comparison.network is None else "written"
-    return Compared(reference, paired_estimates(scores, reference), scores)

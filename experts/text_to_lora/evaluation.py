@@ -57,8 +57,12 @@ def evaluate(
     instances: int = 20,
     max_new_tokens: int = 48,
     batch_size: int = 16,
+    done: Callable[[list[Score]], None] = lambda scores: None,
 ) -> list[Score]:
     """The scores of a method on the first `instances` of each task. Prompts and answers are read whole.
+
+    Args:
+        done: called with the scores of each task as they come.
 
     Raises:
         UserError: if an instance does not fit the model's context.
@@ -84,16 +88,18 @@ def evaluate(
                 answers = NativeEngine(model, tokenizer).generate(
                     chats, max_new_tokens=max_new_tokens, batch_size=batch_size
                 )
-            scores += [
+            of_task = [
                 Score(task.name, instance.id, loss, rouge_l(answer, instance.outputs))
                 for instance, loss, answer in zip(own, losses, answers, strict=True)
             ]
+            done(of_task)
+            scores += of_task
     return scores
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:
     """The best ROUGE-L F-measure over the references in percent, stemmed as in Natural Instructions' evaluation."""
-    return 100 * max(_scorer().score(reference, answer)["rougeL"].fmeasure for reference in references)
+    return 100.0 * max(_scorer().score(reference, answer)["rougeL"].fmeasure for reference in references)
 
 
 @cache

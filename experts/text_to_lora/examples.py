@@ -45,6 +45,11 @@ class Example:
     prompt: list[int]
     answer: list[int]
 
+    @property
+    def length(self) -> int:
+        """The tokens of both."""
+        return len(self.prompt) + len(self.answer)
+
 
 def make_example(tokenizer: PreTrainedTokenizerBase, style: PromptStyle, chat: Chat, answer: str) -> Example:
     (prompt,) = tokenize(tokenizer, [chat])
@@ -65,16 +70,16 @@ def check_examples(
         for instance in task.instances:
             for answer in instance.outputs:
                 example = make_example(tokenizer, style, style.chat(task, instance), answer)
-                if (length := len(example.prompt) + len(example.answer)) > context:
+                if example.length > context:
                     raise UserError(
-                        f"{task.name}: the instance {instance.id} has {length} tokens, more than the model's context "
-                        f"of {context}; lower prompt.max_prompt_tokens or prompt.max_answer_tokens"
+                        f"{task.name}: the instance {instance.id} has {example.length} tokens, more than the model's "
+                        f"context of {context}; lower prompt.max_prompt_tokens or prompt.max_answer_tokens"
                     )
 
 
 def pad_examples(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask`, `position_ids` and `labels`, [B, T], padded on the left; −100 is no label."""
-    length = max(len(example.prompt) + len(example.answer) for example in examples)
+    length = max(example.length for example in examples)
     ids, mask, labels = [], [], []
     for example in examples:
         own = example.prompt + example.answer

@@ -14,9 +14,11 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainerCallback, TrainingArguments
 
 from experts.outside.errors import check_numbers
+from experts.text_to_lora.network import AdapterNetwork
 from experts.text_to_lora.writer import TextToAdapter, write_network
 from experts.training.log import Progress, duration
 from experts.training.options import TrainingOptions, check_decay_and_warmup, divide
+from experts.training.passes import alike, apart_on
 from experts.training.run import Result, Run
 from experts.training.trainer import RunTrainer, trainer_arguments
 from experts.training.validation import Validation
@@ -30,7 +32,7 @@ class NetworkTraining(TrainingOptions):
     """The name of the option that says how many items one step takes."""
 
     micro_batch_size: int
-    """Items in one forward and backward pass on one process; changes memory and speed, not the result."""
+    """The most items in one forward and backward pass on one process; changes memory and speed, not the result."""
     weight_decay: float
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float
@@ -74,21 +76,55 @@ class Learning:
     collate: Callable[[Sequence[Any]], dict[str, Any]]
     about: str
     """What the network learns from, in sentences for its card."""
+    length: Callable[[Any], int] = lambda item: 0
+    """The tokens of an item that the base reads."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The items of one step on one process → a batch for each pass, with the `share` of the items that are in it.
+
+    Items of about one length pass together: a short one beside a long one would be mostly padding. They keep their
+    order, so that a step of a single pass draws the same random numbers as its items in one batch.
+    """
+
+    collate: Callable[[Sequence[Any]], dict[str, Any]]
+    length: Callable[[Any], int]
+    device: torch.device
+    at_most: int | None = None
+    """Items in one pass; None sets no limit."""
+
+    def __call__(self, items: Sequence[Any]) -> list[dict[str, Any]]:
+        groups = alike([self.length(item) for item in items], apart_on(self.device), self.at_most)
+        own = [[items[row] for row in sorted(rows)] for rows in groups]
+        return [{**self.collate(some), "share": len(some) / len(items)} for some in own]
 
 
 class NetworkTrainer(RunTrainer):
-    """A trainer with its own loss, and with items in their given order."""
+    """A trainer with its own loss, the mean over items; it takes them in their given order, and a step in `Passes`."""
 
     def __init__(self, *args: Any, loss: Callable[[nn.Module, dict[str, Any]], Tensor], **kwargs: Any) -> None:
         self.loss = loss
         super().__init__(*args, **kwargs)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        return self.loss(model, inputs)
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        # Each pass ends with its gradient, so that only one is in memory; processes exchange gradients after the last.
+        *first, last = inputs
+        losses = []
+        with self.accelerator.no_sync(model):
+            for batch in first:
+                losses.append(super().training_step(model, batch, *args, **kwargs))
+        losses.append(super().training_step(model, last, *args, **kwargs))
+        return torch.stack(losses).sum()
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        return inputs["share"] * self.loss(model, inputs)
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        passes: Any = self._prepare_inputs(inputs)
         with torch.no_grad():
-            return self.finite(self.loss(model, self._prepare_inputs(inputs))), None, None
+            losses = [self.compute_loss(model, batch) for batch in passes]
+        return self.finite(torch.stack(losses).sum()), None, None
 
     def validation_loss(self, model: nn.Module) -> float:
         """The mean loss over the validation items, which are divided over the processes."""
@@ -99,6 +135,17 @@ class NetworkTrainer(RunTrainer):
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         assert self.train_dataset is not None
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+
+class SaveNetwork(TrainerCallback):
+    """Writes the network into each checkpoint, which can then be evaluated as any network, while the run goes on."""
+
+    def __init__(self, network: AdapterNetwork) -> None:
+        self.network = network
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            write_network(self.network, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def check_network_run(run: Run, options: NetworkTraining) -> None:
@@ -136,8 +183,8 @@ def train_network(
             ),
             train_dataset=learning.train,
             eval_dataset=learning.validation,  # type: ignore[arg-type]
-            data_collator=learning.collate,
-            callbacks=list(callbacks),
+            data_collator=Passes(learning.collate, learning.length, device, options.micro_batch_size),
+            callbacks=[SaveNetwork(writer.network), *callbacks],
             loss=learning.loss,
         )
         validation = Validation(trainer.validation_loss, "lower", options.validate_every, options.patience)
@@ -153,7 +200,9 @@ def train_network(
 
 
 def _step_size(options: NetworkTraining) -> tuple[int, int]:
-    return divide(options.items_option, getattr(options, options.items_option), options.micro_batch_size)
+    """As `divide` gives it; a process takes its share of a step at once."""
+    items = getattr(options, options.items_option)
+    return divide(options.items_option, items, items)
 
 
 def _card(result: Result, writer: TextToAdapter, about: str, recipe: Mapping[str, Any]) -> str:

@@ -99,6 +99,7 @@ def train_supervised(design: Design, base: Base, tasks: Tasks, options: Supervis
         validation_items(tasks.validation, tokenizer, encoder, options),
         Collator(tokenizer.pad_token_id),
         f"It learned from instances of {len(tasks.train)} tasks, and {len(tasks.validation)} others chose the step.",
+        length=lambda item: item.example.length,
     )
     return train_network(writer, learning, options, run)
 

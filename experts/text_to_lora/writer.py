@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Base:
     name: str
     config: Callable[[], PreTrainedConfig]
     load: LoadBase
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else decides how it answers, such as its dtype."""
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ from experts.engine.decoding import (
     sampled,
 )
 from experts.engine.forward import CACHE
-
-APART, APART_ELSEWHERE = {"cpu": 256}, 4096
-"""The cost of one more pass, in tokens that could have passed meanwhile: the weights are read once more."""
+from experts.training.passes import alike, apart_on
 
 
 def read(
@@ -94,26 +92,6 @@ def is_shared_out(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(isinstance(each, FSDPModule) for each in model.modules())
 
 
-def alike(lengths: Sequence[int], apart: int) -> list[list[int]]:
-    """Groups rows of about the same length, each group padded to its longest, for as few tokens as possible.
-
-    Args:
-        lengths: the rows' lengths, in tokens.
-        apart: the cost of one more group, in tokens.
-    """
-    rows = sorted(range(len(lengths)), key=lengths.__getitem__)
-    # For the n shortest rows, the cheapest groups: their cost, and where the last group begins.
-    cheapest = [(0, 0)]
-    for n in range(1, len(rows) + 1):
-        longest = lengths[rows[n - 1]]
-        cheapest.append(min((cheapest[first][0] + apart + (n - first) * longest, first) for first in range(n)))
-    groups, n = [], len(rows)
-    while n:
-        groups.append(rows[cheapest[n][1] : n])
-        n = cheapest[n][1]
-    return groups[::-1]
-
-
 def completion_logits(
     model: Any, ids: Tensor, mask: Tensor, length: int, *, share: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -129,8 +107,7 @@ def completion_logits(
     """
     prompts, of_row = torch.unique_consecutive(ids[:, :-length], dim=0, return_inverse=True)  # [P, L], [B]
     lengths = mask[:, -length:].sum(1).tolist()
-    apart = APART.get(ids.device.type, APART_ELSEWHERE)
-    groups = [[*range(len(ids))]] if is_shared_out(model) else alike(lengths, apart)
+    groups = [[*range(len(ids))]] if is_shared_out(model) else alike(lengths, apart_on(ids.device))
     cache = None
     if share and len(prompts) < len(ids):
         firsts = torch.searchsorted(of_row, torch.arange(len(prompts), device=ids.device))  # [P]

@@ -27,6 +27,7 @@ from experts.mixture import Mixture
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import refuse_other_base
 from experts.text_to_lora.baselines import adapter_folders, farthest, random_text
+from experts.text_to_lora.chosen_methods import Needs, choose, reference_among
 from experts.text_to_lora.tasks import Task, find_descriptions, read_descriptions
 from experts.text_to_lora.writer import TextToAdapter
 from experts.training.processes import processes
@@ -52,6 +53,16 @@ class Method:
 
 
 BASE = Method("base", lambda benchmark: [()])
+NEEDS: Needs = {
+    "base": None,
+    "written": "network",
+    "written, another benchmark's description": "network",
+    "written, random description": "network",
+    "average of adapters": "adapters",
+    "multi-task adapter": "multi_task",
+    "adapter of the benchmark itself": "oracles",
+}
+"""What a comparison on benchmarks may run."""
 
 
 def compare_on_benchmarks(
@@ -63,6 +74,7 @@ def compare_on_benchmarks(
     adapters: Path | None = None,
     multi_task: Path | None = None,
     oracles: Path | None = None,
+    methods: Sequence[str] = (),
     include_path: Path | None = None,
     num_fewshot: int | None = None,
     trust_remote_code: bool = False,
@@ -70,7 +82,7 @@ def compare_on_benchmarks(
     say: Callable[[str], None] = lambda name: None,
     **options: Any,
 ) -> Compared:
-    """Judges every method whose adapters are given, and compares it with what the network writes, or with the base.
+    """Judges every chosen method, and compares it with what the network writes, or with the first method.
 
     Args:
         names: lm-eval's tasks, or patterns.
@@ -79,6 +91,7 @@ def compare_on_benchmarks(
         adapters: a folder of LoRAs and experts, for their mean.
         multi_task: one adapter that was trained on many tasks.
         oracles: adapters that were trained on the benchmarks themselves, in folders of the benchmarks' names.
+        methods: some of `NEEDS`; by default all whose folders are given.
         include_path: a folder with task files of your own.
         num_fewshot: how many examples precede each question, unless the task says none; None for its own number.
         trust_remote_code: let a text encoder from the hub run the code that it brings.
@@ -87,14 +100,15 @@ def compare_on_benchmarks(
         options: for `lm_eval.evaluate`, such as `limit` and `apply_chat_template`.
 
     Raises:
-        UserError: as `load_tasks` does; if a benchmark has no description, or is not scored by right and wrong; if a
-            folder is missing, or a network or adapter is damaged, or for another base; if there are several processes.
+        UserError: as `choose` and `load_tasks` do; if a benchmark has no description, or is not scored by right and
+            wrong; if a network or adapter is damaged, or for another base; if there are several processes.
     """
     if processes().num_processes > 1:
         raise UserError("benchmarks run in one process: start the command without torchrun or accelerate launch")
-    for folder in (network, adapters, multi_task, oracles):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"no such folder: {folder}")
+    given = {"network": network, "adapters": adapters, "multi_task": multi_task, "oracles": oracles}
+    chosen = choose(NEEDS, given, methods)
+    needed = {NEEDS[name] for name in chosen}
+    network, adapters, multi_task, oracles = (folder if need in needed else None for need, folder in given.items())
     _, loaded = load_tasks(names, include_path, options.get("confirm_run_unsafe_code", False))
     benchmarks = _named(loaded)
     described = _described(list(benchmarks), descriptions) if network is not None else []
@@ -106,30 +120,30 @@ def compare_on_benchmarks(
     model_args = dict(model_args or {})
     lm = SelfAdaptiveLM(model, dispatch="none", **model_args)
     engine = cast(NativeEngine, lm.two_pass.engine)
-    methods = [BASE]
+    possible = [BASE]
     if network is not None:
         own_base: Any = engine.model, engine.tokenizer
         writer = TextToAdapter.for_base(network, *own_base, trust_remote_code=trust_remote_code)
-        methods += _written(writer, described)
+        possible += _written(writer, described)
     if adapters is not None:
         together = [_read(folder, engine) for folder in adapter_folders(adapters)]
-        methods.append(Method("average of adapters", lambda benchmark: [together]))
+        possible.append(Method("average of adapters", lambda benchmark: [together]))
     if multi_task is not None:
         for_all = _read(multi_task, engine)
-        methods.append(Method("multi-task adapter", lambda benchmark: [[for_all]]))
+        possible.append(Method("multi-task adapter", lambda benchmark: [[for_all]]))
     if oracles is not None:
         own = {name: _read(folder, engine) for name, folder in own_folders.items()}
-        methods.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
+        possible.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
 
     for benchmark in benchmarks.values():
         _set_fewshot(benchmark, num_fewshot)
     judge = _Judge(engine, model_args.get("batch_size", 1), options)
     results: list[Judged] = []
-    for method in methods:
+    for method in (each for each in possible if each.name in chosen):
         for name, benchmark in benchmarks.items():
             say(f"{method.name}: {name}")
             results.append(judge(method, benchmark, name))
-    return compared(results, "base" if network is None else "written")
+    return compared(results, reference_among(chosen))
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def train(recipe: TextToLoraRecipe, output: Path, *, resume: bool = False) -> Re
 def base_named(name: str | None, **options: Unpack[BaseOptions]) -> Base:
     """A base by its name, by default the built-in one, as Text-to-LoRA takes it: loaded when it is needed."""
     name = name or BUILT_IN
-    return Base(name, lambda: load_config(name, **options), lambda: load_base(name, **options))
+    how = {option: str(value) for option, value in options.items() if option not in ("device", "device_map")}
+    return Base(name, lambda: load_config(name, **options), lambda: load_base(name, **options), how)
 
 
 def find_network(model: str | None) -> Path:

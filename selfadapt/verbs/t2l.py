@@ -156,6 +156,10 @@ class OnTasks:
     """Instances of each task."""
     max_new_tokens: int = 48
     """The most tokens in an answer."""
+    output: Path | None = None
+    """A JSON Lines file that gets the scores of each method and task as they come."""
+    resume: bool = False
+    """Go on with the scores in --output; also to add methods to them."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def t2l_evaluate(
     adapters: Path | None = None,
     multi_task: Path | None = None,
     oracles: Path | None = None,
+    methods: str | None = None,
     on_tasks: Annotated[OnTasks, tyro.conf.OmitArgPrefixes] = OnTasks(),
     on_benchmarks: Annotated[OnBenchmarks, tyro.conf.OmitArgPrefixes] = OnBenchmarks(),
     trust_remote_code: bool = False,
@@ -201,6 +206,7 @@ def t2l_evaluate(
         adapters: a folder of one LoRA for each training task, for their average and, on tasks, for Arrow routing.
         multi_task: the adapter that was trained on all training tasks.
         oracles: a folder of adapters that were trained on the evaluated tasks, or benchmarks, themselves.
+        methods: rows of the table, by their names with commas between them; by default all whose folders are given.
         on_tasks: when test tasks judge.
         on_benchmarks: when benchmarks judge.
         trust_remote_code: let a text encoder from the hub run the code that it brings.
@@ -210,7 +216,9 @@ def t2l_evaluate(
     from dataclasses import asdict
 
     from experts.outside.errors import UserError, check_whole
-    from experts.text_to_lora.baselines import Comparison, compare_methods
+    from experts.text_to_lora.baselines import NEEDS
+    from experts.text_to_lora.chosen_methods import split_names
+    from experts.text_to_lora.comparison import Comparison, compare_methods
     from experts.text_to_lora.tasks import TaskData
     from selfadapt.recipes.text_to_lora import base_named
 
@@ -221,7 +229,7 @@ def t2l_evaluate(
     if on_benchmarks.benchmarks is not None:
         _refuse_given(on_tasks, "is for test tasks; leave out either it or --benchmarks")
         compared_with |= {"network": network, "descriptions": descriptions, "trust_remote_code": trust_remote_code}
-        return _on_benchmarks(on_benchmarks, model, base, compared_with, say, json)
+        return _on_benchmarks(on_benchmarks, model, base, methods, compared_with, say, json)
     _refuse_given(on_benchmarks, "is for benchmarks: name them with --benchmarks")
     check_whole("--instances", on_tasks.instances)
     check_whole("--max-new-tokens", on_tasks.max_new_tokens)
@@ -231,8 +239,9 @@ def t2l_evaluate(
         )
     how = asdict(on_tasks)
     data = TaskData(how.pop("tasks"), descriptions, validation_tasks=0)
-    comparison = Comparison(network, **compared_with, **how, trust_remote_code=trust_remote_code)
-    compared = compare_methods(comparison, data, base_named(model, **base.options()).load, say)
+    asked = () if methods is None else split_names(methods, NEEDS)
+    comparison = Comparison(network, **compared_with, methods=asked, **how, trust_remote_code=trust_remote_code)
+    compared = compare_methods(comparison, data, base_named(model, **base.options()), say)
     show(asdict(compared), json, compared.table())
 
 
@@ -240,6 +249,7 @@ def _on_benchmarks(
     given: OnBenchmarks,
     model: str,
     base: Loading,
+    methods: str | None,
     compared_with: dict[str, Any],
     say: Callable[[str], None],
     json: bool,
@@ -251,7 +261,8 @@ def _on_benchmarks(
     check_numbers(given.limit, given.num_fewshot)
     # lm-eval and what it loads print to stdout at will.
     with contextlib.redirect_stdout(sys.stderr):
-        from selfadapt.harness.benchmarks import compare_on_benchmarks
+        from experts.text_to_lora.chosen_methods import split_names
+        from selfadapt.harness.benchmarks import NEEDS, compare_on_benchmarks
         from selfadapt.harness.lm import check_batch_size
 
         check_batch_size("--batch-size", given.batch_size)
@@ -259,6 +270,7 @@ def _on_benchmarks(
             task_names(given.benchmarks or ""),
             model,
             **compared_with,
+            methods=() if methods is None else split_names(methods, NEEDS),
             include_path=given.include_path,
             model_args={"dtype": None, **base.options(), "batch_size": given.batch_size},
             say=say,

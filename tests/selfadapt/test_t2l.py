@@ -173,6 +173,35 @@ def test_adapters_are_reconstructed_and_everything_is_compared(run: Any, write_r
     assert (code, "give their folder with --oracles" in err) == (1, True)
 
 
+def test_an_evaluation_of_chosen_methods_goes_on(run: Any, tasks: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", "--model", tiny_folder, "--tasks", tasks, "--max-new-tokens", 2, "--json")
+    chosen = ("--methods", "3 examples in the prompt,base")
+    code, whole, err = run(*asked, *chosen)
+    assert (code, [*json.loads(whole)["scores"]]) == (0, ["base", "3 examples in the prompt"]), err
+    kept = ("--output", tmp_path / "scores.jsonl")
+    assert run(*asked, *chosen, *kept)[:2] == (0, whole)
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 4  # two methods, two tasks
+    (tmp_path / "scores.jsonl").write_text("".join(lines[:1]))
+    code, out, err = run(*asked, *chosen, *kept, "--resume")
+    assert (code, out) == (0, whole), err
+    assert (tmp_path / "scores.jsonl").read_text() == "".join(lines)
+
+    for wrong, message in [
+        ([*chosen, *kept], "scores.jsonl exists already; resume it, or choose another file"),
+        ([*kept, "--resume", "--instances", 1], "with other settings than these (tasks, instances)"),
+        ([*kept, "--resume", "--dtype", "bfloat16"], "with other settings than these (dtype)"),
+        (["--resume"], "give it as --output"),
+        (["--methods", "bace"], "there is no method 'bace'; the methods are: base; description in the prompt; "),
+        (["--methods", "written, random vector"], "the method 'written, random vector' needs a network"),
+    ]:
+        code, out, err = run(*asked, *wrong)
+        assert (code, out, err.count("\n")) == (1, "", 1), err
+        assert message in err
+    code, _, err = run("evaluate", "--benchmarks", "x", *kept)
+    assert (code, err.count("\n"), "--output is for test tasks" in err) == (1, 1, True)
+
+
 @pytest.mark.long
 def test_experts_are_reconstructed(run: Any, write_recipe: Any, tmp_path: Path, tiny_model: Any) -> None:
     recipe = write_recipe("experts", {"kind": "svf", "rank": 4}, ADAPTERS)
@@ -303,7 +332,7 @@ def test_two_processes_train_one_network(write_recipe: Any, tmp_path: Path) -> N
     [
         (SUPERVISED, ["--output", "."], "is the current folder"),
         (SUPERVISED, ["--output", "full"], "exists already"),
-        (SUPERVISED, ["--micro-batch-size", "3", "--tasks-per-step", "4"], "micro_batch_size 3 does not divide the 4"),
+        (SUPERVISED, ["--micro-batch-size", "0"], "micro_batch_size must be at least 1"),
         (SUPERVISED, ["--resume"], "nothing to resume"),
         (ADAPTERS, ["--output", "full", "--one-for-all"], "exists already and is not an adapter"),
         (ADAPTERS, ["--output", "file/adapters"], "cannot write to"),

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from experts.outside.errors import UserError
 from experts.text_to_lora.examples import PromptStyle, Rounds, make_example, pad_examples, token_losses
 from experts.text_to_lora.network import LoraOutput, SvfOutput
-from experts.text_to_lora.run import Learning, train_network
+from experts.text_to_lora.run import Learning, Passes, train_network
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
@@ -183,7 +183,7 @@ class Interrupt(TrainerCallback):
 
 @pytest.mark.parametrize(("step", "learning_rate"), [(3, 1e-3), (6, 0.1)])
 def test_an_interrupted_run_resumes_to_the_same_network(
-    train: Any, tmp_path: Path, step: int, learning_rate: float
+    train: Any, encoder: Any, tmp_path: Path, step: int, learning_rate: float
 ) -> None:
     options = replace(OPTIONS, micro_batch_size=2, learning_rate=learning_rate)
     whole = train("whole", options)
@@ -191,6 +191,10 @@ def test_an_interrupted_run_resumes_to_the_same_network(
     with pytest.raises(Interrupted, match=f"step {step}"):
         train("parts", options, callbacks=[Interrupt(step)])
     assert not (tmp_path / "parts").exists()
+    checkpoint = tmp_path / "parts.unfinished" / f"checkpoint-{step}"
+    network = TextToAdapter.from_pretrained(checkpoint, encoder=encoder).network  # as it is after that step
+    for name, weights in load_file(checkpoint / "model.safetensors").items():
+        assert torch.equal(network.state_dict()[name], weights)
     with pytest.raises(UserError, match="continue it with --resume"):
         train("parts", options)
     train("parts", options, resume=True)
@@ -219,14 +223,47 @@ def test_nan_stops_the_run_and_keeps_the_best_network(train: Any, tmp_path: Path
 def test_micro_batches_do_not_change_a_step(train: Any) -> None:
     # Without dropout and noise, whose random numbers depend on the shapes that ask for them.
     options = replace(OPTIONS, steps=4, neftune_alpha=0.0)
-    results = [train(f"by {size}", replace(options, micro_batch_size=size), dropout=0.0) for size in (4, 2, 1)]
+    results = [train(f"by {size}", replace(options, micro_batch_size=size), dropout=0.0) for size in (4, 3, 2, 1)]
     assert results[0].validations[4] != pytest.approx(results[0].validations[0], abs=0.01)
     for result in results[1:]:
         assert result.validations == pytest.approx(results[0].validations, abs=1e-4)
 
 
-def test_steps_that_do_not_divide_are_refused(train: Any) -> None:
-    with pytest.raises(UserError, match="does not divide"):
-        train("network", replace(OPTIONS, tasks_per_step=5, micro_batch_size=2))
+@pytest.mark.parametrize("output", [SMALL, SvfOutput(rank=8)], ids=str)
+@pytest.mark.parametrize("at_most", [8, 3])
+def test_a_step_of_short_and_long_prompts_pads_less_and_learns_the_same(
+    output: Any, at_most: int, make_writer: Any, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    options = replace(OPTIONS, neftune_alpha=0.0, penalty=0.1, prompt=replace(STYLE, max_prompt_tokens=512))
+    writer = make_writer(output, trained=True, dropout=0.0)
+    tasks = [replace(own, instances=own.instances[:1]) for own in letter_tasks("abcdefgh")]
+    for place in (1, 6):
+        tasks[place] = replace(tasks[place], instances=(Instance("long", "input " * 60, ("yes, it is",)),))
+    items = validation_items(tasks, tiny_tokenizer, writer.encoder, options)
+    collate = Collator(tiny_tokenizer.pad_token_id)
+    together = collate(items)
+    passes = Passes(collate, lambda item: item.example.length, tiny_model.device, at_most)(items)
+    (one,) = Passes(collate, lambda item: item.example.length, torch.device("meta"))(items)  # a pass costs more there
+    assert all(torch.equal(one[name], tensor) for name, tensor in together.items())  # in the items' own order
+
+    def padding(batch: dict[str, Any]) -> int:
+        return int((batch["attention_mask"] == 0).sum())
+
+    assert len(passes) == (2 if at_most == 8 else 3)
+    assert max(len(batch["tasks"]) for batch in passes) <= at_most
+    assert sum(map(padding, passes)) * 10 < padding(together)
+    assert sum(int(batch["attention_mask"].sum()) for batch in passes) == together["attention_mask"].sum()
+
+    loss, network = AnswerLoss(tiny_model, writer.network, options), writer.network.train()
+    wanted = loss(network, together)
+    parts = [batch["share"] * loss(network, batch) for batch in passes]
+    torch.testing.assert_close(sum(parts), wanted, atol=1e-5, rtol=1e-5)
+    weights = [p for p in network.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad(total, weights) for total in (sum(parts), wanted)]
+    for own, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5 * float(other.abs().max()) + 1e-7, rtol=1e-3)
+
+
+def test_numbers_below_one_are_refused() -> None:
     with pytest.raises(UserError, match="at least 1"):
         Supervised(steps=0)

@@ -19,6 +19,7 @@ from experts.text_to_lora.shapes import read_matrices
 from experts.text_to_lora.supervised import AnswerLoss, Collator, Supervised, training_items, validation_items
 from experts.text_to_lora.tasks import Instance, Task
 from experts.text_to_lora.writer import TextToAdapter
+from experts.training import passes
 from experts.training.processes import processes
 from experts.training.run import Run
 
@@ -29,7 +30,7 @@ OPTIONS = Supervised(
     validate_every=3,
     validation_instances=1,
     neftune_alpha=0.0,  # noise would be another in each process
-    prompt=PromptStyle(with_definition=False, max_prompt_tokens=24, max_answer_tokens=8),
+    prompt=PromptStyle(with_definition=False, max_prompt_tokens=96, max_answer_tokens=8),
 )
 
 
@@ -41,12 +42,12 @@ class Late(TrainerCallback):
 
 
 def task(letter: str) -> Task:
-    instances = tuple(Instance(f"{letter}{i}", f"input {i}", (letter * 3,)) for i in range(8))
+    instances = tuple(Instance(f"{letter}{i}", f"input {i}" + " and so on" * i, (letter * 3,)) for i in range(8))
     return Task(letter, "train", f"Write {letter * 5}.", instances, descriptions=(f"Write {letter * 5}.",))
 
 
 def train(base: Any, tokenizer: Any, encoder: Any, output: Path) -> tuple[list[int], dict[str, torch.Tensor]]:
-    """How many tasks each batch of the training had, and the network as it came out."""
+    """How many tasks each pass of the training had, and the network as it came out."""
     written = LoraOutput(size="S")
     torch.manual_seed(0)
     writer = TextToAdapter.untrained(
@@ -68,6 +69,7 @@ def train(base: Any, tokenizer: Any, encoder: Any, output: Path) -> tuple[list[i
             validation_items([task(letter) for letter in "gh"], tokenizer, encoder, OPTIONS),
             Collator(tokenizer.pad_token_id),
             "It learned letters.",
+            length=lambda item: item.example.length,
         ),
         OPTIONS,
         Run(output, {"name": "letters"}),
@@ -82,6 +84,7 @@ def main(folder: Path, checkpoint: str) -> None:
     from selfadapt import load_base
 
     processes()
+    passes.APART["cpu"] = 25  # several passes in a step, and not as many in either process
     tasks, network = train(*load_base(checkpoint), LetterEncoder(), folder / "together")
     rank = processes().process_index
     save_file(network, folder / f"network-{rank}.safetensors")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import Tensor
 from transformers import (
@@ -23,7 +20,7 @@ from transformers import (
 )
 
 from experts.svf import SVFConfig
-from experts.training import shared_prompts
+from experts.training.passes import APART
 from experts.training.shared_prompts import completion_logits, read, sample
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 1}
@@ -71,7 +68,7 @@ def prompts(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
 def test_likelihoods_and_gradients(
     model: Any, prompts: tuple[Tensor, Tensor], length: int, apart: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(shared_prompts.APART, "cpu", apart)
+    monkeypatch.setitem(APART, "cpu", apart)
     ids, mask = (each.repeat_interleave(S, 0) for each in prompts)
     completions = torch.randint(2, 64, (P * S, length), generator=torch.Generator().manual_seed(2))
     ids = torch.cat([ids, completions], 1)
@@ -97,25 +94,6 @@ def test_likelihoods_and_gradients(
     torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
     for g, w in zip(got, wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-3 * float(w.abs().max()))
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 9))
-def test_rows_of_about_one_length_pass_together_as_cheaply_as_can_be(lengths: list[int], apart: int) -> None:
-    groups = shared_prompts.alike(lengths, apart)
-    assert sorted(row for group in groups for row in group) == [*range(len(lengths))]
-
-    def cost(groups: list[list[int]]) -> int:
-        return sum(apart + len(group) * max(lengths[row] for row in group) for group in groups)
-
-    def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
-        if not rows:
-            yield []
-        for smaller in partitions(rows[1:]) if rows else []:
-            yield [[rows[0]], *smaller]
-            for place in range(len(smaller)):
-                yield [*smaller[:place], [rows[0], *smaller[place]], *smaller[place + 1 :]]
-
-    assert cost(groups) == min(map(cost, partitions([*range(len(lengths))])))
 
 
 def test_samples(model: Any, prompts: tuple[Tensor, Tensor]) -> None:

@@ -18,7 +18,7 @@ from torch.distributed import all_reduce
 from torch.distributed.tensor import DTensor
 
 from experts.svf import SVFConfig
-from experts.training import shared_prompts
+from experts.training import passes
 from experts.training.processes import shard
 from experts.training.reinforce import Reinforce
 from experts.training.supervised import NextToken, make_next_token_trainer
@@ -104,7 +104,7 @@ def main(folder: Path, checkpoint: str) -> None:
     def load() -> Any:
         return load_base(checkpoint)
 
-    shared_prompts.APART["cpu"] = 2  # completions in several passes, and not as many in either process
+    passes.APART["cpu"] = 2  # completions in several passes, and not as many in either process
     trainers: dict[str, Any] = {
         "recorded": train(*load(), Letters(), OPTIONS, folder, recorded=True),
         "answers": train_on_answers(*load(), Letters(), folder),

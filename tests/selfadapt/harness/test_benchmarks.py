@@ -129,6 +129,16 @@ def test_every_method_is_judged_as_eval_judges(
         for control in ("another benchmark's description", "random description")
     ]
     assert all(control != of_each for control in controls)
+    assert [*document["means"]] == [*benchmarks.NEEDS]
+
+    some = ["multi-task adapter", "written, random description"]
+    code, out, err = run("t2l", "evaluate", folder, *given, *asked, *rivals, "--methods", ",".join(some), "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["reference"] == some[1]
+    assert {(row["method"], row["benchmark"]): row["scores"] for row in document["rows"]} == {
+        key: own for key, own in scores.items() if key[0] in some
+    }
 
 
 def test_the_table(run: Any, library: ExpertLibrary, task_folder: Path) -> None:
@@ -198,6 +208,8 @@ def test_a_mistake_of_the_users_is_one_line(
     assert "no task to evaluate" in error(named=",")
     assert "--limit must be" in error("--limit", 0)
     assert "--instances is for test tasks" in error("--instances", 3)
+    assert "there is no method 'x'; the methods are: base; written; written, another benchm" in error("--methods", "x")
+    assert "the method 'written' needs a network" in error("--methods", "base,written")
     (tmp_path / "empty").mkdir()
     assert "empty is not a PEFT adapter" in error("--multi-task", tmp_path / "empty")
     matrix = "model.layers.0.self_attn.q_proj"
