@@ -252,7 +252,7 @@ def _on_benchmarks(
     # lm-eval and what it loads print to stdout at will.
     with contextlib.redirect_stdout(sys.stderr):
         from selfadapt.harness.benchmarks import compare_on_benchmarks
-        from selfadapt.harness.lm import check_batch_size
+        from selfadapt.harness.model_options import check_batch_size
 
         check_batch_size("--batch-size", given.batch_size)
         compared = compare_on_benchmarks(
