@@ -245,6 +245,12 @@ def test_weights_that_a_checkpoint_lacks_are_not_made_up(tiny_folder: Path) -> N
     check_message(str(tiny_folder), ["lacks 9 of the model's weights, such as model.layers.2."])
 
 
+def test_a_tokenizer_of_another_model_is_refused(tiny_model: LlamaForCausalLM, tiny_folder: Path) -> None:
+    tiny_model.resize_token_embeddings(100)
+    tiny_model.save_pretrained(tiny_folder)
+    check_message(str(tiny_folder), ["has 259 tokens, and its model 100: they belong to different models"])
+
+
 def test_a_template_that_an_editor_has_marked_is_read_without_the_mark(tiny_folder: Path) -> None:
     template = tiny_folder / "chat_template.jinja"
     plain = render(load_base(str(tiny_folder))[1], ["Hello"])
