@@ -80,8 +80,8 @@ def read_config(folder: Path) -> SVFConfig:
         if not holds(document.get(name)):
             raise UserError(f"{path} is damaged: {name} cannot be {document[name]!r:.60}")
     try:
-        # Fields of newer versions are dropped, with a warning.
-        config = SVFConfig.from_pretrained(str(folder))
+        # `from_pretrained` does no more, and reads no byte-order mark. Unknown fields are dropped, with a warning.
+        config = cast(SVFConfig, SVFConfig.from_peft_type(**document))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if config.modules_to_save or config.trainable_token_indices:

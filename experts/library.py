@@ -338,7 +338,7 @@ class ExpertLibrary(LibraryOnTheHub):
                 raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
             with atomic_folder(self.folder / name) as temporary:
                 left = shutil.ignore_patterns(LOCK, *(BESIDE_LORA if lora else ()))
-                shutil.copytree(expert, temporary, ignore=left, dirs_exist_ok=True)
+                shutil.copytree(expert, temporary, ignore=left, ignore_dangling_symlinks=True, dirs_exist_ok=True)
                 if config is None and description is not None:
                     write_description(temporary, description)
                 elif config is not None and (description is not None or config != read_config(expert)):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, short
 from experts.outside.files import write_json
 from experts.outside.reading import read_json
 
@@ -46,7 +46,7 @@ class Mixture:
         for weights in (self.weights, *self.per_matrix.values()):
             if weights.shape != self.weights.shape:
                 raise UserError("the weights of a matrix must have the same shape as those of the mixture")
-            if not torch.isfinite(weights).all():
+            if weights.is_complex() or not torch.isfinite(weights).all():
                 raise UserError("the weights of a mixture must be finite numbers")
 
     @classmethod
@@ -54,12 +54,18 @@ class Mixture:
         """The same weights for every prompt; `Mixture.of({})` is the base.
 
         Raises:
-            UserError: if a weight is not a finite number.
+            UserError: if a name is not a string, or a weight not a finite number.
         """
+        if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+            raise UserError(f'a mixture is a mapping of experts to weights, {{"name": 0.5}}, not {short(weights)}')
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, Real):
                 raise UserError(f"the weight of {name!r:.60} must be a number, not {weight!r:.60}")
-        return cls(tuple(weights), torch.tensor([list(weights.values())] * prompts).view(prompts, len(weights)))
+        try:
+            row = [float(weight) for weight in weights.values()]
+        except OverflowError as error:
+            raise UserError("the weights of a mixture must be finite numbers") from error
+        return cls(tuple(weights), torch.tensor([row] * prompts).view(prompts, len(weights)))
 
     @classmethod
     def read(cls, path: Path) -> Mixture:

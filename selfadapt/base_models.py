@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from experts.outside.base_names import HUB_ID
 from experts.outside.errors import UserError, short, unknown
 from experts.outside.files import atomic_folder, cache_folder, check_writable, expand, write_json
+from experts.outside.reading import MARK
 from selfadapt.bases.built_in import BUILT_IN, fetch_gguf, stands_for
 from selfadapt.bases.gguf_files import (
     check_room,
@@ -27,6 +28,7 @@ from selfadapt.bases.gguf_files import (
     restore_steps,
     tie_head,
 )
+from selfadapt.bases.options import check_options, device_of, dtype_of, first_line
 from selfadapt.bases.packed import PACKED, SUFFIXES, unpacked_folder
 from selfadapt.bases.quantised import bitsandbytes_config, dequantising, quantised_by, remember_dense
 from selfadapt.bases.special_tokens import settle_special_tokens
@@ -85,18 +87,16 @@ def load_base(
     """
     from experts.outside.chats import with_template_arguments
 
-    for option in options:
-        if option not in BaseOptions.__annotations__:
-            raise unknown("option of load_base", option, BaseOptions.__annotations__)
+    check_options(options, BaseOptions.__annotations__)
     device = options.get("device")
     if device is not None and "device_map" in options:
         raise UserError("device and device_map both say where the base goes; give only one of them")
-    place = _device(device)
+    place = device_of(device)
     source, found = _locate(name, options.get("revision"))
     found["trust_remote_code"] = options.get("trust_remote_code", False)
     of_model = ("attn_implementation", "device_map", "quantization")
     own = {option: value for option, value in options.items() if option in of_model}
-    model, tokenizer = _read(source, _dtype(options.get("dtype"), place), place, own, **found)
+    model, tokenizer = _read(source, dtype_of(options.get("dtype"), place), place, own, **found)
     tokenizer = with_template_arguments(tokenizer, options.get("chat_template_kwargs", {}))
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_contiguous)
@@ -116,7 +116,7 @@ def load_config(name: str | Path = BUILT_IN, **options: Unpack[BaseOptions]) -> 
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=options.get("trust_remote_code", False), **found)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
+        raise UserError(f"cannot read the configuration of {name!r}: {first_line(error)}") from error
 
 
 def load_shapes(name: str | Path = BUILT_IN) -> PreTrainedModel:
@@ -176,34 +176,10 @@ def _settings(folder: Path) -> list[Path]:
     return [file for pattern in SETTINGS for file in folder.glob(pattern) if file.is_file()]
 
 
-def _device(device: torch.device | str | None) -> torch.device:
-    import torch
-
-    if device is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
-
-
 def _contiguous(head: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
     """transformers' `generate` gives the head the last states of a batch as a slice, which PyTorch multiplies row by
     row on a CPU. Our own calls use `experts.engine.last_positions`, which any base profits from."""
     return (args[0].contiguous(),)
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
-    import torch
-
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else "auto"
-    if isinstance(dtype, str) and dtype != "auto":
-        named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype):
-            raise unknown("dtype", dtype, ["auto", "float32", "bfloat16", "float16"])
-        return named
-    return dtype
 
 
 def _locate(name: str | Path, revision: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -310,10 +286,18 @@ def _read(
                     )
                 own["quantization_config"] = GgufConfig(dequantize=True)
             tokenizer: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **options)
+            each: Any
+            for each in (tokenizer, getattr(tokenizer, "tokenizer", None)):
+                if isinstance(template := getattr(each, "chat_template", None), str):
+                    each.chat_template = template.removeprefix(MARK)  # which an editor may have put there
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "You passed `quantization_config`")  # beside the checkpoint's own
-                model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
-                    source, dtype=dtype, **options, **own
+                auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+                model, info = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **options, **own)
+            if not gguf_file and (missing := sorted(info["missing_keys"])):
+                raise UserError(
+                    f"the checkpoint {source!r} lacks {len(missing)} of the model's weights, such as {missing[0]}, "
+                    "and random numbers are no substitute: fetch it again, or check its config.json"
                 )
             for module in model.modules():
                 if isinstance(module, torch.nn.Linear):
@@ -330,16 +314,20 @@ def _read(
                 restore_steps(tokenizer, Path(source))
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        if options.get("local_files_only"):
+    except Exception as error:  # transformers may raise anything for a damaged configuration
+        usual = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
+        if usual and options.get("local_files_only"):
             reason = "the hub could not be reached and its cache on this machine does not hold the model"
             mend = "connect to the hub, or give a folder that holds the checkpoint"
         elif "trust_remote_code" in str(error):
             reason = "it comes with code of its own"
             mend = "read it, and load the base with trust_remote_code=True if you trust it"
-        else:
-            reason = _first_line(error)
+        elif usual:
+            reason = first_line(error)
             mend = "a base is a causal language model with its tokenizer"
+        else:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            mend = "check its config.json, and that all its files belong to one model"
         raise UserError(f"cannot load {str(Path(source, gguf_file or ''))!r}: {reason}; {mend}") from error
     settle_special_tokens(model, tokenizer.tokenizer if sees else tokenizer)
     return model, tokenizer
@@ -441,9 +429,5 @@ def _say_not_kept(gguf_file: Path, error: Exception) -> None:
     logger.warning(
         "%s is converted in memory and not kept (%s); set SELFADAPT_CACHE to use another cache folder",
         gguf_file,
-        _first_line(error),
+        first_line(error),
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".: ")

@@ -28,7 +28,7 @@ from experts.outside.chats import read_prompt
 from experts.outside.errors import UserError
 from experts.outside.files import check_new_folder, expand
 from experts.outside.reading import read_objects
-from experts.svf.fingerprint import fingerprint, refuse_other_base, sketch
+from experts.svf.fingerprint import Sketch, fingerprint, refuse_other_base, sketch
 from experts.text_to_lora.encoder import BUILT_IN
 from selfadapt.base_models import BaseOptions, load_base, load_shapes
 from selfadapt.two_pass import find_expert, find_library
@@ -94,7 +94,7 @@ def _for_expert(
     base_name = model or read.base
     if read.fingerprint is None or base_name is None:
         raise UnknownBase(f"the expert in {expert}")
-    return ExpertLibrary.create(library, base_name, read.fingerprint, read.sketch) if into is None else into, base
+    return _made(library, base_name, read.fingerprint, read.sketch) if into is None else into, base
 
 
 def _for_lora(
@@ -114,7 +114,17 @@ def _for_lora(
             raise
         raise UnknownBase(what, f"names the base {lora.base!r}, which cannot be loaded ({error})") from error
     check_lora(what, lora, base)
-    return ExpertLibrary.create(library, named, fingerprint(base), sketch(base)) if into is None else into, base
+    return _made(library, named, fingerprint(base), sketch(base)) if into is None else into, base
+
+
+def _made(library: Path, base: str, base_fingerprint: str, base_sketch: Sketch | None) -> ExpertLibrary:
+    """A new library, or the one that another program has made there meanwhile."""
+    try:
+        return ExpertLibrary.create(library, base, base_fingerprint, base_sketch)
+    except UserError:
+        if (library / LIBRARY).is_file():
+            return ExpertLibrary.open(library)
+        raise
 
 
 def embed_examples(examples: Path, library: Path) -> tuple[str, Tensor]:

@@ -28,7 +28,7 @@ from experts.library import ExpertLibrary
 from experts.mixture import Mixture
 from experts.outside.base_names import HUB_ID
 from experts.outside.chats import Chat, check_roles, read_prompt, read_prompts, with_system_prompt
-from experts.outside.errors import UserError, unknown
+from experts.outside.errors import UserError, short, unknown
 from experts.shipped import shipped_for, shipped_library
 from selfadapt.base_models import BUILT_IN, BaseOptions, load_base, load_shapes
 
@@ -77,6 +77,11 @@ class SelfAdaptiveModel:
         *tokenizer, dispatcher = rest
         if isinstance(dispatcher, PreTrainedTokenizerBase | ProcessorMixin):
             raise UserError("the dispatcher comes last: SelfAdaptiveModel(model, tokenizer, dispatcher)")
+        if not callable(dispatcher):
+            raise UserError(
+                f"{short(dispatcher)} cannot be called, as a dispatcher is with prompts; give a dispatcher, "
+                "or its name to SelfAdaptiveModel.from_pretrained"
+            )
         self.engine: Engine = NativeEngine(engine, *tokenizer) if tokenizer else engine
         self.dispatcher: Dispatcher = dispatcher
 
@@ -94,7 +99,7 @@ class SelfAdaptiveModel:
         cls,
         model: str | Path | None = None,
         library: str | Path | ExpertLibrary | None = None,
-        dispatch: str | None = None,
+        dispatch: str | Path | None = None,
         *,
         engine: str = "native",
         engine_options: Mapping[str, Any] | None = None,
@@ -132,7 +137,7 @@ class SelfAdaptiveModel:
         cls,
         model: str | Path | None,
         library: str | Path | ExpertLibrary | None,
-        dispatch: str | None,
+        dispatch: str | Path | None,
         options: Mapping[str, Any] | None,
         **base_options: Unpack[BaseOptions],
     ) -> SelfAdaptiveModel:
@@ -272,7 +277,7 @@ def shipped_with(base: PreTrainedModel) -> ExpertLibrary | None:
 def _load(
     model: str | Path | None,
     library: str | Path | ExpertLibrary | None,
-    dispatch: str | None,
+    dispatch: str | Path | None,
     load: Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
     access: Access = "native",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ExpertLibrary | None, str]:
@@ -280,6 +285,7 @@ def _load(
 
     Mistakes in a given library or in `dispatch` are raised before the base is loaded.
     """
+    dispatch = str(dispatch) if isinstance(dispatch, PathLike) else dispatch
     experts = None
     if library is not None or dispatch not in (None, "none"):  # the plain base need not have any experts
         experts = find_library(model, library)

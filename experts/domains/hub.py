@@ -175,7 +175,10 @@ class Hub(Judged):
         for column in filter(None, (*wanted, self.image_column)):
             if column not in own.column_names:
                 raise _no_column(self.path, column, own.column_names)
-        columns = {column: own[column][:] for column in filter(None, wanted)}
+        try:
+            columns = {column: own[column][:] for column in filter(None, wanted)}
+        except UnicodeDecodeError as error:  # datasets looks at the bytes of a text only now
+            raise UserError(f"{self.path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
         for index in range(len(own)):
             where = f"{self.path} {name}:{index}"
             fields = {"index": index} | {column: values[index] for column, values in columns.items()}

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from experts.engine.padding import reading_of
 from experts.mixture import Mixture
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, short
 from experts.outside.pictures import text_tokenizer
 from experts.svf import SVFLinear, SVFModel
 from experts.svf.quantised import shape_of
@@ -53,11 +53,20 @@ def plan_queues(
     return queues
 
 
+def check_mixture(mixture: Mixture | None, prompts: int) -> None:
+    """Raises UserError for what is not a mixture, or not one row per prompt; None is allowed."""
+    if mixture is None:
+        return
+    if not isinstance(mixture, Mixture):
+        raise UserError(f"mixture must be a Mixture, such as Mixture.of({{'name': 1.0}}), not {short(mixture)}")
+    if len(mixture) != prompts:
+        raise UserError(f"{prompts} prompts need a mixture of as many rows, not {len(mixture)}")
+
+
 def _queues(
     model: nn.Module, lengths: Sequence[int], new_tokens: int, mixture: Mixture | None, batch_size: int
 ) -> list[list[int]]:
-    if mixture is not None and len(mixture) != len(lengths):
-        raise UserError(f"{len(lengths)} prompts need a mixture of as many rows, not {len(mixture)}")
+    check_mixture(mixture, len(lengths))
 
     def by_length(rows: Iterable[int]) -> list[int]:
         return sorted(rows, key=lambda row: lengths[row])

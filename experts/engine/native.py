@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from experts.attaching import BASE, attach_lora, with_identity
-from experts.engine.batches import pad_batch, plan_batches, plan_queues
+from experts.engine.batches import check_mixture, pad_batch, plan_batches, plan_queues
 from experts.engine.constrained import Constraint
 from experts.engine.context import check_context
 from experts.engine.decoding import Writing, can_decode, constrained, decode, end_tokens, most_likely, penalized
@@ -106,6 +106,7 @@ class NativeEngine:
         ids = tokenize(self.tokenizer, prompts)
         lengths = [len(row) for row in ids]
         check_context(self.model.config, max(lengths, default=0), max_new_tokens)
+        check_mixture(mixture, len(ids))
         asked = self._asked(max_new_tokens, sampling, ids, mixture, constraint)
         decoder = cast(Any, text_tokenizer(self.tokenizer))
         answers = [""] * len(ids)
@@ -140,6 +141,7 @@ class NativeEngine:
         check_whole("max_new_tokens", max_new_tokens)
         ids = tokenize(self.tokenizer, [prompt])
         check_context(self.model.config, len(ids[0]), max_new_tokens)
+        check_mixture(mixture, 1)
         batch = self._batch([prompt], ids)
         asked = self._asked(max_new_tokens, sampling, ids, mixture, None)
         options = self._options(asked, batch["input_ids"].shape[1], [0])

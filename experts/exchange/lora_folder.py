@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def read_lora(folder: Path) -> Lora:
     try:
         alphas = {matrix: float(_own(document, "alpha_pattern", matrix, "lora_alpha")) for matrix in a}
         ranks = {matrix: _own(document, "rank_pattern", matrix, "r") for matrix in a}
+        if not all(map(math.isfinite, alphas.values())):
+            raise ValueError("not finite")
     except (TypeError, ValueError, KeyError, AttributeError, re.error) as error:
         raise UserError(
             f"{folder / 'adapter_config.json'} is damaged: its rank is missing, or its alpha is not a number ({error})"

@@ -34,7 +34,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     "unknown recipe 'sumz'; did you mean 'sums'?"
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if near:
         hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     else:

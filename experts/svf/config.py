@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 from peft.utils.other import get_pattern_key
 
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, short
 from experts.svf.names import check_expression
 
 
@@ -43,8 +43,8 @@ class SVFConfig(PeftConfig):
         description: the domain in one sentence, which dispatchers read.
 
     Raises:
-        UserError: if a rank is not a whole number of at least 1, a regular expression is invalid, or layers are chosen
-            beside a regular expression.
+        UserError: if names are not strings, a rank is not a whole number of at least 1, a regular expression is
+            invalid, or layers are chosen beside a regular expression.
     """
 
     target_modules: list[str] | str | None = field(default="all-linear")
@@ -66,11 +66,10 @@ class SVFConfig(PeftConfig):
         self.peft_type = PeftType("SVF")
         if isinstance(self.target_modules, str) and self.target_modules.lower() == "all-linear":
             self.target_modules = "all-linear"
+        self._check_names()
         # PEFT matches a set of names much faster than a list.
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
-        if isinstance(self.target_parameters, str):
-            raise UserError(f"target_parameters must be a list of names; got {self.target_parameters!r}")
         if isinstance(self.exclude_modules, list | tuple):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         self._check_ranks()
@@ -81,10 +80,28 @@ class SVFConfig(PeftConfig):
         """The rank of a matrix, by its full name in the base; None for all of its singular values."""
         return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), matrix), self.rank)
 
+    def _check_names(self) -> None:
+        single, several = (
+            ("target_modules", "exclude_modules", "layers_pattern"),
+            ("modules_to_save", "target_parameters"),
+        )
+        for field_name in single + several:
+            given, alone = getattr(self, field_name), field_name in single
+            listed = isinstance(given, list | tuple | set) and all(isinstance(name, str) for name in given)
+            if given is not None and not listed and not (alone and isinstance(given, str)):
+                what = "a list of names, or a string" if alone else "a list of names"
+                raise UserError(f"{field_name} must be {what}; got {short(given)}")
+        if not isinstance(self.target_modules, str) and "all-linear" in (self.target_modules or ()):
+            raise UserError("target_modules: all-linear stands alone, not in a list")
+        tokens = self.trainable_token_indices
+        for indices in tokens.values() if isinstance(tokens, dict) else [tokens or []]:
+            if not isinstance(indices, list) or any(type(index) is not int or index < 0 for index in indices):
+                raise UserError(f"trainable_token_indices must be lists of whole numbers from 0; got {short(indices)}")
+
     def _check_ranks(self) -> None:
         if self.rank_pattern is None:
             self.rank_pattern = {}
-        if not isinstance(self.rank_pattern, dict):
+        if not isinstance(self.rank_pattern, dict) or not all(isinstance(name, str) for name in self.rank_pattern):
             raise UserError(f"rank_pattern must map names of matrices to ranks; got {self.rank_pattern!r}")
         ranks = {"rank": self.rank} | {f"rank_pattern {name!r}": rank for name, rank in self.rank_pattern.items()}
         for name, rank in ranks.items():
@@ -92,7 +109,8 @@ class SVFConfig(PeftConfig):
                 raise UserError(f"{name} must be at least 1, or None for all singular values; got {rank!r}")
 
     def _check_expressions(self) -> None:
-        single = (self.target_modules, self.exclude_modules)
+        patterns = self.layers_pattern or []
+        single = (self.target_modules, self.exclude_modules, *([patterns] if isinstance(patterns, str) else patterns))
         for expression in [*(text for text in single if isinstance(text, str)), *self.rank_pattern]:
             check_expression(expression)
 

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from experts.outside.errors import UserError
 from experts.outside.files import atomic_file, cache_folder
 from experts.svf.truncated import largest_triplets
 
@@ -56,10 +57,10 @@ def decompose(weight: Tensor, rank: int | None = None) -> Factors:
     A stack [E, m, n] is decomposed matrix by matrix, and each is kept like any other.
 
     Raises:
-        ValueError: if the weight has no values to decompose (meta device) or is not finite.
+        UserError: if the weight has no values to decompose (meta device) or is not finite.
     """
     if weight.is_meta:
-        raise ValueError("the weights of this model are not loaded (meta device): load it without offloading first")
+        raise UserError("the weights of this model are not loaded (meta device): load it without offloading first")
     if weight.ndim == 3:
         return Factors(*map(torch.stack, zip(*(decompose(matrix, rank) for matrix in weight), strict=True)))
     weight = weight.detach().contiguous()
@@ -165,7 +166,7 @@ def _finite(weight: Tensor) -> Tensor:
     """The weight in float32 or float64."""
     precise = weight if weight.dtype == torch.float64 else weight.float()
     if not torch.isfinite(precise).all():
-        raise ValueError("a weight matrix holds NaN or infinity and has no singular values; check the checkpoint")
+        raise UserError("a weight matrix holds NaN or infinity and has no singular values; check the checkpoint")
     return precise
 
 

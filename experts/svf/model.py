@@ -323,6 +323,8 @@ class SVFModel(PeftVerbs):
     ) -> dict[str, Tensor]:
         modules = {name.replace("_fsdp_wrapped_module.", ""): module for name, module in model.named_modules()}
         places = [n for n, m in modules.items() if isinstance(m, SVFLayer | AuxiliaryTrainingWrapper | nn.Embedding)]
+        wrapped = [m for m in modules.values() if isinstance(m, AuxiliaryTrainingWrapper)]
+        places += [name for wrapper in wrapped for name, _ in wrapper.named_parameters()]
         if {*OWN_PARTS, *".".join(places).split(".")} & {*unwanted_adapter_names}:
             # PEFT leaves out whatever has another adapter's name in its path: all MLPs, for "default" beside "mlp".
             for key, tensor in model.state_dict().items():

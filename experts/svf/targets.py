@@ -33,10 +33,8 @@ def check_names(config: SVFConfig, model: nn.Module) -> None:
     """
     names = list(module_names(model))
     check_each("target module", config.target_modules, names)
-    check_each("excluded module", config.exclude_modules, names)
+    _check_excluded(config, names)
     _check_parameters(config, model)
-    if isinstance(config.exclude_modules, str) and not any(re.fullmatch(config.exclude_modules, n) for n in names):
-        raise UserError(f"exclude_modules {config.exclude_modules!r} matches no module's whole name")
     _check_saved(config, names)
     _check_layers(config, names, model)
     adapted = [name for name in names if check_target_module_exists(config, name)]
@@ -78,6 +76,22 @@ def _near(wanted: str, names: list[str]) -> set[str]:
     """What `wanted` may have meant: similar full names if it has dots, else similar last parts."""
     whole = difflib.get_close_matches(wanted, names, cutoff=0.6) if "." in wanted else []
     return set(whole) or {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
+
+
+def _check_excluded(config: SVFConfig, names: list[str]) -> None:
+    excluded = config.exclude_modules
+    check_each("excluded module", excluded, names)
+    if isinstance(excluded, str):
+        if not any(re.fullmatch(excluded, name) for name in names):
+            raise UserError(f"exclude_modules {excluded!r} matches no module's whole name")
+        return
+    adapted = [name for name in names if check_target_module_exists(config, name)]
+    for name in sorted(excluded or ()):  # PEFT leaves out what is called so, and nothing inside it
+        if any(f".{name}." in f".{each}" for each in adapted):
+            raise UserError(
+                f"exclude_modules: {name!r} only leaves out modules of that name, not those inside them, which are to "
+                f"be adapted; the regular expression '.*{re.escape(name)}.*' leaves out both"
+            )
 
 
 def _check_parameters(config: SVFConfig, model: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from experts.outside.errors import UserError, unknown
+from experts.outside.errors import UserError, short, unknown
 from experts.svf.config import SVFConfig
 from experts.svf.layer import SVFLinear
 from experts.svf.names import plain_modules
@@ -36,13 +36,15 @@ class PeftVerbs(BaseTuner):
 
         Args:
             adapters: K experts of this model.
-            weights: w [K].
+            weights: w [K]; those of an adapter that is named more than once are added.
             combination_type: "linear", "cat" or "svd", which are the same because all share their singular vectors.
             others: PEFT's arguments for other types.
 
         Raises:
             UserError: if an expert does not exist or has modules of its own, the name is taken, or for another type.
         """
+        if isinstance(adapters, str) or not isinstance(adapters, Sequence):
+            raise UserError(f"adapters must be a list of names; got {short(adapters)}")
         self._check_known(adapters)
         if adapter_name in self.peft_config:
             raise UserError(f"there is an adapter {adapter_name!r} already; delete it first, or choose another name")
@@ -55,6 +57,10 @@ class PeftVerbs(BaseTuner):
             del self.peft_config[adapter_name]
             raise
         _fill_in(layers, adapters, weights, adapter_name)
+
+    def set_adapter(self, adapter_name: str | list[str], *args: Any, **options: Any) -> None:
+        self._check_known([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, *args, **options)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         self._check_known(adapter_names or [])
@@ -74,7 +80,7 @@ class PeftVerbs(BaseTuner):
                 module.check_mergeable()
 
     def _check_known(self, names: Sequence[str]) -> None:
-        """Raises UserError for a name that no adapter has; PEFT would silently merge nothing."""
+        """Raises UserError for a name that no adapter has; PEFT would silently merge nothing, or run the base."""
         for name in names:
             if name not in self.peft_config:
                 raise unknown("expert", name, self.peft_config)
@@ -102,7 +108,11 @@ def _config(
         raise UserError(f"SVF has no combination_type {combination_type!r}: its mixtures are exact sums ('linear')")
     if asked := [name for name, value in others.items() if value is not None]:
         raise UserError(f"SVF mixes exactly and has no use for {', '.join(asked)}; leave it out")
-    if not adapters or len(adapters) != len(weights) or not all(math.isfinite(weight) for weight in weights):
+    try:
+        right = len(adapters) == len(weights) > 0 and all(map(math.isfinite, weights))
+    except TypeError:
+        right = False
+    if not right:
         raise UserError(f"a mixture needs a finite weight for each adapter; got {weights!r} for {adapters!r}")
     for name, config in zip(adapters, configs, strict=True):
         if config.modules_to_save or config.trainable_token_indices:
@@ -133,7 +143,9 @@ def _config(
 
 def _fill_in(layers: Mapping[str, SVFLayer], adapters: Sequence[str], weights: Sequence[float], mixture: str) -> None:
     """Sets the existing adapter `mixture` to the sum of others, and freezes it."""
-    share = dict(zip(adapters, weights, strict=True))
+    share = dict.fromkeys(adapters, 0.0)
+    for name, weight in zip(adapters, weights, strict=True):
+        share[name] += float(weight)
     for layer in layers.values():
         own = [name for name in share if name in layer.svf_z]
         if own:

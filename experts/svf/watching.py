@@ -93,7 +93,7 @@ def _ids(base: nn.Module) -> Tensor:
     first = 5 + torch.arange(ROWS * TOKENS).view(ROWS, TOKENS)
     second = first.clone()
     second[1] += ROWS * TOKENS
-    return torch.stack([first, second], 1).to(next(base.parameters()).device)
+    return torch.stack([first, second], 1).to(next((p.device for p in base.parameters()), "cpu"))
 
 
 def _read(base: nn.Module, ids: Tensor, with_gradient: bool = False) -> _Seen | None:

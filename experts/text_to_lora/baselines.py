@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import ArrowConfig, PeftConfig, PeftModel, PeftType, create_arrow_model
+from peft import ArrowConfig, PeftModel, create_arrow_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from experts.exchange.lora_folder import peft_type
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
 from experts.text_to_lora.chosen_methods import Needs
@@ -155,13 +157,15 @@ def adapter_methods(
     methods = []
     if adapters is not None:
         paths = adapter_folders(adapters)
-        if any(PeftConfig.from_pretrained(str(path)).peft_type != PeftType.LORA for path in paths):
+        if any(peft_type(path) != "LORA" for path in paths):
             raise UserError(f"{adapters} holds adapters other than LoRAs; the average and Arrow need LoRAs only")
         methods += [
             Method("average of LoRAs", style.chat, lambda: _averaged(base, paths)),
             Method("Arrow routing of LoRAs", style.chat, lambda: _arrow(base, paths)),
         ]
     if multi_task is not None:
+        if peft_type(multi_task) is None:
+            raise UserError(f"{multi_task} is not a PEFT adapter: it has no adapter_config.json that names its kind")
         methods.append(Method("multi-task adapter", style.chat, lambda: _loaded(base, {"default": multi_task})))
     if oracles is not None:
         methods.append(_oracle(base, style, oracles))
@@ -200,14 +204,22 @@ def adapter_folders(folder: Path) -> list[Path]:
 @contextmanager
 def _loaded(base: PreTrainedModel, paths: dict[str, Path]) -> Iterator[PeftModel]:
     """Within the block, the base carries adapters under their names, the first active; afterwards it is as before."""
-    (first, path), *others = paths.items()
-    model = PeftModel.from_pretrained(base, str(path), adapter_name=first)
+    model: PeftModel | None = None
     try:
-        for name, path in others:
-            model.load_adapter(str(path), name)
+        for name, path in paths.items():
+            try:
+                if model is None:
+                    model = PeftModel.from_pretrained(base, str(path), adapter_name=name)
+                else:
+                    model.load_adapter(str(path), name)
+            except (ValueError, RuntimeError, LookupError, OSError, SafetensorError) as error:
+                said = " ".join(str(error).split())
+                raise UserError(f"the adapter in {path} cannot be loaded onto this base: {said:.300}") from error
+        assert model is not None
         yield model.eval()
     finally:
-        model.unload()
+        if model is not None:
+            model.unload()
 
 
 @contextmanager

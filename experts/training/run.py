@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers.trainer_callback import PrinterCallback
 
 from experts.outside.errors import UserError
 from experts.outside.files import atomic_folder, check_new_folder, check_writable, write_json
+from experts.outside.reading import read_json
 from experts.training.log import Figure, Log, Progress, StepLog
 from experts.training.processes import processes
 from experts.training.trainer import Diverged, RunTrainer, StopOnInterrupt
@@ -141,8 +145,16 @@ class Run:
             raise diverged  # nothing has been validated, so there is nothing to keep
         assert best is not None
         model: Any = trainer.model
-        model.load_state_dict(load_file(kept_path(self.folder, best)), strict=False)
+        model.load_state_dict(self._kept(best), strict=False)
         return Result(self.output, trainer.trained_parameters(), figures, best, self.log.seconds(), diverged)
+
+    def _kept(self, step: int) -> dict[str, Tensor]:
+        """The trained parameters as they were at a step."""
+        path = kept_path(self.folder, step)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}, the parameters at the best step, is missing or damaged: train again") from error
 
     def finish(self, result: Result, write: Callable[[Path], None]) -> None:
         """Makes `output` from what `write` puts into a folder, with the log beside it, and ends the run.
@@ -178,11 +190,12 @@ def is_begun(output: Path, recipe: Mapping[str, Any]) -> bool:
 
 def _was_begun_with(unfinished: Path, recipe: Mapping[str, Any]) -> bool:
     note = unfinished / "recipe.json"
-    return not note.exists() or json.loads(note.read_text(encoding="utf-8")) == recipe
+    return not note.exists() or read_json(note) == recipe
 
 
 def last_checkpoint(unfinished: Path) -> str | None:
-    """The last complete checkpoint. The trainer writes its state last; a killed run may leave one without it."""
+    """The last complete checkpoint. The trainer writes its state last; a killed run may leave one without it, and a
+    machine that loses its power, torn files."""
     complete = [path for path in unfinished.glob("checkpoint-*") if _is_complete(path)]
     return str(max(complete, key=checkpoint_step)) if complete else None
 
@@ -196,10 +209,15 @@ def _is_complete(checkpoint: Path) -> bool:
     count = processes().num_processes
     generators = ["rng_state.pth"] if count == 1 else [f"rng_state_{rank}.pth" for rank in range(count)]
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for tensors in checkpoint.glob("*.safetensors"):
+            with safe_open(tensors, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
         return False
-    return all((checkpoint / name).is_file() for name in generators)
+    saved = [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth")]  # each a zip archive
+    whole = all(path.is_dir() or zipfile.is_zipfile(path) for path in saved)
+    return whole and isinstance(state, dict) and all((checkpoint / name).is_file() for name in generators)
 
 
 def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:

@@ -15,13 +15,23 @@ _SPARE_TOKEN = re.compile(r"\W*(pad|finetune_right_pad_id|unused_?\d*|reserved_s
 
 
 def settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes tokenizer and model agree on what ends an answer and what pads a batch, and makes decoding greedy."""
+    """Makes tokenizer and model agree on what ends an answer and what pads a batch, and makes decoding greedy.
+
+    Raises:
+        UserError: if they cannot belong together, or nothing can pad.
+    """
     from transformers import GenerationConfig
 
+    vocabulary = model.config.get_text_config().vocab_size
+    if tokenizer.vocab_size > vocabulary:  # tokens that were added later may be beyond it
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has {tokenizer.vocab_size} tokens, and its model "
+            f"{vocabulary}: they belong to different models"
+        )
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
     ends = [index for index in dict.fromkeys([tokenizer.eos_token_id, *known]) if index is not None]
-    pad = _pad_token_id(tokenizer, ends, model.config.get_text_config().vocab_size)
+    pad = _pad_token_id(tokenizer, ends, vocabulary)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.padding_side = "left"
     model.config.pad_token_id = pad

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -35,15 +34,11 @@ from experts.outside.chats import check_system_is_shown, refused
 from experts.outside.errors import UserError, unknown
 from experts.outside.template_arguments import check_arguments
 from experts.training.processes import processes
+from selfadapt.harness.model_options import OPTIONS, check_options
 from selfadapt.harness.response_cache import ResponseCache
 from selfadapt.recipes.base import BaseBlock
 from selfadapt.two_pass import SelfAdaptiveModel
 
-# HFLM's other arguments say how to load a model, which `load_base` does here; HFLM would silently ignore them.
-OPTIONS = (
-    *("add_bos_token", "batch_size", "chat_template_args", "enable_thinking", "logits_cache", "max_batch_size"),
-    *("max_length", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype", "think_end_token", "truncation"),
-)
 LOADING = tuple(field.name for field in fields(BaseBlock))  # of `load_base`
 BATCHING = ("batch_size", "logits_cache", "max_batch_size")  # those that change no answer
 PATIENCE = timedelta(weeks=1)
@@ -91,8 +86,7 @@ class SelfAdaptiveLM(HFLM):
             if name not in OPTIONS:
                 known = {"pretrained", "library", "dispatch", "device", "dtype", *LOADING, *OPTIONS}
                 raise unknown("argument of the lm-eval model selfadapt:", name, known)
-        check_batch_size("batch_size", options.get("batch_size") or 1)
-        check_batch_size("max_batch_size", options.get("max_batch_size") or 1)
+        check_options(options)
         if isinstance(pretrained, SelfAdaptiveModel):
             if loading:
                 raise UserError(f"the model is loaded already: leave {', '.join(loading)} out")
@@ -140,6 +134,15 @@ class SelfAdaptiveLM(HFLM):
         # lm-eval gathers the numbers of requests, to give all processes equally many: no base here needs that.
         return tensor.repeat(self.world_size)
 
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> Any:
+        # For "auto:4" HFLM divides the requests by four, and then by the result: with fewer requests, by zero.
+        times: Any = self.batch_schedule  # type: ignore[has-type]
+        self.batch_schedule = min(times, len(n_reordered_requests))
+        try:
+            return super()._batch_scheduler(pos, n_reordered_requests)
+        finally:
+            self.batch_schedule = times
+
     def barrier(self) -> None:
         pass  # they meet when answers are gathered
 
@@ -183,7 +186,8 @@ class SelfAdaptiveLM(HFLM):
             return self._two_passes("generate_until", answer, requests, contexts)
         except UserError:
             raise
-        except ValueError as error:  # how transformers and lm-eval refuse arguments of `generate`
+        # This is how transformers and lm-eval refuse arguments of `generate`, such as `num_beams=0`.
+        except (ValueError, AssertionError, ArithmeticError) as error:
             said = " ".join(str(error).split())
             raise UserError(f"cannot generate with {dict(requests[0].args[1])}: {said}") from error
 
@@ -389,10 +393,3 @@ def _evaluate_and_explain(lm: Any, task_dict: Any, *args: Any, log_samples: bool
 
 # lm-eval writes its log of samples without asking the model, and there is no other place to add to it.
 evaluator.evaluate = _evaluate_and_explain
-
-
-def check_batch_size(name: str, value: Any) -> None:
-    """Raises UserError for what lm-eval would not understand: it takes a number, "auto", or "auto:4"."""
-    known = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not known and not re.fullmatch(r"0*[1-9][0-9]*|auto(:0*[1-9][0-9]*)?", str(value), re.ASCII):
-        raise UserError(f'{name} must be a whole number of 1 or more, or "auto", not {value!r}')

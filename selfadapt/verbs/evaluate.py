@@ -29,7 +29,7 @@ def evaluate(
     chat_template_kwargs: dict[str, bool | int | float | str] | None = None,
     system_instruction: str | None = None,
     gen_kwargs: tuple[str, ...] = (),
-    batch_size: str = "1",
+    batch_size: str | None = None,
     use_cache: Path | None = None,
     output_path: Path | None = None,
     log_samples: bool = False,
@@ -59,7 +59,7 @@ def evaluate(
         system_instruction: what stands before every context, in chats as the system's message.
         gen_kwargs: arguments of transformers' generate, over the tasks' own, such as do_sample=true,temperature=0.7;
             or JSON.
-        batch_size: requests at a time, or "auto".
+        batch_size: requests at a time, 1 by default, or "auto".
         use_cache: where responses are kept for the next time: the beginning of a file's name.
         output_path: the folder for lm-eval's result files.
         log_samples: log every document and its answer, into --output-path or else with --json.
@@ -89,12 +89,12 @@ def evaluate(
         from lm_eval.utils import handle_non_serializable
 
         from selfadapt.harness import command_line, evaluation
-        from selfadapt.harness.lm import check_batch_size
+        from selfadapt.harness.model_options import check_batch_size
 
-        check_batch_size("--batch-size", batch_size)
+        check_batch_size("--batch-size", batch_size or 1)
         own: dict[str, tuple[str, Any]] = {"pretrained": ("--model", model), "library": ("--library", library)}
         own |= {"dispatch": ("--dispatch", dispatch), "device": ("--device", device), "dtype": ("--dtype", dtype)}
-        own |= {"quantization": ("--quantization", quantization)}
+        own |= {"quantization": ("--quantization", quantization), "batch_size": ("--batch-size", batch_size)}
         own |= {"chat_template_args": ("--chat-template-kwargs", chat_template_kwargs)}
         of_model = command_line.merged("--model-args", command_line.pairs("--model-args", model_args), own)
         results = evaluation.evaluate(
@@ -114,7 +114,7 @@ def evaluate(
             apply_chat_template=apply_chat_template,
             system_instruction=system_instruction,
             gen_kwargs=command_line.pairs("--gen-kwargs", gen_kwargs) or None,
-            batch_size=batch_size,
+            batch_size=of_model.pop("batch_size", 1),
             use_cache=None if use_cache is None else str(use_cache),
             log_samples=log_samples,
             confirm_run_unsafe_code=confirm_run_unsafe_code,

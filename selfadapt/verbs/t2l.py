@@ -263,7 +263,7 @@ def _on_benchmarks(
     with contextlib.redirect_stdout(sys.stderr):
         from experts.text_to_lora.chosen_methods import split_names
         from selfadapt.harness.benchmarks import NEEDS, compare_on_benchmarks
-        from selfadapt.harness.lm import check_batch_size
+        from selfadapt.harness.model_options import check_batch_size
 
         check_batch_size("--batch-size", given.batch_size)
         compared = compare_on_benchmarks(

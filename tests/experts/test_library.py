@@ -396,6 +396,21 @@ def test_configurations_that_are_none_are_one_line(
     assert not (library.folder / "letters").exists()
 
 
+def test_a_configuration_that_an_editor_has_marked_is_read(
+    library: ExpertLibrary, expert: Path, tiny_model: Any
+) -> None:
+    path = expert / "adapter_config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert library.add(expert) == "letters"
+    assert "letters" in library.load(tiny_model).peft_config
+
+
+def test_a_link_to_nowhere_is_left_behind(library: ExpertLibrary, expert: Path) -> None:
+    (expert / "log").symlink_to(expert / "gone")
+    assert library.add(expert) == "letters"
+    assert not (library.path("letters") / "log").is_symlink()
+
+
 def test_fields_of_newer_versions_are_passed_over(library: ExpertLibrary, expert: Path) -> None:
     path = expert / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"of_tomorrow": {"a": 1}}))

@@ -219,6 +219,7 @@ def test_what_is_more_than_a_lora_is_refused(
         ({"trainable_token_indices": [1]}, "it has trainable_token_indices"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base's own weights"),
         ({"lora_alpha": "much"}, "damaged"),
+        ({"lora_alpha": float("nan")}, "damaged"),
         ({"peft_type": "ADALORA"}, "ADALORA adapter"),
     ):
         (folder / "adapter_config.json").write_text(json.dumps(document | change))

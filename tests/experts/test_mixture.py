@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,16 @@ def test_weights_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         Mixture.of({"a": float("nan")})
     with pytest.raises(UserError, match="the weight of 'a' must be a number, not '1'"):
         Mixture.of({"a": "1"})  # type: ignore[dict-item]
+    with pytest.raises(UserError, match="finite"):
+        Mixture.of({"a": 10**400})
+    with pytest.raises(UserError, match="finite"):
+        Mixture(("a",), torch.ones(1, 1, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("given", [None, [("a", 1.0)], "a", {5: 1.0}])
+def test_what_maps_no_experts_to_weights_is_one_line(given: Any) -> None:
+    with pytest.raises(UserError, match="a mixture is a mapping of experts to weights"):
+        Mixture.of(given)
 
 
 def test_weights_that_are_no_tensor_are_refused() -> None:

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 from transformers.trainer_utils import align_special_tokens
 
 from experts.outside.base_names import BUILT_IN, BUILT_IN_FINGERPRINT, ORIGINAL
+from experts.outside.chats import render
 from experts.outside.errors import UserError
 from experts.svf.fingerprint import fingerprint
 from selfadapt import load_base
@@ -218,6 +219,43 @@ def test_folder_without_weights(tiny_folder: Path) -> None:
 def test_folder_with_a_broken_file(tiny_folder: Path, broken: str) -> None:
     (tiny_folder / broken).write_text("{")
     check_message(str(tiny_folder), ["cannot load", str(tiny_folder)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_size": "wide"},
+        {"hidden_size": 64},
+        {"num_attention_heads": 0},
+        {"hidden_act": "nothing"},
+        {"dtype": "nothing"},
+        {"pad_token_id": 999},
+        {"quantization_config": 5},
+    ],
+)
+def test_a_configuration_that_transformers_stumbles_over_is_one_line(
+    tiny_folder: Path, fields: dict[str, object]
+) -> None:
+    edit(tiny_folder / "config.json", **fields)
+    check_message(str(tiny_folder), ["cannot load", str(tiny_folder), "check its config.json"])
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_made_up(tiny_folder: Path) -> None:
+    edit(tiny_folder / "config.json", num_hidden_layers=3)
+    check_message(str(tiny_folder), ["lacks 9 of the model's weights, such as model.layers.2."])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_model: LlamaForCausalLM, tiny_folder: Path) -> None:
+    tiny_model.resize_token_embeddings(100)
+    tiny_model.save_pretrained(tiny_folder)
+    check_message(str(tiny_folder), ["has 259 tokens, and its model 100: they belong to different models"])
+
+
+def test_a_template_that_an_editor_has_marked_is_read_without_the_mark(tiny_folder: Path) -> None:
+    template = tiny_folder / "chat_template.jinja"
+    plain = render(load_base(str(tiny_folder))[1], ["Hello"])
+    template.write_bytes(b"\xef\xbb\xbf" + template.read_bytes())
+    assert render(load_base(str(tiny_folder))[1], ["Hello"]) == plain
 
 
 def test_tokenizer_without_pad_and_end(tiny_folder: Path) -> None:

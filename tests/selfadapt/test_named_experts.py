@@ -37,6 +37,21 @@ def test_the_first_expert_makes_the_library(expert: Path, tiny_folder: Path, tmp
         add_expert(expert, tmp_path / "library")
 
 
+def test_a_library_that_another_program_makes_meanwhile_gets_both(
+    expert: Path, tiny_folder: Path, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ExpertLibrary.create
+
+    def slow(*args: Any) -> ExpertLibrary:
+        monkeypatch.undo()
+        create(tmp_path / "library", str(tiny_folder), fingerprint(tiny_model)).add(expert, "letters")
+        return create(*args)
+
+    monkeypatch.setattr(ExpertLibrary, "create", slow)
+    assert add_expert(expert, tmp_path / "library") == "sums"
+    assert ExpertLibrary.open(tmp_path / "library").names == ["letters", "sums"]
+
+
 def test_an_expert_that_does_not_say_its_base_is_added_to_the_one_named(
     tiny_model: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:

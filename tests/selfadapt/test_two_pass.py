@@ -328,3 +328,24 @@ def test_a_library_is_a_folder_or_a_name() -> None:
 def test_a_model_without_a_dispatcher_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="the dispatcher comes last"):
         SelfAdaptiveModel(tiny_model, tiny_tokenizer)  # type: ignore[call-overload]
+    with pytest.raises(UserError, match="'a' cannot be called, as a dispatcher is"):
+        SelfAdaptiveModel(tiny_model, tiny_tokenizer, "a")  # type: ignore[call-overload]
+
+
+def test_a_mixtures_file_may_be_a_path(library: ExpertLibrary, tmp_path: Path) -> None:
+    Mixture.of({"a": 1.0}).write(tmp_path / "MIX.json")
+    model = SelfAdaptiveModel.from_pretrained(library=library, dispatch=tmp_path / "MIX.json")
+    assert model.dispatch(["?"])[0] == {"a": 1.0}
+
+
+def test_an_engines_mixture_is_one(library: ExpertLibrary) -> None:
+    engine = SelfAdaptiveModel.from_pretrained(library=library, dispatch="none").engine
+    for given in ("a", {"a": 1.0}):
+        with pytest.raises(UserError, match="mixture must be a Mixture"):
+            engine.generate(["?"], max_new_tokens=2, mixture=given)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="mixture must be a Mixture"):
+            next(iter(engine.stream("?", max_new_tokens=2, mixture=given)))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="mixture must be a Mixture"):
+            engine.loglikelihood(["?"], ["!"], mixture=given)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="1 prompts need a mixture of as many rows, not 2"):
+        next(iter(engine.stream("?", max_new_tokens=2, mixture=Mixture.of({}, 2))))

@@ -164,6 +164,15 @@ def test_what_separates_columns_is_named(tmp_path: Path) -> None:
         domain(tmp_path / "mine.csv").load("train")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_text_in_another_encoding_is_one_line(suffix: str, tmp_path: Path) -> None:
+    file = write(tmp_path / f"mine.{suffix}", [row(n) for n in range(60)])
+    file.write_bytes(file.read_bytes().replace(b"What", b"Wh\xe9t"))
+    with pytest.raises(UserError, match=r"utf-8|UTF-8") as caught:
+        domain(file).load("train")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("roles", [("human", "gpt"), ("human", "assistant")])
 def test_unknown_roles_are_named(roles: tuple[str, str], tmp_path: Path) -> None:
     chats = [row(n, question=[{"role": role, "content": f"{n}?"} for role in roles]) for n in range(60)]

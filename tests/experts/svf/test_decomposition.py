@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experts.outside.errors import UserError
 from experts.svf import decomposition
 from experts.svf.decomposition import decompose, each_matrix
 
@@ -123,7 +124,7 @@ def test_two_processes_decompose_once(tmp_path: Path) -> None:
 def test_a_weight_without_finite_values_is_refused(cache: Path) -> None:
     w = weight()
     w[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(UserError, match="NaN or infinity"):
         decompose(w)
     with pytest.raises(ValueError, match="not loaded"):
         decompose(w.to("meta"))

@@ -88,6 +88,11 @@ def test_names_that_no_adapter_can_have_are_refused_at_once(name: str, tiny_mode
         ),
         ({"exclude_modules": ["down_porj"]}, "unknown excluded module 'down_porj'; did you mean 'down_proj'"),
         ({"exclude_modules": r".*\.down"}, "matches no module's whole name"),
+        (
+            {"exclude_modules": ["q_proj", "mlp"]},
+            r"'mlp' only leaves out modules of that name.*'\.\*mlp\.\*' leaves out both",
+        ),
+        ({"exclude_modules": ["layers.0"]}, "'layers.0' only leaves out"),
         ({"rank_pattern": {"q_porj": 4}}, "unknown module in rank_pattern 'q_porj'; did you mean 'q_proj'"),
         ({"target_modules": ["q_proj"], "rank_pattern": {"up_proj": 4}}, "unknown module in rank_pattern 'up_proj'"),
         ({"layers_to_transform": [0, 2]}, "in a layer 2"),
@@ -118,12 +123,31 @@ def test_a_name_that_means_nothing_is_said_before_anything_is_changed(
         {"exclude_modules": "*"},
         {"layers_to_transform": -1},
         {"layers_to_transform": ["0"]},
+        {"layers_to_transform": [0], "layers_pattern": "("},
+        {"layers_to_transform": [0], "layers_pattern": 5},
+        {"target_modules": 5},
+        {"target_modules": ["q_proj", 5]},
+        {"target_modules": ["all-linear"]},
+        {"exclude_modules": 5},
+        {"modules_to_save": "norm"},
+        {"modules_to_save": [5]},
+        {"target_parameters": 5},
+        {"rank_pattern": {1: 4}},
+        {"trainable_token_indices": "1"},
+        {"trainable_token_indices": [-1]},
+        {"trainable_token_indices": {"embed_tokens": [True]}},
     ],
 )
 def test_values_that_cannot_be_meant_are_one_line(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match="|".join([*options, "regular expression"])) as refused:
         SVFConfig(**options)
     assert "\n" not in str(refused.value)
+
+
+def test_an_excluded_name_that_nothing_adapted_is_inside_of_may_stay(tiny_model: LlamaForCausalLM) -> None:
+    model = get_peft_model(tiny_model, SVFConfig(exclude_modules=["lm_head", "q_proj"]))
+    adapted = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, SVFLinear)}
+    assert adapted == {"k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def test_weighted_adapters_that_cannot_be_are_refused_and_leave_nothing(model: P
         ([["a", "b"], [0.5], "d"], {}, "a finite weight for each adapter"),
         ([["a"], [float("nan")], "d"], {}, "a finite weight for each adapter"),
         ([[], [], "d"], {}, "a finite weight for each adapter"),
+        ([["a"], ["1"], "d"], {}, "a finite weight for each adapter"),
+        ([["a"], [None], "d"], {}, "a finite weight for each adapter"),
+        ([["a"], 1.0, "d"], {}, "a finite weight for each adapter"),
+        (["ab", [0.5, 0.5], "d"], {}, "adapters must be a list of names"),
+        ([None, [1.0], "d"], {}, "adapters must be a list of names"),
         ([["a", "b"], [0.5, 0.5], "d", "ties"], {"density": 0.5}, "SVF has no combination_type 'ties'"),
         ([["a", "b"], [0.5, 0.5], "d", "svd"], {"svd_rank": 4}, "SVF mixes exactly and has no use for svd_rank"),
         ([["a", "b"], [0.5, 0.5], "d.e"], {}, "cannot name an adapter"),
@@ -78,6 +83,19 @@ def test_weighted_adapters_that_cannot_be_are_refused_and_leave_nothing(model: P
             model.add_weighted_adapter(*args, **options)
     assert list(model.peft_config) == ["a", "b"]
     assert torch.equal(logits(model), wanted)
+
+
+def test_the_weights_of_an_adapter_that_is_named_twice_are_added(model: PeftModel) -> None:
+    model.add_weighted_adapter(["a", "b", "a"], [0.5, 1.0, 0.25], "mixture")
+    model.set_adapter("mixture")
+    torch.testing.assert_close(logits(model), mixed(model, [0.75, 1.0]))
+
+
+def test_an_adapter_that_does_not_exist_cannot_become_active(model: PeftModel) -> None:
+    for given in ("c", ["a", "c"]):
+        with pytest.raises(UserError, match="unknown expert 'c'"):
+            model.base_model.set_adapter(given)
+    assert model.base_model.active_adapters == ["a"]
 
 
 def test_scales_are_weights_of_a_mixture(model: PeftModel) -> None:

@@ -143,6 +143,27 @@ def test_other_modules_and_tokens_are_trained_and_saved(kept: Any, tiny_folder: 
         Expert.read(tmp_path / "expert")
 
 
+@pytest.mark.parametrize(("kept", "names"), [("norm", ("weight", "z")), ("mlp", ("gate_proj", "weight"))])
+def test_adapters_may_be_called_like_what_is_saved_with_them(
+    kept: str, names: tuple[str, str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = {"rank": 4, "target_modules": ["q_proj"], "modules_to_save": [kept]}
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_folder), SVFConfig(**config), names[0])
+    model.add_adapter(names[1], SVFConfig(**config))
+    wanted = {}
+    for seed, name in enumerate(names):
+        model.set_adapter(name)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * (seed + 1))
+        wanted[name] = outputs(model)
+    model.save_pretrained(tmp_path)
+    for name in names:
+        plain = LlamaForCausalLM.from_pretrained(tiny_folder)
+        torch.testing.assert_close(outputs(PeftModel.from_pretrained(plain, str(tmp_path / name))), wanted[name])
+
+
 def test_a_model_with_a_resized_vocabulary_comes_back(tiny_folder: Path, tmp_path: Path) -> None:
     def base() -> Any:
         return LlamaForCausalLM.from_pretrained(tiny_folder)

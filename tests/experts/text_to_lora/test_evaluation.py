@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from experts.engine import NativeEngine
 from experts.outside.errors import UserError
@@ -179,6 +180,20 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
     assert (paths[0] / "adapter_model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="no adapter for c"):
         evaluate(oracle, tiny_tokenizer, [task("c", "ccc")], instances=1)
+
+
+def test_an_adapter_that_is_none_is_said_before_anything_is_evaluated(tiny_model: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a PEFT adapter"):
+        adapter_methods(tiny_model, STYLE, multi_task=tmp_path)
+
+
+def test_an_adapter_of_another_base_is_one_line(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    other = LlamaForCausalLM(LlamaConfig(**{**tiny_model.config.to_dict(), "hidden_size": 64}))
+    (method,) = adapter_methods(other, STYLE, multi_task=tmp_path / "lora")
+    with pytest.raises(UserError, match="lora cannot be loaded onto this base") as error, method.model():
+        pass
+    assert "\n" not in str(error.value)
 
 
 def test_baselines_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:

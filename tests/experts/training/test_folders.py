@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from experts.outside.errors import UserError
 from experts.training.log import Log
 from experts.training.run import (
+    Run,
     at_work_in,
     check_folders,
     last_checkpoint,
@@ -18,6 +21,7 @@ from experts.training.run import (
     remove_folder,
     unfinished_folder,
 )
+from experts.training.validation import kept_path
 
 RECIPE = {"training": "tiny"}
 
@@ -92,15 +96,51 @@ def test_a_run_goes_on_only_where_one_was_begun_by_the_same_recipe(here: Path) -
 
 
 def test_only_a_whole_checkpoint_is_gone_on_from(here: Path) -> None:
-    for step, state in {2: "{}", 4: "{}", 10: '{"global_step": 1', 12: None}.items():
+    for step, state in {2: "{}", 4: "{}", 10: '{"global_step": 1', 12: None, 14: "[]"}.items():
         folder = here / f"checkpoint-{step}"
         folder.mkdir()
-        (folder / "rng_state.pth").touch()
+        torch.save({}, folder / "rng_state.pth")
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert last_checkpoint(here) == str(here / "checkpoint-4")
     (here / "checkpoint-4" / "rng_state.pth").unlink()
     assert last_checkpoint(here) == str(here / "checkpoint-2")
+
+
+@pytest.mark.parametrize("torn", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_a_checkpoint_with_a_torn_file_is_not_whole(torn: str, left: float, here: Path) -> None:
+    for step in (2, 4):
+        folder = here / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({"step": torch.ones(4)}, folder / name)
+        save_file({"z": torch.ones(4)}, folder / "adapter_model.safetensors")
+        (folder / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(here) == str(here / "checkpoint-4")
+    file = here / "checkpoint-4" / torn
+    file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
+    assert last_checkpoint(here) == str(here / "checkpoint-2")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"torn"])
+def test_a_best_step_that_is_gone_is_one_line(content: bytes | None, here: Path) -> None:
+    run = Run(here / "expert", RECIPE)
+    run.folder.mkdir()
+    if content is not None:
+        kept_path(run.folder, 3).write_bytes(content)
+    with pytest.raises(UserError, match="the parameters at the best step, is missing or damaged"):
+        run._kept(3)
+
+
+def test_a_damaged_note_of_the_recipe_is_one_line(here: Path) -> None:
+    unfinished = prepare_folders(Path("expert"), RECIPE, resume=False)
+    note = unfinished / "recipe.json"
+    note.write_bytes(b"\xef\xbb\xbf" + note.read_bytes())
+    check("expert", resume=True)
+    note.write_text("{")
+    with pytest.raises(UserError, match=r"recipe\.json: not JSON"):
+        check("expert", resume=True)
 
 
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(here: Path) -> None:
@@ -109,7 +149,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(here: Path)
             if with_checkpoint:
                 checkpoint = unfinished / "checkpoint-1"
                 checkpoint.mkdir()
-                (checkpoint / "rng_state.pth").touch()
+                torch.save({}, checkpoint / "rng_state.pth")
                 (checkpoint / "trainer_state.json").write_text(json.dumps({}))
             raise RuntimeError
 

@@ -165,8 +165,21 @@ def test_a_mistake_is_one_line(run: Any, library: ExpertLibrary, task_folder: Pa
     assert "does not know the argument 'nosuch'" in error(*chats, "nosuch", "False")
     assert "messages is always set" in error(*chats, "messages", "False")
     assert "--gen-kwargs: Invalid JSON" in error("--gen-kwargs", '{"until": ')
+    assert "--batch-size and batch_size in --model-args" in error("--batch-size", 2, "--model-args", "batch_size=4")
+    for wrong in ("max_length=0", "max_length=x", "prefix_token_id=x", "max_batch_size=x", "batch_size=0"):
+        assert f"{wrong.partition('=')[0]} must be a whole number" in error("--model-args", wrong)
+    for wrong in ("add_bos_token", "truncation", "logits_cache"):
+        assert f"{wrong} must be true or false, not 'x'" in error("--model-args", f"{wrong}=x")
+    assert "unknown dtype 'float7'" in error("--model-args", "softmax_dtype=float7")
+    for wrong in ("num_beams=0", "max_gen_toks=9999"):
+        assert "cannot generate with" in error("--gen-kwargs", wrong, "--limit", 1)
     assert "unknown dtype 'float7'" in error("--dtype", "float7")
     assert "device 'cdua' cannot be used" in error("--device", "cdua")
     assert "is for chats: give --apply-chat-template too" in error("--fewshot-as-multiturn")
     assert "must be true or false, not 'perhaps'" in error("--fewshot-as-multiturn", "perhaps", "--apply-chat-template")
     assert "temprature" in error("--gen-kwargs", "do_sample=true,temprature=1", "--limit", 1)
+
+
+def test_a_batch_size_is_looked_for_no_more_often_than_there_are_requests(asked: Any) -> None:
+    few = asked("--limit", 1, "--batch-size", "auto:9", tasks="choice")
+    assert few["results"] == asked("--limit", 1, tasks="choice")["results"]
