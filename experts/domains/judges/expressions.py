@@ -11,12 +11,18 @@ from experts.domains.judges.writing import boxed, raised
 DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
 MARKED = r"(?:\$[^$]+\$|\\boxed\s?\{[^{}]*\})"
 # "It is not $6$." or "Is it $6$?" at the end.
-DENIED = re.compile(rf"(?:\bnot|n['’]t)\s+(?:be\s+)?{MARKED}\W*\Z|{MARKED}[^.!?\n]*\?\W*\Z", re.IGNORECASE)
+DENIED = re.compile(
+    rf"(?:\bnot?|n['’]t)\s+(?:be\s+)?{MARKED}\W*\Z|{MARKED}[^.!?\n]*\?\W*\Z"
+    rf"|{MARKED}\s(?:is|was)(?:n['’]t\b|\s(?:not|wrong|incorrect|false)\b)[^$\\]*\Z",
+    re.IGNORECASE,
+)
 AT_END = re.compile(r"(\$[^$]+\$(?:(?:,|,?\s(?:and|or))\s\$[^$]+\$)*)[\s.*#$]*\Z")
 AND = re.compile(r",?\s(?:and|or)\s")
 # What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
 LEAD = re.compile(
-    r".*(?:\b(?:is|are|equals|be|get|has|have|so|hence|thus|therefore|answer)\b|:(?!\s?\d))\s*", re.IGNORECASE
+    r".*(?:\b(?:is|are|was|were|equals|be|get|has|have|so|hence|thus|therefore|answer|either|both)\b"
+    r"|['’]s\b|:(?!\s?\d))\s*",
+    re.IGNORECASE,
 )
 NO_LETTER = r"(?<![\\A-Za-z])"
 FUNCTIONS = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|log|ln"
@@ -37,7 +43,7 @@ WAYS = [
     (re.compile(r";(?=\s)"), ","),
     (re.compile(r"∈|(?<=[a-z]\s)in(?=\s[{(\[])"), r"\\in "),
     (re.compile(r"(\A|=\s?|\\in\s+)\{([^{}\\]*)\}\Z"), r"\1\\{\2\\}"),
-    (re.compile(r"∪"), r"\\cup "),
+    (re.compile(r"∪|(?<=[\])])\s?U\s?(?=[\[(])"), r"\\cup "),
     (re.compile(r"≤|<="), r"\\le "),
     (re.compile(r"≥|>="), r"\\ge "),
     (re.compile(r"[*·]"), r"\\cdot "),
@@ -56,7 +62,7 @@ WAYS = [
 # Numbers, operators, brackets, commands of LaTeX, and letters that stand for themselves.
 EXPRESSION = re.compile(
     r"""
-    (?: [\d\s+\-/^_=<>()\[\]{},.!|:&%] | \\[A-Za-z]+ | \\[\\{},;!\ %]
+    (?: [\d\s+\-/^_=<>()\[\]{},.!|:&%] | \\(?:begin|end)\{[a-z]{1,9}\} | \\[A-Za-z]+ | \\[\\{},;!\ %]
       | (?<![A-Za-z]) [A-Za-z] (?![A-Za-z]) | (?<=\d) [a-z]{2} (?![A-Za-z])
     )+
     """,
