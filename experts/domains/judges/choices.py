@@ -20,12 +20,12 @@ MOST_CHOICES = 1000
 NEXT_BOX = r"[^{}\n]* (?:\{[^{}\n]*\}[^{}\n]*){0,3} \} \$?,?\s(?:(?:or|and)\s)?\$? \\boxed\s?\{"
 # "B is the answer", at the beginning of a sentence.
 VERDICT = r"""
-    (?: ^ | (?<=[.!?;]\s) ) \W{0,4} (?:(?:so|thus|hence|therefore),?\s)? (?:(?:option|choice|answer)\s)? \W{0,2}
-    (?-i: [A-Z\ue000-\uf8ff] ) (?:\W{1,3}[\ue000-\uf8ff])? \W{0,3}
+    (?: ^ | (?<=[.!?;]\s) ) \W{0,4} (?:(?:so|thus|hence|therefore|no|actually),?\s)?
+    (?:(?:option|choice|answer)\s)? \W{0,2} (?-i: [A-Z\ue000-\uf8ff] ) (?:\W{1,3}[\ue000-\uf8ff])? \W{0,3}
     \s is \s (?:the\s)? (?:only\s)? (?: correct | right | best | answer ) \b
 """
 # Where a text takes back what it has said.
-REVISION = r"\b (?: wait | correction | on\ssecond\sthought | scratch\sthat ) \b \W"
+REVISION = r"\b (?P<revision> wait | correction | on\ssecond\sthought | scratch\sthat | hold\son ) \b \W"
 # Where a text begins to state its answer: the last of these has the last say.
 STATEMENT = re.compile(
     rf"""
@@ -53,7 +53,7 @@ REASON = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 EXPLANATION = re.compile(
-    r"\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
+    r"[.;|]\s(?:explanation|reason(?:ing)?|rationale|justification)\s?:.*|\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 NO_DENIAL = re.compile(
@@ -95,7 +95,7 @@ LEADS = (
     "ans|answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
     "|is|be|was|it's|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
     r"|(?:believe|think|say|sure|certain|confident)\sthat"
-    "|certainly|likely|only|wait|correction|thought|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
+    "|certainly|likely|only|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
 )
 LETTER = re.compile(
     rf"""
@@ -133,7 +133,7 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
     text = PRIVATE.sub(" ", _checked(without_tags(answered(text)))).replace("’", "'")
     text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
     marked = _marked(EXPLANATION.sub("", text), choices)
-    statements = [match.start() for match in STATEMENT.finditer(marked)]
+    statements = [match.end() if match["revision"] else match.start() for match in STATEMENT.finditer(marked)]
     for start in [*statements[-1:], 0]:
         named = _named(marked[start:], _letters(choices))
         if len(named) == 1:
@@ -173,9 +173,10 @@ def _marked(text: str, choices: Sequence[str]) -> str:
 
 def _pattern(choice: str) -> str:
     """A pattern for the words of a choice where they are not part of another word or number."""
-    words = r"[\s-]+".join(re.escape(word) for word in choice.replace("’", "'").split())
+    words = r"[\s-]+".join(re.escape(word) for word in (choice.removesuffix("?") or choice).replace("’", "'").split())
     before = r"(?<![\w.,/^√−-])" if choice[0].isdigit() else r"(?<!\w)"
     after = r"(?![\w%^²³]|[.,:/]\d)" if choice[-1].isdigit() else r"(?!\w)"
+    after = rf"{after}\??" if choice.endswith("?") else after
     return before + words + after + (DETERMINER if choice == "no" else "")
 
 

@@ -16,6 +16,8 @@ DENIED = re.compile(
     rf"|{MARKED}\s(?:is|was)(?:n['’]t\b|\s(?:not|wrong|incorrect|false)\b)[^$\\]*\Z",
     re.IGNORECASE,
 )
+# "not $7$" after an answer.
+REJECTED = re.compile(rf"[,;]\s(?:and\s)?not\s{MARKED}\W*\Z", re.IGNORECASE)
 AT_END = re.compile(r"(\$[^$]+\$(?:(?:,|,?\s(?:and|or))\s\$[^$]+\$)*)[\s.*#$]*\Z")
 AND = re.compile(r",?\s(?:and|or)\s")
 # What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
@@ -88,8 +90,7 @@ def bare_expression(text: str) -> str:
             written = way.sub(latex, written)
         written = written.strip().rstrip(".;, ")
         if EXPRESSION.fullmatch(written):
-            solved = SOLVED.fullmatch(written)
-            return solved["end"] if solved else written
+            return _solution(written)
     return ""
 
 
@@ -100,9 +101,15 @@ def final_expression(text: str) -> str:
     ('(2, 3)', '1', 'x = 4')
     """
     if "\\boxed" in text:
-        return boxed(text)
+        return _solution(boxed(text))
     at_end = AT_END.search(text)
-    return AND.sub(", ", at_end[1].replace("$", "")) if at_end else bare_expression(text)
+    return _solution(AND.sub(", ", at_end[1].replace("$", ""))) if at_end else bare_expression(text)
+
+
+def _solution(expression: str) -> str:
+    """What a derivation ends with, or the expression as it is."""
+    solved = SOLVED.fullmatch(expression) if len(expression) <= LONGEST else None
+    return solved["end"] if solved else expression
 
 
 def after_lead(text: str) -> str:

@@ -25,6 +25,7 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     ),
     (re.compile(r"(?<=\d)\.(?=\s*\})"), ""),  # the full stop of \boxed{7.}
     (re.compile(r"\\varnothing\b|∅"), r"\\emptyset"),
+    (re.compile(r"\{:\}"), ":"),
     (re.compile(r"°"), r"^\\circ "),
     (re.compile(r"(?<![\w)\]}])(?<![\w)\]}]\s)–(?=\d)"), "-"),
     (re.compile(r"\\color\s?\{\w+\}"), ""),

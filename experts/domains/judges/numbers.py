@@ -80,7 +80,7 @@ JOINED = re.compile(
               | (?:divided|multiplied)[ ]by | added[ ]to | subtracted[ ]from ) [ ]{1,3}
       | (?= [ ] \d )                                      # 12 34
       | [ ]? (?:h|ft) (?= [ ]?\d )                        # 2h30
-      | [ ]? (?:hours?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?|km|kg|m)
+      | [ ]? (?:hours?|hrs?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?|km|kg|m)
         ,?[ ] (?:and[ ])?
         (?= \d{1,9} [ ]? (?:minutes?|min|seconds?|inche?s?|cents?|ounces?|oz|months?|days?|hours?|c?m|g|grams?)\b )
     )
@@ -94,7 +94,9 @@ BOUND = re.compile(
     (?: [<>≤≥≠±√⌊⌈] | [<>!]= | \\(?:leq?|geq?|lt|gt|neq?|pm|sqrt)[ ]?\{? | -\(
       | [\w)}][ ]?[+×÷] | \b[a-z]/                        # 5 apples + 3, x/3
       | (?<![A-Za-z])(?: (?:sqrt|log|ln|sin|cos|tan|exp)\b[ ]?\{? | [A-Za-z]\( ) | [\d)]\(
-      | (?<![A-Za-z])([a-z](?:_\{?\w\}?)?)[ ]?=[ ]?-?[\d.]{1,20},[ ](?:and[ ])?(?!\1)[a-z](?:_\{?\w\}?)?[ ]?=[ ]?
+      # x = 3, y = 18; Tom: 3, Ann: 18
+      | \b ([A-Za-z]\w{0,15}) [ ]?[:=][ ]? [-$]{0,2}[\d.]{1,20} [,;]?[ ](?:and[ ])?
+        (?! \1\b | (?:total|sum|answer|result|altogether|together|all|so|step)\b ) [A-Za-z]\w{0,15} [ ]?[:=][ ]?
       | \b(?: than(?:[ ]or[ ]equal[ ]to)? | at[ ](?:least|most) | half(?:[ ]of)? | twice | double | root[ ]of
             | (?:minimum|maximum)[ ]of | under | over | above | below | up[ ]to | between[ ][^.!?\n]{1,25}[ ]and
             | (?:thirds?|quarters?|out|%|percent)[ ]of ) | %[ ]of
@@ -106,8 +108,9 @@ BOUND = re.compile(
 UNSOLVED = re.compile(
     r"""
     (?: (?<![A-Za-z\d.]) [\d.]{1,20} [abnxyz] (?! [ ]? [$\d(] )
-      | (?<![A-Za-z\d]) [abnxyz] (?= [ ]? (?: [-+*/^|²³] | \\?times\b | \\cdot\b ) ) )
-    (?! [A-Za-z] ) [^=\n,;]{0,20} = [ ]? [-$]{0,2} \Z
+      | (?<![A-Za-z\d]) [abnxyz] (?= [ ]? (?: [-+*/^|!²³] | \\?times\b | \\cdot\b ) )
+      | [-+*/^√] [ ]? [nxyz] (?! [ ]? [$\d(] ) )
+    (?! [A-Za-z] ) (?: (?![A-Za-z]{3}) [^=\n,;] ){0,20} = [ ]? [-$]{0,2} \Z
     """,
     re.VERBOSE,
 )
@@ -119,20 +122,35 @@ RAISED = re.compile(
 # What turns a number into another one, or into a bound: 18th, 18x, 18 - x, 18i, 18π, 101_2, 18 squared, 18 and a half,
 # 1.30 pm, 18+, 18 or more.
 FACTOR = re.compile(
-    r"(?:st|nd|rd|th|[abei]|(?:\s?[-+/]\s?)?[xyzn]|\s[xyz])(?![\w])|‰|-ish\b|\+(?!\s?[\w$(\\])|\s?(?:<(?!-)|[>≤≥]|\\[lg](?:eq?|t)\b)"
-    r"|(?:\s[^\W\d]+)?\s(?:(?:or|and)\s(?:more|fewer|less|above|over|below|under|up)|at\s(?:most|least)|minimum|maximum)\b|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])|(?<=\.\d\d)\s?[aApP]\.?[mM]\b"
-    r"|\s(?:squared|cubed|factorial|and\s(?:a|one)\s(?:half|third|quarter))\b"
+    r"""
+    (?: st | nd | rd | th | [abei] | (?:\s?[-+/]\s?)?[xyzn] | \s[xyz] ) (?!\w)
+    | ‰ | -?ish\b | \+ (?! \s? (?: [$\d(\\] | [a-z]\b ) )
+    | \s? (?: <(?!-) | [>≤≥] | \\[lg](?:eq?|t)\b )
+    | (?:\s[^\W\d]+)? ,?\s
+      (?: (?:or|and)\s(?:more|fewer|less|above|over|below|under|up) | at\s(?:most|least) | minimum | max(?:imum)? )\b
+    | _\{?\d | \s?(?:\\pi|\\sqrt|[π√]) | (?<=\.\d\d) \s?[aApP]\.?[mM]\b
+    | \s (?: squared | cubed | factorial | doubled | tripled | halved | and\s(?:a|one)\s(?:half|third|quarter) )\b
+    """,
+    re.VERBOSE,
 )
 DASH = re.compile(r"-(\s*)\$?\Z")
 BOXED_DASH = re.compile(r"(\\boxed\s?\{)\s?[-−–]\s")
 DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z",
+    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z"
+    r"|\bdoubt\b[^.!?\n]{0,20}\Z|[❌✗✘]\s?\Z",
     re.IGNORECASE,
 )
 # What takes back the number before it: "18 is wrong", "18? No".
 DENIED_AFTER = re.compile(
-    r"[*_$)\s]{0,4}\?(?!\s*yes\b)|\W{0,4}(?:(?:(?:no|oh|wait|hmm),?\s)?(?:that|this|it)(?:'s|\sis|\swas)\s(?:wrong|incorrect|false|not)\b|\s(?:is|was)(?:n['’]t|\snot)\s(?:it|right|correct|the\b)|\s(?:is|was)\s(?:wrong|incorrect|false)\b)",
-    re.IGNORECASE,
+    r"""
+    [*_$)\s]{0,4} \? (?!\s*yes\b) | \s?[❌✗✘]
+    | \W{0,4} (?:
+        (?:(?:no|oh|wait|hmm),?\s)? (?:that|this|it)(?:'s|\sis|\swas)\s(?:wrong|incorrect|false|not)\b
+        | \s(?:is|was)(?:n['’]t|\snot)\s(?:it|right|correct|the\b)
+        | \s(?:is|was|(?:would|must)\sbe)\s(?:the\s)?(?:wrong|incorrect|false)\b
+      )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 # Between two numbers that a text leaves open: "7 apples or maybe 8", "x = 7 or x = 8".
 OPEN = re.compile(

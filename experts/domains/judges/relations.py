@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 RELATION = re.compile(
-    r"[<>≤≥≠≡]|\\(?:leq?|geq?|lt|gt|neq?|equiv|[pb]?mod|ldots|dots|cdots)(?![a-z])|\.\.\.|[-+*/=]\s*\Z"
+    r"[<>≤≥≠≡]|\\(?:leq?|geq?|lt|gt|neq?|equiv|[pb]?mod|ldots|dots|cdots)(?![a-z])|\.\.\.|[-+*/]\s*\Z"
+    r"|\\text\{(?:st|nd|rd|th)\}"
 )
 # What is only a name: \text{…}, an index, a function of something, an angle.
 NAMES = re.compile(
@@ -38,4 +39,5 @@ def relations(expression: str) -> set[str]:
     >>> relations(r"x \equiv 7 \pmod{12}") == {r"\equiv", r"\pmod"}, relations("x = 7")
     (True, set())
     """
-    return {match[0] for match in RELATION.finditer(expression)}
+    result = re.split(r"(?<![<>!])=", expression)[-1]  # 1 + 2 + … + 10 = 55
+    return {match[0] for match in RELATION.finditer(result)}

@@ -14,7 +14,7 @@ from fractions import Fraction
 from experts.domains.judges.bounded import judge
 from experts.domains.judges.brackets import arrangement, point
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, final_expression
+from experts.domains.judges.expressions import DELIMITED, DENIED, REJECTED, after_lead, final_expression
 from experts.domains.judges.latex import as_latex
 from experts.domains.judges.numbers import find_number
 from experts.domains.judges.relations import is_unsolved, relations
@@ -85,7 +85,11 @@ def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
         right = ord(label[1].upper()) - ord("A")
     else:
         return 0.0
-    return float(choices_named(text, texts) == {right})
+    # A choice that is a question keeps its mark, which then asks nothing.
+    questions = [
+        f"{plain}?" if re.search(r"\w\W*\?\s*\Z", each) else plain for plain, each in zip(texts, choices, strict=True)
+    ]
+    return float(choices_named(text, questions) == {right})
 
 
 def math_verify(text: str, answer: str) -> float:
@@ -96,6 +100,7 @@ def math_verify(text: str, answer: str) -> float:
     """
     text = as_latex(raised(without_tags(answered(text)[-MATH_CHARACTERS:])))
     answer = as_latex(raised(in_plain_characters(answer)))
+    text = REJECTED.sub("", text)
     if DENIED.search(text):
         return 0.0
     # math-verify passes over the base of a number. An answer without one is in the base that was asked for.

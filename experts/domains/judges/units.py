@@ -17,6 +17,7 @@ PLAIN = [
     (re.compile(r"\\(?:text|textrm|mathrm|mbox)\s?\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\^\s?\{?\\circ\}?"), "°"),
     (re.compile(r"\\[ ,;!]|~|\\?\$"), " "),
+    (re.compile(r"¢|\\cent\b"), " cents"),
     (re.compile(r"²"), "^2"),
     (re.compile(r"³"), "^3"),
     (re.compile(r"(?<=[ap])\.\s?m\b"), "m"),
