@@ -13,6 +13,8 @@ NAMES = re.compile(
     r"\\(?:text|mathrm|mathbf|operatorname)\s?\{[^{}]*\}|_(?:\{[^{}]*\}|\w)"
     r"|\\?[A-Za-z]+(?:\^\{?-?\d\}?)?\s?\([^()=]*\)|\\(?:sin|cos|tan|cot|sec|csc|angle|triangle)\b"
 )
+EITHER = re.compile(r"\\(?:text|mathrm)\s?\{\s*or\s*\}|\s\bor\b\s|\\lor\b")
+BOUND = re.compile(r"([A-Za-z])\s*(<|>|≤|≥|\\leq?|\\geq?)\s*([^<>=≤≥]+)")
 COMMAND = re.compile(r"\\[A-Za-z]+")
 DONE = re.compile(r"[\d+\-*/^|!]|\\(?:frac|dfrac|tfrac|sqrt|log|ln|times|cdot|lfloor|lceil|pm)(?![a-z])")
 
@@ -31,6 +33,26 @@ def is_unsolved(expression: str) -> bool:
     left = NAMES.sub("", left)
     unknowns = set(re.findall(r"[A-Za-z]", COMMAND.sub("", left)))
     return bool(equals) and "=" not in right and len(unknowns) == 1 and bool(DONE.search(left))
+
+
+def union(expression: str) -> str:
+    r"""Two bounds of an unknown as the union of intervals that they give; any other expression as it is.
+
+    >>> union(r"x < 1 \text{ or } x \ge 2"), union("x > 1")
+    ('(-\\infty,1)\\cup[2,\\infty)', 'x > 1')
+    """
+    bounds = [BOUND.fullmatch(part.strip()) for part in EITHER.split(expression)]
+    found = [(each[1], each[2], each[3].strip()) for each in bounds if each]
+    if len(found) < max(2, len(bounds)) or len({unknown for unknown, _, _ in found}) > 1:
+        return expression
+    open_ = {"<": ")", ">": "("}
+    intervals = [
+        rf"(-\infty,{end}{open_.get(sign, ']')}"
+        if sign[0] in "<≤" or sign[:2] == "\\l"
+        else rf"{open_.get(sign, '[')}{end},\infty)"
+        for _, sign, end in found
+    ]
+    return r"\cup".join(intervals)
 
 
 def relations(expression: str) -> set[str]:

@@ -17,7 +17,7 @@ from experts.domains.judges.choices import choices_named
 from experts.domains.judges.expressions import DELIMITED, DENIED, REJECTED, after_lead, final_expression
 from experts.domains.judges.latex import as_latex
 from experts.domains.judges.numbers import find_number
-from experts.domains.judges.relations import is_unsolved, relations
+from experts.domains.judges.relations import is_unsolved, relations, union
 from experts.domains.judges.units import thing
 from experts.domains.judges.writing import answered, boxed, in_plain_characters, raised, without_tags
 
@@ -111,7 +111,7 @@ def math_verify(text: str, answer: str) -> float:
         return 1.0
     if LATEX_WORD.fullmatch(answer.strip()):
         return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
-    expression = final_expression(text)
+    expression = union(final_expression(text))
     if _is_another(text, expression, answer):
         return 0.0
     points = [point(each) or (each if arrangement(each) == "order" else None) for each in (answer, expression)]
