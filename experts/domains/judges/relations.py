@@ -10,7 +10,7 @@ RELATION = re.compile(
 )
 # What is only a name: \text{…}, an index, a function of something, an angle.
 NAMES = re.compile(
-    r"\\(?:text|mathrm|mathbf|operatorname)\s?\{[^{}]*\}|_(?:\{[^{}]*\}|\w)"
+    r"\\(?:text|mathrm|mathbf|operatorname|vec|overline)\s?\{[^{}]*\}|_(?:\{[^{}]*\}|\w)"
     r"|\\?[A-Za-z]+(?:\^\{?-?\d\}?)?\s?\([^()=]*\)|\\(?:sin|cos|tan|cot|sec|csc|angle|triangle)\b"
 )
 EITHER = re.compile(r"\\(?:text|mathrm)\s?\{\s*or\s*\}|\s\bor\b\s|\\lor\b")
@@ -31,7 +31,7 @@ def is_unsolved(expression: str) -> bool:
     """
     left, equals, right = expression.partition("=")
     left = NAMES.sub("", left)
-    unknowns = set(re.findall(r"[A-Za-z]", COMMAND.sub("", left)))
+    unknowns = set(re.findall(r"[a-df-hj-z]", COMMAND.sub("", left)))  # not e and i; A is a matrix or an angle
     return bool(equals) and "=" not in right and len(unknowns) == 1 and bool(DONE.search(left))
 
 
