@@ -150,8 +150,11 @@ def _score(who: str, given: Any) -> float:
     return min(max(score, 0.0), 1.0)
 
 
+MISSING = ("NAType", "NaTType")  # what pandas puts where there is no value
+
+
 def _own_score(who: str, given: Any) -> float:
-    score = math.nan if given is None else _number(given)
+    score = math.nan if given is None or type(given).__name__ in MISSING else _number(given)
     if score is None or math.isinf(score):
         raise UserError(f"{who} must give each completion a finite number, or None, not {short(given)}")
     return score

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.judges.writing import TAG, answered
+from experts.domains.judges.programs import program_in
 from experts.domains.published import Fields, Source, load_published
 from experts.domains.sandbox import run_python
 from experts.outside.errors import check_whole, unknown
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CodeKind = Literal["mbpp", "humaneval", "mbpp_pro"]
-BLOCK = re.compile(r"(?m:^([ \t]*))?(```|~~~)[ \t]*([^\s`~]*)[^\n`]*\n(.*?)(?:\2|\Z)", re.DOTALL)
-# Marks of where a program begins and ends, in place of a block: [BEGIN], <answer>, <|im_end|>.
-MARK = re.compile(rf"(?m)^\s*(?:{TAG.pattern}|\[/?[A-Z]+\])\s*$|(?:(?:{TAG.pattern})\s*)+\Z")
-PYTHON = re.compile(r"\W*(?:python3?|py)?\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -140,8 +135,8 @@ class Code:
             UserError: if running code is not allowed; never for what the code does.
         """
         programs = [
-            header + code_of(text_of(completion))
-            for header, completion in zip(columns["header"], completions, strict=True)
+            header + program_in(text_of(completion), tests)
+            for header, tests, completion in zip(columns["header"], columns["tests"], completions, strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(_passes, programs, columns["tests"]))
@@ -192,21 +187,3 @@ def _strict(tests: str) -> str:
         return ast.unparse(_StrictEqual().visit(ast.parse(tests)))
     except (SyntaxError, ValueError, RecursionError):
         return tests  # they will not run
-
-
-def code_of(text: str) -> str:
-    r"""The first block of Python that defines something, else the first block, else the whole text.
-
-    A block that is indented, as in an item of a list, is read without its indentation.
-
-    >>> code_of("Here:\n```python\ndef f(): ...\n```\nUse it:\n```python\nf()\n```")
-    'def f(): ...\n'
-    """
-    text = answered(text).replace("\r\n", "\n")
-    blocks = [
-        re.sub(f"(?m)^{indent}", "", block)
-        for indent, _, language, block in BLOCK.findall(text)
-        if PYTHON.fullmatch(language)
-    ]
-    defining = [block for block in blocks if "def " in block or "class " in block]
-    return (defining or blocks or [MARK.sub("", text)])[0]

@@ -17,7 +17,7 @@ from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.bounded import judge, pack
 from experts.domains.judges.numbers import find_number
 from experts.domains.judges.rewards import find_word
-from experts.domains.judges.writing import answered
+from experts.domains.judges.writing import after_thoughts
 from experts.outside.errors import UserError, not_installed, unknown
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ReasoningGym:
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """The generator's score for each completion; needs the columns `answer` and `entry`."""
         return [
-            self._score(answered(text_of(completion)), answer, entry)
+            self._score(after_thoughts(text_of(completion)), answer, entry)
             for completion, answer, entry in zip(completions, columns["answer"], columns["entry"], strict=True)
         ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.judges.writing import answered
+from experts.domains.judges.writing import answered, in_plain_characters, without_tags
 from experts.outside.errors import UserError
 from experts.outside.files import data_folder
 from experts.outside.reading import read_objects
@@ -67,7 +67,7 @@ class Vqa:
     def reward(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """VQA accuracy; needs the column `answers`."""
         return [
-            accuracy(answered(text_of(completion)), answers)
+            accuracy(without_tags(answered(text_of(completion))), answers)
             for completion, answers in zip(completions, columns["answers"], strict=True)
         ]
 
@@ -124,9 +124,10 @@ def plain(text: str) -> str:
     >>> plain("A Stop-Sign, with two birds!"), plain("$1,000.50")
     ('stop sign with 2 birds', '1000.50')
     """
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"['’]", "", text.lower()).replace("−", "-"))
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"['’]", "", in_plain_characters(text).lower()))
     words = re.sub(rf"(?!{OF_A_NUMBER})[^\w\s]", " ", text).split()
-    return " ".join(str(NUMBERS.index(w)) if w in NUMBERS else w for w in words if w not in ("a", "an", "the"))
+    words = [word for word in words if word not in ("a", "an", "the")] or words  # the letter A is an answer
+    return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words)
 
 
 def _row(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def math_verify() -> Callable[[str, str], float]:
         # A bare expression would be read as its last number.
         between = answer if re.search(r"(?<!\\)\$", answer) else f"${answer}$"
         gold = parse(between, parsing_timeout=None)
-        return float(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
+        given = parse(text, parsing_timeout=None)
+        return float(verify(gold, given, allow_set_relation_comp=True, timeout_seconds=None))
 
     return score
 

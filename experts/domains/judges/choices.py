@@ -18,17 +18,28 @@ MOST_CHOICES = 1000
 
 # What a box holds besides its last closing brace, and what leads to the next one: "A} or \boxed{B}".
 NEXT_BOX = r"[^{}\n]* (?:\{[^{}\n]*\}[^{}\n]*){0,3} \} \$?,?\s(?:(?:or|and)\s)?\$? \\boxed\s?\{"
+# "B is the answer", at the beginning of a sentence.
+VERDICT = r"""
+    (?: ^ | (?<=[.!?;]\s) ) \W{0,4} (?:(?:so|thus|hence|therefore|no|actually),?\s)?
+    (?:(?:option|choice|answer)\s)? \W{0,2} (?-i: [A-Z\ue000-\uf8ff] ) (?:\W{1,3}[\ue000-\uf8ff])? \W{0,3}
+    \s is \s (?:the\s)? (?:only\s)? (?: correct | right | best | answer ) \b
+"""
+# Where a text takes back what it has said.
+REVISION = r"\b (?P<revision> wait | correction | on\ssecond\sthought | scratch\sthat | hold\son ) \b \W"
 # Where a text begins to state its answer: the last of these has the last say.
 STATEMENT = re.compile(
     rf"""
     (?<!wrong\s)(?<!incorrect\s)(?<!worst\s)(?<!false\s)
     \bans(?:wer)?\b (?: \s{{1,3}} (?: to | would | should | must | has | letter | option )\b [^.:\n]{{0,60}}? )?
       [*_\s]{{0,9}} (?: : | [-–—=]\s | \bis\b | \bbe\b )
-    | (?m: ^ ) \#{{4}} (?= \s )
+    | ^ \#{{4}} (?= \s )
     | (?<!not\s)(?<!not\s\$)(?<!n't\s)(?<!n't\s\$) \\boxed\s?\{{ (?: {NEXT_BOX} )*
+    | {VERDICT} | {REVISION}
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
+TICKED = re.compile(r"(?m)^\W{0,6}\[[xX✓]\]|^\W{0,6}☑")
+UNTICKED = re.compile(r"(?m)^\W{0,6}(?:\[\s?\]|☐).*\n?")
 # Reasons: what follows names other choices without choosing them. One that opens a sentence ends with a comma.
 REASON = re.compile(
     r"""
@@ -42,7 +53,7 @@ REASON = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 EXPLANATION = re.compile(
-    r"\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
+    r"[.;|]\s(?:explanation|reason(?:ing)?|rationale|justification)\s?:.*|\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 NO_DENIAL = re.compile(
@@ -56,7 +67,8 @@ REFUSED = "\0"
 ALONE = r"\W{0,2}[A-Z\ue000-\uf8ff](?:\W{1,3}[\ue000-\uf8ff])?\W{0,2}"
 CLAUSE = re.compile(
     rf"""
-    [.!] (?= \W | \Z ) | [;?]
+    [.!] (?= \W | \Z ) | [;?] | (?<= [❌✗✘✅✓] ) ,
+    | (?<! [A-Za-z][A-Z] ) (?<= [A-Z\ue000-\uf8ff] ) \s (?= not\s )
     | (?: \s?[–—] | \s-\s ) (?! \s?(?:no|not|wrong|incorrect|false)\b )
     | (?<! : ) \n
     | \( (?! {ALONE}\) )
@@ -90,13 +102,13 @@ LETTER = re.compile(
     (?: (?P<led> \A\W* (?:\d{{1,2}}[.)]\W{{0,3}})?
           | (?<![\w']) (?i:{LEADS}) [\W_]{{1,6}} | [(\[<{{*"“‘'`_] | : \s? )  (?P<capital>[A-Z])
       | [(\[<{{*"“‘'`_] \W? (?P<bracketed>[a-z]) (?= [)\]>}}*"”’'`_] )
-      | \b(?i:answer|option|choice|letter|is|it's)\b\W{{1,6}} (?P<closing>[a-z]) (?= \W*\Z )
+      | \b(?i:answer|option|choice|letter|choose|pick|is|it's)\b\W{{1,6}} (?P<closing>[a-z]) (?= \W*\Z )
       | \A\W* (?P<opening>[a-z]) (?= [).:*_] | \W*\Z ) )
     (?! [^\W_] | ['’]\w | -\w | \.\d | [+#] )
     """,
     re.VERBOSE,
 )
-MENTION = re.compile(r"(?<![\w'’.-])([A-Z])(?![\w'’]|-\w|\.\w)")
+MENTION = re.compile(r"(?<![\w'’.])(?<![a-z]-)([A-Z])(?![\w'’]|-(?![A-Z]\b)\w|\.\w)")
 # "A city" and "I think" are not choices; "A is right" is one.
 ARTICLE = re.compile(
     r"[ ]+ (?! (?:is|was|or|and|because|since|seems?|looks?|fits?|makes?|would|has)\b ) [a-z]", re.VERBOSE
@@ -118,15 +130,24 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
     """
     if len(choices) > MOST_CHOICES:
         return set()
-    text = PRIVATE.sub(" ", without_tags(answered(text))).replace("’", "'")
+    text = PRIVATE.sub(" ", _checked(without_tags(answered(text)))).replace("’", "'")
     text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
     marked = _marked(EXPLANATION.sub("", text), choices)
-    statements = [match.start() for match in STATEMENT.finditer(marked)]
+    statements = [match.end() if match["revision"] else match.start() for match in STATEMENT.finditer(marked)]
     for start in [*statements[-1:], 0]:
         named = _named(marked[start:], _letters(choices))
         if len(named) == 1:
             return named
     return named
+
+
+def _checked(text: str) -> str:
+    """The text without the boxes of a list that are not ticked, if one is.
+
+    >>> _checked("- [ ] A\\n- [x] B"), _checked("- A")
+    (' B', '- A')
+    """
+    return "".join(TICKED.split(UNTICKED.sub("", text))) if TICKED.search(text) else text
 
 
 def _letters(choices: Sequence[str]) -> dict[str, int]:
@@ -152,9 +173,10 @@ def _marked(text: str, choices: Sequence[str]) -> str:
 
 def _pattern(choice: str) -> str:
     """A pattern for the words of a choice where they are not part of another word or number."""
-    words = r"\s+".join(re.escape(word) for word in choice.replace("’", "'").split())
+    words = r"[\s-]+".join(re.escape(word) for word in (choice.removesuffix("?") or choice).replace("’", "'").split())
     before = r"(?<![\w.,/^√−-])" if choice[0].isdigit() else r"(?<!\w)"
-    after = r"(?![\w%]|[.,:/]\d)" if choice[-1].isdigit() else r"(?!\w)"
+    after = r"(?![\w%^²³]|[.,:/]\d)" if choice[-1].isdigit() else r"(?!\w)"
+    after = rf"{after}\??" if choice.endswith("?") else after
     return before + words + after + (DETERMINER if choice == "no" else "")
 
 

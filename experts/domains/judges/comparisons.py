@@ -10,9 +10,10 @@ from functools import lru_cache
 from experts.domains.judges.writing import answered
 
 MORE = (
-    r"more|most|exceeds?|greater|greatest|larger|largest|bigger|biggest|higher|highest|(?:times|twice) as (?:many|much)"
+    r"more|most|greater|greatest|larger|largest|bigger|biggest|higher|highest|(?:times|twice) as (?:many|much)"
+    r"|exceeds?|outnumbers?|surpass(?:es)?|beats?|ahead|winner"
 )
-FEWER = r"fewer|fewest|less|least|smaller|smallest|lower|lowest"
+FEWER = r"fewer|fewest|less|least|smaller|smallest|lower|lowest|half as (?:many|much)|trails?|behind|loser"
 COMPARED = re.compile(rf"\b(?<!\bat )(?:(?P<more>{MORE})|{FEWER})\b", re.IGNORECASE)
 # Comparisons that are not between people: "9 is more than 3", "to find who has more".
 OTHERS_COMPARED = re.compile(
@@ -25,8 +26,10 @@ OTHERS_COMPARED = re.compile(
 NOT = r"(?:\bnot\b|\bcannot\b|n['’]t\b|\bnever\b|\bno\b)"
 FALSE = r"\b(?:false|untrue|wrong|incorrect)\b"
 DENIED = re.compile(rf"{NOT}|{FALSE}|\b(?:doubt|deny|neither|unlikely)\b", re.IGNORECASE)
+AS_MANY = re.compile(r"(?:\b\w{0,9}n['’]t|\b(?:\w+\s)?not)\s((?:\w+\s){0,2}?)as\s(?:many|much)\b", re.IGNORECASE)
+REASON = re.compile(r"(?<=\w)[\W_]{1,6}(?:because|since)\b[^,]*\Z", re.IGNORECASE)
 TAKEN_BACK = re.compile(FALSE, re.IGNORECASE)
-SUPPOSED = re.compile(r"\b(?:if|suppose|could|might|should|would(?!\s(?:say|think)))\b", re.IGNORECASE)
+SUPPOSED = re.compile(r"\b(?:if|suppose|could|might|should|needs?|lacks?|would(?!\s(?:say|think)))\b", re.IGNORECASE)
 NEITHER = re.compile(r"\b(?:same|equal|equally|both|neither|tie|nobody|everyone)\b", re.IGNORECASE)
 QUESTION = re.compile(r"\W*(?:who|which|what|how|does|do|is)\b", re.IGNORECASE)
 LONGEST = 400  # characters of a sentence that are read
@@ -84,7 +87,8 @@ def _assertions(text: str) -> Iterator[str]:
     """The sentences of a text that are not questions, complete or broken off, with single spaces."""
     for match in re.finditer(r"[^.!?\n;]+([.!?\n;]|\Z)", text):
         if match[1] != "?" and not QUESTION.match(match[0]):
-            yield " ".join(match[0].split())
+            # "Leo does not have as many" says that he has fewer.
+            yield " ".join(AS_MANY.sub(r" \1has fewer", REASON.sub("", match[0])).split())
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ class _Reader:
 
     def without_rejected(self, text: str) -> str:
         """The text without the names that it rejects: "Olga, not Leo", "it cannot be Leo", "Leo is wrong"."""
-        denied = rf"{NOT}(?:\s\w+){{0,3}}?\s{self.name}|{self.name}(?:\s\w+)?(?:\s|(?=n))(?:{DENIED.pattern})"
+        rejected = rf"(?:{NOT}(?:\s\w+){{0,3}}?|\brather than|\binstead of)\s{self.name}"
+        denied = rf"{rejected}|{self.name}(?:\s\w+)?(?:\s|(?=n))(?:{DENIED.pattern})"
         return self._compiled(denied).sub("", text)
 
     def who_has_more(self, sentence: str) -> set[str | None]:
@@ -109,7 +114,8 @@ class _Reader:
         winners: set[str | None] = set()
         sentence = OTHERS_COMPARED.sub("", sentence)
         for sign, words in ((">", "more"), ("<", "fewer")):  # "Olga > Leo"
-            sentence = self._compiled(rf"({self.name})\s?{sign}\s?(?={self.name})").sub(
+            amount = r"[^\w<>=]{0,5}(?:\d{1,9})?[^\w<>=]{0,5}"
+            sentence = self._compiled(rf"({self.name})(?:['’]s\s\w+)?{amount}{sign}(?={amount}{self.name})").sub(
                 rf"\1 has {words} than ", sentence
             )
         start = 0

@@ -11,12 +11,20 @@ from experts.domains.judges.writing import boxed, raised
 DELIMITED = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
 MARKED = r"(?:\$[^$]+\$|\\boxed\s?\{[^{}]*\})"
 # "It is not $6$." or "Is it $6$?" at the end.
-DENIED = re.compile(rf"(?:\bnot|n['’]t)\s+(?:be\s+)?{MARKED}\W*\Z|{MARKED}[^.!?\n]*\?\W*\Z", re.IGNORECASE)
+DENIED = re.compile(
+    rf"(?:\bnot?|n['’]t)\s+(?:be\s+)?{MARKED}\W*\Z|{MARKED}[^.!?\n]*\?\W*\Z"
+    rf"|{MARKED}\s(?:is|was)(?:n['’]t\b|\s(?:not|wrong|incorrect|false)\b)[^$\\]*\Z",
+    re.IGNORECASE,
+)
+# "not $7$" after an answer.
+REJECTED = re.compile(rf"[,;]\s(?:and\s)?not\s{MARKED}\W*\Z", re.IGNORECASE)
 AT_END = re.compile(r"(\$[^$]+\$(?:(?:,|,?\s(?:and|or))\s\$[^$]+\$)*)[\s.*#$]*\Z")
 AND = re.compile(r",?\s(?:and|or)\s")
 # What leads to an answer on its line: "The answer is", "Final answer:", "Roots are".
 LEAD = re.compile(
-    r".*(?:\b(?:is|are|equals|be|get|has|have|so|hence|thus|therefore|answer)\b|:(?!\s?\d))\s*", re.IGNORECASE
+    r".*(?:\b(?:is|are|was|were|equals|be|get|has|have|so|hence|thus|therefore|answer|either|both)\b"
+    r"|['’]s\b|:(?!\s?\d))\s*",
+    re.IGNORECASE,
 )
 NO_LETTER = r"(?<![\\A-Za-z])"
 FUNCTIONS = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|log|ln"
@@ -37,7 +45,7 @@ WAYS = [
     (re.compile(r";(?=\s)"), ","),
     (re.compile(r"∈|(?<=[a-z]\s)in(?=\s[{(\[])"), r"\\in "),
     (re.compile(r"(\A|=\s?|\\in\s+)\{([^{}\\]*)\}\Z"), r"\1\\{\2\\}"),
-    (re.compile(r"∪"), r"\\cup "),
+    (re.compile(r"∪|(?<=[\])])\s?U\s?(?=[\[(])"), r"\\cup "),
     (re.compile(r"≤|<="), r"\\le "),
     (re.compile(r"≥|>="), r"\\ge "),
     (re.compile(r"[*·]"), r"\\cdot "),
@@ -56,7 +64,7 @@ WAYS = [
 # Numbers, operators, brackets, commands of LaTeX, and letters that stand for themselves.
 EXPRESSION = re.compile(
     r"""
-    (?: [\d\s+\-/^_=<>()\[\]{},.!|:&%] | \\[A-Za-z]+ | \\[\\{},;!\ %]
+    (?: [\d\s+\-/^_=<>()\[\]{},.!|:&%] | \\(?:begin|end)\{[a-z]{1,9}\} | \\[A-Za-z]+ | \\[\\{},;!\ %]
       | (?<![A-Za-z]) [A-Za-z] (?![A-Za-z]) | (?<=\d) [a-z]{2} (?![A-Za-z])
     )+
     """,
@@ -82,8 +90,7 @@ def bare_expression(text: str) -> str:
             written = way.sub(latex, written)
         written = written.strip().rstrip(".;, ")
         if EXPRESSION.fullmatch(written):
-            solved = SOLVED.fullmatch(written)
-            return solved["end"] if solved else written
+            return _solution(written)
     return ""
 
 
@@ -94,9 +101,15 @@ def final_expression(text: str) -> str:
     ('(2, 3)', '1', 'x = 4')
     """
     if "\\boxed" in text:
-        return boxed(text)
+        return _solution(boxed(text))
     at_end = AT_END.search(text)
-    return AND.sub(", ", at_end[1].replace("$", "")) if at_end else bare_expression(text)
+    return _solution(AND.sub(", ", at_end[1].replace("$", ""))) if at_end else bare_expression(text)
+
+
+def _solution(expression: str) -> str:
+    """What a derivation ends with, or the expression as it is."""
+    solved = SOLVED.fullmatch(expression) if len(expression) <= LONGEST else None
+    return solved["end"] if solved else expression
 
 
 def after_lead(text: str) -> str:

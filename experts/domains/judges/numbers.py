@@ -12,11 +12,12 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from experts.domains.judges.words import in_digits, multiplied
 from experts.domains.judges.writing import answered, boxed, raised, without_tags
 
 # Ways of writing → what is read instead.
 WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(r"[−‐‑‒﹣－]"), "-"),
+    (re.compile(r"[‐‑‒﹣]"), "-"),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"(?<![\d\\,])\\[!,;:](?=\s?\d)"), " "),  # a space that LaTeX makes, before a number
     # Thousands in LaTeX: 9{,}500, 9,\!500, 9\,500, 9~500.
@@ -31,20 +32,23 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     ),
     (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?!\.?\d)"), lambda match: match[0].replace(".", "")),
     (re.compile(r"(?<![\d.,])(?<!\d )(\d{1,3}(?:[ '’]\d{3})+),(\d\d?)(?!\d|[,.]\d)"), r"\1.\2"),
-    (re.compile(r"(?i)\b(?:step|part|question|problem|example)\s\d{1,3}\s?[:.)](?=\s)"), ""),
+    # A decimal comma, which a list of two has no currency to tell from: 12,50 €.
+    (re.compile(r"(?<![\d.,])(\d{1,3}),(\d\d)(?=\s?(?:€|EUR\b))|(?<=€)(\s?\d{1,3}),(\d\d)(?![\d,])"), r"\1\3.\2\4"),
+    # Dollars and cents in one sum.
+    (
+        re.compile(r"(?:\$|(?<![\d.,]))(\d[\d,]{0,12})(?:\sdollars?)?,?\s(?:and\s)?(\d\d?)\scents?\b"),
+        lambda match: f"${match[1]}.{match[2]:0>2}",
+    ),
+    (re.compile(r"(?i)\b(?:step|part|question|problem|example|answer|option)\s\d{1,3}\s?[:.)](?=\s)"), ""),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}"), r" \1 "),
     # Fractions, after a whole number with a space between: 1\frac{3}{4}, 1¾.
-    (re.compile(r"(?<=\d)(?=\\[dt]?frac|[¼-¾⅐-⅞])"), " "),
-    (re.compile(r"\\[dt]?frac\s?(?:\{(\d+)\}\s?\{(\d+)\}|(\d)(\d))"), r"\1\3/\2\4"),
+    (re.compile(r"(?<=\d)(?=\\[cdt]?frac|[¼-¾⅐-⅞])"), " "),
+    (re.compile(r"\\[cdt]?frac\s?(?:\{(\d+)\}\s?\{(\d+)\}|(\d)(\d))"), r"\1\3/\2\4"),
     (re.compile(r"[¼-¾⅐-⅞]"), lambda match: unicodedata.normalize("NFKC", match[0]).replace("⁄", "/")),
-    (re.compile(r"(?<=\d)\s?(?:\\times|\\cdot|[×*x])\s?10\s?\^\s?\{?([-+]?\d+)\}?"), r"e\1"),
-    (re.compile(r"(?i)(?<=\d)\shundred\b"), "e2"),
-    (re.compile(r"(?i)(?<=\d)(?:\s?k|\sthousand)\b"), "e3"),
-    (re.compile(r"(?i)(?<=\d)\s(?:million|mn)\b"), "e6"),
-    (re.compile(r"(?i)(?<=\d)\s(?:billion|bn)\b"), "e9"),
-    (re.compile(r"(?i)(?<=\d)\strillion\b"), "e12"),
-    (re.compile(r"([$£€]\s?[\d.,]{0,20}\d)M\b"), r"\1e6"),
-    (re.compile(r"([$£€]\s?[\d.,]{0,20}\d)(?:B|bn)\b"), r"\1e9"),
+    (re.compile(r"(?<=\d)\s?(?:\\times|\\cdot|[×·*x])\s?10\s?\^\s?[{(]?([-+]?\d+)[})]?"), r"e\1"),
+    (re.compile(r"(?<=\d)\s?[kK]\b"), "e3"),
+    (re.compile(r"(?<=\d)(?:M|\smn)\b"), "e6"),
+    (re.compile(r"(?<=\d)(?:B|\s?bn)\b"), "e9"),
     # A sign in words, unless one number is subtracted from another.
     (re.compile(r"(?i)(?<![\w)}%])(?<!\d )(?:minus|negative) (?=[$\\]{0,2}\d)"), "-"),
 ]
@@ -63,20 +67,22 @@ NUMBER = re.compile(
 UNDER = re.compile(r"\s?/\s?\d+")
 # Of 3 1/2.
 WHOLE = re.compile(r"\d{1,9}")
-MIXED = re.compile(r" (\d{1,9})/(\d{1,9})(?!\d)")
+MIXED = re.compile(r" (?:and )?(\d{1,9})/(\d{1,9})(?!\d)")
 # What joins two numbers into one thing that is neither of them.
 JOINED = re.compile(
     r"""
     [*_$%]{0,4}
-    (?: [ ]?[:;] | [,.'’′] | ,[ ] | \.{2,3}                # 2:30; 3,5; 1.2.3; 5'11; a list
-      | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±~∨&∶] | \\(?:times|cdot|div|pm)(?![a-z]) ) [ \t]? # not worked out
-      | [ ]{1,3} (?: or(?:[ ]maybe)? | and | as[ ]well[ ]as | to(?:[ ]the[ ]power[ ]of)?
+    (?: [ ]?[:;] | [,.'’′] | ,[ ](?:(?:and|or)[ ])? | \.{2,3}   # 2:30; 3,5; 1.2.3; 5'11; a list
+      | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±~∨&∶<>≤≥] | \\(?:times|cdot|div|pm|q?quad)(?![a-z]) ) [ \t]?
+      | [ ]{1,3} (?: or(?:[ ]maybe)? | and | as[ ]well[ ]as | to(?:[ ]the[ ]power[ ]of)? | through | until
+              | (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6},?
               | by | of | out[ ]of | over | per | vs\.? | plus | minus | times | remainder | [rR] | \(?mod | choose
               | (?:divided|multiplied)[ ]by | added[ ]to | subtracted[ ]from ) [ ]{1,3}
       | (?= [ ] \d )                                      # 12 34
       | [ ]? (?:h|ft) (?= [ ]?\d )                        # 2h30
-      | [ ]? (?:hours?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?)
-        ,?[ ] (?:and[ ])? (?= \d{1,9} [ ]? (?:minutes?|min|seconds?|inche?s?|cents?|ounces?|oz|months?|days?|hours?)\b )
+      | [ ]? (?:hours?|hrs?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?|km|kg|m)
+        ,?[ ] (?:and[ ])?
+        (?= \d{1,9} [ ]? (?:minutes?|min|seconds?|inche?s?|cents?|ounces?|oz|months?|days?|hours?|c?m|g|grams?)\b )
     )
     [ ]? [-$(*_]{0,4} (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ )
     """,
@@ -85,36 +91,66 @@ JOINED = re.compile(
 # What makes a number a bound, a part of a formula, or an operand.
 BOUND = re.compile(
     r"""
-    (?: [<>≤≥≠±√] | [<>!]= | \\(?:leq?|geq?|lt|gt|neq?|pm|sqrt)[ ]?\{? | -\(
+    (?: [<>≤≥≠±√⌊⌈] | [<>!]= | \\(?:leq?|geq?|lt|gt|neq?|pm|sqrt)[ ]?\{? | -\(
       | [\w)}][ ]?[+×÷] | \b[a-z]/                        # 5 apples + 3, x/3
-      | (?<![A-Za-z])(?: (?:sqrt|log|ln|sin|cos|tan|exp)\b[ ]?\{? | [A-Za-z]\( )
+      | (?<![A-Za-z])(?: (?:sqrt|log|ln|sin|cos|tan|exp)\b[ ]?\{? | [A-Za-z]\( ) | [\d)]\(
+      # x = 3, y = 18; Tom: 3, Ann: 18
+      | \b ([A-Za-z]\w{0,15}) [ ]?[:=][ ]? [-$]{0,2}[\d.]{1,20} [,;]?[ ](?:and[ ])?
+        (?! \1\b | (?:total|sum|answer|result|altogether|together|all|so|step)\b ) [A-Za-z]\w{0,15} [ ]?[:=][ ]?
       | \b(?: than(?:[ ]or[ ]equal[ ]to)? | at[ ](?:least|most) | half(?:[ ]of)? | twice | double | root[ ]of
-            | under | over | above | below | up[ ]to | between[ ][^.!?\n]{1,25}[ ]and
+            | (?:minimum|maximum)[ ]of | under | over | above | below | up[ ]to | between[ ][^.!?\n]{1,25}[ ]and
             | (?:thirds?|quarters?|out|%|percent)[ ]of ) | %[ ]of
     ) [ ]? [-$(]{0,2} \Z
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+# A left side that does something to its unknown: 2x = 18, |x| = 18, x - 3 = 18; but not 9 x 2 = 18.
+UNSOLVED = re.compile(
+    r"""
+    (?: (?<![A-Za-z\d.]) [\d.]{1,20} [abnxyz] (?! [ ]? [$\d(] )
+      | (?<![A-Za-z\d]) [abnxyz] (?= [ ]? (?: [-+*/^|!²³] | \\?times\b | \\cdot\b ) )
+      | [-+*/^√] [ ]? [nxyz] (?! [ ]? [$\d(] ) )
+    (?! [A-Za-z] ) (?: (?![A-Za-z]{3}) [^=\n,;] ){0,20} = [ ]? [-$]{0,2} \Z
+    """,
+    re.VERBOSE,
+)
 ARROW = re.compile(r"[-=]>\s?[-$]{0,2}\Z")
 # An exponent, an index or the end of a name is no number of its own: m^2, x_1, CO2; that of USD18 is.
 RAISED = re.compile(
-    r"(?:\^\{?-?|[^\W_]_\{?|[)}]_\{?|(?<![^\W_])(?:[A-Za-z]|(?!(?:USD|EUR|GBP|CAD|AUD|INR)\Z)[A-Z]{2,9}))\Z"
+    r"(?:\^\{?-?|[^\W_]_\{?|[)}]_\{?|(?<![^\W_])(?:[A-Za-z]|(?!(?:USD|EUR|GBP|CAD|AUD|INR)\Z)[A-Z]{2,9}|0[bxo]))\Z"
 )
-# What turns a number into another one: 18th, 18x, 18 - x, 18i, 18π, 101_2, 18 squared, 18 and a half, 1.30 pm.
+# What turns a number into another one, or into a bound: 18th, 18x, 18 - x, 18i, 18π, 101_2, 18 squared, 18 and a half,
+# 1.30 pm, 18+, 18 or more.
 FACTOR = re.compile(
-    r"(?:st|nd|rd|th|i|(?:\s?[-+/]\s?)?[xyzn])(?![\w])|_\{?\d|\s?(?:\\pi|\\sqrt|[π√])|(?<=\.\d\d)\s?[aApP]\.?[mM]\b"
-    r"|\s(?:squared|cubed|factorial|and\s(?:a|one)\s(?:half|third|quarter))\b"
+    r"""
+    (?: st | nd | rd | th | [abei] | (?:\s?[-+/]\s?)?[xyzn] | \s[xyz] ) (?!\w)
+    | ‰ | -?ish\b | \+ (?! \s? (?: [$\d(\\] | [a-z]\b ) )
+    | \s? (?: <(?!-) | [>≤≥] | \\[lg](?:eq?|t)\b )
+    | (?:\s[^\W\d]+)? ,?\s
+      (?: (?:or|and)\s(?:more|fewer|less|above|over|below|under|up) | at\s(?:most|least) | minimum | max(?:imum)? )\b
+    | _\{?\d | \s?(?:\\pi|\\sqrt|[π√]) | (?<=\.\d\d) \s?[aApP]\.?[mM]\b
+    | \s (?: squared | cubed | factorial | doubled | tripled | halved | and\s(?:a|one)\s(?:half|third|quarter) )\b
+    """,
+    re.VERBOSE,
 )
 DASH = re.compile(r"-(\s*)\$?\Z")
 BOXED_DASH = re.compile(r"(\\boxed\s?\{)\s?[-−–]\s")
 DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z",
+    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z"
+    r"|\bdoubt\b[^.!?\n]{0,20}\Z|[❌✗✘]\s?\Z",
     re.IGNORECASE,
 )
 # What takes back the number before it: "18 is wrong", "18? No".
 DENIED_AFTER = re.compile(
-    r"\W{0,4}(?:\?\s*(?:no|wrong)\b|\s(?:is|was)(?:n['’]t|\snot)\s(?:it|right|correct|the\b)|\s(?:is|was)\s(?:wrong|incorrect|false)\b)",
-    re.IGNORECASE,
+    r"""
+    [*_$)\s]{0,4} \? (?!\s*yes\b) | \s?[❌✗✘]
+    | \W{0,4} (?:
+        (?:(?:no|oh|wait|hmm),?\s)? (?:that|this|it)(?:'s|\sis|\swas)\s(?:wrong|incorrect|false|not)\b
+        | \s(?:is|was)(?:n['’]t|\snot)\s(?:it|right|correct|the\b)
+        | \s(?:is|was|(?:would|must)\sbe)\s(?:the\s)?(?:wrong|incorrect|false)\b
+      )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 # Between two numbers that a text leaves open: "7 apples or maybe 8", "x = 7 or x = 8".
 OPEN = re.compile(
@@ -181,26 +217,29 @@ def final_line(text: str, mark: str) -> str:
     below = [lines for lines in parts if not lines[0] and any(lines)]
     if not (beside or below):
         return text.replace(mark, "")
-    return _opening(next((line for line in (beside or below)[-1] if line and not HEADING.fullmatch(line)), ""))
+    return _opening(next((line for line in (beside or below)[-1] if not HEADING.fullmatch(line)), ""))
 
 
 EMPHASIS = " \t\r*_"
-# A line that announces the answer below it.
-HEADING = re.compile(r"(?:the |my )?(?:final |correct )?(?:answer|result|solution)(?: is)?\W*", re.IGNORECASE)
+# A line that announces the answer below it, or has nothing to read.
+HEADING = re.compile(r"(?:(?:the |my )?(?:final |correct )?(?:answer|result|solution)(?: is)?)?\W*", re.IGNORECASE)
 # What gives no answer after a mark.
 ASIDE = re.compile(r"\W*(?:(?:the )?(?:end|done|explanation|reasoning|check|verification|note)\W*)?", re.IGNORECASE)
 # What may come before the number that opens a line: a label, signs.
 LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$£€¥\\(]{0,6}(?:[-–]\s?)?[$£€¥\\]{0,2}")
 REMARK = re.compile(r"\([^()]*\)")
 # Another number in its place.
-OTHER = re.compile(r"[^\d=]*(?:\b(?:or|maybe|perhaps|possibly)\b|,\s(?!not\b))[^\d]*\d")
+OTHER = re.compile(
+    r"[^\d=]*(?:\b(?:or|maybe|perhaps|possibly)\b|,\s(?!(?:not|which|since|because|as|i\.?e)\b)|\b(?:and|plus)\s\W?(?=\d))[^\d]*\d"
+)
 EQUALS = re.compile(r".*(?<![<>!])=>?")
 
 
 def _opening(line: str) -> str:
     """The number that opens a line, or the result it works out; the whole line if it opens with something else."""
     line = _written_plainly(line)
-    if worked_out := EQUALS.match(REMARK.sub(lambda remark: " " * len(remark[0]), line)):
+    worked_out = EQUALS.match(REMARK.sub(lambda remark: " " * len(remark[0]), line))
+    if worked_out and not UNSOLVED.search(worked_out[0]):
         line = line[worked_out.end() :]
     line = re.sub(r"\A\W{0,4}[-–]\s(?=[$\\]{0,2}\d)", "-", line)
     first = next(_readings(line, fractions=True), None)
@@ -212,7 +251,7 @@ def _opening(line: str) -> str:
 
 def _written_plainly(text: str) -> str:
     """The end of a text, from a few words before its last number, in plain writing."""
-    text = raised(boxed(BOXED_DASH.sub(r"\1-", answered(text))))
+    text = multiplied(in_digits(raised(boxed(BOXED_DASH.sub(r"\1-", answered(text))))))
     last = len(UP_TO_LAST_DIGIT.match(text)[0])  # type: ignore[index]
     text = without_tags(text[text.rfind(" ", 0, max(0, last - TAIL)) + 1 :])
     for way, plain in WAYS:
@@ -237,7 +276,8 @@ def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
             value, end = f"{int(value) * int(mixed[2]) + int(mixed[1])}/{mixed[2]}", mixed.end()
         while joined := JOINED.match(text, end):
             value, end = "", joined.end()
-        if FACTOR.match(text, end) or (BOUND.search(before) and not ARROW.search(before)):
+        bound = (BOUND.search(before) and not ARROW.search(before)) or UNSOLVED.search(before)
+        if FACTOR.match(text, end) or bound:
             value = ""
         if value:
             value = _sign(before) + re.sub(r"[\s,'’+]", "", value)

@@ -14,17 +14,19 @@ from fractions import Fraction
 from experts.domains.judges.bounded import judge
 from experts.domains.judges.brackets import arrangement, point
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.expressions import DELIMITED, DENIED, after_lead, final_expression
+from experts.domains.judges.expressions import DELIMITED, DENIED, REJECTED, after_lead, final_expression
+from experts.domains.judges.latex import as_latex
 from experts.domains.judges.numbers import find_number
-from experts.domains.judges.units import unit, without_words
-from experts.domains.judges.writing import answered, boxed, without_tags
+from experts.domains.judges.relations import is_unsolved, relations, union
+from experts.domains.judges.units import thing
+from experts.domains.judges.writing import answered, boxed, in_plain_characters, raised, without_tags
 
 # math-verify only reads the end of a text, where the answer is.
 MATH_CHARACTERS = 2000
-EMPTY_SET = re.compile(r"\\varnothing\b|∅")
 EITHER = re.compile(r"=[^=\n]*\bor\b[^=\n]*=[^=\n]*\Z")  # "x = 2 or y = 3" is not a point
-THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:(?:[ '’\u00a0\u2009\u202f]|\\[,!;: ])\d{3})+(?![\d'’])")
-POINT = re.compile(r"(?<=\d)\.(?=\s*\})")  # the full stop of \boxed{7.}
+INTERVAL = re.compile(r"[(\[].*,.*[)\]]|\\(?:mathbb|cup|emptyset)")
+ARTICLE = re.compile(r"\A(?:an?|the)\s")
+HOUR = re.compile(r"(?<=\d)\s*([ap])\.?\s?m\b\.?", re.IGNORECASE)
 BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\s*\Z")
 
 
@@ -50,16 +52,16 @@ def last_word(text: str, answer: str) -> float:
 
 
 def last_number(text: str, answer: str) -> float:
-    """Whether the last number in the text exactly equals the answer's; fractions are read only if the answer is one.
+    """Whether the last number in the text exactly equals the answer's; fractions are read unless the answer is whole.
 
     >>> last_number("That makes $1,234.50.", "1234.5"), last_number("x = −7", "-7"), last_number("8 - 4", "4")
     (1.0, 1.0, 0.0)
     >>> last_number("6/8 of it", "3/4"), last_number("14/2", "2")
     (1.0, 0.0)
     """
-    right = find_number(answer, fractions=True)
-    given = find_number(text, fractions="/" in right)
-    return float(_value(given) is not None and _value(given) == _value(right))
+    right = _value(find_number(answer, fractions=True))
+    given = _value(find_number(text, fractions=right is not None and right.denominator > 1))
+    return float(given is not None and given == right)
 
 
 def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
@@ -83,7 +85,11 @@ def choice(text: str, answer: str, choices: Sequence[str] = ()) -> float:
         right = ord(label[1].upper()) - ord("A")
     else:
         return 0.0
-    return float(choices_named(text, texts) == {right})
+    # A choice that is a question keeps its mark, which then asks nothing.
+    questions = [
+        f"{plain}?" if re.search(r"\w\W*\?\s*\Z", each) else plain for plain, each in zip(texts, choices, strict=True)
+    ]
+    return float(choices_named(text, questions) == {right})
 
 
 def math_verify(text: str, answer: str) -> float:
@@ -92,26 +98,27 @@ def math_verify(text: str, answer: str) -> float:
     >>> math_verify(r"so $x = \frac{2}{4}$", "1/2")
     1.0
     """
-    # math-verify passes over the base of a number.
-    text = without_tags(answered(text)[-MATH_CHARACTERS:])
+    text = as_latex(raised(without_tags(answered(text)[-MATH_CHARACTERS:])))
+    answer = as_latex(raised(in_plain_characters(answer)))
+    text = REJECTED.sub("", text)
     if DENIED.search(text):
         return 0.0
+    # math-verify passes over the base of a number. An answer without one is in the base that was asked for.
     given, right = (BASE.findall(boxed(each)) for each in (text, answer))
     if given and given != (right or ["10"]):
         return 0.0
-    text, answer = _as_latex(text), _as_latex(answer)
     if _closed_up(text) == _closed_up(answer):
         return 1.0
     if LATEX_WORD.fullmatch(answer.strip()):
         return _says_word(text, LATEX_WORD.sub(r"\1", answer).strip(EDGES))
-    expression = final_expression(text)
+    expression = union(final_expression(text))
     if _is_another(text, expression, answer):
         return 0.0
     points = [point(each) or (each if arrangement(each) == "order" else None) for each in (answer, expression)]
     if all(points) and points != [answer, expression]:
         return 0.0 if EITHER.search(text) else judge("math_verify", [], [f"${each}$" for each in points])
-    if expression and "\\boxed" not in text:
-        text = f"${expression}$"
+    if expression:
+        text, answer = f"${_both_signs(expression)}$", _both_signs(answer)
     elif not DELIMITED.search(text):
         text = find_number(text, fractions=True)
     return judge("math_verify", [], [answer, text])
@@ -126,12 +133,15 @@ REWARDS: dict[str, Callable[..., float]] = {
 }
 
 # Not + - % #, which belong to -5, 50% and C#.
-EDGES = "".join(sorted(set(string.punctuation) - set("+-%#"))) + string.whitespace + "“”‘’«»…"
+EDGES = "".join(sorted(set(string.punctuation) - set("+-%#"))) + string.whitespace + "“”‘’«»…—–"
 LATEX_WORD = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s?\{([^{}]*)\}")
 # What comes before a word that is not chosen: "no cat", "dog or a cat", "the opposite of cat".
 NOT_CHOSEN = re.compile(
     r"""
-    (?: \b(?:not | or | and | nor | no | never | than | but | except | without | unlike | instead\s+of | opposite\s+of)
+    (?: [&+|;]
+      | \A\W* (?! (?:so|yes|no|ok|okay|sure|well|hmm|thus|hence|finally|therefore)\b ) (?:\w+,\s){0,9} \w+,
+      | \b(?: vs\.? | versus | far\s+from | wrong: | incorrect: | not | or | and | nor | no | never | than | but
+          | except | without | unlike | instead\s+of | opposite\s+of)
       | n['’]t | \bcannot )
     (?: \s+(?:be | an? | the | maybe | perhaps | rather)\b ){0,3} [\W_]{1,6} \Z | \w/ \Z
     """,
@@ -170,30 +180,40 @@ def _value(number: str) -> Fraction | None:
 
 
 def _says_word(text: str, word: str) -> float:
-    """Whether the text is only this word, or ends with it and it is more than a letter and not in a list."""
+    """Whether the text, or what its last line leads to, is only these words, in any order if they are a list."""
     said = LATEX_WORD.sub(r"\1", boxed(text)).strip(EDGES)
-    if word.casefold() in (_plain(said), _plain(after_lead(said)).strip(EDGES)):
-        return 1.0
-    listed = re.search(r",\W*\w+\Z", said)
-    return float(len(word) > 1 and not listed and last_word(text, word))
+    return float(_words(word) in (_words(said), _words(after_lead(said))))
 
 
-def _as_latex(text: str) -> str:
-    text = THOUSANDS.sub(lambda number: "".join(filter(str.isdecimal, number[0])), text)
-    return without_words(EMPTY_SET.sub(r"\\emptyset", POINT.sub("", text)))
+def _words(text: str) -> frozenset[str]:
+    listed = re.split(r",\s*(?:and\s)?|\s(?:and|&)\s", _plain(text).strip(EDGES))
+    return frozenset(ARTICLE.sub("", word.strip(EDGES)) for word in listed)
 
 
 def _is_another(text: str, expression: str, answer: str) -> bool:
-    """Whether the two differ in what math-verify ignores: their units, or because only one of them is ordered."""
-    units = {unit(boxed(text)), unit(answer)} - {None}
-    return len(units) > 1 or {arrangement(expression), arrangement(answer)} == {"order", "set"}
+    """Whether the two differ in what math-verify ignores: their units, their order, or what they say of the unknown."""
+    units = {thing(boxed(text)), thing(answer)} - {None}
+    if len(units) > 1 or {arrangement(expression), arrangement(answer)} == {"order", "set"}:
+        return True
+    if relations(expression) and not (relations(answer) or INTERVAL.search(answer)):
+        return True
+    return is_unsolved(expression) and "=" not in answer
+
+
+def _both_signs(expression: str) -> str:
+    r"""The two values of an expression with one `\pm`."""
+    before, sign, after = expression.partition(r"\pm")
+    if not sign or r"\pm" in after or "," in expression or "=" in after:
+        return expression
+    return f"{before}+{after}, {before}-{after}"
 
 
 def _closed_up(text: str) -> str:
     """An expression without meaningless spaces and full stop: `6 - 5i.` becomes `6-5i`, `1 2` does not become `12`."""
-    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", LATEX_WORD.sub(r"\1", text)).rstrip(".")
+    text = HOUR.sub(lambda hour: f"{hour[1].lower()}m", LATEX_WORD.sub(r"\1", text))
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
 
 
 def _plain(text: str) -> str:
-    text = " ".join(text.casefold().split())
+    text = " ".join(in_plain_characters(text).casefold().split())
     return text.rstrip(".,;:!? ") or text

@@ -17,15 +17,19 @@ PLAIN = [
     (re.compile(r"\\(?:text|textrm|mathrm|mbox)\s?\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\^\s?\{?\\circ\}?"), "°"),
     (re.compile(r"\\[ ,;!]|~|\\?\$"), " "),
+    (re.compile(r"¢|\\cent\b"), " cents"),
     (re.compile(r"²"), "^2"),
     (re.compile(r"³"), "^3"),
     (re.compile(r"(?<=[ap])\.\s?m\b"), "m"),
 ]
 NAMED = re.compile(
-    r"\d[})\s]*(?:(?P<kind>square|sq\.?|cubic|cu\.?)\s)?\s*(?P<name>°\s*[CFcf]|[A-Za-z]+(?:/[A-Za-z]+)?)"
+    r"(?:\d|\\pi\b)[})\s]*(?:(?P<kind>square|sq\.?|cubic|cu\.?)\s)?\s*(?P<name>°\s*[CFcf]|[A-Za-z]+(?:/[A-Za-z]+)?)"
     r"\s*(?:\^\s?\{?(?P<power>[23])\}?)?\W*\Z"
 )
+DOLLARS = re.compile(r"\A\W*\\\$\s?[\d.,]+\W*\Z")
 IN_WORDS = re.compile(r"\\(?:text|mathrm)\s?\{\s*(-?[\d.,]+)(\s[^{}]*)\}")
+LEAST = 3  # letters of what is no unit
+NOTHING = {"degrees", "degree", "percent", "unit", "units", "times", "mod", "and", "rad", "radians"}
 LONGEST = 200  # characters that are read at the end
 
 
@@ -35,6 +39,18 @@ def unit(expression: str) -> tuple[str, int] | None:
     >>> unit(r"5\text{ cm}^2"), unit("x = 5 square centimeters."), unit("10 p.m."), unit("5 apples")
     (('cm', 2), ('cm', 2), ('pm', 1), None)
     """
+    found = thing(expression)
+    return found if found and found[0] in UNITS.values() else None
+
+
+def thing(expression: str) -> tuple[str, int] | None:
+    r"""The unit that an expression ends with, as `unit` gives it, or whatever else it counts.
+
+    >>> thing("5 apples"), thing(r"\$5"), thing(r"5\pi"), thing("7x")
+    (('apple', 1), ('dollar', 1), None, None)
+    """
+    if DOLLARS.match(expression):
+        return "dollar", 1
     plain = expression[-LONGEST:]
     for way, words in PLAIN:
         plain = way.sub(words, plain)
@@ -44,7 +60,9 @@ def unit(expression: str) -> tuple[str, int] | None:
     name = "".join(named["name"].split()).lower()
     known = UNITS.get(name) or UNITS.get(name.removesuffix("s"))
     power = {"s": 2, "c": 3}.get((named["kind"] or "").lower()[:1], int(named["power"] or 1))
-    return (known, power) if known else None
+    if not known and (len(name) < LEAST or name in NOTHING or named["kind"]):
+        return None
+    return known or name.removesuffix("s"), power
 
 
 def without_words(text: str) -> str:

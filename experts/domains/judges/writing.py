@@ -1,8 +1,9 @@
-"""What surrounds an answer in a model's text: thoughts, special tokens, tags, boxes."""
+"""What surrounds an answer in a model's text: thoughts, special tokens, tags, boxes; and its characters, made plain."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # </s>, <|im_end|>, <answer>, </b>
 TAG = re.compile(r"<\|\w{1,40}\|>|</?[A-Za-z][\w-]{0,40}/?>")
@@ -12,26 +13,59 @@ THOUGHT = re.compile(r"</(?:think(?:ing)?|reasoning|thoughts?)>|\[/THINK\]", re.
 # Between the boxes of one answer: "$\boxed{7}$ or $\boxed{8}$".
 BETWEEN = re.compile(r"[$\s]*(?:[,;]|,?\s?(?:\\text\s?\{\s*)?\b(?:or|and)\b(?:\s*\})?)[$\s]*")
 BOX = r"\boxed{"
-SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴-⁹⁻]+")
-DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴-⁹⁻]+|<sup>([^<>]*)</sup>")
+SUBSCRIPTS = re.compile(r"[₀-₉]+|<sub>([^<>]*)</sub>")
+DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻₀₁₂₃₄₅₆₇₈₉", "0123456789-0123456789")
+# Characters that are others in another shape (Ｂ, Ⓑ, 𝐁; not ℝ), digits of other scripts, and what cannot be seen.
+SHAPED = re.compile(r"[٠-٩۰-۹०-९\u2460-\u24ff\uff01-\uff5e\uffe5\U0001d400-\U0001d7ff\u200b-\u200f\u2060\ufeff]")
+SIGNS = str.maketrans({"−": "-", "⁄": "/", "٬": ",", "٫": ".", "\u3000": " "})
+CROSSED_OUT = re.compile(r"~~(?=\S)[^~\n]*~~")
 
 
-def answered(text: str) -> str:
+def after_thoughts(text: str) -> str:
     """The part of a text after its thoughts.
 
-    >>> answered("<think>7? No.</think>8"), answered("7")
+    >>> after_thoughts("<think>7? No.</think>8"), after_thoughts("7")
     ('8', '7')
     """
     return THOUGHT.split(text)[-1]
 
 
-def raised(text: str) -> str:
-    """The text with `^{3}` for `³`.
+def answered(text: str) -> str:
+    """The part of a text after its thoughts, in plain characters, without what it crosses out.
 
-    >>> raised("x³ cm⁻²")
-    'x^{3} cm^{-2}'
+    >>> answered("<think>7? No.</think>8"), answered("７"), answered("~~7~~ 8")
+    ('8', '7', ' 8')
     """
-    return SUPERSCRIPTS.sub(lambda digits: f"^{{{digits[0].translate(DIGITS)}}}", text)
+    return CROSSED_OUT.sub("", in_plain_characters(after_thoughts(text)))
+
+
+def in_plain_characters(text: str) -> str:
+    """The text with one character for all the ways to encode it; fractions, powers and indices stay as they are.
+
+    >>> in_plain_characters("Ｂ 𝟕 ٧ −5"), in_plain_characters("½ x²")
+    ('B 7 7 -5', '½ x²')
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", SHAPED.sub(_plain_character, text).translate(SIGNS))
+
+
+def _plain_character(match: re.Match[str]) -> str:
+    if unicodedata.category(match[0]) == "Cf":
+        return ""
+    digit = unicodedata.decimal(match[0], None)
+    return unicodedata.normalize("NFKC", match[0]) if digit is None else str(digit)
+
+
+def raised(text: str) -> str:
+    """The text with `^{3}` for `³`, and `_{3}` for `₃`.
+
+    >>> raised("x³ cm⁻²"), raised("10<sup>6</sup> a₁₂")
+    ('x^{3} cm^{-2}', '10^{6} a_{12}')
+    """
+    text = SUPERSCRIPTS.sub(lambda digits: f"^{{{digits[1] or digits[0].translate(DIGITS)}}}", text)
+    return SUBSCRIPTS.sub(lambda digits: f"_{{{digits[1] or digits[0].translate(DIGITS)}}}", text)
 
 
 def without_tags(text: str) -> str:

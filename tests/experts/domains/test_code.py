@@ -82,7 +82,7 @@ def test_rewards(put: Put) -> None:
         "stops harder": "```python\ndef double(x):\n    return x\nimport os\nos._exit(0)\n```",
         "raises": "```python\ndef double(x):\n    raise BaseException\n```",
         "not code": "```python\ndouble the number\n```",
-        "null": "def double(x):\n    return 2 * x\n\0",
+        "null": "def double(x):\n    return 2 * x\0",
         "rambling": "and so on " * 5000,
         "prints": "```python\ndef double(x):\n    print(2 * x)\n```",
         "stops when called": "```python\ndef double(x):\n    import os; os._exit(0)\n```",
@@ -119,6 +119,25 @@ def test_an_unclosed_block_and_a_main_part(put: Put) -> None:
     ],
 )
 def test_blocks_as_they_are_written(put: Put, text: str) -> None:
+    domain, row = load(put, "mbpp", MBPP)
+    assert score(domain, row, text) == [1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here is the code:\n\ndef double(x):\n    return 2 * x\n\nIt doubles the number.",
+        "def double(x):\n    return 2 * x\n```\n",
+        "```python\nfrom math import prod\n```\nThen:\n```python\ndef double(x):\n    return prod([2, x])\n```",
+        "```python\ndef two():\n    return 2\n```\n```python\ndef double(x):\n    return two() * x\n```",
+        "```python\ndef test():\n    assert double(2) == 4\n```\n```python\ndef double(x):\n    return 2 * x\n```",
+        "Usage:\n```python\ndouble(2)\n```\nCode:\n```python\ndef double(x):\n    return 2 * x\n```",
+        "```python\n# prints ```\ndef double(x):\n    return 2 * x\n```",
+        "<pre><code>def double(x):\n    return 2 * x</code></pre>",
+        "```python\ndef double(x):\n    return 2 * x if len('~~−５~~') == 6 else 0\n```",
+    ],
+)
+def test_the_program_is_what_defines_what_the_tests_name(put: Put, text: str) -> None:
     domain, row = load(put, "mbpp", MBPP)
     assert score(domain, row, text) == [1]
 

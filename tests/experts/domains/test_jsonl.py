@@ -145,7 +145,7 @@ def test_paths_are_relative_to_here_or_to_the_data_folder(
         (row(1, choices="AB"), "'choices' must be a list of strings"),
         (row(1, choices=[1, 2]), "'choices' must be a list of strings"),
         (row(1, id=[1]), "'id' must be"),
-        (row(1, answer="two"), "last_number does not accept this row's own answer; correct it"),
+        (row(1, answer="many"), "last_number does not accept this row's own answer; correct it"),
     ],
 )
 def test_malformed_lines(line: Any, message: str, tmp_path: Path) -> None:

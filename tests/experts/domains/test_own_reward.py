@@ -15,7 +15,7 @@ from experts.domains import check_domain, own_reward, scores_of
 from experts.domains.jsonl import Jsonl
 from experts.outside.errors import UserError
 
-HEAD = "import math, torch, numpy as np\n"
+HEAD = "import math, torch, numpy as np, pandas as pd\n"
 
 
 def domain(tmp_path: Path, code: str, **options: Any) -> Jsonl:
@@ -40,6 +40,8 @@ def returns(value: str) -> str:
         ("torch.tensor([2.0, 0.0, float('nan')])", [2.0, 0.0, math.nan]),
         ("[torch.tensor(2), torch.tensor(False), torch.tensor([0.5])[0]]", [2.0, 0.0, 0.5]),
         ("torch.tensor([2.0, 0.0, 1.0], requires_grad=True)", [2.0, 0.0, 1.0]),
+        ("[pd.NA, 2, pd.NaT]", [math.nan, 2.0, math.nan]),
+        ("pd.Series([1, pd.NA, 3], dtype='Int64')", [1.0, math.nan, 3.0]),
         ("(score for score in (1, 2, 3))", [1.0, 2.0, 3.0]),
     ],
 )

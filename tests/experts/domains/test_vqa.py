@@ -69,6 +69,15 @@ def test_another_number_or_word_earns_nothing(text: str, other: str) -> None:
     assert accuracy(other, [text]) == 0
 
 
+@pytest.mark.parametrize("text", ["ＲＥＤ", "red</s>", "<answer>red</answer>", "red\u200b"])
+def test_an_answer_counts_whatever_is_around_it_and_however_it_is_encoded(text: str) -> None:
+    assert Vqa("signs", "Signs.", "nowhere").reward([text], answers=[["red"]]) == [1]
+
+
+def test_a_letter_that_is_also_an_article_is_an_answer() -> None:
+    assert accuracy("A.", ["a"]) == 1
+
+
 def test_thousands_are_one_number() -> None:
     assert accuracy("$1,000.", ["1000"]) == accuracy("3:30", ["3:30"]) == 1
 

@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 from experts.domains.gsm8k import Gsm8k
-from experts.domains.judges import brackets, choices, expressions, numbers, units, writing
+from experts.domains.judges import (
+    brackets,
+    choices,
+    expressions,
+    latex,
+    numbers,
+    programs,
+    relations,
+    units,
+    words,
+    writing,
+)
 from experts.domains.judges.comparisons import names_who
 from experts.domains.judges.rewards import REWARDS, choice, last_number, last_word, math_verify
 
@@ -359,6 +370,20 @@ LONG += [
     "1 m",
     "as B is, ",
     "</b>",
+    "one ",
+    "one hundred ",
+    "5 dozen ",
+    "2x ",
+    "x + ",
+    "f(x",
+    "~~",
+    "~~~\n",
+    "```\n",
+    "def f():\n",
+    "[x] ",
+    "n't as ",
+    "Ｂ",
+    "<sub>",
 ]
 
 
@@ -372,11 +397,17 @@ def test_long_texts_are_read_in_time_that_grows_with_their_length(piece: str) ->
     names_who(text, "Olga", "Leo", ["Olga", "Leo"])
     Gsm8k().reward([text], answer=["5"])
     brackets.arrangement(expressions.final_expression(text[-2000:]))
-    units.unit(text[-2000:])
+    units.thing(text[-2000:])
+    latex.as_latex(text[-2000:])
+    relations.is_unsolved(text[-2000:])
+    words.in_digits(text)
+    programs.program_in(text)
     assert time.process_time() - start < 1
 
 
-@pytest.mark.parametrize("module", [brackets, choices, expressions, numbers, units, writing])
+@pytest.mark.parametrize(
+    "module", [brackets, choices, expressions, latex, numbers, programs, relations, units, words, writing]
+)
 def test_examples_of_the_readers(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted
