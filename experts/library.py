@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -338,7 +338,8 @@ class ExpertLibrary(LibraryOnTheHub):
                 raise UserError(f"the library has an expert {taken!r} already; remove it first, or choose another name")
             with atomic_folder(self.folder / name) as temporary:
                 left = shutil.ignore_patterns(LOCK, *(BESIDE_LORA if lora else ()))
-                shutil.copytree(expert, temporary, ignore=left, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+                # Links are followed, as those of the hub's cache must be.
+                shutil.copytree(expert, temporary, ignore=_and_broken_links(left), dirs_exist_ok=True)
                 if config is None and description is not None:
                     write_description(temporary, description)
                 elif config is not None and (description is not None or config != read_config(expert)):
@@ -407,3 +408,12 @@ class ExpertLibrary(LibraryOnTheHub):
             self.folder / "library.json",
             {"base": self.base, "fingerprint": self.fingerprint, "experts": self.names},
         )
+
+
+def _and_broken_links(left: Callable[[str, list[str]], set[str]]) -> Callable[[str, list[str]], set[str]]:
+    """Also leaves out links to nothing: `copytree`'s `ignore_dangling_symlinks` takes relative links for such."""
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return left(folder, names) | {name for name in names if not Path(folder, name).exists()}
+
+    return ignored
