@@ -39,6 +39,10 @@ from experts.training.run import Run, remove_folder, unfinished_folder
 from experts.training.trainer import trainer_arguments
 
 
+SAVE_EVERY = 100
+"""Steps between checkpoints, and between lines of the log."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskAdapters(TrainingOptions):
     """How adapters are trained on the instances of tasks."""
@@ -68,8 +72,10 @@ class TaskAdapters(TrainingOptions):
         return {
             **super().arguments(),
             "warmup_steps": round(self.warmup * self.steps),
-            "save_strategy": "no",  # except when it is interrupted
-            "logging_steps": self.steps,
+            # Few adapters of a library take as many steps; one for all does.
+            "save_steps": SAVE_EVERY,
+            "save_total_limit": 2,
+            "logging_steps": min(self.steps, SAVE_EVERY),
         }
 
     def step_size(self) -> tuple[int, int]:

@@ -79,6 +79,37 @@ def test_an_interrupted_adapter_goes_on_to_the_same(
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["a"]
 
 
+def test_a_killed_adapter_goes_on_from_its_last_checkpoint(
+    train: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    steps: list[int] = []
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            steps.append(state.global_step)
+            if steps == [0, 1, 2, 3, 4, 5]:
+                raise Killed
+
+    make = adapters._trainer
+
+    def counted(*args: Any) -> Any:
+        trainer = make(*args)
+        trainer.add_callback(Count())
+        return trainer
+
+    whole = load_file(train("whole", SvfOutput(rank=8)))
+    monkeypatch.setattr(adapters, "SAVE_EVERY", 2)
+    monkeypatch.setattr(adapters, "_trainer", counted)
+    with pytest.raises(Killed):
+        train("parts", SvfOutput(rank=8))
+    parts = load_file(train("parts", SvfOutput(rank=8)))
+    assert steps == [0, 1, 2, 3, 4, 5, 4, 5]
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
 def test_what_a_killed_run_had_left_to_tidy_up_is_tidied(
     train: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
