@@ -38,7 +38,6 @@ from experts.training.processes import processes
 from experts.training.run import Run, remove_folder, unfinished_folder
 from experts.training.trainer import trainer_arguments
 
-
 SAVE_EVERY = 100
 """Steps between checkpoints, and between lines of the log."""
 
