@@ -208,6 +208,7 @@ def checkpoint_step(checkpoint: str | Path | None) -> int:
 def _is_complete(checkpoint: Path) -> bool:
     count = processes().num_processes
     generators = ["rng_state.pth"] if count == 1 else [f"rng_state_{rank}.pth" for rank in range(count)]
+    needed = ["optimizer.pt", "scheduler.pt", *generators]  # the trainer would do without, and go elsewhere
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         for tensors in checkpoint.glob("*.safetensors"):
@@ -217,7 +218,7 @@ def _is_complete(checkpoint: Path) -> bool:
         return False
     saved = [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth")]  # each a zip archive
     whole = all(path.is_dir() or zipfile.is_zipfile(path) for path in saved)
-    return whole and isinstance(state, dict) and all((checkpoint / name).is_file() for name in generators)
+    return whole and isinstance(state, dict) and all((checkpoint / name).is_file() for name in needed)
 
 
 def check_folders(output: Path, recipe: Mapping[str, Any], *, resume: bool, replace: bool) -> None:

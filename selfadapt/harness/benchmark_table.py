@@ -79,8 +79,8 @@ class Compared:
         head = ["benchmark", "metric", "n", "method", "adapters", "right", f"against {self.reference}"]
         lines = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
         comparisons = sum(row.against is not None for row in self.rows)
-        note = """Intervals are 95 %. For one adapter they are Wilson's and cover other questions; for several they are around
-the mean and cover other questions and other descriptions."""
+        note = """Intervals are 95 %. For one adapter they are Wilson's and cover other questions; for several they are
+around the mean and cover other questions and other descriptions."""
         if comparisons:
             note += f""" Differences are in points, with the p-value of an exact
 sign-flip permutation test over the questions (for one adapter each, McNemar's exact test). The p-values are adjusted by

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -95,15 +94,21 @@ def test_a_run_goes_on_only_where_one_was_begun_by_the_same_recipe(here: Path) -
     check("expert", resume=True)
 
 
-def test_only_a_whole_checkpoint_is_gone_on_from(here: Path) -> None:
+def write_checkpoint(folder: Path, state: str | None = "{}") -> None:
+    folder.mkdir()
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": torch.ones(4)}, folder / name)
+    save_file({"z": torch.ones(4)}, folder / "adapter_model.safetensors")
+    if state is not None:
+        (folder / "trainer_state.json").write_text(state)
+
+
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_only_a_whole_checkpoint_is_gone_on_from(missing: str, here: Path) -> None:
     for step, state in {2: "{}", 4: "{}", 10: '{"global_step": 1', 12: None, 14: "[]"}.items():
-        folder = here / f"checkpoint-{step}"
-        folder.mkdir()
-        torch.save({}, folder / "rng_state.pth")
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
+        write_checkpoint(here / f"checkpoint-{step}", state)
     assert last_checkpoint(here) == str(here / "checkpoint-4")
-    (here / "checkpoint-4" / "rng_state.pth").unlink()
+    (here / "checkpoint-4" / missing).unlink()
     assert last_checkpoint(here) == str(here / "checkpoint-2")
 
 
@@ -111,12 +116,7 @@ def test_only_a_whole_checkpoint_is_gone_on_from(here: Path) -> None:
 @pytest.mark.parametrize("left", [0, 0.5])
 def test_a_checkpoint_with_a_torn_file_is_not_whole(torn: str, left: float, here: Path) -> None:
     for step in (2, 4):
-        folder = here / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-            torch.save({"step": torch.ones(4)}, folder / name)
-        save_file({"z": torch.ones(4)}, folder / "adapter_model.safetensors")
-        (folder / "trainer_state.json").write_text("{}")
+        write_checkpoint(here / f"checkpoint-{step}")
     assert last_checkpoint(here) == str(here / "checkpoint-4")
     file = here / "checkpoint-4" / torn
     file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
@@ -147,10 +147,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(here: Path)
     def fail(with_checkpoint: bool) -> None:
         with at_work_in(prepare_folders(Path("expert"), RECIPE, resume=False)) as unfinished:
             if with_checkpoint:
-                checkpoint = unfinished / "checkpoint-1"
-                checkpoint.mkdir()
-                torch.save({}, checkpoint / "rng_state.pth")
-                (checkpoint / "trainer_state.json").write_text(json.dumps({}))
+                write_checkpoint(unfinished / "checkpoint-1")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
