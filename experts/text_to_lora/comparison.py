@@ -11,9 +11,9 @@ from typing import Any
 from experts.outside.errors import UserError, check_whole
 from experts.text_to_lora.baselines import NEEDS, adapter_methods, prompt_methods, written_methods
 from experts.text_to_lora.chosen_methods import choose, reference_among
-from experts.text_to_lora.evaluation import Compared, Method, evaluate, paired_estimates
+from experts.text_to_lora.evaluation import Compared, Method, Score, evaluate, paired_estimates
 from experts.text_to_lora.examples import PromptStyle
-from experts.text_to_lora.kept_scores import KeptScores, folder_hash, short_hash
+from experts.text_to_lora.kept_scores import KeptScores, check_resumable, folder_hash, short_hash
 from experts.text_to_lora.tasks import Task, TaskData
 from experts.text_to_lora.writer import Base, TextToAdapter
 
@@ -52,8 +52,7 @@ class Comparison:
         for name in ("instances", "max_new_tokens"):
             check_whole(name, getattr(self, name))
         choose(NEEDS, self.folders, self.methods)
-        if self.resume and self.output is None:
-            raise UserError("there is nothing to resume without the file that has the scores: give it as --output")
+        check_resumable(self.output, self.resume)
 
     @property
     def folders(self) -> dict[str, Path | None]:
@@ -87,8 +86,8 @@ class Comparison:
             raise UserError(f"{data.path} has no {self.split} tasks{where}")
         return tasks
 
-    def settings(self, base: Base, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
-        """Method → everything that its scores depend on."""
+    def settings(self, base: Base, tasks: Sequence[Task]) -> dict[tuple[str, str], dict[str, Any]]:
+        """(method, task) → everything that the scores depend on; a control depends on all tasks."""
         read = [replace(task, instances=task.instances[: self.instances]) for task in tasks]
         shared = {
             "model": base.name,
@@ -99,7 +98,11 @@ class Comparison:
             "max_new_tokens": self.max_new_tokens,
         }
         folders = {need: folder_hash(folder) for need, folder in self.needed(self.chosen).items()}
-        return {name: shared | ({need: folders[need]} if (need := NEEDS[name]) else {}) for name in self.chosen}
+        return {
+            (name, task.name): shared | ({need: folders[need]} if (need := NEEDS[name]) else {})
+            for name in self.chosen
+            for task in tasks
+        }
 
 
 def compare_methods(
@@ -116,7 +119,11 @@ def compare_methods(
     """
     tasks, names = comparison.tasks(data), comparison.chosen
     settings = {} if comparison.output is None else comparison.settings(base, tasks)
-    kept = KeptScores(settings, comparison.output, resume=comparison.resume)
+    kept = KeptScores(list[Score], settings, comparison.output, resume=comparison.resume)
+
+    def keep(method: str, scores: list[Score]) -> None:
+        kept.add(method, scores[0].task, scores)
+
     missing = {name: [task for task in tasks if (name, task.name) not in kept.scores] for name in names}
     missing = {name: own for name, own in missing.items() if own}
     if missing:
@@ -131,7 +138,7 @@ def compare_methods(
                     missing[method.name],
                     instances=comparison.instances,
                     max_new_tokens=comparison.max_new_tokens,
-                    done=partial(kept.add, method.name),
+                    done=partial(keep, method.name),
                 )
         except KeyboardInterrupt as error:
             if comparison.output is None:

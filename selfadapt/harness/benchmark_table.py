@@ -19,7 +19,7 @@ class Judged:
     method: str
     benchmark: str
     metric: str
-    scores: np.ndarray
+    scores: list[list[int]]
     """0 or 1, [descriptions, questions]; one row if no adapters are written."""
     constant: float | None
     """The share that always taking the most common choice would get right; None if there are no choices."""
@@ -94,11 +94,11 @@ Holm's method for all {comparisons} comparisons here; those below 0.05 are in **
 
 def compared(judged: Sequence[Judged], reference: str) -> Compared:
     """A row for each score, compared with the reference on its benchmark, with Holm's correction for all."""
-    of_reference = {own.benchmark: own.scores for own in judged if own.method == reference}
+    of_reference = {own.benchmark: np.array(own.scores) for own in judged if own.method == reference}
     rows = []
     for benchmark in of_reference:
         for own in (each for each in judged if each.benchmark == benchmark):
-            scores, other = own.scores, of_reference[benchmark]
+            scores, other = np.array(own.scores), of_reference[benchmark]
             against = None
             if own.method != reference:
                 against = Paired(float(scores.mean() - other.mean()), sign_flip(scores, other))
@@ -112,7 +112,7 @@ def compared(judged: Sequence[Judged], reference: str) -> Compared:
                     interval=interval(scores),
                     constant=own.constant,
                     against=against,
-                    scores=["".join(map(str, of_one)) for of_one in scores.tolist()],
+                    scores=["".join(map(str, of_one)) for of_one in own.scores],
                 )
             )
     adjusted = iter(holm([row.against.p for row in rows if row.against]))

@@ -5,13 +5,12 @@ A benchmark may have several descriptions, and so several written adapters: its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from lm_eval import evaluator
 from lm_eval.api.task import Task as Benchmark
 from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -28,6 +27,7 @@ from experts.outside.errors import UserError
 from experts.svf.fingerprint import refuse_other_base
 from experts.text_to_lora.baselines import adapter_folders, farthest, random_text
 from experts.text_to_lora.chosen_methods import Needs, choose, reference_among
+from experts.text_to_lora.kept_scores import KeptScores, folder_hash, short_hash
 from experts.text_to_lora.tasks import Task, find_descriptions, read_descriptions
 from experts.text_to_lora.writer import TextToAdapter
 from experts.training.processes import processes
@@ -75,6 +75,8 @@ def compare_on_benchmarks(
     multi_task: Path | None = None,
     oracles: Path | None = None,
     methods: Sequence[str] = (),
+    output: Path | None = None,
+    resume: bool = False,
     include_path: Path | None = None,
     num_fewshot: int | None = None,
     trust_remote_code: bool = False,
@@ -92,6 +94,8 @@ def compare_on_benchmarks(
         multi_task: one adapter that was trained on many tasks.
         oracles: adapters that were trained on the benchmarks themselves, in folders of the benchmarks' names.
         methods: some of `NEEDS`; by default all whose folders are given.
+        output: a JSON Lines file that gets the scores of each method and benchmark as they come.
+        resume: go on with the scores in it.
         include_path: a folder with task files of your own.
         num_fewshot: how many examples precede each question, unless the task says none; None for its own number.
         trust_remote_code: let a text encoder from the hub run the code that it brings.
@@ -101,7 +105,8 @@ def compare_on_benchmarks(
 
     Raises:
         UserError: as `choose` and `load_tasks` do; if a benchmark has no description, or is not scored by right and
-            wrong; if a network or adapter is damaged, or for another base; if there are several processes.
+            wrong; if a network or adapter is damaged, or for another base; if there are several processes; as
+            `KeptScores` does; after Ctrl-C, if scores are kept.
     """
     if processes().num_processes > 1:
         raise UserError("benchmarks run in one process: start the command without torchrun or accelerate launch")
@@ -111,38 +116,50 @@ def compare_on_benchmarks(
     network, adapters, multi_task, oracles = (folder if need in needed else None for need, folder in given.items())
     _, loaded = load_tasks(names, include_path, options.get("confirm_run_unsafe_code", False))
     benchmarks = _named(loaded)
-    described = _described(list(benchmarks), descriptions) if network is not None else []
+    described = _described(benchmarks, descriptions) if network is not None else []
     own_folders = {} if oracles is None else {name: oracles / name for name in benchmarks}
     for name, folder in own_folders.items():
         if not (folder / "adapter_config.json").is_file():
             raise UserError(f"{oracles} holds no adapter for {name}: there is no {name}/adapter_config.json")
 
-    model_args = dict(model_args or {})
-    lm = SelfAdaptiveLM(model, dispatch="none", **model_args)
-    engine = cast(NativeEngine, lm.two_pass.engine)
-    possible = [BASE]
-    if network is not None:
-        own_base: Any = engine.model, engine.tokenizer
-        writer = TextToAdapter.for_base(network, *own_base, trust_remote_code=trust_remote_code)
-        possible += _written(writer, described)
-    if adapters is not None:
-        together = [_read(folder, engine) for folder in adapter_folders(adapters)]
-        possible.append(Method("average of adapters", lambda benchmark: [together]))
-    if multi_task is not None:
-        for_all = _read(multi_task, engine)
-        possible.append(Method("multi-task adapter", lambda benchmark: [[for_all]]))
-    if oracles is not None:
-        own = {name: _read(folder, engine) for name, folder in own_folders.items()}
-        possible.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
-
     for benchmark in benchmarks.values():
         _set_fewshot(benchmark, num_fewshot)
-    judge = _Judge(engine, model_args.get("batch_size", 1), options)
-    results: list[Judged] = []
-    for method in (each for each in possible if each.name in chosen):
-        for name, benchmark in benchmarks.items():
-            say(f"{method.name}: {name}")
-            results.append(judge(method, benchmark, name))
+    model_args = dict(model_args or {})
+    kept = KeptScores(
+        Judged,
+        {} if output is None else _settings(chosen, benchmarks, model, model_args, given, described, options),
+        output,
+        resume=resume,
+    )
+    missing = [(name, benchmark) for name in chosen for benchmark in benchmarks if (name, benchmark) not in kept.scores]
+    if missing:
+        lm = SelfAdaptiveLM(model, dispatch="none", **model_args)
+        engine = cast(NativeEngine, lm.two_pass.engine)
+        possible = [BASE]
+        if network is not None:
+            own_base: Any = engine.model, engine.tokenizer
+            writer = TextToAdapter.for_base(network, *own_base, trust_remote_code=trust_remote_code)
+            possible += _written(writer, described)
+        if adapters is not None:
+            together = [_read(folder, engine) for folder in adapter_folders(adapters)]
+            possible.append(Method("average of adapters", lambda benchmark: [together]))
+        if multi_task is not None:
+            for_all = _read(multi_task, engine)
+            possible.append(Method("multi-task adapter", lambda benchmark: [[for_all]]))
+        if oracles is not None:
+            own = {name: _read(folder, engine) for name, folder in own_folders.items()}
+            possible.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
+        by_name = {method.name: method for method in possible}
+        judge = _Judge(engine, model_args.get("batch_size", 1), options)
+        try:
+            for method, benchmark in missing:
+                say(f"{method}: {benchmark}")
+                kept.add(method, benchmark, judge(by_name[method], benchmarks[benchmark], benchmark))
+        except KeyboardInterrupt as error:
+            if output is None:
+                raise
+            raise UserError(f"stopped; {output} has the scores so far: resume to continue") from error
+    results = [kept.scores[name, benchmark] for name in chosen for benchmark in benchmarks]
     return compared(results, reference_among(chosen))
 
 
@@ -171,7 +188,7 @@ class _Judge:
         if benchmark.OUTPUT_TYPE == "multiple_choice":
             constant = constant_answer([sample["target"] for sample in samples[0]]).value
         label = metric if filter_name == "none" else f"{metric}, {filter_name}"
-        return Judged(method.name, name, label, np.array(scores), constant)
+        return Judged(method.name, name, label, scores, constant)
 
     def _samples(self, together: Sequence[Adapter], benchmark: Benchmark, name: str) -> list[dict[str, Any]]:
         """lm-eval's log of a benchmark, answered under adapters in equal weights."""
@@ -209,16 +226,49 @@ def _set_fewshot(benchmark: Benchmark, given: int | None) -> None:
         benchmark.set_config(key="num_fewshot", value=given or 0)
 
 
-def _described(names: Sequence[str], file: str | None) -> list[Task]:
-    """The benchmarks in the order of their names, then all others that have a description."""
+def _described(names: Iterable[str], file: str | None) -> list[Task]:
+    """All benchmarks that have descriptions; raises UserError if one of these names has none."""
     texts = read_descriptions(find_descriptions(SHIPPED))
     if file is not None:
         texts |= read_descriptions(find_descriptions(file))
     for name in names:
         if name not in texts:
             raise UserError(f"the benchmark {name!r} has no description: give --descriptions a file with a line for it")
-    order = [*names, *(name for name in texts if name not in names)]
-    return [Task(name, "test", texts[name][0], descriptions=texts[name]) for name in order]
+    return [Task(name, "test", own[0], descriptions=own) for name, own in texts.items()]
+
+
+def _settings(
+    chosen: Sequence[str],
+    benchmarks: Mapping[str, Benchmark],
+    model: str,
+    model_args: Mapping[str, Any],
+    folders: Mapping[str, Path | None],
+    described: Sequence[Task],
+    options: Mapping[str, Any],
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """(method, benchmark) → everything that the scores depend on, as JSON has it."""
+    unimportant = ("device", "batch_size", "confirm_run_unsafe_code")
+    shared = {
+        "model": model,
+        **{name: str(value) for name, value in {**model_args, **options}.items() if name not in unimportant},
+    }
+    needed = {NEEDS[name] for name in chosen}
+    hashes = {need: folder_hash(folder) for need, folder in folders.items() if folder is not None and need in needed}
+    if described:
+        hashes["network"] += short_hash(repr(described).encode())
+    asked = {
+        name: short_hash(repr([benchmark.dump_config(), [*benchmark.eval_docs]]).encode())
+        for name, benchmark in benchmarks.items()
+    }
+    return {
+        (method, benchmark): {
+            **shared,
+            "benchmark": asked[benchmark],
+            **({need: hashes[need]} if (need := NEEDS[method]) else {}),
+        }
+        for method in chosen
+        for benchmark in benchmarks
+    }
 
 
 def _written(writer: TextToAdapter, described: Sequence[Task]) -> list[Method]:

@@ -156,10 +156,6 @@ class OnTasks:
     """Instances of each task."""
     max_new_tokens: int = 48
     """The most tokens in an answer."""
-    output: Path | None = None
-    """A JSON Lines file that gets the scores of each method and task as they come."""
-    resume: bool = False
-    """Go on with the scores in --output; also to add methods to them."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +187,8 @@ def t2l_evaluate(
     multi_task: Path | None = None,
     oracles: Path | None = None,
     methods: str | None = None,
+    output: Path | None = None,
+    resume: bool = False,
     on_tasks: Annotated[OnTasks, tyro.conf.OmitArgPrefixes] = OnTasks(),
     on_benchmarks: Annotated[OnBenchmarks, tyro.conf.OmitArgPrefixes] = OnBenchmarks(),
     trust_remote_code: bool = False,
@@ -207,6 +205,8 @@ def t2l_evaluate(
         multi_task: the adapter that was trained on all training tasks.
         oracles: a folder of adapters that were trained on the evaluated tasks, or benchmarks, themselves.
         methods: rows of the table, by their names with commas between them; by default all whose folders are given.
+        output: a JSON Lines file that gets the scores of each method and task, or benchmark, as they come.
+        resume: go on with the scores in --output; also to add methods, or benchmarks, to them.
         on_tasks: when test tasks judge.
         on_benchmarks: when benchmarks judge.
         trust_remote_code: let a text encoder from the hub run the code that it brings.
@@ -225,7 +225,8 @@ def t2l_evaluate(
     def say(name: str) -> None:
         print(name, file=sys.stderr)
 
-    compared_with: dict[str, Any] = {"adapters": adapters, "multi_task": multi_task, "oracles": oracles}
+    folders = {"adapters": adapters, "multi_task": multi_task, "oracles": oracles}
+    compared_with: dict[str, Any] = {**folders, "output": output, "resume": resume}
     if on_benchmarks.benchmarks is not None:
         _refuse_given(on_tasks, "is for test tasks; leave out either it or --benchmarks")
         compared_with |= {"network": network, "descriptions": descriptions, "trust_remote_code": trust_remote_code}

@@ -65,7 +65,7 @@ def stop_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C once so many tasks have been scored."""
     add, added = KeptScores.add, []
 
-    def stopping(self: KeptScores, *args: Any) -> None:
+    def stopping(self: KeptScores[Any], *args: Any) -> None:
         add(self, *args)
         added.append(args)
         if len(added) == number:
@@ -186,7 +186,7 @@ def test_scores_with_other_settings_are_refused(asked: Comparison, base: Base, n
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ['{"step": 1}', '{"method": "base", "settings": {}, "scores": []}'])
+@pytest.mark.parametrize("line", ['{"step": 1}', '{"method": "base", "task": "a", "settings": {}, "scores": [1]}'])
 def test_a_line_that_holds_no_scores_is_named(line: str, asked: Comparison, base: Base, tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text(f"{line}\n")

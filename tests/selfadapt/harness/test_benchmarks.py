@@ -158,10 +158,45 @@ def test_the_table(run: Any, library: ExpertLibrary, task_folder: Path) -> None:
     assert "| choice | acc | 6 | base | 1 | " in lines[2]
 
 
+def test_scores_that_were_kept_are_gone_on_from(
+    run: Any, library: ExpertLibrary, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluated(*args: object, named: str = "choice,letters") -> Any:
+        asked = ("--model", library.base, "--include-path", task_folder, "--benchmarks", named, "--batch-size", 8)
+        code, out, err = run("t2l", "evaluate", *asked, "--json", *args)
+        return json.loads(out) if code == 0 else err.splitlines()[-1]
+
+    rival = ("--multi-task", library.folder / "b")
+    whole = evaluated(*rival, "--limit", 6)
+    kept = (*rival, "--limit", 6, "--output", tmp_path / "scores.jsonl")
+    judge, judged = benchmarks._Judge.__call__, []
+
+    def stopping(self: Any, method: Any, benchmark: Any, name: str) -> Any:
+        judged.append((method.name, name))
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        return judge(self, method, benchmark, name)
+
+    monkeypatch.setattr(benchmarks._Judge, "__call__", stopping)
+    assert "scores.jsonl has the scores so far: resume to continue" in evaluated(*kept)
+    assert "scores.jsonl exists already; resume it" in evaluated(*kept)
+    assert evaluated(*kept, "--resume") == whole
+    assert [own for own in judged if judged.count(own) > 1] == [judged[2]] * 2
+    judged.clear()
+    assert evaluated(*kept, "--resume") == whole
+    assert evaluated(*kept, "--resume", named="choice")["rows"] == whole["rows"][:2]
+    assert judged == []
+    assert "settings than these (limit)" in evaluated(*kept, "--resume", "--limit", 5)
+    rows = task_folder / "letters.jsonl"
+    rows.write_text(rows.read_text().replace("letter ", "Letter "))
+    assert "settings than these (benchmark)" in evaluated(*kept, "--resume")
+    assert "give it as --output" in evaluated("--resume")
+
+
 def test_a_score_is_the_mean_over_its_descriptions() -> None:
     first, second = (
-        np.array([[1, 1, 0, 0, 0, 1]]),
-        np.array([[1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 1]]),
+        [[1, 1, 0, 0, 0, 1]],
+        [[1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 1]],
     )
     table = compared(
         [
@@ -172,15 +207,15 @@ def test_a_score_is_the_mean_over_its_descriptions() -> None:
     )
     base, written, *of_b = table.rows
     assert [row.benchmark for row in table.rows] == ["a", "a", "b", "b"]
-    assert written.accuracy == pytest.approx(second.mean())
+    assert written.accuracy == pytest.approx(np.mean(second))
     assert written.against is None
     assert base.against is not None
-    assert base.against.points == pytest.approx(first.mean() - second.mean())
+    assert base.against.points == pytest.approx(np.mean(first) - np.mean(second))
     assert written.interval[0] < written.accuracy < written.interval[1]
     assert of_b[0].against is not None
     assert (of_b[0].against.points, of_b[0].against.p_holm) == (0, 1)
     assert base.against.p_holm == min(1, 2 * base.against.p)
-    assert table.means == {"base": 0.5, "written": pytest.approx((second.mean() + 0.5) / 2)}
+    assert table.means == {"base": 0.5, "written": pytest.approx((np.mean(second) + 0.5) / 2)}
     assert written.scores == ["110011", "011011", "111011"]
 
 
