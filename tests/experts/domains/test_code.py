@@ -92,6 +92,7 @@ def test_rewards(put: Put) -> None:
         "goes on in the test": "def double(x): return x\nif 0: \\",
         "opens a try": "def double(x): return x\ntry:",
         "opens a string": "def double(x): return x\n'''",
+        "a name that is not imported": "def double(x: Optional[int]):\n    return 2 * x",
         "no complaints": "import sys, os\nsys.excepthook = lambda *_: os._exit(0)\ndef double(x): return x",
     }
     scores = score(domain, row, right, *wrong.values())
