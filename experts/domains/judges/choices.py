@@ -47,10 +47,17 @@ REASON = re.compile(
     (?: \b(?:because|since|due[ ]to|given[ ]that)\b
       | (?:(?<!known[ ])\bas|,[ ]for)[ ] (?!(?:well|is|are|was|were|do|does|has|have)\b)
         (?=[^\n,]*?\b(?:is|are|was|were|has|have)\b)
-    ) [^\n]*
+    ) (?: (?!,[ ](?:so|thus|hence|therefore)\b) [^\n] )*
     | \b(?:because|since)\b [^\n,]*
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+# What opens a sentence and is only granted: "Although A is near, …".
+CONCESSION = re.compile(r"(?:(?<![^\n])|(?<=[.!?]\s))(?:while|although|though|even\sthough)\b[^\n,]*,", re.IGNORECASE)
+# What is said about the other choices, with the list that a colon opens.
+OTHERS = re.compile(
+    r"\b(?:the\s)?(?:other|remaining)\s(?:\w+\s)?(?:options?|choices?|answers?|ones?)\b(?:[^\n]*:[*_]{0,2}\n.*|[^\n]*)",
+    re.IGNORECASE | re.DOTALL,
 )
 EXPLANATION = re.compile(
     r"[.;|]\s(?:explanation|reason(?:ing)?|rationale|justification)\s?:.*|\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
@@ -69,11 +76,12 @@ CLAUSE = re.compile(
     rf"""
     [.!] (?= \W | \Z ) | [;?] | (?<= [❌✗✘✅✓] ) ,
     | (?<! [A-Za-z][A-Z] ) (?<= [A-Z\ue000-\uf8ff] ) \s (?= not\s )
-    | (?: \s?[–—] | \s-\s ) (?! \s?(?:no|not|wrong|incorrect|false)\b )
+    | (?: \s?[–—] | \s-\s ) (?! \s?(?i:no|not|wrong|incorrect|false)\b )
     | (?<! : ) \n
     | \( (?! {ALONE}\) )
     | (?<= \b[Nn]o ) ,
-    | , (?! \s? (?:(?:or|and|nor)\s)? {ALONE} (?: [,.;] | \s?\Z | \b(?:or|and|nor)\b ) )
+    | , (?! \s? (?:(?:or|and|nor)\s)? {ALONE} (?: [,.;] | \s?\Z | \b(?:or|and|nor)\b )
+          | \s(?:or|nor)\s \W{{0,2}}[A-Z\ue000-\uf8ff](?!\w) )
     | \band\s (?=not\b)
     | \b (?i: but | so | therefore | thus | hence | then | while | whereas | although | though | as ) \b
     """,
@@ -90,12 +98,16 @@ DENIAL = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# A text may leave it out, or have another.
+OWN_ARTICLE = re.compile(r"\A(?:an?|the)\s+(?=\w{3})")
+# "B. Lyon is wrong" denies both.
+LETTER_AND_WORDS = re.compile(r"(?<![\w.(])([A-Z])[*_]{0,2}[.:)][*_]{0,2}\s?(?=[\ue000-\uf8ff])")
 # Words after which a letter is the name of a choice; after "vitamin" it is not.
 LEADS = (
     "ans|answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
     "|is|be|was|it's|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
     r"|(?:believe|think|say|sure|certain|confident)\sthat"
-    "|certainly|likely|only|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
+    "|certainly|likely|only|leaves|solution|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
 )
 LETTER = re.compile(
     rf"""
@@ -135,7 +147,7 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
     marked = _marked(EXPLANATION.sub("", text), choices)
     statements = [match.end() if match["revision"] else match.start() for match in STATEMENT.finditer(marked)]
     for start in [*statements[-1:], 0]:
-        named = _named(marked[start:], _letters(choices))
+        named = _chosen(marked[start:], _letters(choices))
         if len(named) == 1:
             return named
     return named
@@ -161,14 +173,16 @@ def _is_letter(choice: str) -> bool:
 
 
 def _marked(text: str, choices: Sequence[str]) -> str:
-    """The text with a mark in place of each choice's words."""
+    """The text with a mark in place of each choice's words; no full stop ends a clause between a letter and them."""
     words = {choice: index for index, choice in reversed([*enumerate(choices)]) if choice and not _is_letter(choice)}
     if not words:
         return text
     # Longest first, so that "New York" does not also name "York".
     for choice in sorted(words, key=len, reverse=True):
-        text = re.sub(_pattern(choice), chr(FIRST_MARK + words[choice]), text, flags=re.IGNORECASE)
-    return text
+        bare = OWN_ARTICLE.sub("", choice)
+        pattern = _pattern(choice) if bare in words else rf"(?:\b(?:an?|the)\s+)?{_pattern(bare)}"
+        text = re.sub(pattern, chr(FIRST_MARK + words[choice]), text, flags=re.IGNORECASE)
+    return LETTER_AND_WORDS.sub(r"\1 ", text)
 
 
 def _pattern(choice: str) -> str:
@@ -180,10 +194,18 @@ def _pattern(choice: str) -> str:
     return before + words + after + (DETERMINER if choice == "no" else "")
 
 
+def _chosen(text: str, letters: dict[str, int]) -> set[int]:
+    """The choices that a text names outside of its reasons; if it names none and denies none, those in their words."""
+    text = CONCESSION.sub("", text)
+    asserted = REASON.sub("", text)
+    named = _named(OTHERS.sub("", asserted), letters)
+    return named if named or DENIAL.search(asserted) else _named(text, {})
+
+
 def _named(text: str, letters: dict[str, int]) -> set[int]:
     """The choices that a text's clauses name, and any others that they mention; empty if none is named."""
     named, mentioned = set[int](), set[int]()
-    for clause in _clauses(REASON.sub("", text)):
+    for clause in _clauses(text):
         marks = {ord(character) - FIRST_MARK for character in clause if 0 <= ord(character) - FIRST_MARK < MOST_CHOICES}
         labels = {letters[label] for label in _labels(clause) if label in letters}
         others = {
