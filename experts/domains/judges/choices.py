@@ -29,14 +29,25 @@ REVISION = r"\b (?P<revision> wait | correction | on\ssecond\sthought | scratch\
 # Where a text begins to state its answer: the last of these has the last say.
 STATEMENT = re.compile(
     rf"""
-    (?<!wrong\s)(?<!incorrect\s)(?<!worst\s)(?<!false\s)
-    \bans(?:wer)?\b (?: \s{{1,3}} (?: to | would | should | must | has | letter | option )\b [^.:\n]{{0,60}}? )?
+    \b (?: ans(?:wer)? | (?:correct|right|best)\s(?:option|choice) ) \b
+      (?: \s{{1,3}} (?: to | would | should | must | has | letter | option )\b [^.:\n]{{0,60}}? )?
       [*_\s]{{0,9}} (?: : | [-–—=]\s | \bis\b | \bbe\b )
     | ^ \#{{4}} (?= \s )
-    | (?<!not\s)(?<!not\s\$)(?<!n't\s)(?<!n't\s\$) \\boxed\s?\{{ (?: {NEXT_BOX} )*
+    | \\boxed\s?\{{ (?: {NEXT_BOX} )*
     | {VERDICT} | {REVISION}
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+# Before a statement: what makes it none, as in "B is not the right answer: …".
+UNSTATED = re.compile(
+    r"(?:\b(?:not|wrong|incorrect|worst|false)|n't) (?:(?:the|an?) )?(?:(?:correct|right|best) )?\$?\Z", re.IGNORECASE
+)
+# A first line that only names a choice; and lines after it that are more than an explanation.
+FIRST_LINE = re.compile(r"\A\W*[A-Z\ue000-\uf8ff]\W*\n")
+GOES_ON = re.compile(
+    r"(?m)^[^\w\n\ue000-\uf8ff]*"
+    r"(?:[A-Z](?:\s?[\ue000-\uf8ff]|[^\w\s']|$)|[\ue000-\uf8ff](?:[^\w\s]|$)"
+    r"|(?i:or|and|no|not|but|actually|rather|maybe|perhaps|also|both)\b)"
 )
 TICKED = re.compile(r"(?m)^\W{0,6}\[[xX✓]\]|^\W{0,6}☑")
 UNTICKED = re.compile(r"(?m)^\W{0,6}(?:\[\s?\]|☐).*\n?")
@@ -47,13 +58,17 @@ REASON = re.compile(
     (?: \b(?:because|since|due[ ]to|given[ ]that)\b
       | (?:(?<!known[ ])\bas|,[ ]for)[ ] (?!(?:well|is|are|was|were|do|does|has|have)\b)
         (?=[^\n,]*?\b(?:is|are|was|were|has|have)\b)
-    ) (?: (?!,[ ](?:so|thus|hence|therefore)\b) [^\n] )*
+    ) (?: (?![,.;!][ ](?:so|thus|hence|therefore)\b) [^\n] )*
     | \b(?:because|since)\b [^\n,]*
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# What opens a sentence and is only granted: "Although A is near, …".
-CONCESSION = re.compile(r"(?:(?<![^\n])|(?<=[.!?]\s))(?:while|although|though|even\sthough)\b[^\n,]*,", re.IGNORECASE)
+# What is only granted, at the beginning or the end of a sentence: "Although A is near, …".
+CONCESSION = re.compile(
+    r"(?:(?<![^\n])|(?<=[.!?]\s))(?:while|although|though|even\sthough)\b[^\n,]*,"
+    r"|(?<=[^\n.!?]\s)(?:although|though|even\sthough)\b[^.!?\n]*",
+    re.IGNORECASE,
+)
 # What is said about the other choices, with the list that a colon opens.
 OTHERS = re.compile(
     r"\b(?:the\s)?(?:other|remaining)\s(?:\w+\s)?(?:options?|choices?|answers?|ones?)\b(?:[^\n]*:[*_]{0,2}\n.*|[^\n]*)",
@@ -93,7 +108,7 @@ DENIAL = re.compile(
          | deny | unlikely | worst\s+(?:answer|option|choice)
          | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
          | (?:other|remaining)\s+(?:options?|choices?|answers?|ones?) | the\s+others\s+(?:are|were)
-         | which | what | if | whether ) \b
+         | which(?!\sleaves) | what | if | whether ) \b
     | n['’]t\b | \bis\s+out\b | [{REFUSED}¬❌✗✘]
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -131,7 +146,10 @@ DETERMINER = r"(?!\s+(?!(?:it|he|she|they|we|you|i|this|that|these|those|the|the
 
 
 def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
-    """The indices of the choices that a text says are right; a final "answer: …" has the last say.
+    """The indices of the choices that a text says are right.
+
+    A final "answer: …" has the last say; else a first line that only names a choice has it, if the lines after it
+    explain.
 
     Args:
         text: What the model wrote.
@@ -145,7 +163,14 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
     text = PRIVATE.sub(" ", _checked(without_tags(answered(text)))).replace("’", "'")
     text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
     marked = _marked(EXPLANATION.sub("", text), choices)
-    statements = [match.end() if match["revision"] else match.start() for match in STATEMENT.finditer(marked)]
+    statements = [
+        match.end() if match["revision"] else match.start()
+        for match in STATEMENT.finditer(marked)
+        if not UNSTATED.search(marked[max(0, match.start() - 40) : match.start()])
+    ]
+    opening = FIRST_LINE.match(marked)
+    if opening and not statements and not GOES_ON.search(marked, opening.end()):
+        marked = opening[0]
     for start in [*statements[-1:], 0]:
         named = _chosen(marked[start:], _letters(choices))
         if len(named) == 1:

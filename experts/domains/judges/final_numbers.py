@@ -34,7 +34,8 @@ ASKS = re.compile(r"(?:\d|\bhow\s+(?:many|much)\b|\bwhat\b)[^.!?\n]*\?\W*\Z", re
 
 # Where a text states its answer, and the sentence that does.
 STATEMENT = re.compile(
-    r"(?:^\W{0,8}|\b(?:the|my|our)\s)(?:(?:final|correct|right)\s)?answer\b(?:\W{0,3}\sis\b|(?=\W{0,3}:))[\s*_]{0,4}:?\s{0,4}"
+    r"(?:^\W{0,8}|(?<!\bnot )(?<!n't )\b(?:the|my|our)\s)(?:(?:final|correct|right)\s)?answer\b"
+    r"(?:\W{0,3}\sis\b|(?=\W{0,3}:))[\s*_]{0,4}:?\s{0,4}"
     r"(?P<sentence>[^\n]*?)(?=[.!?](?:\s|\W*\Z)|\n|\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
