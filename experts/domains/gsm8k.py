@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.judges.numbers import final_line, find_number
+from experts.domains.judges.final_numbers import final_line, find_number
 from experts.domains.judges.rewards import last_number
 from experts.domains.published import Fields, Source, load_published
 from experts.outside.errors import check_whole
@@ -27,8 +27,8 @@ CALCULATION = re.compile(r"<<[^<>]*>>")
 class Gsm8k:
     """Word problems with a worked solution and a whole number as the answer.
 
-    The number after the last `####` counts: the first one if the line opens with it. Without this mark, the last number
-    of the whole text counts.
+    The number after the last `####` counts: the first one if the line opens with it. Without this mark, it is what
+    `find_number` takes for the answer, as a rule the last number of the text.
 
     Validation is a tenth of the train rows, because there is no official one; so is test if the data at hand have no
     test split (`experts.domains.published`).

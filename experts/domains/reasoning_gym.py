@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
 from experts.domains.judges.bounded import judge, pack
-from experts.domains.judges.numbers import find_number
+from experts.domains.judges.final_numbers import find_number
 from experts.domains.judges.rewards import find_word
 from experts.domains.judges.writing import after_thoughts
 from experts.outside.errors import UserError, not_installed, unknown

@@ -178,7 +178,7 @@ def run(program: str) -> NoReturn:
     sys.argv = ["program"]
     code = 1
     try:
-        exec(compile(program, "program.py", "exec"), module.__dict__)
+        exec(compile(program, "program.py", "exec", dont_inherit=True), module.__dict__)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

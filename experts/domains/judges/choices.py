@@ -29,14 +29,25 @@ REVISION = r"\b (?P<revision> wait | correction | on\ssecond\sthought | scratch\
 # Where a text begins to state its answer: the last of these has the last say.
 STATEMENT = re.compile(
     rf"""
-    (?<!wrong\s)(?<!incorrect\s)(?<!worst\s)(?<!false\s)
-    \bans(?:wer)?\b (?: \s{{1,3}} (?: to | would | should | must | has | letter | option )\b [^.:\n]{{0,60}}? )?
+    \b (?: ans(?:wer)? | (?:correct|right|best)\s(?:option|choice) ) \b
+      (?: \s{{1,3}} (?: to | would | should | must | has | letter | option )\b [^.:\n]{{0,60}}? )?
       [*_\s]{{0,9}} (?: : | [-–—=]\s | \bis\b | \bbe\b )
     | ^ \#{{4}} (?= \s )
-    | (?<!not\s)(?<!not\s\$)(?<!n't\s)(?<!n't\s\$) \\boxed\s?\{{ (?: {NEXT_BOX} )*
+    | \\boxed\s?\{{ (?: {NEXT_BOX} )*
     | {VERDICT} | {REVISION}
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+# Before a statement: what makes it none, as in "B is not the right answer: …".
+UNSTATED = re.compile(
+    r"(?:\b(?:not|wrong|incorrect|worst|false)|n't) (?:(?:the|an?) )?(?:(?:correct|right|best) )?\$?\Z", re.IGNORECASE
+)
+# A first line that only names a choice; and lines after it that are more than an explanation.
+FIRST_LINE = re.compile(r"\A\W*[A-Z\ue000-\uf8ff]\W*\n")
+GOES_ON = re.compile(
+    r"(?m)^[^\w\n\ue000-\uf8ff]*"
+    r"(?:[A-Z](?:\s?[\ue000-\uf8ff]|[^\w\s']|$)|[\ue000-\uf8ff](?:[^\w\s]|$)"
+    r"|(?i:or|and|no|not|but|actually|rather|maybe|perhaps|also|both)\b)"
 )
 TICKED = re.compile(r"(?m)^\W{0,6}\[[xX✓]\]|^\W{0,6}☑")
 UNTICKED = re.compile(r"(?m)^\W{0,6}(?:\[\s?\]|☐).*\n?")
@@ -47,10 +58,21 @@ REASON = re.compile(
     (?: \b(?:because|since|due[ ]to|given[ ]that)\b
       | (?:(?<!known[ ])\bas|,[ ]for)[ ] (?!(?:well|is|are|was|were|do|does|has|have)\b)
         (?=[^\n,]*?\b(?:is|are|was|were|has|have)\b)
-    ) [^\n]*
+    ) (?: (?![,.;!][ ](?:so|thus|hence|therefore)\b) [^\n] )*
     | \b(?:because|since)\b [^\n,]*
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+# What is only granted, at the beginning or the end of a sentence: "Although A is near, …".
+CONCESSION = re.compile(
+    r"(?:(?<![^\n])|(?<=[.!?]\s))(?:while|although|though|even\sthough)\b[^\n,]*,"
+    r"|(?<=[^\n.!?]\s)(?:although|though|even\sthough)\b[^.!?\n]*",
+    re.IGNORECASE,
+)
+# What is said about the other choices, with the list that a colon opens.
+OTHERS = re.compile(
+    r"\b(?:the\s)?(?:other|remaining)\s(?:\w+\s)?(?:options?|choices?|answers?|ones?)\b(?:[^\n]*:[*_]{0,2}\n.*|[^\n]*)",
+    re.IGNORECASE | re.DOTALL,
 )
 EXPLANATION = re.compile(
     r"[.;|]\s(?:explanation|reason(?:ing)?|rationale|justification)\s?:.*|\n[^\w\n]{0,9}(?:explanation|reason(?:ing)?|rationale|justification|why|let(?:\sme|'s)\sexplain|here(?:'s|\sis)\s(?:why|the\sexplanation))\b.*",
@@ -69,11 +91,12 @@ CLAUSE = re.compile(
     rf"""
     [.!] (?= \W | \Z ) | [;?] | (?<= [❌✗✘✅✓] ) ,
     | (?<! [A-Za-z][A-Z] ) (?<= [A-Z\ue000-\uf8ff] ) \s (?= not\s )
-    | (?: \s?[–—] | \s-\s ) (?! \s?(?:no|not|wrong|incorrect|false)\b )
+    | (?: \s?[–—] | \s-\s ) (?! \s?(?i:no|not|wrong|incorrect|false)\b )
     | (?<! : ) \n
     | \( (?! {ALONE}\) )
     | (?<= \b[Nn]o ) ,
-    | , (?! \s? (?:(?:or|and|nor)\s)? {ALONE} (?: [,.;] | \s?\Z | \b(?:or|and|nor)\b ) )
+    | , (?! \s? (?:(?:or|and|nor)\s)? {ALONE} (?: [,.;] | \s?\Z | \b(?:or|and|nor)\b )
+          | \s(?:or|nor)\s \W{{0,2}}[A-Z\ue000-\uf8ff](?!\w) )
     | \band\s (?=not\b)
     | \b (?i: but | so | therefore | thus | hence | then | while | whereas | although | though | as ) \b
     """,
@@ -85,17 +108,21 @@ DENIAL = re.compile(
          | deny | unlikely | worst\s+(?:answer|option|choice)
          | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
          | (?:other|remaining)\s+(?:options?|choices?|answers?|ones?) | the\s+others\s+(?:are|were)
-         | which | what | if | whether ) \b
+         | which(?!\sleaves) | what | if | whether ) \b
     | n['’]t\b | \bis\s+out\b | [{REFUSED}¬❌✗✘]
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# A text may leave it out, or have another.
+OWN_ARTICLE = re.compile(r"\A(?:an?|the)\s+(?=\w{3})")
+# "B. Lyon is wrong" denies both.
+LETTER_AND_WORDS = re.compile(r"(?<![\w.(])([A-Z])[*_]{0,2}[.:)][*_]{0,2}\s?(?=[\ue000-\uf8ff])")
 # Words after which a letter is the name of a choice; after "vitamin" it is not.
 LEADS = (
     "ans|answers?|options?|choices?|letter|correct|right|response|yes|no|boxed|text|textbf|mathrm|mathbf"
     "|is|be|was|it's|that's|for|to|with|or|and|both|maybe|perhaps|rather|actually|probably|possibly|definitely|clearly"
     r"|(?:believe|think|say|sure|certain|confident)\sthat"
-    "|certainly|likely|only|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
+    "|certainly|likely|only|leaves|solution|choose|chose|pick|picked|select|selected|believe|think|say|guess|[A-H]"
 )
 LETTER = re.compile(
     rf"""
@@ -119,7 +146,10 @@ DETERMINER = r"(?!\s+(?!(?:it|he|she|they|we|you|i|this|that|these|those|the|the
 
 
 def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
-    """The indices of the choices that a text says are right; a final "answer: …" has the last say.
+    """The indices of the choices that a text says are right.
+
+    A final "answer: …" has the last say; else a first line that only names a choice has it, if the lines after it
+    explain.
 
     Args:
         text: What the model wrote.
@@ -133,9 +163,16 @@ def choices_named(text: str, choices: Sequence[str] = ()) -> set[int]:
     text = PRIVATE.sub(" ", _checked(without_tags(answered(text)))).replace("’", "'")
     text = "\n".join(filter(None, (" ".join(line.split()) for line in text.splitlines())))
     marked = _marked(EXPLANATION.sub("", text), choices)
-    statements = [match.end() if match["revision"] else match.start() for match in STATEMENT.finditer(marked)]
+    statements = [
+        match.end() if match["revision"] else match.start()
+        for match in STATEMENT.finditer(marked)
+        if not UNSTATED.search(marked[max(0, match.start() - 40) : match.start()])
+    ]
+    opening = FIRST_LINE.match(marked)
+    if opening and not statements and not GOES_ON.search(marked, opening.end()):
+        marked = opening[0]
     for start in [*statements[-1:], 0]:
-        named = _named(marked[start:], _letters(choices))
+        named = _chosen(marked[start:], _letters(choices))
         if len(named) == 1:
             return named
     return named
@@ -161,14 +198,16 @@ def _is_letter(choice: str) -> bool:
 
 
 def _marked(text: str, choices: Sequence[str]) -> str:
-    """The text with a mark in place of each choice's words."""
+    """The text with a mark in place of each choice's words; no full stop ends a clause between a letter and them."""
     words = {choice: index for index, choice in reversed([*enumerate(choices)]) if choice and not _is_letter(choice)}
     if not words:
         return text
     # Longest first, so that "New York" does not also name "York".
     for choice in sorted(words, key=len, reverse=True):
-        text = re.sub(_pattern(choice), chr(FIRST_MARK + words[choice]), text, flags=re.IGNORECASE)
-    return text
+        bare = OWN_ARTICLE.sub("", choice)
+        pattern = _pattern(choice) if bare in words else rf"(?:\b(?:an?|the)\s+)?{_pattern(bare)}"
+        text = re.sub(pattern, chr(FIRST_MARK + words[choice]), text, flags=re.IGNORECASE)
+    return LETTER_AND_WORDS.sub(r"\1 ", text)
 
 
 def _pattern(choice: str) -> str:
@@ -180,10 +219,18 @@ def _pattern(choice: str) -> str:
     return before + words + after + (DETERMINER if choice == "no" else "")
 
 
+def _chosen(text: str, letters: dict[str, int]) -> set[int]:
+    """The choices that a text names outside of its reasons; if it names none and denies none, those in their words."""
+    text = CONCESSION.sub("", text)
+    asserted = REASON.sub("", text)
+    named = _named(OTHERS.sub("", asserted), letters)
+    return named if named or DENIAL.search(asserted) else _named(text, {})
+
+
 def _named(text: str, letters: dict[str, int]) -> set[int]:
     """The choices that a text's clauses name, and any others that they mention; empty if none is named."""
     named, mentioned = set[int](), set[int]()
-    for clause in _clauses(REASON.sub("", text)):
+    for clause in _clauses(text):
         marks = {ord(character) - FIRST_MARK for character in clause if 0 <= ord(character) - FIRST_MARK < MOST_CHOICES}
         labels = {letters[label] for label in _labels(clause) if label in letters}
         others = {

@@ -1,8 +1,8 @@
-r"""The number that an answer gives, however it is written: `1'000`, `\boxed{$9{,}500}`, `x = - 3`.
+r"""The numbers in a text, however they are written: `1'000`, `\boxed{$9{,}500}`, `x = - 3`.
 
 Special ways of writing are first replaced by plain ones (`WAYS`). Then the numbers are read from left to right
-(`_readings`); one that belongs to an unfinished calculation, a range, a list, a date, a formula or an inequality cannot
-be told. The last number that the text does not reject is the answer.
+(`readings`); one that belongs to an unfinished calculation, a range, a list, a date, a formula or an inequality cannot
+be told.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         re.compile(r"(?:\$|(?<![\d.,]))(\d[\d,]{0,12})(?:\sdollars?)?,?\s(?:and\s)?(\d\d?)\scents?\b"),
         lambda match: f"${match[1]}.{match[2]:0>2}",
     ),
-    (re.compile(r"(?i)\b(?:step|part|question|problem|example|answer|option)\s\d{1,3}\s?[:.)](?=\s)"), ""),
+    (
+        re.compile(
+            r"(?i)\b(?:step\s\d{1,3}\b(?![.,]\d)|(?:part|question|problem|example|answer|option)\s\d{1,3}\s?[:.)](?=\s))"
+        ),
+        "",
+    ),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}"), r" \1 "),
     # Fractions, after a whole number with a space between: 1\frac{3}{4}, 1¾.
     (re.compile(r"(?<=\d)(?=\\[cdt]?frac|[¼-¾⅐-⅞])"), " "),
@@ -135,37 +140,15 @@ FACTOR = re.compile(
 )
 DASH = re.compile(r"-(\s*)\$?\Z")
 BOXED_DASH = re.compile(r"(\\boxed\s?\{)\s?[-−–]\s")
-DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z"
-    r"|\bdoubt\b[^.!?\n]{0,20}\Z|[❌✗✘]\s?\Z",
-    re.IGNORECASE,
-)
-# What takes back the number before it: "18 is wrong", "18? No".
-DENIED_AFTER = re.compile(
-    r"""
-    [*_$)\s]{0,4} \? (?!\s*yes\b) | \s?[❌✗✘]
-    | \W{0,4} (?:
-        (?:(?:no|oh|wait|hmm),?\s)? (?:that|this|it)(?:'s|\sis|\swas)\s(?:wrong|incorrect|false|not)\b
-        | \s(?:is|was)(?:n['’]t|\snot)\s(?:it|right|correct|the\b)
-        | \s(?:is|was|(?:would|must)\sbe)\s(?:the\s)?(?:wrong|incorrect|false)\b
-      )
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-# Between two numbers that a text leaves open: "7 apples or maybe 8", "x = 7 or x = 8".
-OPEN = re.compile(
-    r"[\s$*_]*[^\W\d]*,?\s*\(?(?:or\b|(?:or\s)?(?:maybe|perhaps|possibly)\b)\s*(?:[a-z]\s?=\s?)?[$*_-]{0,4}",
-    re.IGNORECASE,
-)
-# The last sentence, if it asks for a number, or whether it is this one.
-ASKS = re.compile(r"(?:\d|\bhow\s+(?:many|much)\b|\bwhat\b)[^.!?\n]*\?\W*\Z", re.IGNORECASE)
+# The number of an item of a list, at the beginning of a line.
+ITEM = re.compile(r"(?m)^([ \t>*_#]{0,8})(\d{1,2})[.)](?=[\s*]|\Z)")
 LOOK = 40  # characters before a number that are looked at
 TAIL = 120  # characters before the last number that are read
 UP_TO_LAST_DIGIT = re.compile(r"(?:.*\d)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """A number in a text, as Python would write it, or "" if it cannot be told."""
 
     value: str
@@ -175,83 +158,9 @@ class _Reading:
     """The text between the number before it and this one, at most `LOOK` characters."""
 
 
-def find_number(text: str, fractions: bool = False) -> str:
-    r"""The last number in a text as Python would write it, or "" if there is none or it cannot be told.
-
-    If there is a `\boxed{}`, only the last one counts. A number that the text rejects is passed over ("7, not 8");
-    alternatives that it leaves open and calculations that it does not finish give no number ("7 or 8", "7 + 8"). Units
-    are ignored: `50%` is 50, `2 thousand km` is 2e3.
-
-    >>> find_number("5, then -$1,234.50."), find_number("3 / 4 cups", fractions=True)
-    ('-1234.50', '3/4')
-    >>> find_number("7, not 8"), find_number("7 or 8"), find_number("at 2:30")
-    ('7', '', '')
-    """
-    text = _written_plainly(text)
-    if ASKS.search(text[-2 * TAIL :]):
-        return ""
-    readings = list(_readings(text, fractions))
-    while readings and _is_denied(text, readings[-1]):
-        readings.pop()
-    if not readings or (len(readings) > 1 and OPEN.fullmatch(readings[-1].before)):
-        return ""
-    return readings[-1].value
-
-
-def _is_denied(text: str, reading: _Reading) -> bool:
-    return bool(DENIED.search(reading.before) or DENIED_AFTER.match(text, reading.end))
-
-
-def final_line(text: str, mark: str) -> str:
-    """The answer after the last `mark` that is followed by anything on its line, else below it; else the whole text.
-
-    The answer is one line, and may follow a line that only announces it. From `$18 every day for 7 days` only the
-    number at the beginning is taken.
-
-    >>> final_line("2 + 2 = 4\\n#### 4 eggs\\nand 7 more\\n####", "####"), final_line("4 eggs", "####")
-    ('4', '4 eggs')
-    """
-    text = answered(text)
-    parts = [[line.strip(EMPHASIS) for line in part.split("\n")] for part in text.split(mark)[1:]]
-    beside = [lines for lines in parts if not ASIDE.fullmatch(lines[0])]
-    below = [lines for lines in parts if not lines[0] and any(lines)]
-    if not (beside or below):
-        return text.replace(mark, "")
-    return _opening(next((line for line in (beside or below)[-1] if not HEADING.fullmatch(line)), ""))
-
-
-EMPHASIS = " \t\r*_"
-# A line that announces the answer below it, or has nothing to read.
-HEADING = re.compile(r"(?:(?:the |my )?(?:final |correct )?(?:answer|result|solution)(?: is)?)?\W*", re.IGNORECASE)
-# What gives no answer after a mark.
-ASIDE = re.compile(r"\W*(?:(?:the )?(?:end|done|explanation|reasoning|check|verification|note)\W*)?", re.IGNORECASE)
-# What may come before the number that opens a line: a label, signs.
-LABEL = re.compile(r"(?:[A-Za-z][A-Za-z ]{0,30}:)?[\s*$£€¥\\(]{0,6}(?:[-–]\s?)?[$£€¥\\]{0,2}")
-REMARK = re.compile(r"\([^()]*\)")
-# Another number in its place.
-OTHER = re.compile(
-    r"[^\d=]*(?:\b(?:or|maybe|perhaps|possibly)\b|,\s(?!(?:not|which|since|because|as|i\.?e)\b)|\b(?:and|plus)\s\W?(?=\d))[^\d]*\d"
-)
-EQUALS = re.compile(r".*(?<![<>!])=>?")
-
-
-def _opening(line: str) -> str:
-    """The number that opens a line, or the result it works out; the whole line if it opens with something else."""
-    line = _written_plainly(line)
-    worked_out = EQUALS.match(REMARK.sub(lambda remark: " " * len(remark[0]), line))
-    if worked_out and not UNSOLVED.search(worked_out[0]):
-        line = line[worked_out.end() :]
-    line = re.sub(r"\A\W{0,4}[-–]\s(?=[$\\]{0,2}\d)", "-", line)
-    first = next(_readings(line, fractions=True), None)
-    opens = first is not None and LABEL.fullmatch(line[: first.start])
-    if first is None or not opens or _is_denied(line, first) or ASKS.search(line):
-        return line
-    return "" if OTHER.match(line, first.end) else first.value
-
-
-def _written_plainly(text: str) -> str:
+def written_plainly(text: str) -> str:
     """The end of a text, from a few words before its last number, in plain writing."""
-    text = multiplied(in_digits(raised(boxed(BOXED_DASH.sub(r"\1-", answered(text))))))
+    text = multiplied(in_digits(raised(boxed(BOXED_DASH.sub(r"\1-", _unlabelled(answered(text)))))))
     last = len(UP_TO_LAST_DIGIT.match(text)[0])  # type: ignore[index]
     text = without_tags(text[text.rfind(" ", 0, max(0, last - TAIL)) + 1 :])
     for way, plain in WAYS:
@@ -259,7 +168,19 @@ def _written_plainly(text: str) -> str:
     return text
 
 
-def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
+def _unlabelled(text: str) -> str:
+    """The text without the numbers that label the lines of a list; the list has at least a first and a second.
+
+    >>> _unlabelled("1. Add.\\n2. Halve.\\n3."), _unlabelled("2. That is all.")
+    (' Add.\\n Halve.\\n', '2. That is all.')
+    """
+    items = [int(item[2]) for item in ITEM.finditer(text)]
+    if not {1, 2} <= {*items}:
+        return text
+    return ITEM.sub(lambda item: item[1] if int(item[2]) <= len(items) else item[0], text)
+
+
+def readings(text: str, fractions: bool) -> Iterator[Reading]:
     """The numbers in a text from left to right; several that are joined count as one that cannot be told."""
     end = 0
     for match in NUMBER.finditer(text):
@@ -281,7 +202,7 @@ def _readings(text: str, fractions: bool) -> Iterator[_Reading]:
             value = ""
         if value:
             value = _sign(before) + re.sub(r"[\s,'’+]", "", value)
-        yield _Reading(value, start, end, text[max(last, start - LOOK) : start])
+        yield Reading(value, start, end, text[max(last, start - LOOK) : start])
 
 
 def _sign(before: str) -> str:

@@ -15,8 +15,8 @@ from experts.domains.judges.bounded import judge
 from experts.domains.judges.brackets import arrangement, point
 from experts.domains.judges.choices import choices_named
 from experts.domains.judges.expressions import DELIMITED, DENIED, REJECTED, after_lead, final_expression
+from experts.domains.judges.final_numbers import find_number
 from experts.domains.judges.latex import as_latex
-from experts.domains.judges.numbers import find_number
 from experts.domains.judges.relations import is_unsolved, relations, union
 from experts.domains.judges.units import thing
 from experts.domains.judges.writing import answered, boxed, in_plain_characters, raised, without_tags
@@ -52,7 +52,9 @@ def last_word(text: str, answer: str) -> float:
 
 
 def last_number(text: str, answer: str) -> float:
-    """Whether the last number in the text exactly equals the answer's; fractions are read unless the answer is whole.
+    """Whether the number that the text gives as its answer, as a rule the last one, exactly equals the right one.
+
+    Fractions are read unless the right one is whole.
 
     >>> last_number("That makes $1,234.50.", "1234.5"), last_number("x = −7", "-7"), last_number("8 - 4", "4")
     (1.0, 1.0, 0.0)

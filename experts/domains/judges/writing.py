@@ -7,9 +7,17 @@ import unicodedata
 
 # </s>, <|im_end|>, <answer>, </b>
 TAG = re.compile(r"<\|\w{1,40}\|>|</?[A-Za-z][\w-]{0,40}/?>")
+NOTHING = re.compile(rf"(?:\s|{TAG.pattern})*")
 CLOSING_LETTER = re.compile(r"</([A-Za-z])>")
 # The end of a model's thoughts; some templates begin the thoughts themselves, so that the text only has their end.
 THOUGHT = re.compile(r"</(?:think(?:ing)?|reasoning|thoughts?)>|\[/THINK\]", re.IGNORECASE)
+BEGUN = re.compile(r"<think(?:ing)?>|\[THINK\]", re.IGNORECASE)
+# Where an answer ends and a model goes on by itself: the end of its turn, another question, another's turn.
+NEXT_TURN = re.compile(
+    r"<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text)\|>|<end_of_turn>"
+    r"|^[ \t*_#>]{0,6}(?:(?:new|next|another) )?(?:question|q|user|human)[*_]{0,2}:",
+    re.IGNORECASE | re.MULTILINE,
+)
 # Between the boxes of one answer: "$\boxed{7}$ or $\boxed{8}$".
 BETWEEN = re.compile(r"[$\s]*(?:[,;]|,?\s?(?:\\text\s?\{\s*)?\b(?:or|and)\b(?:\s*\})?)[$\s]*")
 BOX = r"\boxed{"
@@ -23,21 +31,35 @@ CROSSED_OUT = re.compile(r"~~(?=\S)[^~\n]*~~")
 
 
 def after_thoughts(text: str) -> str:
-    """The part of a text after its thoughts.
+    """The part of a text after its thoughts; thoughts without an end are followed by nothing.
 
-    >>> after_thoughts("<think>7? No.</think>8"), after_thoughts("7")
-    ('8', '7')
+    >>> after_thoughts("<think>7? No.</think>8"), after_thoughts("7"), after_thoughts("<think>7? No")
+    ('8', '7', '')
     """
-    return THOUGHT.split(text)[-1]
+    return BEGUN.split(THOUGHT.split(text)[-1])[0]
+
+
+def own_turn(text: str) -> str:
+    """The part of a text before it goes on with another question, or as somebody else.
+
+    >>> own_turn("7\\n\\nQuestion: 3 + 5?\\nAnswer: 8").strip(), own_turn("Question: 3 + 4?\\nAnswer: 7")
+    ('7', 'Question: 3 + 4?\\nAnswer: 7')
+    """
+    begins = NOTHING.match(text).end()  # type: ignore[union-attr]
+    for turn in NEXT_TURN.finditer(text, begins):
+        before = text[begins : turn.start()].rstrip()
+        if before and not before.endswith(":"):  # "The question is:"
+            return text[: turn.start()]
+    return text
 
 
 def answered(text: str) -> str:
-    """The part of a text after its thoughts, in plain characters, without what it crosses out.
+    """The part of a text after its thoughts and before another turn, in plain characters, without what it crosses out.
 
     >>> answered("<think>7? No.</think>8"), answered("７"), answered("~~7~~ 8")
     ('8', '7', ' 8')
     """
-    return CROSSED_OUT.sub("", in_plain_characters(after_thoughts(text)))
+    return CROSSED_OUT.sub("", in_plain_characters(own_turn(after_thoughts(text))))
 
 
 def in_plain_characters(text: str) -> str:

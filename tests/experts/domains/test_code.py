@@ -92,6 +92,9 @@ def test_rewards(put: Put) -> None:
         "goes on in the test": "def double(x): return x\nif 0: \\",
         "opens a try": "def double(x): return x\ntry:",
         "opens a string": "def double(x): return x\n'''",
+        "breaks off": "```python\ndef double(x):\n    y = 2 * x\n    return (y",
+        "a name that is not imported": "def double(x: Optional[int]):\n    return 2 * x",
+        "an endless thought": "<think>\n```python\ndef double(x):\n    return 2 * x\n```",
         "no complaints": "import sys, os\nsys.excepthook = lambda *_: os._exit(0)\ndef double(x): return x",
     }
     scores = score(domain, row, right, *wrong.values())
@@ -134,6 +137,11 @@ def test_blocks_as_they_are_written(put: Put, text: str) -> None:
         "Usage:\n```python\ndouble(2)\n```\nCode:\n```python\ndef double(x):\n    return 2 * x\n```",
         "```python\n# prints ```\ndef double(x):\n    return 2 * x\n```",
         "<pre><code>def double(x):\n    return 2 * x</code></pre>",
+        "```python\ndef double(x): ...\n```\nIn full:\n```python\ndef double(x):\n    return 2 * x\n```",
+        '```python\ndef double(x):\n    """As in:\n    ```\n    double(2)\n    ```\n    """\n    return 2 * x\n```',
+        "```python\ndef double(x):\n    return 2 * x```",
+        "```python\ndef double(x):\n    return 2 * x\n    ```\nSo:\n```\ndouble(2)\n```",
+        "```python\ndef double(x):\n    return 2 * x\n\nprint(double(",
         "```python\ndef double(x):\n    return 2 * x if len('~~−５~~') == 6 else 0\n```",
     ],
 )

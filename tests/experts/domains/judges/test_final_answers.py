@@ -16,6 +16,7 @@ from experts.domains.judges import (
     brackets,
     choices,
     expressions,
+    final_numbers,
     latex,
     numbers,
     programs,
@@ -384,6 +385,14 @@ LONG += [
     "n't as ",
     "Ｂ",
     "<sub>",
+    "\nQ:",
+    "answer: 1 ",
+    "do you ",
+    "1 (a",
+    "\n1.",
+    "other options ",
+    "While ",
+    "A. ",
 ]
 
 
@@ -406,7 +415,8 @@ def test_long_texts_are_read_in_time_that_grows_with_their_length(piece: str) ->
 
 
 @pytest.mark.parametrize(
-    "module", [brackets, choices, expressions, latex, numbers, programs, relations, units, words, writing]
+    "module",
+    [brackets, choices, expressions, final_numbers, latex, numbers, programs, relations, units, words, writing],
 )
 def test_examples_of_the_readers(module: Any) -> None:
     result = doctest.testmod(module)

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from experts.domains import text_of
-from experts.domains.judges import bounded, expressions, numbers, rewards
+from experts.domains.judges import bounded, expressions, final_numbers, numbers, rewards
 from experts.domains.judges.rewards import REWARDS, choice, exact, last_number, last_word, math_verify
 
 NASTY = [
@@ -20,7 +20,7 @@ NASTY = [
 ]
 
 
-@pytest.mark.parametrize("module", [rewards, numbers, expressions])
+@pytest.mark.parametrize("module", [rewards, final_numbers, numbers, expressions])
 def test_doctests(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted
