@@ -104,7 +104,7 @@ class T2LDispatcher:
 
     @classmethod
     def from_pretrained(
-        cls, network: Path, engine: Engine, describe: Describe = by_prompt, **options: Any
+        cls, network: str | Path, engine: Engine, describe: Describe = by_prompt, **options: Any
     ) -> T2LDispatcher:
         """Reads a network that `selfadapt t2l train` wrote.
 
@@ -115,6 +115,7 @@ class T2LDispatcher:
             UserError: if the folder holds no network, the network writes for another base, or it reads with the base
                 and the engine does not let it.
         """
+        network = Path(network)
         read = read_network(network)
         encoder: TaskEncoder
         if read.spec.encoder != BASE:

@@ -123,7 +123,7 @@ def read_z(folder: Path) -> dict[str, Tensor]:
     return vectors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expert(OnTheHub):
     """The z of every adapted matrix. Sums and multiples act on the difference from the base, z − 1:
 
@@ -249,6 +249,14 @@ class Expert(OnTheHub):
 
     def _state_dict(self) -> dict[str, Tensor]:
         return {f"{PREFIX}{matrix}{SUFFIX}": z for matrix, z in self.z.items()}
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same vectors of the same base, and said to be for the same."""
+        if not isinstance(other, Expert):
+            return NotImplemented
+        said = [(one.base, one.fingerprint, one.description, one.transferred_from) for one in (self, other)]
+        same = said[0] == said[1] and self.z.keys() == other.z.keys()
+        return same and all(torch.equal(z, other.z[matrix]) for matrix, z in self.z.items())
 
     def __add__(self, other: Expert | int) -> Expert:
         if other == 0:  # sum() starts from 0

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experts.outside.errors import UserError, short
+from experts.outside.errors import UserError, check_whole, short
 from experts.outside.files import write_json
 from experts.outside.reading import read_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """One weight per prompt and expert: z = 1 + Σ_k α_k (z_k − 1). Where Σα < 1, the rest belongs to the base.
 
@@ -28,7 +28,7 @@ class Mixture:
         confidence: how sure the dispatcher is of each row, [B], from 0 to 1; None if no dispatcher was asked.
 
     Raises:
-        UserError: if names repeat, or weights are not finite or not [B, K].
+        UserError: if names repeat or are no strings, weights are not finite or not [B, K], or confidence is not [B].
     """
 
     names: tuple[str, ...]
@@ -37,6 +37,8 @@ class Mixture:
     confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
+            raise UserError(f"the names of a mixture must be strings, not {short(self.names)}")
         if len(set(self.names)) != len(self.names):
             raise UserError(f"a mixture must name each expert once, not {', '.join(self.names)}")
         if not isinstance(self.weights, Tensor) or self.weights.ndim != 2 or self.weights.shape[1] != len(self.names):
@@ -44,18 +46,30 @@ class Mixture:
                 f"a mixture of {len(self.names)} experts needs a tensor of weights [prompts, {len(self.names)}]"
             )
         for weights in (self.weights, *self.per_matrix.values()):
-            if weights.shape != self.weights.shape:
+            if not isinstance(weights, Tensor) or weights.shape != self.weights.shape:
                 raise UserError("the weights of a matrix must have the same shape as those of the mixture")
             if weights.is_complex() or not torch.isfinite(weights).all():
                 raise UserError("the weights of a mixture must be finite numbers")
+        sure = self.confidence
+        if sure is not None and (not isinstance(sure, Tensor) or sure.shape != self.weights.shape[:1]):
+            raise UserError(f"a mixture for {len(self)} prompts needs a tensor of confidences [{len(self)}]")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same of the same experts, in the same order."""
+        if not isinstance(other, Mixture):
+            return NotImplemented
+        own, theirs = ((*each.per_matrix.values(), each.weights, each.confidence) for each in (self, other))
+        named = (tuple(self.names), [*self.per_matrix]) == (tuple(other.names), [*other.per_matrix])
+        return named and all(map(_equal, own, theirs))
 
     @classmethod
     def of(cls, weights: Mapping[str, float], prompts: int = 1) -> Mixture:
         """The same weights for every prompt; `Mixture.of({})` is the base.
 
         Raises:
-            UserError: if a name is not a string, or a weight not a finite number.
+            UserError: if a name is not a string, a weight not a finite number, or `prompts` not a whole one.
         """
+        check_whole("prompts", prompts, least=0)
         if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
             raise UserError(f'a mixture is a mapping of experts to weights, {{"name": 0.5}}, not {short(weights)}')
         for name, weight in weights.items():
@@ -68,13 +82,13 @@ class Mixture:
         return cls(tuple(weights), torch.tensor([row] * prompts).view(prompts, len(weights)))
 
     @classmethod
-    def read(cls, path: Path) -> Mixture:
+    def read(cls, path: str | Path) -> Mixture:
         """Reads the mixture for one prompt from a file of `write`'s: `{"weights": {"sums": 0.7, "letters": 0.3}}`.
 
         Raises:
             UserError: if the file does not hold one.
         """
-        document = read_json(path)
+        document = read_json(Path(path))
         try:
             mixture = cls.of(document["weights"])
             own = {
@@ -87,7 +101,7 @@ class Mixture:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise UserError(f'{path} is not a mixture: it must hold {{"weights": {{"expert": number}}}}') from error
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Writes the mixture, which must be for one prompt."""
         document: dict[str, object] = {"weights": dict(zip(self.names, self.weights[0].tolist(), strict=True))}
         if self.per_matrix:
@@ -95,7 +109,7 @@ class Mixture:
                 matrix: dict(zip(self.names, weights[0].tolist(), strict=True))
                 for matrix, weights in self.per_matrix.items()
             }
-        write_json(path, document)
+        write_json(Path(path), document)
 
     def __len__(self) -> int:
         """The number of prompts."""
@@ -171,6 +185,10 @@ class Mixture:
     def is_base(self) -> bool:
         """Whether every row is the base."""
         return not self.parts
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def sum_of(one: Tensor, other: Tensor) -> Tensor:

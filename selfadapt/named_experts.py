@@ -23,6 +23,7 @@ from experts.exchange.lora_folder import peft_type, read_lora
 from experts.exchange.transfer import Comparison, check_shapes, compare_bases, transfer
 from experts.expert import Expert
 from experts.library import ExpertLibrary, UnknownBase, check_apart, check_name
+from experts.mixture import Mixture
 from experts.outside.base_names import public_name
 from experts.outside.chats import read_prompt
 from experts.outside.errors import UserError
@@ -205,7 +206,7 @@ def transfer_expert(
 
 def adapt_to_examples(
     examples: Jsonl,
-    output: Path,
+    output: str | Path,
     options: Search,
     model: str | None = None,
     library: str | Path | ExpertLibrary | None = None,
@@ -222,17 +223,27 @@ def adapt_to_examples(
 
     Raises:
         UserError: before the base is loaded, if there is no library or it is empty, an example is malformed, or
-            `output` cannot be written; afterwards as `search` does.
+            `output` cannot be written or is a file other than a mixture; afterwards as `search` does.
     """
     experts = find_library(model, library)
     if not experts.names:
         raise UserError(f"the library {experts.folder} is empty, so there is nothing to mix; add experts to it first")
-    rows = examples.rows()
+    rows, output = examples.rows(), Path(output)
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file, such as MIX.json")
+    _refuse_other_files(output)
     check_new_folder(output.parent)
     base, tokenizer = load_base(model or experts.base, **base_options)
     engine = NativeEngine(experts.load(base), tokenizer)
     found = search(engine, experts.names, rows, partial(scores_of, examples), options, on_generation)
     found.mixture.write(output)
     return found
+
+
+def _refuse_other_files(output: Path) -> None:
+    """Raises UserError if there is a file that is no mixture: only an older mixture is replaced."""
+    if output.exists():
+        try:
+            Mixture.read(output)
+        except UserError as error:
+            raise UserError(f"{output} exists already, and is not a mixture; choose another file") from error

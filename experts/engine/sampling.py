@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from experts.mixture import Mixture
+from experts.outside.chats import whole_text
 from experts.outside.errors import SEEDS, UserError, check_numbers, check_whole
 
 MARGIN = 8
@@ -32,8 +33,8 @@ class Sampling:
     """How an answer's tokens are chosen; by default greedily, until the base ends the answer.
 
     Raises:
-        UserError: if a value is not a number or is out of range, a stop text is empty or not a string, or `top_p`,
-            `top_k`, `min_p` or a seed is given without a temperature.
+        UserError: if a value is not a number or is out of range, a stop text is empty, not a string or holds
+            half a character, or `top_p`, `top_k`, `min_p` or a seed is given without a temperature.
     """
 
     temperature: float = 0.0
@@ -72,7 +73,7 @@ class Sampling:
         stop = tuple(self.stop) if several else (self.stop,)
         if not all(isinstance(text, str) and text for text in stop):
             raise UserError("stop must be texts, none of them empty")
-        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop", tuple(whole_text(cast(str, text), "a text in stop") for text in stop))
 
     @property
     def greedy(self) -> bool:

@@ -113,8 +113,9 @@ class LibraryOnTheHub(OnTheHub):
         (save_directory / "README.md").write_text(library_card(save_directory.name, self.base, read), encoding="utf-8")
 
 
-def push_folder(folder: Path, repo: str, **options: Unpack[PushOptions]) -> str:
+def push_folder(folder: str | Path, repo: str, **options: Unpack[PushOptions]) -> str:
     """Pushes an adapter's folder as it is on disk, with its card and curve; otherwise as `OnTheHub.push_to_hub`."""
+    folder = Path(folder)
     if not (folder / EXPERT).is_file():
         raise UserError(f"{folder} is not an expert: it has no {EXPERT}")
     with TemporaryDirectory() as temporary:

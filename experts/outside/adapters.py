@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from peft import PeftConfig
 from peft.utils import PeftType
 from safetensors.torch import save_file
 from torch import Tensor
 
 from experts.outside.cards import model_card
+from experts.outside.errors import UserError
 from experts.outside.reading import read_text
 
 PREFIX = "base_model.model."
@@ -42,7 +44,12 @@ def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor
     Args:
         tensors: key → tensor; a key is `PREFIX`, the name of a matrix, and the name of the tensor in its layer.
         card: the text of README.md, which gets its front matter here.
+
+    Raises:
+        UserError: if a number is NaN or infinite; nobody could read the adapter.
     """
+    if odd := next((key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()), None):
+        raise UserError(f"the adapter cannot be written: {odd.removeprefix(PREFIX)} has a number that is not finite")
     config.save_pretrained(str(folder))
     whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
     save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})

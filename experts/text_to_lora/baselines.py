@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experts.exchange.lora_folder import peft_type
+from experts.expert import read_config
 from experts.outside.chats import Chat
 from experts.outside.errors import UserError
+from experts.svf.fingerprint import read_sketch, refuse_other_base
 from experts.text_to_lora.chosen_methods import Needs
 from experts.text_to_lora.encoder import TaskEncoder, rescaled
 from experts.text_to_lora.evaluation import Method
@@ -146,19 +148,23 @@ def adapter_methods(
     multi_task: Path | None = None,
     oracles: Path | None = None,
 ) -> list[Method]:
-    """The trained baselines whose folders are given.
+    """The trained baselines whose folders are given, once it is known that the base can carry all of their adapters.
 
     Args:
         adapters: one LoRA for each training task: their average, and Arrow, which routes every token among them
             (arXiv 2405.11157).
         multi_task: one adapter for all training tasks.
         oracles: adapters trained on the evaluated tasks themselves, in folders named like the tasks.
+
+    Raises:
+        UserError: if an adapter is missing or damaged, of another kind than its method needs, or for another base.
     """
     methods = []
     if adapters is not None:
         paths = adapter_folders(adapters)
         if any(peft_type(path) != "LORA" for path in paths):
             raise UserError(f"{adapters} holds adapters other than LoRAs; the average and Arrow need LoRAs only")
+        _fitting(base, paths)
         methods += [
             Method("average of LoRAs", style.chat, lambda: _averaged(base, paths)),
             Method("Arrow routing of LoRAs", style.chat, lambda: _arrow(base, paths)),
@@ -166,14 +172,16 @@ def adapter_methods(
     if multi_task is not None:
         if peft_type(multi_task) is None:
             raise UserError(f"{multi_task} is not a PEFT adapter: it has no adapter_config.json that names its kind")
-        methods.append(Method("multi-task adapter", style.chat, lambda: _loaded(base, {"default": multi_task})))
+        one = _fitting(base, [multi_task])
+        methods.append(Method("multi-task adapter", style.chat, lambda: _loaded(base, one)))
     if oracles is not None:
         methods.append(_oracle(base, style, oracles))
     return methods
 
 
 def _oracle(base: PreTrainedModel, style: PromptStyle, folder: Path) -> Method:
-    paths = {path.name: path for path in adapter_folders(folder)}
+    paths = _fitting(base, adapter_folders(folder))
+    names = {path.name: _name(place) for place, path in enumerate(paths)}
     carried: list[PeftModel] = []
 
     @contextmanager
@@ -185,9 +193,7 @@ def _oracle(base: PreTrainedModel, style: PromptStyle, folder: Path) -> Method:
 
     @contextmanager
     def of_task(task: Task) -> Iterator[None]:
-        if task.name not in paths:
-            raise UserError(f"{folder} holds no adapter for {task.name}")
-        carried[0].set_adapter(task.name)
+        carried[0].set_adapter(names[task.name])
         yield
 
     return Method("adapter of the task itself", style.chat, model, of_task)
@@ -201,12 +207,33 @@ def adapter_folders(folder: Path) -> list[Path]:
     return paths
 
 
+def check_oracles(folder: Path, tasks: Sequence[Task]) -> None:
+    """Raises UserError for the first task that has no adapter in the folder."""
+    for task in tasks:
+        if not (folder / task.name / "adapter_config.json").is_file():
+            raise UserError(f"{folder} holds no adapter for {task.name}: there is no {task.name}/adapter_config.json")
+
+
+def _fitting(base: PreTrainedModel, paths: list[Path]) -> list[Path]:
+    """The same folders, after trying whether the base carries their adapters: before hours are spent on others."""
+    with _loaded(base, paths):
+        return paths
+
+
+def _name(place: int) -> str:
+    """What the base calls an adapter that it carries; PEFT does not take every name of a folder, such as "v1.0"."""
+    return f"adapter{place}"
+
+
 @contextmanager
-def _loaded(base: PreTrainedModel, paths: dict[str, Path]) -> Iterator[PeftModel]:
-    """Within the block, the base carries adapters under their names, the first active; afterwards it is as before."""
+def _loaded(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
+    """Within the block, the base carries adapters, each as `_name(place)`, the first active; then it is as before."""
     model: PeftModel | None = None
     try:
-        for name, path in paths.items():
+        for place, path in enumerate(paths):
+            name = _name(place)
+            if peft_type(path) == "SVF" and (wanted := read_config(path).base_fingerprint) is not None:
+                refuse_other_base(f"the expert in {path}", wanted, read_sketch(path), base)
             try:
                 if model is None:
                     model = PeftModel.from_pretrained(base, str(path), adapter_name=name)
@@ -225,8 +252,8 @@ def _loaded(base: PreTrainedModel, paths: dict[str, Path]) -> Iterator[PeftModel
 @contextmanager
 def _averaged(base: PreTrainedModel, paths: Sequence[Path]) -> Iterator[PeftModel]:
     """The exact mean of the LoRAs' differences: their factors side by side."""
-    with _loaded(base, {path.name: path for path in paths}) as model:
-        names = [path.name for path in paths]
+    with _loaded(base, paths) as model:
+        names = [_name(place) for place in range(len(paths))]
         tuner: Any = model.base_model
         tuner.add_weighted_adapter(names, [1 / len(names)] * len(names), "average", combination_type="cat")
         for layer in tuner.modules():

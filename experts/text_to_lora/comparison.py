@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.outside.errors import UserError, check_whole
-from experts.text_to_lora.baselines import NEEDS, adapter_methods, prompt_methods, written_methods
+from experts.text_to_lora.baselines import NEEDS, adapter_methods, check_oracles, prompt_methods, written_methods
 from experts.text_to_lora.chosen_methods import choose, reference_among
 from experts.text_to_lora.evaluation import Compared, Method, Score, evaluate, paired_estimates
 from experts.text_to_lora.examples import PromptStyle
@@ -70,7 +70,7 @@ class Comparison:
         return {need: folder for need, folder in self.folders.items() if folder is not None and need in wanted}
 
     def tasks(self, data: TaskData) -> list[Task]:
-        """The tasks that are evaluated; raises UserError if there are none."""
+        """The tasks that are evaluated; raises UserError if they are too few, or one has no adapter among oracles."""
         loaded, tasks = data.load(), []
         if self.split == "test":
             tasks = loaded.test
@@ -81,9 +81,14 @@ class Comparison:
             )
         else:
             tasks = [task for task in loaded.train if (self.oracles / task.name).is_dir()]
-        if not tasks:
-            where = f" with adapters in {self.oracles}" if self.oracles else ""
-            raise UserError(f"{data.path} has no {self.split} tasks{where}")
+        if len(tasks) < 2:
+            where = f" with adapters in {self.oracles}" if self.split == "train" else ""
+            count = f"one {self.split} task" if tasks else f"no {self.split} tasks"
+            raise UserError(
+                f"{data.path} has {count}{where}; a comparison needs two or more, since its intervals are over tasks"
+            )
+        if (oracles := self.needed(self.chosen).get("oracles")) is not None:
+            check_oracles(oracles, tasks)
         return tasks
 
     def settings(self, base: Base, tasks: Sequence[Task]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -364,7 +364,8 @@ def hold_out(
         UserError: if a share is asked for but nothing is held out.
     """
     learned, held_out = [], {}
-    for row, own in enumerate(texts):
+    for row, given in enumerate(texts):
+        own = dict.fromkeys(given)  # a text that is given twice is not on both sides
         ordered = sorted(own, key=lambda text: hashlib.sha256(text.encode()).digest())
         count = min(round(share * len(own)), len(own) - 1)
         learned.append(tuple(text for text in own if text not in ordered[:count]))

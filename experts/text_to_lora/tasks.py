@@ -168,7 +168,9 @@ def read_tasks(folder: Path) -> list[Task]:
     rows = _either(folder / "tasks.jsonl")
     tasks = list(_from_rows(folder, rows)) if rows else list(_from_upstream(folder))
     if not tasks:
-        raise UserError(f"{folder} holds no tasks: neither tasks.jsonl nor tasks/task*.json beside splits/default")
+        raise UserError(
+            f"{folder} holds no tasks: neither in tasks.jsonl nor in tasks/NAME.json, with its name in splits/default"
+        )
     return sorted(tasks, key=lambda task: task.name)
 
 
@@ -200,6 +202,8 @@ def _from_upstream(folder: Path) -> Iterator[Task]:
 
 
 def _task(name: str, split: str, row: dict[str, Any], instances: list[Instance], where: str) -> Task:
+    if name in ("", ".", "..") or re.search(r"[/\0]", name) or len(name.encode()) > 200:
+        raise UserError(f"{where}: a task cannot be called {name!r:.60}: its adapter's folder has its name")
     definition = row.get("Definition")
     if isinstance(definition, list):
         definition = "\n".join(map(str, definition))
@@ -208,6 +212,8 @@ def _task(name: str, split: str, row: dict[str, Any], instances: list[Instance],
     if not instances:
         raise UserError(f"{where}: {name} has no instances")
     examples = row.get("Positive Examples") or []
+    if not isinstance(examples, list):
+        raise UserError(f"{where}: the field 'Positive Examples' is not a list")
     pairs = tuple((_text(example, "input", where), _text(example, "output", where)) for example in examples)
     categories = row.get("Categories")
     category = str(categories[0]) if isinstance(categories, list) and categories else None
@@ -247,14 +253,16 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: naming the line and the field, if one is missing or malformed.
     """
-    descriptions = {}
+    descriptions: dict[str, tuple[str, ...]] = {}
     for where, _, row in read_objects(file):
-        name = row.get("task_name") or _text(row, "task", where)
+        name = _text(row, "task_name" if row.get("task_name") else "task", where).rpartition("/")[2]
         texts = row.get("descriptions")
         sentences = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
         if not texts or not sentences:
             raise UserError(f"{where}: the field 'descriptions' is missing, or not a list of sentences")
-        descriptions[str(name).rpartition("/")[2]] = tuple(texts)
+        if name in descriptions:
+            raise UserError(f"{where}: {name!r} has a line already: a task has one line with all its descriptions")
+        descriptions[name] = tuple(texts)
     return descriptions
 
 

@@ -98,12 +98,13 @@ def check_results_folder(folder: Path) -> None:
         )
 
 
-def read_results(path: Path) -> list[Line]:
+def read_results(path: str | Path) -> list[Line]:
     """The lines of a results file; none if there is no file.
 
     Raises:
         UserError: naming the line that is of another version, or damaged.
     """
+    path = Path(path)
     if not path.exists():
         return []
     known = {field.name for field in fields(Line)}

@@ -34,7 +34,7 @@ from experts.training.processes import processes
 from experts.training.statistics import constant_answer
 from selfadapt.harness.benchmark_table import Compared, Judged, compared
 from selfadapt.harness.lm import SelfAdaptiveLM
-from selfadapt.harness.tasks import load_tasks
+from selfadapt.harness.tasks import check_examples, load_tasks
 from selfadapt.two_pass import SelfAdaptiveModel
 
 SHIPPED = "benchmarks.jsonl"
@@ -104,9 +104,9 @@ def compare_on_benchmarks(
         options: for `lm_eval.evaluate`, such as `limit` and `apply_chat_template`.
 
     Raises:
-        UserError: as `choose` and `load_tasks` do; if a benchmark has no description, or is not scored by right and
-            wrong; if a network or adapter is damaged, or for another base; if there are several processes; as
-            `KeptScores` does; after Ctrl-C, if scores are kept.
+        UserError: as `choose`, `load_tasks` and `check_examples` do; if a benchmark has no description, or is not
+            scored by right and wrong; if a network or adapter is damaged, or for another base; if there are several
+            processes; as `KeptScores` does; after Ctrl-C, if scores are kept.
     """
     if processes().num_processes > 1:
         raise UserError("benchmarks run in one process: start the command without torchrun or accelerate launch")
@@ -116,6 +116,7 @@ def compare_on_benchmarks(
     network, adapters, multi_task, oracles = (folder if need in needed else None for need, folder in given.items())
     _, loaded = load_tasks(names, include_path, options.get("confirm_run_unsafe_code", False))
     benchmarks = _named(loaded)
+    check_examples(benchmarks.values(), num_fewshot)
     described = _described(benchmarks, descriptions) if network is not None else []
     own_folders = {} if oracles is None else {name: oracles / name for name in benchmarks}
     for name, folder in own_folders.items():

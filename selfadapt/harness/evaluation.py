@@ -19,7 +19,7 @@ from experts.outside.errors import UserError, unknown
 from experts.training.processes import processes
 from selfadapt.base_models import BUILT_IN
 from selfadapt.harness.lm import PATIENCE
-from selfadapt.harness.tasks import load_tasks
+from selfadapt.harness.tasks import check_examples, load_tasks
 from selfadapt.two_pass import find_library
 
 SEEDS_OF_LM_EVAL = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -53,8 +53,8 @@ def evaluate(
         options: for `lm_eval.simple_evaluate`, such as `samples`, `gen_kwargs` and `confirm_run_unsafe_code`.
 
     Raises:
-        UserError: as `load_tasks` and `check_dispatcher` do, if `samples` names documents that are not there, or if a
-            task has fewer documents than there are processes.
+        UserError: as `load_tasks`, `check_examples` and `check_dispatcher` do, if `samples` names documents that are
+            not there, or if a task has fewer documents than there are processes.
     """
     if dispatch != "none" or library:
         experts = find_library(model, library)
@@ -63,6 +63,7 @@ def evaluate(
     manager, loaded = load_tasks(tasks, include_path, options.get("confirm_run_unsafe_code", False))
     _check_samples(options.get("samples") or {}, loaded)
     _check_shares(options.get("limit"), options.get("samples") or {}, loaded)
+    check_examples(_named(loaded).values(), options.get("num_fewshot"))
     tracker = EvaluationTracker(output_path=str(output_path)) if output_path else None
     arguments: dict[str, Any] = {**(model_args or {}), "pretrained": model or BUILT_IN, "dispatch": dispatch}
     if library:

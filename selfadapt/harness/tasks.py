@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,29 @@ def _fields(template: Any) -> set[str]:
         for name in piece.find_all(nodes.Name)
     }
     return (names & meta.find_undeclared_variables(tree)) - set(environment.globals)
+
+
+def check_examples(tasks: Iterable[Task], given: int | None) -> None:
+    """Raises UserError for a task with too few documents to draw its few-shot examples from.
+
+    Args:
+        given: how many examples precede each question, unless the task says none; None for its own number.
+    """
+    for task in tasks:
+        own = task.get_config("num_fewshot")
+        wanted = own if given is None or own == 0 else given
+        if not wanted:
+            continue
+        documents: Any = task.fewshot_docs()
+        found = len(documents) if hasattr(documents, "__len__") else len(list(documents))
+        split = getattr(getattr(task, "fewshot_cfg", None), "split", None)
+        if split is not None and split == task.get_config("test_split"):
+            found -= 1  # the one that is asked is not its own example
+        if found < wanted:
+            raise UserError(
+                f"the task {str(task.task_name)!r} has {found} documents to take examples from, not {wanted}: ask for "
+                "fewer with num_fewshot"
+            )
 
 
 def _flat(files: Any) -> Iterator[str]:

@@ -8,7 +8,6 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experts.engine.sampling import Sampling
-from experts.outside.chats import whole_text
 from experts.outside.errors import SEEDS, UserError, short
 from selfadapt.serving.errors import RequestError
 
@@ -70,7 +69,7 @@ class Options(BaseModel):
         if len(stop) > MOST_STOPS:
             raise RequestError(400, f"stop has {len(stop)} texts; at most {MOST_STOPS} are allowed", param="stop")
         always: dict[str, Any] = {
-            "stop": [whole_text(text, "a text in stop") for text in stop],
+            "stop": stop,
             "repetition_penalty": self.repetition_penalty or 1.0,
         }
         if self.temperature == 0:  # clients send the rest all the same

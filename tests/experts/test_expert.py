@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,13 @@ def test_what_does_not_add_up_is_refused(experts: tuple[Expert, Expert], tmp_pat
     a.write(tmp_path / "twice")
     with pytest.raises(UserError, match="exists already"):
         a.write(tmp_path / "twice")
+    for factor in (float("nan"), 1e39):
+        with pytest.raises(UserError, match=r"cannot be written: .*svf_z has a number that is not finite"):
+            (factor * a).write(tmp_path / "endless")
+    assert not (tmp_path / "endless").exists()
+
+
+def test_experts_can_be_compared(experts: tuple[Expert, Expert]) -> None:
+    a, b = experts
+    assert a == replace(a, z={matrix: z.clone() for matrix, z in a.z.items()})
+    assert all(a != other for other in (b, 2 * a, replace(a, base="another"), None))

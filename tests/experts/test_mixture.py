@@ -19,9 +19,19 @@ def test_rows_say_who_has_a_part() -> None:
 
 
 def test_a_file_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "MIX.json"
-    Mixture.of({"a": 0.75, "b": 0.25}).write(path)
-    assert Mixture.read(path)[0] == {"a": 0.75, "b": 0.25}
+    for path in (tmp_path / "MIX.json", str(tmp_path / "again.json")):
+        Mixture.of({"a": 0.75, "b": 0.25}).write(path)
+        assert Mixture.read(path) == Mixture.of({"a": 0.75, "b": 0.25})
+
+
+def test_equal_mixtures_say_the_same(tmp_path: Path) -> None:
+    def mixture(weight: float = 0.5, confidence: float = 0.9, **own: torch.Tensor) -> Mixture:
+        return Mixture(("a", "b"), torch.tensor([[weight, 0.0]]), own, torch.tensor([confidence]))
+
+    assert mixture() == mixture()
+    assert mixture(layer=torch.ones(1, 2)) == mixture(layer=torch.ones(1, 2))
+    for other in (mixture(0.4), mixture(confidence=0.8), mixture(layer=torch.ones(1, 2)), Mixture.of({"a": 0.5}), "a"):
+        assert mixture() != other
 
 
 @pytest.mark.parametrize(
@@ -52,6 +62,15 @@ def test_weights_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         Mixture.of({"a": 10**400})
     with pytest.raises(UserError, match="finite"):
         Mixture(("a",), torch.ones(1, 1, dtype=torch.complex64))
+    with pytest.raises(UserError, match="same shape"):
+        Mixture(("a",), torch.ones(1, 1), {"layer": [[1.0]]})  # type: ignore[dict-item]
+    for confidence in (0.5, torch.ones(2)):
+        with pytest.raises(UserError, match=r"a mixture for 1 prompts needs a tensor of confidences \[1\]"):
+            Mixture(("a",), torch.ones(1, 1), confidence=confidence)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="names of a mixture must be strings, not 'a'"):
+        Mixture("a", torch.ones(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="prompts must be a whole number of 0 or more, not -1"):
+        Mixture.of({"a": 1.0}, -1)
 
 
 @pytest.mark.parametrize("given", [None, [("a", 1.0)], "a", {5: 1.0}])

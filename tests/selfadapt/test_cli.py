@@ -316,3 +316,7 @@ def test_adapt_finds_a_mistake_in_its_output_before_it_loads_the_base(
     code, _, err = run(*adapt, "--output", tmp_path / "examples.jsonl" / "MIX.json")
     assert code == 1
     assert err.startswith("error: cannot write to")
+    before = (tmp_path / "examples.jsonl").read_bytes()
+    code, _, err = run(*adapt, "--output", tmp_path / "examples.jsonl")
+    assert (code, "exists already, and is not a mixture; choose another file" in err) == (1, True)
+    assert (tmp_path / "examples.jsonl").read_bytes() == before

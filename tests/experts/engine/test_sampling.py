@@ -219,7 +219,7 @@ def test_a_stream_ends_where_the_text_does(text: str, stop: list[str], wanted: s
         *({"top_k": -1}, {"top_k": 1.5}, {"min_p": -0.1}, {"min_p": 1.1}, {"repetition_penalty": 0.0}),
         *({"top_p": 1.1}, {"seed": -1}, {"seed": 1.5}, {"stop": [""]}, {"stop": [3]}),
         *({"temperature": "1"}, {"temperature": True}, {"temperature": None}, {"top_p": "a"}, {"stop": None}),
-        *({"stop": 3}, {"min_p": [1]}, {"repetition_penalty": True}),
+        *({"stop": 3}, {"stop": "\ud800"}, {"min_p": [1]}, {"repetition_penalty": True}),
     ],
 )
 def test_what_cannot_be_sampled_by_is_refused(options: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from experts.outside.errors import UserError
 from experts.text_to_lora import comparison
@@ -111,6 +112,40 @@ def test_only_what_is_chosen_is_scored_and_tested(asked: Comparison, base: Base)
 def test_a_mistake_is_found_before_anything_is_read(asked: Comparison, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(asked, **changes)
+
+
+def test_too_few_tasks_and_adapters_are_found_before_a_base_is_loaded(base: Base, tmp_path: Path) -> None:
+    class One(Letters):
+        def load(self) -> Tasks:
+            return Tasks([], [], super().load().test[:1])
+
+    def no_load() -> Any:
+        raise AssertionError("nothing can be compared")
+
+    (tmp_path / "a").mkdir()
+    oracles = Comparison(oracles=tmp_path)
+    for asked, data, message in [
+        (Comparison(), One(), "has one test task; a comparison needs two or more"),
+        (oracles, Letters(), r"holds no adapter for a: there is no a/adapter_config\.json"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            compare_methods(asked, data, replace(base, load=no_load))
+
+
+def test_tasks_may_have_names_that_peft_takes_for_paths(base: Base, tiny_model: Any, tmp_path: Path) -> None:
+    class Dotted(Letters):
+        def load(self) -> Tasks:
+            return Tasks([], [], [replace(task, name=f"v1.{task.name}") for task in super().load().test])
+
+    for task in Dotted().load().test:
+        lora = get_peft_model(tiny_model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+        lora.save_pretrained(tmp_path / task.name)
+        lora.unload()
+    asked = Comparison(oracles=tmp_path, adapters=tmp_path, instances=1, max_new_tokens=1)
+    scores = compare_methods(asked, Dotted(), base).scores
+    losses = [[score.loss for score in own] for own in scores.values()]
+    assert len(losses) == 6
+    assert losses[0] != losses[-1] != losses[-2]
 
 
 @pytest.mark.parametrize("scored", [1, 3, 7, 9])

@@ -178,8 +178,6 @@ def test_adapters_of_tasks_know_them_and_leave_the_base_alone(
     stamp = (paths[0] / "adapter_model.safetensors").stat().st_mtime_ns
     train()  # nothing is trained twice
     assert (paths[0] / "adapter_model.safetensors").stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match="no adapter for c"):
-        evaluate(oracle, tiny_tokenizer, [task("c", "ccc")], instances=1)
 
 
 def test_an_adapter_that_is_none_is_said_before_anything_is_evaluated(tiny_model: Any, tmp_path: Path) -> None:
@@ -190,10 +188,18 @@ def test_an_adapter_that_is_none_is_said_before_anything_is_evaluated(tiny_model
 def test_an_adapter_of_another_base_is_one_line(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
     other = LlamaForCausalLM(LlamaConfig(**{**tiny_model.config.to_dict(), "hidden_size": 64}))
-    (method,) = adapter_methods(other, STYLE, multi_task=tmp_path / "lora")
-    with pytest.raises(UserError, match="lora cannot be loaded onto this base") as error, method.model():
-        pass
+    with pytest.raises(UserError, match="lora cannot be loaded onto this base") as error:
+        adapter_methods(other, STYLE, multi_task=tmp_path / "lora")
     assert "\n" not in str(error.value)
+
+
+def test_an_expert_of_another_base_is_refused_though_it_fits(tiny_model: Any, library: Any, tmp_path: Path) -> None:
+    adapter_methods(tiny_model, STYLE, oracles=library.path("a").parent)
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.normal_()
+    with pytest.raises(UserError, match=r"the expert in .* belongs to a base with fingerprint"):
+        adapter_methods(tiny_model, STYLE, multi_task=library.path("a"))
 
 
 def test_baselines_among_trained_adapters(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -237,6 +237,9 @@ def test_descriptions_are_held_out_by_their_texts_alone() -> None:
     assert sorted(learned[0] + held_out[0]) == sorted(texts[0])
     assert set(hold_out([texts[0][::-1]], 0.2)[1][0]) == set(held_out[0])  # in whatever order they come
     assert hold_out(texts, 0.0) == (texts, {})
+    assert hold_out([("One.", "One.", "Two.")], 0.5)[0][0] != ()
+    with pytest.raises(UserError, match="enough descriptions"):
+        hold_out([("One.", "One.")], 0.5)  # the same twice
     with pytest.raises(UserError, match=r"enough descriptions to hold out a share of 0\.2"):
         hold_out([("One.",)], 0.2)
     with pytest.raises(UserError, match="set one alone"):

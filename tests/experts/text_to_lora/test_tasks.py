@@ -126,6 +126,11 @@ def test_several_sources_are_one(rows_folder: Path) -> None:
         ("tasks.jsonl", {"task": None}, "tasks.jsonl:1: the field 'task' is missing"),
         ("tasks.jsonl", {"split": "dev"}, "tasks.jsonl:1: split must be train, validation or test"),
         ("tasks.jsonl", {"task": "task777_unheard_of"}, "task777_unheard_of has no instances"),
+        ("tasks.jsonl", {"task": "../sums"}, r"jsonl:1: a task cannot be called '\.\./sums': its adapter's folder"),
+        ("tasks.jsonl", {"task": ""}, "tasks.jsonl:1: a task cannot be called ''"),
+        ("tasks.jsonl", {"task": "a\0"}, "tasks.jsonl:1: a task cannot be called"),
+        ("tasks.jsonl", {"task": "long" * 60}, "tasks.jsonl:1: a task cannot be called"),
+        ("tasks.jsonl", {"Positive Examples": 5}, "tasks.jsonl:1: the field 'Positive Examples' is not a list"),
         ("test.jsonl", {"input": None}, "test.jsonl:1: the field 'input' is missing"),
         ("test.jsonl", {"output": []}, "test.jsonl:1: the field 'output' is missing"),
         ("test.jsonl", {"task": 3}, "test.jsonl:1: the field 'task' is missing"),
@@ -158,6 +163,9 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         TaskData("nowhere").load()
     (tmp_path / "d.jsonl").write_text('{"task": "a", "descriptions": [""]}\n')
     with pytest.raises(UserError, match=r"d\.jsonl:1: the field 'descriptions'"):
+        read_descriptions(tmp_path / "d.jsonl")
+    (tmp_path / "d.jsonl").write_text(2 * '{"task": "a", "descriptions": ["One of two."]}\n')
+    with pytest.raises(UserError, match=r"d\.jsonl:2: 'a' has a line already"):
         read_descriptions(tmp_path / "d.jsonl")
 
 

@@ -176,6 +176,7 @@ def test_a_mistake_is_one_line(run: Any, library: ExpertLibrary, task_folder: Pa
     assert "unknown dtype 'float7'" in error("--dtype", "float7")
     assert "device 'cdua' cannot be used" in error("--device", "cdua")
     assert "is for chats: give --apply-chat-template too" in error("--fewshot-as-multiturn")
+    assert "documents to take examples from, not 99: ask for fewer" in error("--num-fewshot", 99)
     assert "must be true or false, not 'perhaps'" in error("--fewshot-as-multiturn", "perhaps", "--apply-chat-template")
     assert "temprature" in error("--gen-kwargs", "do_sample=true,temprature=1", "--limit", 1)
 
