@@ -198,8 +198,6 @@ def test_an_evaluation_of_chosen_methods_goes_on(run: Any, tasks: Path, tiny_fol
         code, out, err = run(*asked, *wrong)
         assert (code, out, err.count("\n")) == (1, "", 1), err
         assert message in err
-    code, _, err = run("evaluate", "--benchmarks", "x", *kept)
-    assert (code, err.count("\n"), "--output is for test tasks" in err) == (1, 1, True)
 
 
 @pytest.mark.long
