@@ -24,7 +24,7 @@ from peft import get_peft_model
 from sidebyside import side_by_side
 
 from selfadapt import load_base
-from selfadapt.grid.results import Line, read_results
+from selfadapt.grid.results import Line, all_results
 from selfadapt.recipes.configuration import find_recipe
 from selfadapt.recipes.expert import read_recipe
 
@@ -63,7 +63,7 @@ def main() -> None:
                 codes = [job.wait() for job in running]
                 if any(codes):
                     raise SystemExit(f"{which}: a command failed")
-                lines = read_results(Path(output, "results.jsonl"))
+                lines = all_results(Path(output, "results.jsonl"))
             found[which] = sorted(
                 (replace(line, train_seconds=0.0, peak_memory=None) for line in lines), key=lambda line: line.cell
             )
@@ -79,8 +79,10 @@ def main() -> None:
             rounds=options.rounds,
             warmup=0,
         )
-    same = found[ALONE] == found[JOBS] == found[RAY] and len(found[RAY]) == SEEDS + 1
-    print(f"the figures are {'the same' if same else 'NOT the same'}, {len(found[RAY])} cells")
+    assert len(found[ALONE]) == SEEDS + 1
+    for which in (RAY, JOBS):
+        other = [line.cell for line in found[ALONE] if line not in found[which]]
+        print(f"{which}: {f'other figures for {other}' if other else f'the figures of {ALONE}'}")
 
 
 if __name__ == "__main__":
