@@ -136,21 +136,13 @@ def compare_on_benchmarks(
     if missing:
         lm = SelfAdaptiveLM(model, dispatch="none", **model_args)
         engine = cast(NativeEngine, lm.two_pass.engine)
-        possible = [BASE]
-        if network is not None:
-            own_base: Any = engine.model, engine.tokenizer
-            writer = TextToAdapter.for_base(network, *own_base, trust_remote_code=trust_remote_code)
-            possible += _written(writer, described)
-        if adapters is not None:
-            together = [_read(folder, engine) for folder in adapter_folders(adapters)]
-            possible.append(Method("average of adapters", lambda benchmark: [together]))
-        if multi_task is not None:
-            for_all = _read(multi_task, engine)
-            possible.append(Method("multi-task adapter", lambda benchmark: [[for_all]]))
-        if oracles is not None:
-            own = {name: _read(folder, engine) for name, folder in own_folders.items()}
-            possible.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
-        by_name = {method.name: method for method in possible}
+        by_name = {BASE.name: BASE} | {
+            method.name: method
+            for method in [
+                *([] if network is None else _written(network, described, engine, trust_remote_code)),
+                *_trained(engine, adapters, multi_task, own_folders),
+            ]
+        }
         judge = _Judge(engine, model_args.get("batch_size", 1), options)
         try:
             for method, benchmark in missing:
@@ -272,12 +264,31 @@ def _settings(
     }
 
 
-def _written(writer: TextToAdapter, described: Sequence[Task]) -> list[Method]:
+def _trained(
+    engine: NativeEngine, adapters: Path | None, multi_task: Path | None, own_folders: Mapping[str, Path]
+) -> list[Method]:
+    """Adapters from folders: the mean of many, one for all benchmarks, and each benchmark's own."""
+    possible = []
+    if adapters is not None:
+        together = [_read(folder, engine) for folder in adapter_folders(adapters)]
+        possible.append(Method("average of adapters", lambda benchmark: [together]))
+    if multi_task is not None:
+        for_all = _read(multi_task, engine)
+        possible.append(Method("multi-task adapter", lambda benchmark: [[for_all]]))
+    if own_folders:
+        own = {name: _read(folder, engine) for name, folder in own_folders.items()}
+        possible.append(Method("adapter of the benchmark itself", lambda benchmark: [[own[benchmark]]]))
+    return possible
+
+
+def _written(network: Path, described: Sequence[Task], engine: NativeEngine, trust_remote_code: bool) -> list[Method]:
     """Adapters written from a benchmark's descriptions; and the controls, from as many of another's, or random texts.
 
     Args:
         described: everything that has descriptions; the one least like a benchmark is looked for among all of them.
     """
+    own_base: Any = engine.model, engine.tokenizer
+    writer = TextToAdapter.for_base(network, *own_base, trust_remote_code=trust_remote_code)
     own = {task.name: task.descriptions for task in described}
     least_alike = dict(zip(own, farthest(described, writer.encoder), strict=True))
     numbers = count()
