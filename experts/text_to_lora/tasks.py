@@ -126,6 +126,11 @@ class TaskData:
         named = [task for name in self.path.split(",") for task in _named(name.strip())]
         if twice := [name for name, times in Counter(task.name for task in named).items() if times > 1]:
             raise UserError(f"{self.path}: two tasks are called {twice[0]!r}; leave one of them out")
+        if descriptions and descriptions.keys().isdisjoint(task.name for task in named):
+            raise UserError(
+                f"{self.descriptions} describes none of the tasks of {self.path}: it has {next(iter(descriptions))!r} "
+                f"and the like, and they are called {named[0].name!r} and the like"
+            )
         tasks = described((task for task in named if not is_excluded(task.name)), descriptions)
         learn = sorted(
             (task for task in tasks if task.split == "train"),

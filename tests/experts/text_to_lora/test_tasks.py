@@ -169,6 +169,12 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         read_descriptions(tmp_path / "d.jsonl")
 
 
+def test_descriptions_of_other_tasks_are_refused(rows_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "own.jsonl", [{"task": "sums", "descriptions": ["Add."]}])
+    with pytest.raises(UserError, match=r"own\.jsonl describes none of the tasks of .*: it has 'sums'"):
+        TaskData(str(rows_folder), str(tmp_path / "own.jsonl"), validation_tasks=0).load()
+
+
 def test_descriptions_alone_are_tasks_without_instances(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "own.jsonl", [{"task": "sums", "descriptions": ["Add.", "Sums.", "Plus."]}])
     (task,) = TaskData(None, str(tmp_path / "own.jsonl"), descriptions_per_task=2).load().train
