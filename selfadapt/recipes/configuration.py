@@ -84,8 +84,13 @@ def find_file(noun: str, name: str, shipped: Iterable[Path], root: Path) -> Path
     if Path(name).is_file():
         return Path(name)
     names = {path.relative_to(root).with_suffix("").as_posix(): path for path in shipped}
-    if name.removesuffix(".yaml") in names:
-        return names[name.removesuffix(".yaml")]
+    wanted = name.removesuffix(".yaml")
+    if wanted in names:
+        return names[wanted]
+    for folder, command in {configs_folder() / "experiments": "compare", configs_folder(): "train"}.items():
+        if (folder / f"{wanted}.yaml").is_file():
+            command = "t2l train" if Path(wanted).parent.name == "t2l" else command
+            raise UserError(f"{name!r} is not for this command but for `selfadapt {command} {name}`")
     raise unknown(noun, name, names)
 
 
