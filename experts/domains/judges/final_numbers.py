@@ -17,16 +17,20 @@ DENIED_AFTER = re.compile(
     r"""
     [*_$)\s]{0,4} \? (?!\s*yes\b) | \s?[❌✗✘]
     | \W{0,4} (?:
-        (?:(?:no|oh|wait|hmm),?\s)? (?:that|this|it)(?:'s|\sis|\swas)\s(?:wrong|incorrect|false|not)\b
+        (?:(?:no|oh|wait|hmm|but),?\s)? (?:that|this|it)(?:'s|\sis|\swas)\s(?:wrong|incorrect|false|not)\b
+        | (?:but\s)? (?:that|this|it|which) (?: \sis | 's | \s(?:seems|looks) )
+          \s (?:wrong|incorrect|false|impossible|not\s(?:right|correct|possible)|too\s\w+)\b
+        | (?:but\s)? (?:that|this|it|which) \s can(?:['’]t|\s?not) \s be \s (?:right|correct|true)\b
         | \s(?:is|was)(?:n['’]t|\snot)\s(?:it|right|correct|the\b)
-        | \s(?:is|was|(?:would|must)\sbe)\s(?:the\s)?(?:wrong|incorrect|false)\b
+        | \s(?:is|was|(?:would|must)\sbe)\s(?:the\s)?(?:wrong|incorrect|false|too\s\w+)\b
       )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# Between two numbers that a text leaves open: "7 apples or maybe 8", "x = 7 or x = 8".
+# Between two numbers that a text leaves open: "7 apples or maybe 8", "x = 7 or x = 8", "7, but it could be 8".
 OPEN = re.compile(
-    r"[\s$*_]*[^\W\d]*,?\s*\(?(?:or\b|(?:or\s)?(?:maybe|perhaps|possibly)\b)\s*(?:[a-z]\s?=\s?)?[$*_-]{0,4}",
+    r"[\s$*_]*[^\W\d]*,?\s*\(?(?:or\b|(?:or\s)?(?:maybe|perhaps|possibly)\b|(?:but|though)\sit\s(?:could|may|might)\s(?:also\s)?be\b)"
+    r"\s*(?:[a-z]\s?=\s?)?[$*_-]{0,4}",
     re.IGNORECASE,
 )
 # The last sentence, if it asks for a number, or whether it is this one.
@@ -45,10 +49,19 @@ REVISED = re.compile(
     r"|n['’]t\b",
     re.IGNORECASE,
 )
-# What may follow an answer at the end of a text: an offer, a reason, a remark in brackets.
+# What may follow an answer at the end of a text: its check, the explanation of a first line that is only a number, an
+# offer, a reason, a remark in brackets.
+BELOW = re.compile(
+    r"""
+    (?: \n\W{0,9} (?: (?:let(?:['’]s|\sus)|to|we\scan)\s )? (?:double[-\s])? (?:check|verify|verification)
+        (?: \s(?:the|our|my|this|that|it|if|whether)\b [^\n:,]{0,40} )? \W{0,3} (?<=[:,\n*])
+      | (?P<first> \A\W*\d[\d.,]*(?:\s\w+){0,2}\W*\n) \W{0,9} (?:[\w'’-]+\s){0,3} (?:explanation|explain|reasoning)\b )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 OFFER = re.compile(
-    r"(?:(?<=[.!?*\n])\s{0,4}|^)\W{0,3}(?:(?:would|do) you|(?:shall|should|can) I|is there anything|if you|let me know"
-    r"|feel free)\b[^.!?\n]{0,200}[?.!]?\W*\Z",
+    r"(?:(?<=[.!?*\n])\s{0,4}|^)\W{0,3}(?:(?:would|do) you|(?:shall|should|can) I|I hope|is there anything|if you"
+    r"|let me know|feel free)\b[^.!?\n]{0,200}[?.!]?\W*\Z",
     re.IGNORECASE | re.MULTILINE,
 )
 REASON = re.compile(
@@ -64,6 +77,7 @@ BRACKETED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 NUMBERED = re.compile(r"\d[^.!?\n]*(?:\.\d[^.!?\n]*)*[.!]?\W*\Z")  # a sentence with a number
+CONCLUDED = re.compile(r"\b(?:so|thus|hence|therefore)\b", re.IGNORECASE)
 END = 600  # characters in which the end of an answer is looked for
 
 
@@ -108,13 +122,28 @@ def _stated(text: str) -> str | None:
 
 
 def _without_asides(text: str) -> str:
-    """The text without what follows its answer: an offer at the end, a reason, a remark in brackets."""
-    head, end = text[:-END], text[-END:]
-    for aside, needs in ((OFFER, re.compile(r"\d")), (REASON, NUMBERED), (BRACKETED, NUMBERED)):
-        found = aside.search(end)
-        if found and needs.search(end[: found.start()]):
-            end = end[: found.start()]
-    return head + end
+    """The text without what follows its answer: a check, an explanation, an offer, a reason, a remark in brackets."""
+    below = BELOW.search(text)
+    if below and not any(words.search(text, below.end()) for words in (REVISED, CONCLUDED)):
+        before = below["first"] or text[: below.start()]
+        text = before if re.search(r"\d", before) else text
+    return _without_end(without_reason(text), BRACKETED, NUMBERED)
+
+
+def without_reason(text: str) -> str:
+    """The text without an offer and a reason at its end.
+
+    >>> without_reason("It is 7, because 2 + 5 = 7. Let me know if this helps!")
+    'It is 7,'
+    """
+    return _without_end(_without_end(text, OFFER, re.compile(r"\w")), REASON, NUMBERED)
+
+
+def _without_end(text: str, aside: re.Pattern[str], needs: re.Pattern[str]) -> str:
+    """The text without what `aside` finds at its end, if `needs` finds something before that."""
+    end = text[-END:]
+    found = aside.search(end)
+    return text[: len(text) - len(end) + found.start()] if found and needs.search(end[: found.start()]) else text
 
 
 def _is_denied(text: str, reading: Reading) -> bool:
@@ -156,11 +185,14 @@ OTHER = re.compile(
     r"[^\d=]*(?:\b(?:or|maybe|perhaps|possibly)\b|,\s(?!(?:not|which|since|because|as|i\.?e)\b)|\b(?:and|plus|than)\s\W?(?=\d))[^\d]*\d"
 )
 EQUALS = re.compile(r".*(?<![<>!])=>?")
+SEVERAL = re.compile(r"\b[A-Za-z]\s?=[^=]*(?:,|\bor\b|\band\b)\s*[A-Za-z]\s?=[^=]*\Z")  # x = 7 or x = 8; x = 7, y = 8
 
 
 def _opening(line: str) -> str | None:
     """The number that opens a line, or the result it works out; "" if it cannot be told, None if no number opens it."""
     line = written_plainly(_without_asides(line))
+    if SEVERAL.search(line):
+        return ""
     worked_out = EQUALS.match(REMARK.sub(lambda remark: " " * len(remark[0]), line))
     if worked_out and not UNSOLVED.search(worked_out[0]):
         line = line[worked_out.end() :]
