@@ -7,6 +7,8 @@ import re
 from experts.domains.judges.numbers import TAIL, UNSOLVED, Reading, readings, written_plainly
 from experts.domains.judges.writing import BOX, answered
 
+# Calls to GSM8K's calculator, in the middle of a sentence: <<48/2=24>>.
+CALCULATION = re.compile(r"<<[^<>]*>>")
 DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of|anything\s+but)|n['’]t)(?:\s+be)?\s+[$*-]{0,4}\Z"
     r"|\bdoubt\b[^.!?\n]{0,20}\Z|[❌✗✘]\s?\Z",
@@ -65,8 +67,14 @@ OFFER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 REASON = re.compile(
-    r"(?<=[^.!?:;\n])\s(?:because|since)\b(?:(?!,?\s(?:so|thus|hence|therefore|then)\b)(?:[^.!?\n]|\.(?=\d))){0,200}[.!?]?\W*\Z",
+    r"(?<=[^.!?:;\s])[^\S\n]+(?:because|since)\b(?:(?!,?\s(?:so|thus|hence|therefore|then)\b)(?:[^.!?\n]|\.(?=\d))){0,200}[.!?]?\W*\Z",
     re.IGNORECASE,
+)
+# What a result is for, in the last sentence: "6 * 5 = 30 miles in 5 days".
+GOES_ON = r"(?!\b(?:and|but|so|then|while|plus|which|or|is|are|equals?|gives?|makes?|comes?|round\w*)\b)"
+CIRCUMSTANCE = re.compile(
+    rf"(?P<result>=\s?[-$€£]{{0,2}}\d(?:[\d.,]*\d)?%?(?:{GOES_ON}[^=,;:.!?\n\d]){{0,60}}?)"
+    rf"\s(?:in|for|after|on|from|of|to|with|within|during|per|by)\s(?:{GOES_ON}[^=,;:!?\n]){{0,100}}[.!]?\W*\Z"
 )
 # Not the operand in "5 (3 + 4)", nor what makes another number of it: "5 (mod 7)", "5 (or 6)".
 BRACKETED = re.compile(
@@ -85,9 +93,9 @@ def find_number(text: str, fractions: bool = False) -> str:
     r"""The number that a text gives as its answer, as Python would write it; "" if there is none or it cannot be told.
 
     The last `\boxed{}` or "the answer is …" has the last say, unless the text then takes it back. Otherwise it is the
-    last number, but for those in a final reason, remark or offer. A number that the text rejects is passed over ("7,
-    not 8"); alternatives that it leaves open and calculations that it does not finish give no number ("7 or 8", "7 +
-    8"). Units are ignored: `50%` is 50, `2 thousand km` is 2e3.
+    last number, but for those in a final reason, remark or offer, or behind a result ("6 * 5 = 30 miles in 5 days"). A
+    number that the text rejects is passed over ("7, not 8"); alternatives that it leaves open and calculations that it
+    does not finish give no number ("7 or 8", "7 + 8"). Units are ignored: `50%` is 50, `2 thousand km` is 2e3.
 
     >>> find_number("5, then -$1,234.50."), find_number("3 / 4 cups", fractions=True)
     ('-1234.50', '3/4')
@@ -96,7 +104,7 @@ def find_number(text: str, fractions: bool = False) -> str:
     >>> find_number("Answer: 7 eggs. Check: 7 + 2 = 9"), find_number("7, because 2 + 7 = 9."), find_number("7 (of 9)")
     ('7', '7', '7')
     """
-    text = answered(text)
+    text = CALCULATION.sub("", answered(text))
     if BOX not in text:
         stated = _stated(text)
         if stated is not None:
@@ -122,12 +130,13 @@ def _stated(text: str) -> str | None:
 
 
 def _without_asides(text: str) -> str:
-    """The text without what follows its answer: a check, an explanation, an offer, a reason, a remark in brackets."""
+    """The text without what follows its answer: a check, an offer, a reason, a remark, the circumstances."""
     below = BELOW.search(text)
     if below and not any(words.search(text, below.end()) for words in (REVISED, CONCLUDED)):
         before = below["first"] or text[: below.start()]
         text = before if re.search(r"\d", before) else text
-    return _without_end(without_reason(text), BRACKETED, NUMBERED)
+    text = _without_end(without_reason(text), BRACKETED, NUMBERED)
+    return text[:-END] + CIRCUMSTANCE.sub(r"\g<result>", text[-END:])
 
 
 def without_reason(text: str) -> str:
@@ -159,7 +168,7 @@ def final_line(text: str, mark: str) -> str:
     >>> final_line("2 + 2 = 4\\n#### 4 eggs\\nand 7 more\\n####", "####"), final_line("4 eggs", "####")
     ('4', '4 eggs')
     """
-    text = answered(text)
+    text = CALCULATION.sub("", answered(text))
     parts = [[line.strip(EMPHASIS) for line in part.split("\n")] for part in text.split(mark)[1:]]
     beside = [lines for lines in parts if not ASIDE.fullmatch(lines[0])]
     below = [lines for lines in parts if not lines[0] and any(lines)]

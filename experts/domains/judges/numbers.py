@@ -18,7 +18,6 @@ from experts.domains.judges.writing import answered, boxed, raised, without_tags
 # Ways of writing → what is read instead.
 WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"[‐‑‒﹣]"), "-"),
-    (re.compile(r"<<[^<>\n]*=[^<>\n]*>>"), ""),  # GSM8K's calculator: 9 * 2 = <<9*2=18>>18
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"(?<![\d\\,])\\[!,;:](?=\s?\d)"), " "),  # a space that LaTeX makes, before a number
     # Thousands in LaTeX: 9{,}500, 9,\!500, 9\,500, 9~500.
@@ -135,7 +134,7 @@ RAISED = re.compile(
 FACTOR = re.compile(
     r"""
     (?: st | nd | rd | th | [abei] | (?:\s?[-+/]\s?)?[xyzn] | \s[xyz] ) (?!\w)
-    | ‰ | -?ish\b | \+ (?! \s? (?: [$\d(\\] | [a-z]\b ) )
+    | ‰ | -?ish\b | \s(?:[-+*/×÷]|\\times|\\cdot)\s*\Z | \s?=\s*\Z | \+ (?! \s? (?: [$\d(\\] | [a-z]\b ) )
     | \s? (?: <(?!-) | [>≤≥] | \\[lg](?:eq?|t)\b )
     | (?:\s[^\W\d]+)? ,?\s
       (?: (?:or|and)\s(?:more|fewer|less|above|over|below|under|up) | at\s(?:most|least) | minimum | max(?:imum)? )\b
