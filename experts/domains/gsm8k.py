@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from experts.domains.base import Completion, Split, text_of, with_instruction
-from experts.domains.judges.final_numbers import final_line, find_number
+from experts.domains.judges.final_numbers import CALCULATION, final_line, find_number
 from experts.domains.judges.rewards import last_number
 from experts.domains.published import Fields, Source, load_published
 from experts.outside.errors import check_whole
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 SOURCE = Source("gsm8k", "openai/gsm8k", "question", configs=("main",))
 MARK = "####"
-# Calls to the authors' calculator, in the middle of a sentence: <<48/2=24>>.
-CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ PLAIN = [
     (re.compile(r"\\left|\\right|\\[Bb]igg?[lr]?|\\[,;! ]|~|\$"), ""),
     (re.compile(r"(?<=\d),(?=\d{3}(?!\d))|\{,\}"), ""),  # thousands
     (re.compile(r"\\(?:text|mathrm)\s?\{\s*,?\s*(?:and|or)\s*\}|,?\s(?:and|or)\s"), ","),
-    (re.compile(r"\\lbrace"), r"\\{"),
-    (re.compile(r"\\rbrace"), r"\\}"),
 ]
 # What gives the expression a name: "x =", "(x, y) =", "x \in".
 NAME = re.compile(r"\A\s*[^=]*(?:=|\\in\b|∈)\s*")

@@ -69,6 +69,16 @@ CONCESSION = re.compile(
     r"|(?<=[^\n.!?]\s)(?:although|though|even\sthough)\b[^.!?\n]*",
     re.IGNORECASE,
 )
+# "Let's look at each option:" opens an analysis, of whose items only those with a verdict choose.
+ANALYSIS = re.compile(
+    r"\b(?:analy[sz]e|assess|break\sdown|consider|evaluate|examine|go\s(?:over|through)|look\sat|review)\s"
+    r"(?:all|each|every|the|these)\b[^.:\n]{0,40}\b(?:options?|choices?|answers?|statements?)\b",
+    re.IGNORECASE,
+)
+UNDECIDED = re.compile(
+    r"(?m)^[^\w\n\ue000-\uf8ff]*(?:(?i:option|choice)\s)?(?:[A-Z](?:\s?[\ue000-\uf8ff]|[^\w\s'])|[\ue000-\uf8ff])"
+    r"(?!.*(?:\b(?i:correct|right|best|answer)\b|[✅✓])).*"
+)
 # What is said about the other choices, with the list that a colon opens.
 OTHERS = re.compile(
     r"\b(?:the\s)?(?:other|remaining)\s(?:\w+\s)?(?:options?|choices?|answers?|ones?)\b(?:[^\n]*:[*_]{0,2}\n.*|[^\n]*)",
@@ -108,11 +118,13 @@ DENIAL = re.compile(
          | deny | unlikely | worst\s+(?:answer|option|choice)
          | except | reject\w* | exclud\w* | eliminat\w* | ruled?\s+out | opposite | least | less | instead
          | (?:other|remaining)\s+(?:options?|choices?|answers?|ones?) | the\s+others\s+(?:are|were)
-         | which(?!\sleaves) | what | if | whether ) \b
+         | which(?!\s(?:leaves|(?:is|means|matches|corresponds\sto)\s(?:option|choice|answer|letter)\b))
+         | what | if | whether ) \b
     | n['’]t\b | \bis\s+out\b | [{REFUSED}¬❌✗✘]
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+UNIT = re.compile(r"\d\s?[A-Za-z]{1,3}\Z")  # 20 m is not 20 m/s
 # A text may leave it out, or have another.
 OWN_ARTICLE = re.compile(r"\A(?:an?|the)\s+(?=\w{3})")
 # "B. Lyon is wrong" denies both.
@@ -214,13 +226,17 @@ def _pattern(choice: str) -> str:
     """A pattern for the words of a choice where they are not part of another word or number."""
     words = r"[\s-]+".join(re.escape(word) for word in (choice.removesuffix("?") or choice).replace("’", "'").split())
     before = r"(?<![\w.,/^√−-])" if choice[0].isdigit() else r"(?<!\w)"
-    after = r"(?![\w%^²³]|[.,:/]\d)" if choice[-1].isdigit() else r"(?!\w)"
+    after = (
+        r"(?![\w%^²³]|[.,:/–-]\d)" if choice[-1].isdigit() else r"(?![\w/^²³])" if UNIT.search(choice) else r"(?!\w)"
+    )
     after = rf"{after}\??" if choice.endswith("?") else after
     return before + words + after + (DETERMINER if choice == "no" else "")
 
 
 def _chosen(text: str, letters: dict[str, int]) -> set[int]:
     """The choices that a text names outside of its reasons; if it names none and denies none, those in their words."""
+    if ANALYSIS.search(text):
+        text = UNDECIDED.sub("", text)
     text = CONCESSION.sub("", text)
     asserted = REASON.sub("", text)
     named = _named(OTHERS.sub("", asserted), letters)

@@ -3,6 +3,7 @@ r"""Ways of writing mathematics that math-verify does not read, as ones that it 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -23,7 +24,14 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?:(?:[ '’\u00a0\u2009\u202f]|\\[,!;: ])\d{3})+(?![\d'’])"),
         lambda number: "".join(filter(str.isdecimal, number[0])),
     ),
-    (re.compile(r"(?<=\d)\.(?=\s*\})"), ""),  # the full stop of \boxed{7.}
+    (re.compile(r"(?<=[\d})])\.(?=\s*(?:\}|\\\]|\\\)))"), ""),  # the full stop of \boxed{7.} and \[7.\]
+    (re.compile(r"√\s?(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[a-z])(?![a-z]))"), r"\\sqrt{\1\2\3}"),
+    (re.compile(r"[¼-¾⅐-⅞]"), lambda sign: unicodedata.normalize("NFKC", f" {sign[0]}").replace("⁄", "/")),
+    (re.compile(r"(?<=\d)\s{1,2}(\d+)/(\d+)"), r"\\frac{\1}{\2}"),  # 3 1/2
+    (re.compile(r"(?<=\d) i(?!\w|\.e)|\\mathrm\s?\{i\}"), "i"),
+    (re.compile(r"(?<=[\])])\s?U\s?(?=[\[(])"), r"\\cup "),
+    (re.compile(r"\\([lr])brace(?![a-z])"), lambda brace: r"\{" if brace[1] == "l" else r"\}"),
+    (re.compile(r"\\text\s?\{\s*,\s*(?:and\s*)?\}"), ", "),
     (re.compile(r"\\varnothing\b|∅"), r"\\emptyset"),
     (re.compile(r"\{:\}"), ":"),
     (re.compile(r"°"), r"^\\circ "),

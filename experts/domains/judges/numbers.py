@@ -45,12 +45,12 @@ WAYS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         ),
         "",
     ),
-    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"[ ]*\\(?:text|textbf|mathrm|mathbf)\s?\{[ ]*([^{}]*?)[ ]*\}[ ]*"), r" \1 "),
     # Fractions, after a whole number with a space between: 1\frac{3}{4}, 1¾.
     (re.compile(r"(?<=\d)(?=\\[cdt]?frac|[¼-¾⅐-⅞])"), " "),
     (re.compile(r"\\[cdt]?frac\s?(?:\{(\d+)\}\s?\{(\d+)\}|(\d)(\d))"), r"\1\3/\2\4"),
     (re.compile(r"[¼-¾⅐-⅞]"), lambda match: unicodedata.normalize("NFKC", match[0]).replace("⁄", "/")),
-    (re.compile(r"(?<=\d)\s?(?:\\times|\\cdot|[×·*x])\s?10\s?\^\s?[{(]?([-+]?\d+)[})]?"), r"e\1"),
+    (re.compile(r"(?<=\d)\s?(?:\\times|\\cdot|[×·*x])\s?10\s?(?:\^|\*\*)\s?[{(]?([-+]?\d+)[})]?"), r"e\1"),
     (re.compile(r"(?<=\d)\s?[kK]\b"), "e3"),
     (re.compile(r"(?<=\d)(?:M|\smn)\b"), "e6"),
     (re.compile(r"(?<=\d)(?:B|\s?bn)\b"), "e9"),
@@ -81,9 +81,10 @@ JOINED = re.compile(
       | [ \t]? (?: /| \^\{?-? | \*\*? | [-+–—×xX·⋅÷±~∨&∶<>≤≥] | \\(?:times|cdot|div|pm|q?quad)(?![a-z]) ) [ \t]?
       | [ ]{1,3} (?: or(?:[ ]maybe)? | and | as[ ]well[ ]as | to(?:[ ]the[ ]power[ ]of)? | through | until
               | (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6},?
-              | by | of | out[ ]of | over | per | vs\.? | plus | minus | times | remainder | [rR] | \(?mod | choose
-              | (?:divided|multiplied)[ ]by | added[ ]to | subtracted[ ]from ) [ ]{1,3}
+              | by | (?:out[ ])?of(?:[ ](?:the|every))? | over | per | vs\.? | plus | minus | times | remainder | [rR]
+              | \(?mod | choose | (?:divided|multiplied)[ ]by | added[ ]to | subtracted[ ]from ) [ ]{1,3}
       | (?= [ ] \d )                                      # 12 34
+      | [ ] (?P<things>[a-z]{2,15}) [ ] [-–] (?= [ ]\d{1,9}[ ](?P=things)\b )   # 18 eggs - 7 eggs
       | [ ]? (?:h|ft) (?= [ ]?\d )                        # 2h30
       | [ ]? (?:hours?|hrs?|h|minutes?|degrees?|feet|foot|ft|dollars?|pounds?|lbs?|years?|weeks?|days?|km|kg|m)
         ,?[ ] (?:and[ ])?
@@ -98,12 +99,16 @@ BOUND = re.compile(
     r"""
     (?: [<>≤≥≠±√⌊⌈] | [<>!]= | \\(?:leq?|geq?|lt|gt|neq?|pm|sqrt)[ ]?\{? | -\(
       | [\w)}][ ]?[+×÷] | \b[a-z]/                        # 5 apples + 3, x/3
+      | [\w)}][ ](?:[x*/·⋅]|\\times|\\cdot)[ ] | \d\)(?: [*/] | [ ][-–][ ] )
+      | [a-z)][ ](?:times|plus|(?:multiplied|divided)[ ]by)
       | (?<![A-Za-z])(?: (?:sqrt|log|ln|sin|cos|tan|exp)\b[ ]?\{? | [A-Za-z]\( ) | [\d)]\(
       # x = 3, y = 18; Tom: 3, Ann: 18
       | \b ([A-Za-z]\w{0,15}) [ ]?[:=][ ]? [-$]{0,2}[\d.]{1,20} [,;]?[ ](?:and[ ])?
         (?! \1\b | (?:total|sum|answer|result|altogether|together|all|so|step)\b ) [A-Za-z]\w{0,15} [ ]?[:=][ ]?
-      | \b(?: than(?:[ ]or[ ]equal[ ]to)? | at[ ](?:least|most) | half(?:[ ]of)? | twice | double | root[ ]of
-            | (?:minimum|maximum)[ ]of | under | over | above | below | up[ ]to | between[ ][^.!?\n]{1,25}[ ]and
+      | \b(?: than(?:[ ]or[ ]equal[ ]to)? | at[ ](?:least|most) | half(?:[ ]of)? | twice | double
+            | (?:root|square|cube|minimum|maximum)[ ]of | under | over | above | below | exceeding
+            | (?: \A | [^a-z ][ ] | \b(?:is|are|be|has|have|holds?|seats?|fits?|needs?|costs?|of|for)[ ] ) up[ ]to
+            | between[ ][^.!?\n]{1,25}[ ]and
             | (?:thirds?|quarters?|out|%|percent)[ ]of ) | %[ ]of
     ) [ ]? [-$(]{0,2} \Z
     """,
@@ -129,7 +134,7 @@ RAISED = re.compile(
 FACTOR = re.compile(
     r"""
     (?: st | nd | rd | th | [abei] | (?:\s?[-+/]\s?)?[xyzn] | \s[xyz] ) (?!\w)
-    | ‰ | -?ish\b | \+ (?! \s? (?: [$\d(\\] | [a-z]\b ) )
+    | ‰ | -?ish\b | \s(?:[-+*/×÷]|\\times|\\cdot)\s*\Z | \s?=\s*\Z | \+ (?! \s? (?: [$\d(\\] | [a-z]\b ) )
     | \s? (?: <(?!-) | [>≤≥] | \\[lg](?:eq?|t)\b )
     | (?:\s[^\W\d]+)? ,?\s
       (?: (?:or|and)\s(?:more|fewer|less|above|over|below|under|up) | at\s(?:most|least) | minimum | max(?:imum)? )\b
@@ -141,7 +146,7 @@ FACTOR = re.compile(
 DASH = re.compile(r"-(\s*)\$?\Z")
 BOXED_DASH = re.compile(r"(\\boxed\s?\{)\s?[-−–]\s")
 # The number of an item of a list, at the beginning of a line.
-ITEM = re.compile(r"(?m)^([ \t>*_#]{0,8})(\d{1,2})[.)](?=[\s*]|\Z)")
+ITEM = re.compile(r"(?m)^([ \t>*_#]{0,8})(?:[Ss]tep )?(\d{1,2})[.):](?=[\s*]|\Z)")
 LOOK = 40  # characters before a number that are looked at
 TAIL = 120  # characters before the last number that are read
 UP_TO_LAST_DIGIT = re.compile(r"(?:.*\d)?", re.DOTALL)
@@ -160,7 +165,7 @@ class Reading:
 
 def written_plainly(text: str) -> str:
     """The end of a text, from a few words before its last number, in plain writing."""
-    text = multiplied(in_digits(raised(boxed(BOXED_DASH.sub(r"\1-", _unlabelled(answered(text)))))))
+    text = multiplied(in_digits(raised(boxed(BOXED_DASH.sub(r"\1-", unlabelled(answered(text)))))))
     last = len(UP_TO_LAST_DIGIT.match(text)[0])  # type: ignore[index]
     text = without_tags(text[text.rfind(" ", 0, max(0, last - TAIL)) + 1 :])
     for way, plain in WAYS:
@@ -168,10 +173,10 @@ def written_plainly(text: str) -> str:
     return text
 
 
-def _unlabelled(text: str) -> str:
+def unlabelled(text: str) -> str:
     """The text without the numbers that label the lines of a list; the list has at least a first and a second.
 
-    >>> _unlabelled("1. Add.\\n2. Halve.\\n3."), _unlabelled("2. That is all.")
+    >>> unlabelled("1. Add.\\n2. Halve.\\n3."), unlabelled("2. That is all.")
     (' Add.\\n Halve.\\n', '2. That is all.')
     """
     items = [int(item[2]) for item in ITEM.finditer(text)]

@@ -6,7 +6,8 @@ import re
 
 RELATION = re.compile(
     r"[<>≤≥≠≡]|\\(?:leq?|geq?|lt|gt|neq?|equiv|[pb]?mod|ldots|dots|cdots)(?![a-z])|\.\.\.|[-+*/]\s*\Z"
-    r"|\\text\{(?:st|nd|rd|th)\}"
+    r"|\\(?:cdot|times|div)\s*\Z|\?|\\in(?![a-z])\s*\\mathbb"
+    r"|\\text\{(?:st|nd|rd|th)\}|\\text\{[^{}]*\b(?:or\s(?:more|less|fewer|greater)|at\s(?:least|most)|than)\b"
 )
 # What is only a name: \text{…}, an index, a function of something, an angle.
 NAMES = re.compile(

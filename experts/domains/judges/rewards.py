@@ -14,12 +14,21 @@ from fractions import Fraction
 from experts.domains.judges.bounded import judge
 from experts.domains.judges.brackets import arrangement, point
 from experts.domains.judges.choices import choices_named
-from experts.domains.judges.expressions import DELIMITED, DENIED, REJECTED, after_lead, final_expression
-from experts.domains.judges.final_numbers import find_number
+from experts.domains.judges.expressions import (
+    DELIMITED,
+    DENIED,
+    LAST,
+    REJECTED,
+    after_lead,
+    breaks_off,
+    final_expression,
+    last_paragraph,
+)
+from experts.domains.judges.final_numbers import find_number, without_reason
 from experts.domains.judges.latex import as_latex
 from experts.domains.judges.relations import is_unsolved, relations, union
 from experts.domains.judges.units import thing
-from experts.domains.judges.writing import answered, boxed, in_plain_characters, raised, without_tags
+from experts.domains.judges.writing import BOX, answered, boxed, in_plain_characters, raised, without_tags
 
 # math-verify only reads the end of a text, where the answer is.
 MATH_CHARACTERS = 2000
@@ -102,6 +111,10 @@ def math_verify(text: str, answer: str) -> float:
     """
     text = as_latex(raised(without_tags(answered(text)[-MATH_CHARACTERS:])))
     answer = as_latex(raised(in_plain_characters(answer)))
+    if BOX not in text:
+        text = without_reason(text)
+        if breaks_off(text):
+            return 0.0
     text = REJECTED.sub("", text)
     if DENIED.search(text):
         return 0.0
@@ -121,8 +134,11 @@ def math_verify(text: str, answer: str) -> float:
         return 0.0 if EITHER.search(text) else judge("math_verify", [], [f"${each}$" for each in points])
     if expression:
         text, answer = f"${_both_signs(expression)}$", _both_signs(answer)
-    elif not DELIMITED.search(text):
-        text = find_number(text, fractions=True)
+    else:
+        text = last_paragraph(text)
+        if (last := LAST.search(text)) and _is_another(text, last[1], answer):
+            return 0.0
+        text = text if DELIMITED.search(text) else find_number(text, fractions=True)
     return judge("math_verify", [], [answer, text])
 
 
