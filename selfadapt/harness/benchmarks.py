@@ -179,7 +179,9 @@ class _Judge:
             scores.append([int(own[document]) for document in sorted(own)])
         constant = None
         if benchmark.OUTPUT_TYPE == "multiple_choice":
-            constant = constant_answer([sample["target"] for sample in samples[0]]).value
+            # Where the questions differ and not the answers, as in Winogrande, the right one stands for the text.
+            right = benchmark.doc_to_text if benchmark.multiple_input else benchmark.doc_to_target
+            constant = constant_answer([right(sample["doc"]) for sample in samples[0]]).value
         label = metric if filter_name == "none" else f"{metric}, {filter_name}"
         return Judged(method.name, name, label, scores, constant)
 

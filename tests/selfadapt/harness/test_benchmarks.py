@@ -158,6 +158,21 @@ def test_the_table(run: Any, library: ExpertLibrary, task_folder: Path) -> None:
     assert "| choice | acc | 6 | base | 1 | " in lines[2]
 
 
+def test_where_the_questions_differ_the_right_one_counts_as_the_answer(
+    run: Any, library: ExpertLibrary, task_folder: Path
+) -> None:
+    """As in Winogrande: the choices are beginnings of a text that goes on alike."""
+    task = yaml.safe_load((task_folder / "choice.yaml").read_text())
+    task |= {"task": "beginnings", "doc_to_text": "{{answer}}", "doc_to_target": "so {{question}}"}
+    (task_folder / "beginnings.yaml").write_text(yaml.safe_dump(task))
+    code, out, err = run(
+        *("t2l", "evaluate", "--model", library.base, "--batch-size", 8),
+        *("--benchmarks", "beginnings", "--include-path", task_folder, "--limit", 6),
+    )
+    assert code == 0, err
+    assert "| always the most common answer |  | 33.3% |  |" in out
+
+
 def test_scores_that_were_kept_are_gone_on_from(
     run: Any, library: ExpertLibrary, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
