@@ -65,7 +65,7 @@ class TaskAdapters(TrainingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_decay_and_warmup(self)
-        check_numbers(self, least=[("instances_per_step", 1), ("leave_out", 0)])
+        check_numbers(self, least=[("leave_out", 0)], counts=["instances_per_step"])
 
     def arguments(self) -> dict[str, Any]:
         return {

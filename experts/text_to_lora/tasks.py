@@ -256,7 +256,7 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
     """Task → its descriptions. A `task_name` like `Lots-of-LoRAs/task067_…` wins over `task`.
 
     Raises:
-        UserError: naming the line and the field, if one is missing or malformed.
+        UserError: if there is no line, or naming the line and the field, if one is missing or malformed.
     """
     descriptions: dict[str, tuple[str, ...]] = {}
     for where, _, row in read_objects(file):
@@ -268,6 +268,8 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
         if name in descriptions:
             raise UserError(f"{where}: {name!r} has a line already: a task has one line with all its descriptions")
         descriptions[name] = tuple(texts)
+    if not descriptions:
+        raise UserError(f"{file} describes nothing: it has no lines")
     return descriptions
 
 

@@ -161,6 +161,9 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         read_tasks(tmp_path)
     with pytest.raises(UserError, match="no folder of tasks 'nowhere' here"):
         TaskData("nowhere").load()
+    (tmp_path / "d.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"d\.jsonl describes nothing"):
+        read_descriptions(tmp_path / "d.jsonl")
     (tmp_path / "d.jsonl").write_text('{"task": "a", "descriptions": [""]}\n')
     with pytest.raises(UserError, match=r"d\.jsonl:1: the field 'descriptions'"):
         read_descriptions(tmp_path / "d.jsonl")
