@@ -106,7 +106,7 @@ def check_adapters(tasks: Tasks, options: TaskAdapters, folder: Path) -> list[tu
             else or cannot be written; or if a step does not divide over the processes.
     """
     options.step_size()
-    chosen = {"train": tasks.train, "validation": tasks.validation, "test": tasks.test}[options.split]
+    chosen = tasks.learned() if options.split == "train" else getattr(tasks, options.split)
     for task in chosen:
         if len(task.instances) <= options.leave_out:
             raise UserError(f"{task.name} has {len(task.instances)} instances, all of them left out: lower leave_out")

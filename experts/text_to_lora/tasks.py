@@ -85,6 +85,17 @@ class Tasks:
     validation: list[Task]
     test: list[Task]
 
+    def learned(self) -> list[Task]:
+        """The training tasks; raises UserError if there are none, or all are held out."""
+        if held_out := [] if self.train else [task for task in self.validation if task.split == "train"]:
+            raise UserError(
+                f"all {len(held_out)} training tasks are held out, and none is left to learn from: lower "
+                "data.validation_tasks"
+            )
+        if not self.train:
+            raise UserError("there are no training tasks")
+        return self.train
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -139,11 +150,6 @@ class TaskData:
         validation = [task for task in tasks if task.split == "validation"]
         if not validation:
             validation, learn = learn[: self.validation_tasks], learn[self.validation_tasks :]
-            if validation and not learn:
-                raise UserError(
-                    f"all {len(validation)} training tasks of {self.path} are held out, and none is left to learn "
-                    "from: lower validation_tasks"
-                )
         return Tasks(learn[: self.train_tasks], validation, [task for task in tasks if task.split == "test"])
 
 
