@@ -16,14 +16,20 @@ from torch import nn
 from experts.engine import NativeEngine
 from experts.mixture import Mixture
 from experts.outside.files import atomic_file, check_writable, write_json
+from experts.outside.reading import read_text
 from experts.shipped import shipped_library
+from experts.training.card import as_yaml
 from experts.training.run import unfinished_folder
 from experts.training.trainer import LoadedBase
 from selfadapt.base_models import load_base
-from selfadapt.recipes import find_recipe, read_recipe, train_recipe
+from selfadapt.own_report import check_replaceable, has_report, not_ours
+from selfadapt.recipes import Recipe, find_recipe, read_recipe, train_recipe
 from selfadapt.two_pass import SelfAdaptiveModel
 
 RECIPE = "smollm2-135m/demo"
+REPORTS = ("report.json", "report.md")
+REPORTED = ("expert", "domain", "lora_parameters")
+"""What a demo's report is known by."""
 SHOWN = 5
 PROMPTS = [
     "Kate has 8 marbles. Paul gives Kate 7 more. How many marbles does Kate have now?",
@@ -38,13 +44,19 @@ def demo(output: Path) -> dict[str, Any]:
     `RECIPE` in `output`; writes `report.json` and `report.md` there and returns the report.
 
     An interrupted demo goes on where it stopped; a complete one is run again.
+
+    Raises:
+        UserError: if the folder cannot be written, or has something of these names that no demo wrote.
     """
-    check_writable(output)
     console = Console(stderr=True)
     recipe = read_recipe(find_recipe(RECIPE))
     new_tokens = recipe.training.max_new_tokens
     expert = output / recipe.domain.name
     unfinished = unfinished_folder(expert)
+    check_replaceable(output, REPORTS, REPORTED)
+    if not (unfinished.exists() or has_report(output, REPORTED) or _may_be_replaced(expert, recipe)):
+        raise not_ours(expert)
+    check_writable(output)
     if unfinished.exists():
         console.print("resuming the interrupted demo")
     elif shipped_library(recipe.model) and find_spec("sentence_transformers"):
@@ -78,6 +90,14 @@ def demo(output: Path) -> dict[str, Any]:
         temporary.write_text(_page(report, answers), encoding="utf-8")
     _show(console, report, answers, output)
     return report
+
+
+def _may_be_replaced(expert: Path, recipe: Recipe) -> bool:
+    """Whether nothing is there, or what a demo left that was stopped before its report: its card has the recipe."""
+    if not expert.is_dir():
+        return not expert.exists()
+    card = expert / "README.md"
+    return not any(expert.iterdir()) or (card.is_file() and as_yaml(recipe.to_dict()) in read_text(card))
 
 
 def _show_two_passes(console: Console, name: str, new_tokens: int) -> None:

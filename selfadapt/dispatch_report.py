@@ -22,9 +22,13 @@ from experts.outside.plots import AMOUNTS, heat_map, picture
 from experts.outside.reading import read_objects
 from experts.training.statistics import Accuracy
 from selfadapt.base_models import BaseOptions
+from selfadapt.own_report import check_replaceable
 from selfadapt.two_pass import SelfAdaptiveModel, find_library
 
 CALIBRATED = ("prompt", "classifier")
+REPORTS = ("report.json", "report.md", "confusion.png")
+REPORTED = ("labels", "confusion", "coverage")
+"""What a report is known by."""
 BASE = "base"  # the label of prompts that belong to no expert
 NEW_TOKENS = 128  # per answer, where pass one's time is compared with pass two's
 TIMED = 16  # prompts
@@ -79,8 +83,8 @@ def ask_dispatcher(
         name, model, library, base_options: as `SelfAdaptiveModel.from_pretrained` takes them; `name` is its `dispatch`.
 
     Raises:
-        UserError: if nothing is asked for; as `read_labelled` and `check_calibration` do; or if the library, or the
-            folder of the report, cannot be written.
+        UserError: if nothing is asked for; as `read_labelled` and `check_calibration` do; if the library, or the
+            folder of the report, cannot be written; or if the report would replace another file.
     """
     if not asked.prompts and asked.evaluate is None and asked.calibrate is None:
         raise UserError("there is no prompt to dispatch; give one or more")
@@ -91,6 +95,7 @@ def ask_dispatcher(
         check_calibration(name, experts, to_calibrate)
         check_writable(experts.folder)
     if to_evaluate is not None:
+        check_replaceable(asked.output, REPORTS, REPORTED)
         check_writable(asked.output)
     adaptive = SelfAdaptiveModel.from_pretrained(model, experts, name, **base_options)
     return Dispatched(

@@ -52,16 +52,25 @@ def not_installed(what: str, package: str, extra: str) -> UserError:
     return UserError(f"{what} needs {package}, which is not installed: pip install 'selfadapt[{extra}]'")
 
 
-def check_numbers(options: Any, *, least: Iterable[tuple[str, float]] = (), positive: Iterable[str] = ()) -> None:
+def check_numbers(
+    options: Any,
+    *,
+    least: Iterable[tuple[str, float]] = (),
+    positive: Iterable[str] = (),
+    counts: Iterable[str] = (),
+) -> None:
     """Checks the numbers among `options`; None, for something that is not asked for, is allowed.
 
     Args:
         least: pairs of a name and the smallest value that it may have.
         positive: names of numbers that must be above 0.
+        counts: names of numbers from 1 to `COUNTS`.
 
     Raises:
-        UserError: naming the first that is too small, NaN or infinite.
+        UserError: naming the first that is too small, too large, NaN or infinite.
     """
+    counts = tuple(counts)
+    least = [*least, *((name, 1) for name in counts)]
     for name, bound in least:
         value = getattr(options, name)
         if value is not None and not bound <= value < math.inf:
@@ -71,6 +80,10 @@ def check_numbers(options: Any, *, least: Iterable[tuple[str, float]] = (), posi
         value = getattr(options, name)
         if not 0 < value < math.inf:
             raise UserError(f"{name} must be a positive number, not {value}")
+    for name in counts:
+        value = getattr(options, name)
+        if value is not None and value > COUNTS:
+            raise UserError(f"{name} must be at most {COUNTS}, not {value}")
 
 
 def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
@@ -88,6 +101,9 @@ def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = Non
     if not right:
         raise UserError(f"{name} must be a whole number {bounds}, not {value!r}")
 
+
+COUNTS = 2**31 - 1
+"""The largest number of things that is taken; two such numbers can be multiplied in 64 bits."""
 
 SEEDS = 2**32 - 1
 """The largest seed that PyTorch, NumPy and Python all take; the smallest is 0."""

@@ -65,7 +65,7 @@ class TaskAdapters(TrainingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_decay_and_warmup(self)
-        check_numbers(self, least=[("instances_per_step", 1), ("leave_out", 0)])
+        check_numbers(self, least=[("leave_out", 0)], counts=["instances_per_step"])
 
     def arguments(self) -> dict[str, Any]:
         return {
@@ -106,7 +106,7 @@ def check_adapters(tasks: Tasks, options: TaskAdapters, folder: Path) -> list[tu
             else or cannot be written; or if a step does not divide over the processes.
     """
     options.step_size()
-    chosen = {"train": tasks.train, "validation": tasks.validation, "test": tasks.test}[options.split]
+    chosen = tasks.learned() if options.split == "train" else getattr(tasks, options.split)
     for task in chosen:
         if len(task.instances) <= options.leave_out:
             raise UserError(f"{task.name} has {len(task.instances)} instances, all of them left out: lower leave_out")

@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experts.outside.errors import UserError
+from experts.outside.errors import UserError, check_numbers
 from experts.outside.fields import added
 from experts.text_to_lora.shapes import Matrix
 
@@ -108,6 +108,7 @@ class NetworkConfig:
     """Trained to reconstruct: the library's means and deviations turn the heads' numbers into adapters."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, least=[("encoder_size", 1), ("latent_size", 1), ("head_size", 1)])
         if self.latent_size % 4:
             raise UserError(f"latent_size must be a multiple of 4, not {self.latent_size}")
 

@@ -47,7 +47,7 @@ class NetworkTraining(TrainingOptions):
         super().__post_init__()
         check_decay_and_warmup(self)
         counts = ("micro_batch_size", "validate_every", "patience", self.items_option)
-        check_numbers(self, least=[(name, 1) for name in counts])
+        check_numbers(self, counts=counts)
 
     def arguments(self) -> dict[str, Any]:
         every = min(self.validate_every, self.steps)

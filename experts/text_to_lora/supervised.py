@@ -74,13 +74,12 @@ def train_supervised(design: Design, base: Base, tasks: Tasks, options: Supervis
         Diverged: at the first NaN, after writing the best network until then.
     """
     check_network_run(run, options)
-    if not tasks.train or not tasks.validation:
-        raise UserError(
-            "there are no training tasks, or none is held out to choose the best step; set validation_tasks"
-        )
+    learned = tasks.learned()
+    if not tasks.validation:
+        raise UserError("no training task is held out to choose the best step: set data.validation_tasks to 1 or more")
     model, tokenizer = base.load()
     check_tokenizer(tokenizer)
-    check_examples(model.config, tokenizer, options.prompt, [*tasks.train, *tasks.validation])
+    check_examples(model.config, tokenizer, options.prompt, [*learned, *tasks.validation])
     encoder = make_encoder(design.encoder, lambda: (model, tokenizer), trust_remote_code=design.trust_remote_code)
     torch.manual_seed(options.seed)
     writer = TextToAdapter.untrained(
@@ -95,10 +94,10 @@ def train_supervised(design: Design, base: Base, tasks: Tasks, options: Supervis
     assert isinstance(tokenizer.pad_token_id, int)
     learning = Learning(
         AnswerLoss(model, writer.network, options),
-        training_items(tasks.train, tokenizer, encoder, options),
+        training_items(learned, tokenizer, encoder, options),
         validation_items(tasks.validation, tokenizer, encoder, options),
         Collator(tokenizer.pad_token_id),
-        f"It learned from instances of {len(tasks.train)} tasks, and {len(tasks.validation)} others chose the step.",
+        f"It learned from instances of {len(learned)} tasks, and {len(tasks.validation)} others chose the step.",
         length=lambda item: item.example.length,
     )
     return train_network(writer, learning, options, run)

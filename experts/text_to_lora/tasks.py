@@ -85,6 +85,17 @@ class Tasks:
     validation: list[Task]
     test: list[Task]
 
+    def learned(self) -> list[Task]:
+        """The training tasks; raises UserError if there are none, or all are held out."""
+        if held_out := [] if self.train else [task for task in self.validation if task.split == "train"]:
+            raise UserError(
+                f"all {len(held_out)} training tasks are held out, and none is left to learn from: lower "
+                "data.validation_tasks"
+            )
+        if not self.train:
+            raise UserError("there are no training tasks")
+        return self.train
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -139,11 +150,6 @@ class TaskData:
         validation = [task for task in tasks if task.split == "validation"]
         if not validation:
             validation, learn = learn[: self.validation_tasks], learn[self.validation_tasks :]
-            if validation and not learn:
-                raise UserError(
-                    f"all {len(validation)} training tasks of {self.path} are held out, and none is left to learn "
-                    "from: lower validation_tasks"
-                )
         return Tasks(learn[: self.train_tasks], validation, [task for task in tasks if task.split == "test"])
 
 
@@ -256,7 +262,7 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
     """Task → its descriptions. A `task_name` like `Lots-of-LoRAs/task067_…` wins over `task`.
 
     Raises:
-        UserError: naming the line and the field, if one is missing or malformed.
+        UserError: if there is no line, or naming the line and the field, if one is missing or malformed.
     """
     descriptions: dict[str, tuple[str, ...]] = {}
     for where, _, row in read_objects(file):
@@ -268,6 +274,8 @@ def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
         if name in descriptions:
             raise UserError(f"{where}: {name!r} has a line already: a task has one line with all its descriptions")
         descriptions[name] = tuple(texts)
+    if not descriptions:
+        raise UserError(f"{file} describes nothing: it has no lines")
     return descriptions
 
 

@@ -46,7 +46,7 @@ class Sizes:
     dropout: float = 0.05
 
     def __post_init__(self) -> None:
-        check_numbers(self, least=[("latent_size", 1), ("head_size", 1), ("dropout", 0)])
+        check_numbers(self, least=[("dropout", 0)], counts=["latent_size", "head_size"])
         if self.dropout >= 1:
             raise UserError(f"dropout must be below 1, not {self.dropout}")
 
@@ -96,9 +96,19 @@ class TextToAdapter:
 
         Args:
             sizes: `latent_size`, `head_size` and `dropout`, if they should not be the paper's.
+
+        Raises:
+            UserError: if there cannot be such a network, or not in this machine's memory.
         """
         config = NetworkConfig(output, tuple(matrices), encoder.name, encoder.size, base, fingerprint, **sizes)
-        return cls(AdapterNetwork(config).eval(), encoder)
+        try:
+            network = AdapterNetwork(config)
+        except RuntimeError as error:
+            raise UserError(
+                f"the network does not fit into memory with latent_size {config.latent_size}, head_size "
+                f"{config.head_size} and rank {output.rank}: lower them"
+            ) from error
+        return cls(network.eval(), encoder)
 
     @classmethod
     def from_pretrained(
@@ -230,15 +240,25 @@ def read_network(folder: Path) -> AdapterNetwork:
     path = folder / "network.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no text-to-adapter network: it has no network.json")
+    document, weights = read_json(path), folder / "network.safetensors"
     try:
-        document = read_json(path)
         kind = {"lora": LoraOutput, "svf": SvfOutput}[document["output"].pop("kind")]
         document["output"] = TypeAdapter(kind).validate_python(document["output"])
         network = AdapterNetwork(TypeAdapter(NetworkConfig).validate_python(document))
-        network.load_state_dict(load_file(folder / "network.safetensors"))
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is damaged: {field and f'{field}: '}{first['msg']}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {next(iter(str(error).splitlines()), '')}") from error
-    except (SafetensorError, OSError, RuntimeError) as error:
+    try:
+        tensors = load_file(weights)
+        network.load_state_dict(tensors)
+    except (SafetensorError, OSError) as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"{folder / 'network.safetensors'} is damaged or missing: {reason}") from error
+        raise UserError(f"{weights} is damaged or missing: {reason}") from error
+    except RuntimeError as error:
+        raise UserError(f"{weights} is damaged: its tensors are not those of the network in {path.name}") from error
+    if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{weights} is damaged: {wrong[0]} has a number that is not finite")
     return network.eval()

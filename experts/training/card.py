@@ -33,6 +33,11 @@ class Origin:
     domain: str | None = None
 
 
+def as_yaml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as cards have it."""
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+
+
 def write_trained(folder: Path, model: PeftModel, origin: Origin, card: Card | str) -> None:
     """Writes the active adapter of `model` and its card into an existing folder."""
     config: Any = model.peft_config[model.active_adapter]
@@ -127,7 +132,7 @@ Step {self.best_step} is the best on the validation split; the test split played
 ## Recipe
 
 ```yaml
-{yaml.safe_dump(dict(self.recipe), sort_keys=False, allow_unicode=True)}```
+{as_yaml(self.recipe)}```
 """
         of_test = []
         if isinstance(self.expert_accuracy, Accuracy):

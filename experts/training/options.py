@@ -43,7 +43,7 @@ class TrainingOptions:
     """The seed of the order of rows and of all that is drawn."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, least=[("steps", 1), ("max_grad_norm", 0)], positive=["learning_rate"])
+        check_numbers(self, least=[("max_grad_norm", 0)], positive=["learning_rate"], counts=["steps"])
         check_whole("seed", self.seed, least=0, most=SEEDS)
 
     def arguments(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class ExpertTraining(TrainingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = ("max_new_tokens", "validate_every", "validation_size", "patience", "micro_batch_size")
-        check_numbers(self, least=[(name, 1) for name in (*counts, self.rows_option)])
+        check_numbers(self, counts=[*counts, self.rows_option])
         check_passthrough(self.config_class, self.trainer)
 
     def arguments(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from experts.expert import read_config
+from experts.outside.errors import UserError
 from experts.training import expert
 from selfadapt import demo
 
@@ -54,3 +55,26 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Mon
     begun = (tmp_path / "demo" / "numbers.unfinished" / "training_log.jsonl").read_text()
     report = demo.demo(tmp_path / "demo")
     assert (Path(report["expert"]) / "training_log.jsonl").read_text() == begun  # no step was made twice
+
+
+@pytest.mark.parametrize("own", ["numbers/README.md", "numbers", "report.md", "report.json"])
+def test_what_no_demo_wrote_stays(tmp_path: Path, own: str) -> None:
+    folder = tmp_path / "demo"
+    file = folder / own
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(UserError, match="exists already, and this command did not write it"):
+        demo.demo(folder)
+    assert file.read_text() == "{}"
+    assert [path for path in folder.rglob("*") if path.is_file()] == [file]
+
+
+def test_a_demo_that_was_stopped_before_its_report_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            demo.demo(tmp_path)
+    assert (tmp_path / "numbers").is_dir()
+    demo.demo(tmp_path)

@@ -62,6 +62,17 @@ def test_a_dispatcher_is_evaluated(run: Any, labelled: Path, tmp_path: Path) -> 
     assert (tmp_path / "report" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_only_an_earlier_report_is_replaced(labelled: Path, library: ExpertLibrary, tmp_path: Path) -> None:
+    own = tmp_path / "report.md"
+    own.write_text("mine")
+    with pytest.raises(UserError, match=r"report\.md exists already, and this command did not write it"):
+        ask_dispatcher("a", Asked(evaluate=labelled, output=tmp_path), library=library.folder)
+    assert own.read_text() == "mine"
+    own.unlink()
+    for _ in range(2):
+        ask_dispatcher("a", Asked(evaluate=labelled, output=tmp_path), library=library.folder)
+
+
 def test_one_line_is_one_prompt_whatever_it_holds(tmp_path: Path, library: ExpertLibrary) -> None:
     path = tmp_path / "labelled.jsonl"
     prompts = ["one\u2028line", "and\u0085another"]

@@ -11,7 +11,7 @@ import pytest
 
 from experts.outside.errors import UserError
 from experts.outside.files import data_folder
-from experts.text_to_lora.tasks import EXCLUDED, TaskData, is_excluded, read_descriptions, read_tasks
+from experts.text_to_lora.tasks import EXCLUDED, TaskData, Tasks, is_excluded, read_descriptions, read_tasks
 
 TRAIN = ["task001_colours_naming", "task002_sums_adding", "task003_rhymes_finding", "task080_piqa_answer_generation"]
 TEST = ["task004_jokes_explaining"]
@@ -85,8 +85,14 @@ def test_splits_are_kept_and_benchmark_text_is_left_out(rows_folder: Path) -> No
     fewer = TaskData(str(rows_folder), validation_tasks=1, train_tasks=1).load()
     assert [task.name for task in fewer.train] == names[0][:1]
     assert fewer.validation == tasks.validation
-    with pytest.raises(UserError, match=r"all 3 training tasks of .* are held out, and none is left to learn from"):
-        TaskData(str(rows_folder), validation_tasks=3).load()
+    assert fewer.learned() == fewer.train
+    # Oracles and reconstruction learn from none of the training tasks, so that there may be few of them.
+    held_out = TaskData(str(rows_folder), validation_tasks=3).load()
+    assert (len(held_out.validation), held_out.test) == (3, tasks.test)
+    with pytest.raises(UserError, match="all 3 training tasks are held out, and none is left to learn from"):
+        held_out.learned()
+    with pytest.raises(UserError, match="there are no training tasks"):
+        Tasks([], [], tasks.test).learned()
 
 
 def test_descriptions_come_from_a_file_of_their_own(rows_folder: Path, tmp_path: Path) -> None:
@@ -161,6 +167,9 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         read_tasks(tmp_path)
     with pytest.raises(UserError, match="no folder of tasks 'nowhere' here"):
         TaskData("nowhere").load()
+    (tmp_path / "d.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"d\.jsonl describes nothing"):
+        read_descriptions(tmp_path / "d.jsonl")
     (tmp_path / "d.jsonl").write_text('{"task": "a", "descriptions": [""]}\n')
     with pytest.raises(UserError, match=r"d\.jsonl:1: the field 'descriptions'"):
         read_descriptions(tmp_path / "d.jsonl")

@@ -100,14 +100,28 @@ def test_a_folder_that_is_not_a_network_is_refused(make_writer: Any, encoder: An
     make_writer(LoraOutput()).save_pretrained(folder)
 
     tensors = load_file(folder / "network.safetensors")
-    save_file({**tensors, "task.0.weight": torch.zeros(1)}, folder / "network.safetensors")
-    with pytest.raises(UserError, match="safetensors is damaged"):
-        TextToAdapter.from_pretrained(folder, encoder=encoder)
-    document = json.loads((folder / "network.json").read_text())
-    for damaged in ("{", "[]", json.dumps({**document, "matrices": 3}), json.dumps({**document, "output": {}})):
-        (folder / "network.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"network\.json is damaged"):
+    not_finite = tensors["task.0.weight"].clone()
+    not_finite[0, 0] = torch.nan
+    for wrong, said in ((torch.zeros(1), "its tensors are not those"), (not_finite, r"task\.0\.weight .* not finite")):
+        save_file({**tensors, "task.0.weight": wrong}, folder / "network.safetensors")
+        with pytest.raises(UserError, match=f"safetensors is damaged: {said}"):
             TextToAdapter.from_pretrained(folder, encoder=encoder)
+    document = json.loads((folder / "network.json").read_text())
+    for damaged, said in [
+        ("{", "not JSON"),
+        ("[]", "is damaged"),
+        (json.dumps({**document, "matrices": 3}), "is damaged: matrices: Input should be"),
+        (json.dumps({**document, "latent_size": 0}), "is damaged: .*latent_size must be at least 1"),
+        (json.dumps({**document, "output": {}}), "is damaged"),
+    ]:
+        (folder / "network.json").write_text(damaged)
+        with pytest.raises(UserError, match=rf"network\.json:? {said}"):
+            TextToAdapter.from_pretrained(folder, encoder=encoder)
+
+
+def test_a_network_that_no_memory_can_hold_is_refused(make_writer: Any) -> None:
+    with pytest.raises(UserError, match=r"does not fit into memory with .* head_size 4096 and rank 2000000000"):
+        make_writer(LoraOutput(rank=2_000_000_000), head_size=4096)  # petabytes, more than any address has bits for
 
 
 def test_another_encoder_is_refused(make_writer: Any, encoder: Any, tmp_path: Path) -> None:
