@@ -13,6 +13,7 @@ import json
 import random
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lm_eval.api.task import Task
 
@@ -31,7 +32,7 @@ def main() -> None:
     options.folder.mkdir(parents=True)
     with (options.folder / "tasks.jsonl").open("w") as tasks, (options.folder / "test.jsonl").open("w") as rows:
         for benchmark in load_tasks([path.stem for path in sorted(TASKS.glob("*.yaml"))], TASKS)[1]:
-            assert isinstance(benchmark, Task)
+            assert isinstance(benchmark, Task)  # and no group
             name = str(benchmark.task_name)
             tasks.write(json.dumps({"task": name, "split": "test", "Definition": f"Questions of {name}."}) + "\n")
             (file,) = Path(name).glob("train*.jsonl*")
@@ -41,13 +42,12 @@ def main() -> None:
                 rows.write(json.dumps({"task": name, "input": question, "output": [answer]}) + "\n")
 
 
-def pair(benchmark: Task, document: dict[str, object]) -> tuple[str, str]:
+def pair(benchmark: Any, document: dict[str, object]) -> tuple[str, str]:
     """The question and its right answer as lm-eval shows them."""
-    question, target, choices = (
-        getattr(benchmark, f"doc_to_{part}")(document) for part in ("text", "target", "choice")
-    )
-    if isinstance(question, int):  # as in Winogrande: the right of several questions, with one answer for all
-        return choices[question], str(target)
+    question, target = benchmark.doc_to_text(document), benchmark.doc_to_target(document)
+    choices = benchmark.doc_to_choice(document)
+    if benchmark.multiple_input:  # as in Winogrande: several questions, with one answer for all
+        return choices[question], target
     return question, choices[int(target)]
 
 

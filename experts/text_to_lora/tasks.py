@@ -140,7 +140,8 @@ class TaskData:
         if descriptions and descriptions.keys().isdisjoint(task.name for task in named):
             raise UserError(
                 f"{self.descriptions} describes none of the tasks of {self.path}: it has {next(iter(descriptions))!r} "
-                f"and the like, and they are called {named[0].name!r} and the like"
+                f"and the like, and they are called {named[0].name!r} and the like; name another file in "
+                "data.descriptions, or none"
             )
         tasks = described((task for task in named if not is_excluded(task.name)), descriptions)
         learn = sorted(

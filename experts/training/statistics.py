@@ -84,7 +84,7 @@ def constant_answer(answers: Sequence[Any]) -> Accuracy:
 
     An expert that only beats the base may have learned no more than that. If there are no answers, nothing is right.
     """
-    if all(answer != 0 and not answer for answer in answers):
+    if not any(answer or answer == 0 for answer in answers):  # position 0, or False, is an answer
         return Accuracy(0, len(answers))
     return Accuracy(Counter(map(repr, answers)).most_common(1)[0][1], len(answers))  # they may be lists
 

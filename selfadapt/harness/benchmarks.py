@@ -136,13 +136,10 @@ def compare_on_benchmarks(
     if missing:
         lm = SelfAdaptiveLM(model, dispatch="none", **model_args)
         engine = cast(NativeEngine, lm.two_pass.engine)
-        by_name = {BASE.name: BASE} | {
-            method.name: method
-            for method in [
-                *([] if network is None else _written(network, described, engine, trust_remote_code)),
-                *_trained(engine, adapters, multi_task, own_folders),
-            ]
-        }
+        possible = [BASE, *_trained(engine, adapters, multi_task, own_folders)]
+        if network is not None:
+            possible += _written(network, described, engine, trust_remote_code)
+        by_name = {method.name: method for method in possible}
         judge = _Judge(engine, model_args.get("batch_size", 1), options)
         try:
             for method, benchmark in missing:

@@ -87,11 +87,23 @@ def find_file(noun: str, name: str, shipped: Iterable[Path], root: Path) -> Path
     wanted = name.removesuffix(".yaml")
     if wanted in names:
         return names[wanted]
-    for folder, command in {configs_folder() / "experiments": "compare", configs_folder(): "train"}.items():
-        if (folder / f"{wanted}.yaml").is_file():
-            command = "t2l train" if Path(wanted).parent.name == "t2l" else command
-            raise UserError(f"{name!r} is not for this command but for `selfadapt {command} {name}`")
+    if command := _commands().get(wanted):
+        raise UserError(f"{name!r} is not for this command but for `selfadapt {command}`")
     raise unknown(noun, name, names)
+
+
+def _commands() -> dict[str, str]:
+    """Every shipped file, by its name → the command that takes it."""
+    root = configs_folder()
+    commands: dict[str, str] = {}
+    for path in root.glob("**/*.yaml"):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        kind = path.parent.name
+        if kind == "experiments":
+            commands |= dict.fromkeys((name, path.stem), f"compare {path.stem}")
+        else:
+            commands[name] = f"{'t2l train' if kind == 't2l' else 'train'} {name}"
+    return commands
 
 
 def find_recipe(name: str) -> Path:

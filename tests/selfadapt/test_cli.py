@@ -129,6 +129,7 @@ def test_an_expert_of_ones_own_loop_is_added_to_the_base_that_one_names(
         (["train", "smollm2-135m/t2l/lora"], "for `selfadapt t2l train smollm2-135m/t2l/lora`"),
         (["t2l", "train", "smollm2-135m/sums"], "for `selfadapt train smollm2-135m/sums`"),
         (["train", "paper"], "for `selfadapt compare paper`"),
+        (["compare", "experiments/paper"], "for `selfadapt compare paper`"),
         (["train", "smollm2-135m/sumz"], "unknown recipe 'smollm2-135m/sumz'; did you mean 'smollm2-135m/sums'"),
         (["generate", "hi", "--dispatch", "math", "--model", "nowhere"], "no experts come with the base 'nowhere'"),
         (["generate", "hi", "--library", "nowhere"], "nowhere is not a library"),

@@ -32,6 +32,7 @@ def test_rewards_of_ones_own_compare_by_their_mean() -> None:
 
 def test_a_constant_answer_is_as_right_as_the_most_common_one() -> None:
     assert constant_answer(["1", "2", "1", "3", "1"]) == Accuracy(3, 5)
+    assert constant_answer([0, 0]) == Accuracy(2, 2)
 
 
 def test_mcnemar_is_the_binomial_test_of_the_changed() -> None:
